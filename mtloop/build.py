@@ -1,0 +1,357 @@
+"""From a configuration to a Run: data, tokenizer, model, optimizer and the rest, in the order they need one another.
+
+Layer 5. Knows that order and nothing of how the parts work. What it settles (budgets, beams, warm-up) goes into the
+configuration that is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mtloop.batching import Budget
+from mtloop.checkpoint import Checkpointer, sweep
+from mtloop.config import Config, UserError, changed, flat, is_from_scratch
+from mtloop.corpus import Corpus, describe, load_corpus
+from mtloop.evaluate import EvaluationSet
+from mtloop.loader import TrainLoader
+from mtloop.model import build_model, check_positions, load_model, settle_generation
+from mtloop.optim import build_optimizer, build_scheduler, warmup_steps
+from mtloop.run_folder import RunFolder
+from mtloop.runtime import Runtime
+from mtloop.state import TrainState
+from mtloop.tokenization import (
+    Encoded,
+    encode_rows,
+    load_tokenizer,
+    target_language_token,
+    tokenizer_fingerprint,
+    train_tokenizer,
+)
+from mtloop.tracking import Tracker
+from mtloop.trainer import Run
+
+logger = logging.getLogger(__name__)
+
+
+def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | None]:
+    """Create the run folder, or recognise it as this run's.
+
+    Collective.
+
+    Returns:
+        The folder, and the configuration stored there (None in a new one).
+
+    Raises:
+        UserError: when it cannot be written or holds another run.
+    """
+    assert config.output.output_dir is not None
+    folder = RunFolder(Path(config.output.output_dir))
+
+    def claim() -> Config | None:
+        folder.create()
+        stored = folder.check_config(config)
+        sweep(folder)
+        return stored
+
+    return folder, runtime.on_main(claim)
+
+
+def settle_budget(config: Config, stored: Config | None, *, num_ranks: int) -> Config:
+    """Turn per-device numbers into sentences per update, once; a resume keeps all that was settled at the start."""
+    if stored is not None:
+        return changed(
+            config,
+            sentences_per_update=stored.batch.sentences_per_update,
+            tokens_per_update=stored.batch.tokens_per_update,
+            num_warmup_steps=stored.optimizer.num_warmup_steps,
+            num_beams=stored.evaluation.num_beams,
+        )
+    batch = config.batch
+    if batch.per_device_train_batch_size is None:
+        return config
+    accumulation = batch.gradient_accumulation_steps or 1
+    return changed(config, sentences_per_update=batch.per_device_train_batch_size * accumulation * num_ranks)
+
+
+def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> Run:
+    """Build all parts of a run and store its configuration and data report.
+
+    Collective.
+
+    Args:
+        config: Resolved, with its budget settled.
+        stored: What the folder held before, None for a new run.
+        folder: Claimed.
+        runtime: The ranks.
+
+    Raises:
+        UserError: for a mistake in data, tokenizer, model or flags; on every rank.
+    """
+    corpus = runtime.one_first(lambda: load_corpus(config.data, trust_remote_code=config.model.trust_remote_code))
+    runtime.say(*describe(corpus.report))
+    tokenizer = build_tokenizer(config, corpus, folder, runtime, is_new=stored is None)
+    train_rows, train_set, valid, test, report = encode_corpus(config, corpus, tokenizer, runtime)
+    if stored is not None:
+        runtime.on_main(lambda: folder.check_data(report["fingerprint"]))
+    model, config = build_settled_model(config, tokenizer, runtime)
+    runtime.say(describe_model(model))
+    loader = build_loader(config, train_set, tokenizer, runtime)
+    total_steps = config.optimizer.max_train_steps or config.optimizer.num_train_epochs * loader.updates_per_epoch
+    warmup = warmup_steps(config.optimizer, total_steps=total_steps, is_from_scratch=is_from_scratch(config))
+    config = changed(config, num_warmup_steps=warmup)
+    optimizer = build_optimizer(model, config.optimizer)
+    scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
+    wrapped_model, prepared = runtime.accelerator.prepare(model, optimizer)
+    wrapped_model.train()
+    runtime.say(describe_plan(config, loader, total_steps, warmup))
+    if stored is None:
+        runtime.on_main(lambda: folder.write_config(config))
+        runtime.on_main(lambda: folder.write_data(report))
+    state = TrainState()
+    unwrapped = runtime.accelerator.unwrap_model(wrapped_model)
+    return Run(
+        config=config,
+        runtime=runtime,
+        folder=folder,
+        model=unwrapped,
+        wrapped_model=wrapped_model,
+        tokenizer=tokenizer,
+        optimizer=prepared,
+        scheduler=scheduler,
+        loader=loader,
+        train_rows=train_rows,
+        valid=valid,
+        test=test,
+        checkpointer=Checkpointer(
+            folder=folder,
+            runtime=runtime,
+            model=unwrapped,
+            wrapped_model=wrapped_model,
+            optimizer=prepared,
+            scheduler=scheduler,
+            tokenizer=tokenizer,
+            state=state,
+            save_total_limit=config.output.save_total_limit,
+        ),
+        tracker=Tracker(
+            folder=folder, runtime=runtime, total_steps=total_steps, uses_trackers=start_trackers(config, runtime)
+        ),
+        total_steps=total_steps,
+        state=state,
+    )
+
+
+def build_loader(
+    config: Config, train_set: Encoded, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
+) -> TrainLoader:
+    """Build this rank's loader of the training updates."""
+    assert tokenizer.pad_token_id is not None
+    return TrainLoader(
+        encoded=train_set.rows,
+        source_lengths=train_set.source_lengths,
+        target_lengths=train_set.target_lengths,
+        budget=Budget(tokens=config.batch.tokens_per_update, sentences=config.batch.sentences_per_update),
+        max_tokens_per_micro_batch=config.batch.max_tokens_per_micro_batch,
+        pad_id=tokenizer.pad_token_id,
+        seed=config.hardware.seed,
+        rank=runtime.rank,
+        num_ranks=runtime.num_ranks,
+        num_workers=config.batch.dataloader_num_workers,
+        place=runtime.place_batches,
+    )
+
+
+def build_tokenizer(
+    config: Config, corpus: Corpus, folder: RunFolder, runtime: Runtime, *, is_new: bool
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that is named, or train one on the training split. Collective."""
+    model, data = config.model, config.data
+    if model.train_tokenizer:
+        if is_new or not folder.tokenizer_dir.is_dir():
+            runtime.say(f"training a tokenizer of {model.vocab_size:,} pieces ...")
+
+            def train() -> None:
+                texts = (text for row in corpus.train for text in (row["source"], row["target"]))
+                assert model.vocab_size is not None
+                train_tokenizer(
+                    texts,
+                    vocab_size=model.vocab_size,
+                    output_dir=folder.tokenizer_dir,
+                    source_lang=data.source_lang,
+                    target_lang=data.target_lang,
+                )
+
+            runtime.on_main(train)
+        name = str(folder.tokenizer_dir)
+    else:
+        named = model.tokenizer_name or model.model_name_or_path
+        assert named is not None  # config checks it
+        name = named
+    return runtime.one_first(
+        lambda: load_tokenizer(
+            name,
+            source_lang=data.source_lang,
+            target_lang=data.target_lang,
+            trust_remote_code=model.trust_remote_code,
+        )
+    )
+
+
+def encode_corpus(
+    config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
+) -> tuple[Dataset, Encoded, EvaluationSet, EvaluationSet | None, dict[str, Any]]:
+    """Tokenise every split, once a machine, and count what was cut or left out for its length.
+
+    Collective.
+
+    Returns:
+        Training rows, the same encoded, validation set, test set, and the report for data.json.
+    """
+    data = config.data
+    report = dict(corpus.report)
+    report["fingerprint"] = hashlib.sha256(
+        f"{report['fingerprint']} {tokenizer_fingerprint(tokenizer)} {data.max_source_length} "
+        f"{data.max_target_length} {data.drop_long} {data.source_prefix}".encode()
+    ).hexdigest()
+
+    def encode(name: str, rows: Dataset) -> Encoded:
+        encoded = runtime.one_first(
+            lambda: encode_rows(
+                rows,
+                tokenizer,
+                max_source_length=data.max_source_length,
+                max_target_length=data.max_target_length,
+                source_prefix=data.source_prefix,
+                num_workers=data.preprocessing_num_workers,
+                overwrite_cache=data.overwrite_cache and runtime.accelerator.is_local_main_process,
+            )
+        )
+        counts = report["counts"][name]
+        counts["long_sources"], counts["long_targets"] = encoded.num_long_sources, encoded.num_long_targets
+        return encoded
+
+    train_rows, train = drop_long(corpus.train, encode("train", corpus.train), report, is_wanted=data.drop_long)
+
+    def evaluation_set(name: str, rows: Dataset) -> EvaluationSet:
+        encoded = encode(name, rows)
+        return EvaluationSet(
+            name=name,
+            rows=rows,
+            encoded=encoded.rows,
+            source_lengths=encoded.source_lengths,
+            target_lengths=encoded.target_lengths,
+        )
+
+    valid = evaluation_set("valid", corpus.valid)
+    test = evaluation_set("test", corpus.test) if corpus.test is not None else None
+    for name, counts in report["counts"].items():
+        if num_long := counts["long_sources"] + counts["long_targets"]:
+            fate = "dropped" if data.drop_long and name == "train" else "truncated"
+            runtime.say(
+                f"{name}: {num_long:,} texts over {data.max_source_length} source or {data.max_target_length} target "
+                f"tokens, {fate}"
+            )
+    return train_rows, train, valid, test, report
+
+
+def drop_long(rows: Dataset, encoded: Encoded, report: dict[str, Any], *, is_wanted: bool) -> tuple[Dataset, Encoded]:
+    """Leave over-long training rows out where --drop_long is given, and count them."""
+    if not is_wanted or not encoded.is_long.any():
+        return rows, encoded
+    kept = np.flatnonzero(~encoded.is_long)
+    if len(kept) == 0:
+        raise UserError("--drop_long: every row is over --max_source_length or --max_target_length; raise them")
+    counts = report["counts"]["train"]
+    counts["dropped"]["too_long"] = int(encoded.is_long.sum())
+    counts["kept"] = len(kept)
+    shorter = Encoded(
+        rows=encoded.rows.select(kept),
+        source_lengths=encoded.source_lengths[kept],
+        target_lengths=encoded.target_lengths[kept],
+        is_long=encoded.is_long[kept],
+        num_long_sources=encoded.num_long_sources,
+        num_long_targets=encoded.num_long_targets,
+    )
+    return rows.select(kept), shorter
+
+
+def build_settled_model(
+    config: Config, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
+) -> tuple[PreTrainedModel, Config]:
+    """Load or build the model and settle how it generates. Collective."""
+    data, evaluation = config.data, config.evaluation
+    # Heads of 64 and short rows: on a CPU plain attention beats the fused one by a fifth.
+    attention = "eager" if runtime.device.type == "cpu" else None
+    torch.manual_seed(config.hardware.seed)
+
+    def build() -> PreTrainedModel:
+        if config.model.model_name_or_path is not None:
+            return load_model(
+                config.model.model_name_or_path,
+                tokenizer,
+                dropout=config.model.dropout,
+                attention=attention,
+                trust_remote_code=config.model.trust_remote_code,
+            )
+        return build_model(
+            tokenizer,
+            model_size=config.model.model_size,
+            config_name=config.model.config_name,
+            dropout=config.model.dropout,
+            max_length=max(data.max_source_length, data.max_target_length),
+            attention=attention,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+
+    model = runtime.one_first(build)
+    check_positions(model, max_source_length=data.max_source_length, max_target_length=data.max_target_length)
+    num_beams = settle_generation(
+        model,
+        tokenizer,
+        num_beams=evaluation.num_beams,
+        max_length=evaluation.val_max_target_length or data.max_target_length,
+        forced_bos_token_id=target_language_token(tokenizer),
+    )
+    return model, changed(config, num_beams=num_beams)
+
+
+def start_trackers(config: Config, runtime: Runtime) -> bool:
+    """Start accelerate's trackers where --with_tracking is given. Collective."""
+    if not config.output.with_tracking:
+        return False
+    settings = {name: value for name, value in flat(config).items() if isinstance(value, (int, float, str, bool))}
+    try:
+        runtime.accelerator.init_trackers("mtloop", config=settings)
+    except Exception as error:  # a tracker's service may be away: training goes on without it
+        runtime.say(f"tracking is off: {type(error).__name__}: {error}")
+        return False
+    return True
+
+
+def describe_model(model: PreTrainedModel) -> str:
+    """Say in one line what the model is."""
+    num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return (
+        f"model: {model.config.model_type}, {num_parameters / 1e6:.1f} M trainable parameters, "
+        f"{model.config.vocab_size:,} pieces"
+    )
+
+
+def describe_plan(config: Config, loader: TrainLoader, total_steps: int, warmup: int) -> str:
+    """Say in one line what will be trained."""
+    batch = config.batch
+    size = f"about {batch.tokens_per_update:,} target tokens" if batch.tokens_per_update else ""
+    if batch.sentences_per_update:
+        size = f"{batch.sentences_per_update:,} sentences"
+    return (
+        f"plan: {total_steps:,} updates of {size}, {loader.updates_per_epoch:,} an epoch; learning rate "
+        f"{config.optimizer.learning_rate:g}, {warmup:,} updates of warm-up, {config.evaluation.num_beams} beams"
+    )

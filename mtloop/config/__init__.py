@@ -1,0 +1,37 @@
+"""Layer 0: what a run is told to do. Owns flags, YAML, recipes, validation and the user-facing errors."""
+
+from mtloop.config.checks import FieldError
+from mtloop.config.errors import RunFailed, UserError
+from mtloop.config.inputs import DataConfig, ModelConfig
+from mtloop.config.parse import config_from, parse_config
+from mtloop.config.resolution import differences, resolve, resolved_lines
+from mtloop.config.surroundings import HardwareConfig, HubConfig, OutputConfig
+from mtloop.config.training import BatchConfig, EvaluationConfig, OptimizerConfig
+from mtloop.config.whole import Config, changed, check_complete, flat, is_from_scratch
+from mtloop.config.yaml_file import recipe_names, to_yaml
+
+__all__ = [
+    "BatchConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "FieldError",
+    "HardwareConfig",
+    "HubConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "OutputConfig",
+    "RunFailed",
+    "UserError",
+    "changed",
+    "check_complete",
+    "config_from",
+    "differences",
+    "flat",
+    "is_from_scratch",
+    "parse_config",
+    "recipe_names",
+    "resolve",
+    "resolved_lines",
+    "to_yaml",
+]

@@ -1,0 +1,144 @@
+"""What a run is made of: the model and the data. Fields, their units and their contradictions; no loading."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mtloop.config.checks import (
+    FieldError,
+    Group,
+    at_least,
+    below_one,
+    between_zero_and_one,
+    files,
+    multiple_of_eight,
+    not_empty,
+    setting,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Group):
+    """The model and its tokenizer, loaded or built from scratch."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = setting(
+        None,
+        "pretrained model to fine-tune: a Hub name, name@revision or a folder (none: from scratch)",
+        same_run=True,
+        check=not_empty,
+    )
+    config_name: str | None = setting(
+        None,
+        "name, name@revision or folder whose configuration a model from scratch takes (none: --model_size)",
+        same_run=True,
+        check=not_empty,
+    )
+    tokenizer_name: str | None = setting(
+        None,
+        "name, name@revision or folder of the tokenizer (none: the model's own, or --train_tokenizer)",
+        same_run=True,
+        check=not_empty,
+    )
+    train_tokenizer: bool = setting(False, "train a tokenizer on the training text", same_run=True)
+    vocab_size: int | None = setting(
+        None,
+        "pieces of the trained tokenizer, a multiple of 8 (none: 8000)",
+        same_run=True,
+        check=multiple_of_eight,
+    )
+    model_size: Literal["tiny", "small", "base"] | None = setting(
+        None, "size of a model built from scratch (none: --config_name or --model_name_or_path)", same_run=True
+    )
+    dropout: float | None = setting(
+        None, "dropout probability, 0 to below 1 (none: the model's own)", same_run=True, check=below_one
+    )
+    trust_remote_code: bool = setting(False, "run code that comes with a model from the Hub")
+
+    def __post_init__(self) -> None:
+        """Refuse values and pairs of values that contradict each other."""
+        super().__post_init__()
+        if self.model_name_or_path and self.model_size:
+            raise FieldError(
+                "model_size", f"{self.model_size} builds a model, --model_name_or_path loads one: leave one out"
+            )
+        if self.model_name_or_path and self.train_tokenizer:
+            raise FieldError(
+                "train_tokenizer", "a pretrained model keeps its own tokenizer: leave it or --model_name_or_path out"
+            )
+        if self.config_name and self.model_size:
+            raise FieldError("model_size", f"{self.model_size}: --config_name gives the size already: leave one out")
+        if self.tokenizer_name and self.train_tokenizer:
+            raise FieldError("train_tokenizer", f"--tokenizer_name {self.tokenizer_name} is given: leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Group):
+    """The sentence pairs: where they come from, which are kept, how they are split."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = setting(
+        None, "data set: demo, kde4, a Hub name or name@revision (none: --train_file)", same_run=True, check=not_empty
+    )
+    dataset_config_name: str | None = setting(
+        None, "configuration of the data set, as en-fr (none: found from the languages)", same_run=True, check=not_empty
+    )
+    train_file: list[str] | None = setting(
+        None, "training file or files (none: --dataset_name)", same_run=True, check=files
+    )
+    validation_file: list[str] | None = setting(
+        None, "validation file or files (none: split off the training data)", same_run=True, check=files
+    )
+    test_file: list[str] | None = setting(
+        None, "test file or files, scored at the end (none: no test)", same_run=True, check=files
+    )
+    source_lang: str | None = setting(
+        None, "language code of the source, as en (none: only with columns)", same_run=True, check=not_empty
+    )
+    target_lang: str | None = setting(
+        None, "language code of the target, as fr (none: only with columns)", same_run=True, check=not_empty
+    )
+    source_column: str | None = setting(
+        None, "column of the source text (none: found from --source_lang)", same_run=True, check=not_empty
+    )
+    target_column: str | None = setting(
+        None, "column of the target text (none: found from --target_lang)", same_run=True, check=not_empty
+    )
+    source_prefix: str | None = setting(None, "text put before every source, for T5 models (none: none)", same_run=True)
+    max_source_length: int = setting(128, "longest source, in tokens", same_run=True, check=at_least(1))
+    max_target_length: int = setting(128, "longest target, in tokens", same_run=True, check=at_least(1))
+    drop_long: bool = setting(False, "leave pairs over the lengths out instead of cutting them", same_run=True)
+    validation_split: float = setting(
+        0.1,
+        "share of the training pairs that validates when no validation data is given",
+        same_run=True,
+        check=between_zero_and_one,
+    )
+    split_seed: int = setting(20, "seed of that split", same_run=True, check=at_least(0))
+    max_train_samples: int | None = setting(
+        None, "training pairs used, at most (none: all)", same_run=True, check=at_least(1)
+    )
+    max_eval_samples: int | None = setting(
+        None, "validation and test pairs used, at most each (none: all)", same_run=True, check=at_least(1)
+    )
+    preprocessing_num_workers: int | None = setting(
+        None, "processes that tokenize (none: chosen from the cores)", check=at_least(1)
+    )
+    overwrite_cache: bool = setting(False, "tokenize again although a cached result exists")
+
+    def __post_init__(self) -> None:
+        """Refuse values and pairs of values that contradict each other."""
+        super().__post_init__()
+        if self.dataset_name and self.train_file:
+            raise FieldError(
+                "train_file", f"{' '.join(self.train_file)}: --dataset_name {self.dataset_name} is given: leave one out"
+            )
+        for given, missing in (("source_column", "target_column"), ("target_column", "source_column")):
+            if getattr(self, given) and not getattr(self, missing):
+                raise FieldError(given, f"{getattr(self, given)}: give --{missing} too")
+        if self.source_lang and self.source_lang == self.target_lang and not self.source_column:
+            raise FieldError(
+                "target_lang",
+                f"{self.target_lang} is the source language too: give another, or --source_column and --target_column",
+            )

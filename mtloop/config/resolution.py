@@ -1,0 +1,123 @@
+"""From what was asked to what is meant: defaults that follow from other fields, and the same-run rule of a resume."""
+
+from typing import Any
+
+from mtloop.config.whole import Config, changed, flat, group_fields, is_from_scratch
+
+DEFAULT_VOCAB_SIZE = 8000
+DEFAULT_SENTENCES_PER_UPDATE = 32
+DEFAULT_TOKENS_PER_UPDATE = 1000
+
+BUDGETS = ("tokens_per_update", "sentences_per_update", "per_device_train_batch_size")
+# The data and the model decide these after the config was resolved: a stored config holds a number where the flags of
+# the same run hold none.
+RESOLVED_LATER = ("num_warmup_steps", "num_beams")
+
+SAME_RUN = tuple(one.name for _, one in group_fields() if one.metadata["same_run"])
+
+
+def resolve(config: Config) -> Config:
+    """Fill every default that follows from other fields alone; what is given stays. Idempotent.
+
+    What depends on the data, the model or the launch (`num_warmup_steps`, `num_beams`, the sentences of an update given
+    per device) stays as it is.
+    """
+    fills = _fills(config)
+    values = flat(config)
+    return changed(config, **{name: value for name, value in fills.items() if values[name] is None})
+
+
+def _fills(config: Config) -> dict[str, Any]:
+    from_scratch = is_from_scratch(config)
+    fills: dict[str, Any] = {
+        "learning_rate": 1e-3 if from_scratch else 2e-5,
+        "adam_beta2": 0.98 if from_scratch else 0.999,
+        "eval_on_start": not from_scratch,
+        "val_max_target_length": config.data.max_target_length,
+        "output_dir": f"runs/{run_name(config)}",
+    }
+    if config.model.train_tokenizer:
+        fills["vocab_size"] = DEFAULT_VOCAB_SIZE
+    if not any(getattr(config.batch, name) for name in BUDGETS):
+        name = "tokens_per_update" if from_scratch else "sentences_per_update"
+        fills[name] = DEFAULT_TOKENS_PER_UPDATE if from_scratch else DEFAULT_SENTENCES_PER_UPDATE
+    return fills
+
+
+def run_name(config: Config) -> str:
+    """Name the run after its recipe, else after its data set, else after its first training file."""
+    if config.recipe:
+        return config.recipe
+    if config.data.dataset_name:
+        # Hub names are owner/name@revision, and a revision may hold slashes.
+        path = config.data.dataset_name.split("@")[0].replace("\\", "/").rstrip("/")
+        return path.split("/")[-1].replace(":", "-") or "run"
+    if config.data.train_file:
+        file_name = config.data.train_file[0].replace("\\", "/").split("/")[-1]
+        return file_name.lstrip(".").split(".")[0].replace(":", "-") or "run"
+    return "run"
+
+
+def resolved_lines(before: Config, after: Config) -> list[str]:
+    """Name every default that was filled between two configs, as `learning_rate 2e-05 (fine-tuning default)`."""
+    kind = "from-scratch default" if is_from_scratch(after) else "fine-tuning default"
+    reasons = {
+        "vocab_size": "default of a trained tokenizer",
+        "val_max_target_length": "as max_target_length",
+        "output_dir": "after the recipe" if after.recipe else "after the data",
+    }
+    asked = flat(before)
+    return [
+        f"{name} {_shown(value)} ({reasons.get(name, kind)})"
+        for name, value in flat(after).items()
+        if asked[name] is None and value is not None
+    ]
+
+
+def differences(stored: Config, asked: Config) -> list[str]:
+    """Name every same-run field in which two resolved configs differ.
+
+    Two things that look different are not: a number that the data or the model gave (`RESOLVED_LATER`) where none was
+    asked, and a `sentences_per_update` that both derived from the same per_device_train_batch_size x
+    gradient_accumulation_steps on other numbers of processes. In both the stored number is the one to go on with.
+
+    Args:
+        stored: The config in the run folder.
+        asked: The config of the run that wants to go on in it.
+
+    Returns:
+        Lines such as `--learning_rate: 0.001 in the run folder, 0.002 asked`; none when the run may go on.
+    """
+    old, new = flat(stored), flat(asked)
+    lines = []
+    for name in SAME_RUN:
+        if old[name] == new[name] or (name in RESOLVED_LATER and new[name] is None):
+            continue
+        if name == "sentences_per_update" and _same_device_batch(stored, asked):
+            continue
+        lines.append(f"--{name}: {_shown(old[name])} in the run folder, {_asked_text(name, asked)} asked")
+    return lines
+
+
+def _device_batch(config: Config) -> int | None:
+    """Return sentence pairs a process and update, None when the update is not given that way."""
+    size = config.batch.per_device_train_batch_size
+    return size * (config.batch.gradient_accumulation_steps or 1) if size else None
+
+
+def _same_device_batch(stored: Config, asked: Config) -> bool:
+    return _device_batch(stored) is not None and _device_batch(stored) == _device_batch(asked)
+
+
+def _asked_text(name: str, asked: Config) -> str:
+    if name == "sentences_per_update" and asked.batch.sentences_per_update is None and _device_batch(asked):
+        return f"{_device_batch(asked)} a process"
+    return _shown(flat(asked)[name])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(value) if isinstance(value, (list, tuple)) else str(value)

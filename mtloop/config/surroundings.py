@@ -1,0 +1,87 @@
+"""What a run meets outside the model: its folder, logs, the Hub, the hardware. Fields and their ranges."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mtloop.config.checks import FieldError, Group, above_zero, at_least, not_empty, setting
+
+# The values of accelerate.utils.LoggerType, which would import torch.
+TRACKERS = (
+    "all",
+    "aim",
+    "clearml",
+    "comet_ml",
+    "dvclive",
+    "mlflow",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig(Group):
+    """The run folder, its checkpoints and the log."""
+
+    _argument_group_name = "output"
+
+    output_dir: str | None = setting(
+        None, "the run folder (none: runs/ and the recipe's or data's name)", check=not_empty
+    )
+    save_steps: int | None = setting(
+        None, "updates between checkpoints (none: only at the end of each epoch)", check=at_least(1)
+    )
+    save_total_limit: int | None = setting(
+        None, "checkpoints kept; the best one is never deleted (none: all)", check=at_least(1)
+    )
+    resume_from_checkpoint: str | None = setting(
+        None, "go on from latest, best, epoch_N, step_N or a folder (none: a new run)", check=not_empty
+    )
+    logging_steps: int = setting(10, "updates between log lines", check=at_least(1))
+    with_tracking: bool = setting(False, "report to a tracker")
+    report_to: str = setting("all", f"tracker, used with --with_tracking: {', '.join(TRACKERS)}", check=not_empty)
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown tracker."""
+        super().__post_init__()
+        # TrainingArguments' word for no tracker: harmless in a copied command line, a contradiction with tracking on.
+        if self.report_to == "none":
+            if self.with_tracking:
+                raise FieldError("report_to", "none: leave --with_tracking out to report nowhere")
+        elif self.report_to not in TRACKERS:
+            raise FieldError("report_to", f"{self.report_to!r}: give one of {', '.join(TRACKERS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubConfig(Group):
+    """Publishing to the Hugging Face Hub. The token comes from HF_TOKEN or `hf auth login`, never from here."""
+
+    _argument_group_name = "hub"
+
+    push_to_hub: bool = setting(False, "publish checkpoints on the Hub while training goes on")
+    hub_model_id: str | None = setting(
+        None, "repository, name or owner/name (none: the run folder's name)", check=not_empty
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig(Group):
+    """Seed, precision, processes."""
+
+    _argument_group_name = "hardware"
+
+    seed: int = setting(42, "seed of the weights, the order of the data and dropout", same_run=True, check=at_least(0))
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = setting(
+        None, "arithmetic of forward and backward; auto: the best that the device has (none: what the launch file says)"
+    )
+    use_cpu: bool = setting(False, "train on the CPU although an accelerator is present")
+    cpu_threads: int | None = setting(
+        None, "CPU threads a process (none: the cores divided by the local processes)", check=at_least(1)
+    )
+    expect_processes: int | None = setting(
+        None, "refuse to start on any other number of processes (none: take what was launched)", check=at_least(1)
+    )
+    process_timeout: float = setting(
+        1800.0, "seconds that processes wait for each other before the run fails", check=above_zero
+    )

@@ -1,0 +1,188 @@
+"""How a run learns and is judged: update sizes, optimizer, schedule, evaluation. Fields and their contradictions."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mtloop.config.checks import (
+    FieldError,
+    Group,
+    above_zero,
+    at_least,
+    below_one,
+    setting,
+    zero_or_more,
+    zero_to_inf,
+)
+
+# transformers.SchedulerType without the two that are driven by a metric. The enum itself would import torch.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+)
+METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+# schedule -> the arguments of which it needs one, and an example of it
+SCHEDULE_NEEDS = {
+    "cosine_with_min_lr": (("min_lr", "min_lr_rate"), '{"min_lr_rate": 0.1}'),
+    "cosine_warmup_with_min_lr": (("min_lr", "min_lr_rate"), '{"min_lr_rate": 0.1}'),
+    "warmup_stable_decay": (("num_decay_steps",), '{"num_decay_steps": 1000}'),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(Group):
+    """How much goes into one update, over all processes, and into one forward."""
+
+    _argument_group_name = "batches"
+
+    tokens_per_update: int | None = setting(
+        None,
+        "target tokens of one update over all processes (none: 1000 from scratch, else by sentences)",
+        same_run=True,
+        check=at_least(1),
+    )
+    sentences_per_update: int | None = setting(
+        None,
+        "sentence pairs of one update over all processes (none: 32 when fine-tuning, else by tokens)",
+        same_run=True,
+        check=at_least(1),
+    )
+    # Not same_run: the product of these two and of the processes is, as sentences_per_update.
+    per_device_train_batch_size: int | None = setting(
+        None,
+        "sentence pairs a process and accumulation step: times both this is --sentences_per_update (none: not used)",
+        check=at_least(1),
+    )
+    gradient_accumulation_steps: int | None = setting(
+        None, "multiplies --per_device_train_batch_size and only that (none: 1)", check=at_least(1)
+    )
+    max_tokens_per_micro_batch: int = setting(
+        4096, "padded tokens of one forward on one device: memory, not the result", check=at_least(1)
+    )
+    dataloader_num_workers: int = setting(0, "processes a rank that prepare batches", check=at_least(0))
+
+    def __post_init__(self) -> None:
+        """Refuse values and pairs of values that contradict each other."""
+        super().__post_init__()
+        for other in ("sentences_per_update", "per_device_train_batch_size"):
+            if self.tokens_per_update and getattr(self, other):
+                raise FieldError(
+                    "tokens_per_update",
+                    f"{self.tokens_per_update}: --{other} {getattr(self, other)} is given: leave one out",
+                )
+        if self.gradient_accumulation_steps and not self.per_device_train_batch_size:
+            raise FieldError(
+                "gradient_accumulation_steps",
+                f"{self.gradient_accumulation_steps}: give --per_device_train_batch_size too, or leave it out: "
+                "an update is divided into forwards of --max_tokens_per_micro_batch by itself",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Group):
+    """AdamW, its schedule and how long it runs."""
+
+    _argument_group_name = "optimizer"
+
+    learning_rate: float | None = setting(
+        None, "highest learning rate (none: 2e-5 when fine-tuning, 1e-3 from scratch)", same_run=True, check=above_zero
+    )
+    weight_decay: float = setting(0.0, "AdamW weight decay", same_run=True, check=zero_or_more)
+    adam_beta1: float = setting(0.9, "decay of AdamW's first moment", same_run=True, check=below_one)
+    adam_beta2: float | None = setting(
+        None,
+        "decay of AdamW's second moment (none: 0.999 when fine-tuning, 0.98 from scratch)",
+        same_run=True,
+        check=below_one,
+    )
+    adam_epsilon: float = setting(1e-8, "AdamW epsilon", same_run=True, check=above_zero)
+    max_grad_norm: float = setting(
+        1.0, "norm to which gradients are clipped; 0 or inf never clips", same_run=True, check=zero_to_inf
+    )
+    num_train_epochs: int = setting(3, "passes over the training pairs", same_run=True, check=at_least(1))
+    max_train_steps: int | None = setting(
+        None, "updates, in place of --num_train_epochs (none: all epochs)", same_run=True, check=at_least(1)
+    )
+    lr_scheduler_type: str = setting("linear", f"schedule: {', '.join(SCHEDULES)}", same_run=True)
+    lr_scheduler_kwargs: str | None = setting(
+        None, "arguments of the schedule, a JSON object (none: its own defaults)", same_run=True
+    )
+    num_warmup_steps: int | None = setting(
+        None,
+        "updates of warm-up (none: 0 when fine-tuning, from scratch a tenth of all and at most 4000)",
+        same_run=True,
+        check=at_least(0),
+    )
+    label_smoothing_factor: float = setting(0.0, "label smoothing, 0 to below 1", same_run=True, check=below_one)
+    skip_nonfinite: int = setting(
+        0, "updates with a non-finite gradient that are skipped before the run fails", check=at_least(0)
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values and pairs of values that contradict each other."""
+        super().__post_init__()
+        name = self.lr_scheduler_type
+        if name in METRIC_SCHEDULES:
+            raise FieldError("lr_scheduler_type", f"{name} follows a metric: use one of {', '.join(SCHEDULES)}")
+        if name not in SCHEDULES:
+            raise FieldError("lr_scheduler_type", f"{name!r}: use one of {', '.join(SCHEDULES)}")
+        given = self.schedule_arguments()
+        needed, example = SCHEDULE_NEEDS.get(name, ((), ""))
+        if needed and not any(argument in given for argument in needed):
+            raise FieldError(
+                "lr_scheduler_type", f"{name} needs {' or '.join(needed)}: add --lr_scheduler_kwargs '{example}'"
+            )
+
+    def schedule_arguments(self) -> dict[str, Any]:
+        """Return `lr_scheduler_kwargs` as a dict, empty when not given.
+
+        Raises:
+            FieldError: The text is not a JSON object.
+        """
+        if self.lr_scheduler_kwargs is None:
+            return {}
+        try:
+            arguments = json.loads(self.lr_scheduler_kwargs)
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise FieldError(
+                "lr_scheduler_kwargs", f"{self.lr_scheduler_kwargs!r}: give a JSON object, as '{{\"num_cycles\": 2}}'"
+            )
+        return arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Group):
+    """When the model is evaluated, how it translates then, and what counts as best."""
+
+    _argument_group_name = "evaluation"
+
+    eval_steps: int | None = setting(None, "updates between evaluations (none: after every epoch)", check=at_least(1))
+    eval_on_start: bool | None = setting(
+        None, "evaluate before the first update (none: yes when the model is pretrained)", nargs="?", const=True
+    )
+    num_beams: int | None = setting(
+        None, "beams of the search (none: the model's own, else 4)", same_run=True, check=at_least(1)
+    )
+    val_max_target_length: int | None = setting(
+        None, "longest translation, in tokens (none: --max_target_length)", same_run=True, check=at_least(1)
+    )
+    eval_max_tokens: int = setting(
+        2000, "source tokens of one evaluation batch: memory, not the result", check=at_least(1)
+    )
+    metric_for_best_model: Literal["bleu", "chrf", "eval_loss"] = setting(
+        "bleu", "score that picks the best checkpoint", same_run=True
+    )
+    early_stopping_patience: int | None = setting(
+        None, "evaluations without a better score before the run stops (none: never)", check=at_least(1)
+    )
+    load_best_model_at_end: bool = setting(False, "end with the best checkpoint's weights instead of the last ones")

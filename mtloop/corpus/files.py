@@ -1,0 +1,152 @@
+"""The user's files: found, identified by content, opened, decoded by lines. Must not know what a row is."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from mtloop.config import UserError
+
+_KINDS = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+_HASH_CHUNK = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+class DamagedArchive(UserError):
+    """A zip archive that cannot be read: the caller may have to forget a download."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One input file as it was when its hash was taken.
+
+    Attributes:
+        path: Where it is read.
+        name: What messages call it.
+        sha256: Of its bytes, hexadecimal.
+        size: In bytes.
+        member: The file's name inside, where `path` is a zip archive.
+    """
+
+    path: str
+    name: str
+    sha256: str
+    size: int
+    member: str | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the report says of the file."""
+        return {"path": self.name, "size": self.size, "sha256": self.sha256}
+
+
+def find_files(flag: str, patterns: list[str]) -> list[str]:
+    """Expand globs in the order given, the matches of each in alphabetical order.
+
+    Raises:
+        UserError: for a missing file or a pattern without matches.
+    """
+    paths: list[str] = []
+    for pattern in patterns:
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        if not matches and glob.has_magic(pattern):
+            raise UserError(f"{flag} {pattern}: no file matches this pattern (working directory: {os.getcwd()})")
+        if not matches:
+            raise UserError(f"{flag} {pattern}: no such file (working directory: {os.getcwd()})")
+        paths.extend(matches)
+    return paths
+
+
+def kind_of(flag: str, paths: list[str]) -> str:
+    """Return the kind all files have: json, jsonl, csv, tsv, parquet or text.
+
+    Raises:
+        UserError: for mixed kinds, or gzipped parquet.
+    """
+    kinds: dict[str, str] = {}
+    for path in paths:
+        name = Path(path.lower())
+        is_gzip = name.suffix == ".gz"
+        kind = _KINDS.get((name.with_suffix("") if is_gzip else name).suffix, "text")
+        if is_gzip and kind == "parquet":
+            raise UserError(f"{flag} {path}: Parquet is compressed inside; unpack the .gz")
+        kinds.setdefault(kind, path)
+    if len(kinds) > 1:
+        mixed = ", ".join(f"{path} is {kind}" for kind, path in kinds.items())
+        raise UserError(f"{flag}: the files of one split must be of one kind, but {mixed}")
+    return next(iter(kinds))
+
+
+def identify(path: str, *, flag: str, name: str | None = None) -> InputFile:
+    """Take size and hash of a file.
+
+    Raises:
+        UserError: naming `flag` and the path where the file cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open(path, "rb") as stream:
+            while chunk := stream.read(_HASH_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be read ({error.strerror or error})") from error
+    return InputFile(path, name or path, digest.hexdigest(), size)
+
+
+@contextmanager
+def reading(file: InputFile) -> Iterator[IO[bytes]]:
+    """Open a file for its unpacked bytes; what goes wrong while it is open ends in a UserError.
+
+    Raises:
+        DamagedArchive: for a zip archive that is broken.
+        UserError: for a damaged .gz, and for whatever the system refuses.
+    """
+    try:
+        if file.member:
+            with zipfile.ZipFile(file.path) as archive, archive.open(file.member) as member:
+                yield member
+        elif file.path.lower().endswith(".gz"):
+            with gzip.open(file.path, "rb") as unpacked:
+                yield cast(IO[bytes], unpacked)
+        else:
+            with open(file.path, "rb") as stream:
+                yield stream
+    except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        if file.member:
+            raise DamagedArchive(f"{file.name}: the zip archive is damaged ({error})") from error
+        raise UserError(f"{file.name}: the gzip file is damaged ({error}): copy or download it again") from error
+    except OSError as error:
+        raise UserError(f"{file.name}: cannot be read ({error.strerror or error})") from error
+
+
+def read_lines(file: InputFile) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line with its ending); only a newline ends a line, and a BOM at the start is skipped.
+
+    Raises:
+        UserError: "path:LINE: ..." for bytes that are not UTF-8.
+    """
+    with reading(file) as stream:
+        for number, raw in enumerate(stream, start=1):
+            if number == 1:
+                raw = raw.removeprefix(_BOM)
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise not_utf8(file, number, error) from error
+            yield number, line
+
+
+def not_utf8(file: InputFile, line: int, error: UnicodeDecodeError) -> UserError:
+    """Return the error for bytes that are not UTF-8."""
+    bad = error.object[error.start : error.start + 1].hex()
+    return UserError(f"{file.name}:{line}: not UTF-8 (byte 0x{bad}): convert the file, for example with iconv")

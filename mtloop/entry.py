@@ -1,0 +1,134 @@
+"""From flags to an exit status. train.py, `python -m mtloop train`, notebooks and the XLA launcher all come in here.
+
+Layer 6. Reads the configuration before anything heavy is imported, so that --help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mtloop.config import Config, RunFailed, UserError, config_from, resolve, resolved_lines
+
+if TYPE_CHECKING:
+    from mtloop.run_folder import RunFolder
+    from mtloop.runtime import Runtime
+
+DEMO_LINE = (
+    "This is the built-in demo. Your own: --train_file pairs.jsonl --source_lang en --target_lang fr "
+    "--model_name_or_path Helsinki-NLP/opus-mt-en-fr"
+)
+
+
+def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None) -> int:
+    """Train as the configuration says.
+
+    Collective: every process of a launch calls it.
+
+    Args:
+        config: A Config, a mapping of flag names to values, or a list of flags. None reads the command line when the
+            program is train.py (the XLA launcher calls main() without arguments), and means the demo anywhere else: a
+            notebook's own arguments are never parsed.
+
+    Returns:
+        The exit status: 0 done, already finished, or saved on USR1; 1 the run failed; 2 the user's mistake; 130 or 143
+        saved on INT or TERM.
+    """
+    try:
+        asked = config_from(_own_arguments() if config is None else config)
+        return _train(asked)
+    except UserError as error:
+        return _report(str(error), 2)
+    except RunFailed as error:
+        return _report(str(error), 1)
+    except KeyboardInterrupt:
+        return _report("interrupted", 130)
+
+
+def _own_arguments() -> list[str]:
+    return sys.argv[1:] if os.path.basename(sys.argv[0]) == "train.py" else []
+
+
+def _report(message: str, status: int) -> int:
+    """Print one line on standard error, from the first process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"mtloop: {'error' if status <= 2 else 'stopped'}: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _train(asked: Config) -> int:
+    from mtloop.runtime import Runtime
+    from mtloop.tracking import silence_libraries
+
+    silence_libraries()
+    config = resolve(asked)
+    output = config.output
+    runtime = Runtime(
+        config.hardware,
+        project_dir=output.output_dir,
+        report_to=output.report_to if output.with_tracking else None,
+    )
+    try:
+        runtime.say(runtime.describe())
+        if config.data.dataset_name == "demo":
+            runtime.say(DEMO_LINE)
+        runtime.say(*resolved_lines(asked, config))
+        return _train_in_folder(config, runtime)
+    finally:
+        runtime.close()
+
+
+def _train_in_folder(config: Config, runtime: Runtime) -> int:
+    from mtloop.build import claim_folder, settle_budget
+
+    folder, stored = claim_folder(config, runtime)
+    if runtime.on_main(lambda: folder.is_finished):
+        runtime.say(f"{folder.path}: this run is finished, the model is in {folder.final_dir}; nothing to do")
+        return 0
+    config = settle_budget(config, stored, num_ranks=runtime.num_ranks)
+    _note(folder, runtime, "running")
+    try:
+        return _build_and_train(config, stored, folder, runtime)
+    except (UserError, RunFailed) as error:
+        _note(folder, runtime, "failed", exit_status=2 if isinstance(error, UserError) else 1, message=str(error))
+        raise
+    except KeyboardInterrupt:
+        _note(folder, runtime, "stopped", exit_status=130, message="interrupted")
+        raise
+    except Exception as error:
+        _note(folder, runtime, "failed", exit_status=1, message=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> int:
+    from mtloop.build import build_run
+    from mtloop.trainer import exit_status_of, train
+
+    run = build_run(config, stored, folder, runtime)
+    runtime.listen_for_signals()
+    stop_signal = train(run)
+    status = exit_status_of(stop_signal)
+    if stop_signal is None:
+        message = f"trained {run.state.step:,} updates; the model is in {folder.final_dir}"
+        _note(folder, runtime, "finished", exit_status=0, message=message, step=run.state.step)
+    else:
+        message = (
+            f"stopped by signal {stop_signal} and saved at step {run.state.step:,}; the same command goes on from there"
+        )
+        _note(folder, runtime, "stopped", exit_status=status, message=message, step=run.state.step)
+    runtime.say(message)
+    return status
+
+
+def _note(folder: RunFolder, runtime: Runtime, status: str, **entries: Any) -> None:
+    """Write status.json, from main; a folder that can no longer be written must not hide the error that is reported."""
+    if not runtime.is_main:
+        return
+    try:
+        folder.write_status(status, **entries)
+    except RunFailed as error:
+        if status == "running":
+            raise
+        print(f"mtloop: {error}", file=sys.stderr, flush=True)

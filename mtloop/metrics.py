@@ -1,0 +1,120 @@
+"""Strings in, scores out: corpus BLEU, chrF and TER of sacreBLEU, each with its signature.
+
+Must not know a model's tokenizer, ranks or files. Shape letter: N segments. A score is computed once over the whole
+corpus, never averaged over batches.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sacrebleu.metrics import BLEU, CHRF, TER
+
+_DEFAULT_TOKENIZER = "13a"
+
+# sacreBLEU's own choice for languages written without spaces, best first; "char" is its stand-in that needs no package.
+_TOKENIZERS_BY_LANGUAGE = {
+    "zh": ("zh",),
+    "ja": ("ja-mecab", "char"),
+    "ko": ("ko-mecab", "char"),
+}
+# Three-letter codes as NLLB writes them (zho_Hans, jpn_Jpan, kor_Hang).
+_TWO_LETTER_CODES = {"zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of one set of hypotheses against one set of references.
+
+    Attributes:
+        bleu: Corpus BLEU, 0..100 as sacreBLEU prints it.
+        bleu_signature: sacreBLEU's signature: tokenizer, smoothing, version.
+        chrf: Corpus chrF (character order 6, no words), 0..100.
+        chrf_signature: sacreBLEU's signature.
+        counts: Matching n-grams, n = 1..4.
+        totals: n-grams in the hypotheses, n = 1..4.
+        precisions: Smoothed n-gram precisions in percent, n = 1..4.
+        bp: Brevity penalty, 0..1.
+        sys_len: Tokens in the hypotheses, as BLEU's tokenizer counts them.
+        ref_len: Tokens in the references.
+    """
+
+    bleu: float
+    bleu_signature: str
+    chrf: float
+    chrf_signature: str
+    counts: tuple[int, ...]
+    totals: tuple[int, ...]
+    precisions: tuple[float, ...]
+    bp: float
+    sys_len: int
+    ref_len: int
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str], target_lang: str | None = None) -> Scores:
+    """Score N hypotheses against their references with BLEU and chrF.
+
+    Args:
+        hypotheses: N detokenized translations.
+        references: N raw reference texts, in the same order.
+        target_lang: Language code of both; chooses BLEU's tokenizer for Chinese, Japanese and Korean.
+
+    Raises:
+        ValueError: Unequal counts, or nothing to score.
+
+    Source: sacreBLEU (Post 2018, "A Call for Clarity in Reporting BLEU Scores"); chrF: Popovic 2015, equation 1.
+    """
+    _check_counts(hypotheses, references)
+    bleu = _bleu_metric(target_lang)
+    chrf = CHRF()
+    bleu_score = bleu.corpus_score(list(hypotheses), [list(references)])
+    chrf_score = chrf.corpus_score(list(hypotheses), [list(references)])
+    return Scores(
+        bleu=bleu_score.score,
+        bleu_signature=str(bleu.get_signature()),
+        chrf=chrf_score.score,
+        chrf_signature=str(chrf.get_signature()),
+        counts=tuple(bleu_score.counts),
+        totals=tuple(bleu_score.totals),
+        precisions=tuple(bleu_score.precisions),
+        bp=bleu_score.bp,
+        sys_len=bleu_score.sys_len,
+        ref_len=bleu_score.ref_len,
+    )
+
+
+def score_ter(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """Return (TER, signature): edits per reference token in percent, lower is better, may exceed 100.
+
+    Apart from `score` because its search for shifts is by far the slowest of the three metrics.
+
+    Raises:
+        ValueError: Unequal counts, or nothing to score.
+
+    Source: Snover et al. 2006, as computed by sacreBLEU.
+    """
+    _check_counts(hypotheses, references)
+    ter = TER()
+    result = ter.corpus_score(list(hypotheses), [list(references)])
+    return result.score, str(ter.get_signature())
+
+
+def _check_counts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    if len(hypotheses) != len(references):
+        raise ValueError(
+            f"{len(hypotheses)} hypotheses for {len(references)} references: give one hypothesis for each reference"
+        )
+    if not hypotheses:
+        raise ValueError("no hypotheses to score: give at least one")
+
+
+def _bleu_metric(target_lang: str | None) -> BLEU:
+    language = re.split("[-_]", target_lang or "")[0].lower()
+    language = _TWO_LETTER_CODES.get(language, language)
+    *preferred, last = _TOKENIZERS_BY_LANGUAGE.get(language, (_DEFAULT_TOKENIZER,))
+    for name in preferred:
+        try:
+            return BLEU(tokenize=name)
+        except RuntimeError:  # how sacreBLEU says that the tokenizer's optional package is not installed
+            continue
+    return BLEU(tokenize=last)

@@ -1,0 +1,253 @@
+"""Load or build the seq2seq model, check it against its tokenizer, and settle its generation config.
+
+Must not know data, ranks or training. Shape letters: B sentences, T target tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    MarianConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mtloop.config import UserError
+
+logger = logging.getLogger(__name__)
+
+# Transformer base is Vaswani et al. 2017, table 3; the smaller two keep heads of 64 (32 for tiny) and 4 x feed-forward.
+MODEL_SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"d_model": 128, "layers": 2, "heads": 4, "ffn_dim": 512},
+    "small": {"d_model": 256, "layers": 3, "heads": 4, "ffn_dim": 1024},
+    "base": {"d_model": 512, "layers": 6, "heads": 8, "ffn_dim": 2048},
+}
+# A model's table may be padded beyond its tokenizer (T5: 32,128 rows for 32,100 pieces); more than this is another
+# vocabulary.
+MAX_SPARE_ROWS = 256
+
+
+def load_model(
+    name_or_path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dropout: float | None,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a pretrained seq2seq model in fp32.
+
+    Args:
+        name_or_path: Folder or Hub name, also `name@revision`.
+        tokenizer: The tokenizer that the data was encoded with.
+        dropout: Replaces the model's own where given.
+        attention: transformers' attn_implementation; None leaves its choice.
+        trust_remote_code: Whether code of the repository may run.
+
+    Raises:
+        UserError: no such model, no weights, not a seq2seq model, or another vocabulary than the tokenizer's.
+    """
+    name, revision = split_revision(name_or_path)
+    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    try:
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            name, revision=revision, dtype=torch.float32, trust_remote_code=trust_remote_code, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"--model_name_or_path {name_or_path}: cannot be loaded ({first_line(error)}); give a folder with "
+            f"config.json and model.safetensors, or a Hub name (without network: `hf download {name}` elsewhere)"
+        ) from error
+    if dropout is not None:
+        _set_dropout(model, dropout)
+    _match_vocabulary(model, tokenizer, name_or_path)
+    return model
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model_size: str | None,
+    config_name: str | None,
+    dropout: float | None,
+    max_length: int,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Build a model with random weights: a Marian of `model_size`, or what `config_name` describes.
+
+    Args:
+        tokenizer: Gives the vocabulary size and the special ids.
+        model_size: A key of MODEL_SIZES; used when config_name is None.
+        config_name: Folder or Hub name of a config, also `name@revision`.
+        dropout: 0.1 when None and a model_size is built; the config's own otherwise.
+        max_length: Tokens of the longest source or target: the positions needed.
+        attention: transformers' attn_implementation; None leaves its choice.
+        trust_remote_code: Whether code of the repository may run.
+
+    Raises:
+        UserError: no such config.
+    """
+    if config_name is None:
+        assert model_size is not None
+        config: PretrainedConfig = _marian_config(model_size, max_length=max_length)
+    else:
+        name, revision = split_revision(config_name)
+        try:
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"--config_name {config_name}: cannot be loaded ({first_line(error)})") from error
+    config.vocab_size = len(tokenizer)
+    if hasattr(config, "decoder_vocab_size"):
+        config.decoder_vocab_size = len(tokenizer)
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if getattr(config, "forced_eos_token_id", None) is not None:
+        config.forced_eos_token_id = tokenizer.eos_token_id
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None or not 0 <= start < len(tokenizer):
+        config.decoder_start_token_id = tokenizer.pad_token_id
+    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    try:
+        model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=trust_remote_code, **options)
+    except ValueError as error:
+        raise UserError(f"--config_name {config_name}: not a seq2seq model ({first_line(error)})") from error
+    if dropout is not None:
+        _set_dropout(model, dropout)
+    # As the converted Marian models have it: the padding piece is no translation.
+    model.generation_config.bad_words_ids = [[tokenizer.pad_token_id]]
+    return model
+
+
+def _marian_config(model_size: str, *, max_length: int) -> MarianConfig:
+    size = MODEL_SIZES[model_size]
+    return MarianConfig(
+        d_model=size["d_model"],
+        encoder_layers=size["layers"],
+        decoder_layers=size["layers"],
+        encoder_attention_heads=size["heads"],
+        decoder_attention_heads=size["heads"],
+        encoder_ffn_dim=size["ffn_dim"],
+        decoder_ffn_dim=size["ffn_dim"],
+        activation_function="swish",
+        scale_embedding=True,
+        max_position_embeddings=max(512, max_length),
+        decoder_start_token_id=-1,  # set to the padding piece once the tokenizer is known
+    )
+
+
+def _set_dropout(model: PreTrainedModel, dropout: float) -> None:
+    """Set every dropout of the model: families differ in the names, all derive from nn.Dropout or a float attribute."""
+    for name in ("dropout", "dropout_rate", "attention_dropout", "activation_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, dropout)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, dropout)
+
+
+def _match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Resize the embeddings for added tokens; refuse a tokenizer of another vocabulary."""
+    num_rows = len(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
+    for kind in ("pad", "eos"):
+        of_model, of_tokenizer = (getattr(owner, f"{kind}_token_id") for owner in (model.config, tokenizer))
+        if of_model is not None and of_model != of_tokenizer:
+            raise UserError(
+                f"--tokenizer_name, with model {name}: the {kind} token is {of_tokenizer} in the tokenizer, "
+                f"{of_model} in the model: the vocabularies disagree; use the model's own tokenizer"
+            )
+    if tokenizer.vocab_size > num_rows or num_rows - len(tokenizer) > MAX_SPARE_ROWS:
+        raise UserError(
+            f"--tokenizer_name, with model {name}: {len(tokenizer):,} pieces in the tokenizer, {num_rows:,} "
+            "rows in the model: the vocabularies disagree; use the model's own tokenizer"
+        )
+    if len(tokenizer) > num_rows:
+        logger.info("embeddings resized from %d to %d rows for added tokens", num_rows, len(tokenizer))
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def check_positions(model: PreTrainedModel, *, max_source_length: int, max_target_length: int) -> None:
+    """Refuse lengths beyond a model's table of positions.
+
+    Raises:
+        UserError: naming the flag and the most that the model takes.
+    """
+    # M2M100 and NLLB extend their table as needed; T5's relative positions have none.
+    if model.config.model_type == "m2m_100" or not hasattr(model.config, "max_position_embeddings"):
+        return
+    limit = model.config.max_position_embeddings
+    for flag, length in (("--max_source_length", max_source_length), ("--max_target_length", max_target_length)):
+        if length > limit:
+            raise UserError(f"{flag} {length}: this model has {limit} positions; give at most {limit}")
+
+
+def settle_generation(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_beams: int | None,
+    max_length: int,
+    forced_bos_token_id: int | None,
+) -> int:
+    """Write into the generation config what every export and every evaluation uses.
+
+    Args:
+        model: Its generation_config is changed.
+        tokenizer: Gives pad and eos.
+        num_beams: None keeps the model's own, else 4.
+        max_length: Tokens of a translation at most, decoder start included (as the course counts).
+        forced_bos_token_id: The target language's token where the model has such, else None.
+
+    Returns:
+        The beams that hold.
+    """
+    generation = model.generation_config
+    generation.num_beams = num_beams or generation.num_beams or 4
+    generation.max_length = max_length
+    generation.max_new_tokens = None
+    generation.do_sample = False
+    generation.pad_token_id = tokenizer.pad_token_id
+    if generation.eos_token_id is None:
+        generation.eos_token_id = tokenizer.eos_token_id
+    if generation.decoder_start_token_id is None:
+        generation.decoder_start_token_id = model.config.decoder_start_token_id
+    if forced_bos_token_id is not None:
+        generation.forced_bos_token_id = forced_bos_token_id
+    return generation.num_beams
+
+
+def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:
+    """Make the decoder's input from the labels, as the model's own forward would.
+
+    Args:
+        model: Unwrapped; its family decides what comes first (mBART: the language token).
+        labels: int64 [B, T], IGNORE_INDEX where nothing counts.
+
+    Returns:
+        int64 [B, T].
+    """
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return cast(Any, model).prepare_decoder_input_ids_from_labels(labels=labels)
+    shifted = labels.new_full(labels.shape, model.config.decoder_start_token_id)
+    shifted[:, 1:] = labels[:, :-1]
+    return shifted.masked_fill(shifted < 0, model.config.pad_token_id)
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split `name@revision`; revision is None where none is given."""
+    base, _, revision = name.partition("@")
+    return base, revision or None
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's first line: libraries explain at length."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

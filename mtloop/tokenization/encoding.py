@@ -1,0 +1,160 @@
+"""Rows of text -> memory-mapped token ids and their lengths. Shape letter: N rows."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import transformers
+from datasets import Dataset, Features, List, Value
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from mtloop.tokenization.identity import tokenizer_fingerprint
+
+_ENCODING_VERSION = 1  # raise when the encoded columns change their meaning: old cache files are then left alone
+_MIN_ROWS_FOR_WORKERS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """N encoded rows, in the order of the rows they came from.
+
+    Attributes:
+        rows: Memory-mapped columns input_ids and labels, list<int32>, without padding; no indices mapping.
+        source_lengths: int32 [N], tokens of each source after truncation, special tokens included.
+        target_lengths: int32 [N], likewise for the target.
+        is_long: bool [N], a side was over its limit and was cut.
+        num_long_sources: Sources that were cut.
+        num_long_targets: Targets that were cut.
+    """
+
+    rows: Dataset
+    source_lengths: NDArray[np.int32]
+    target_lengths: NDArray[np.int32]
+    is_long: NDArray[np.bool_]
+    num_long_sources: int
+    num_long_targets: int
+
+
+def encode_rows(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_source_length: int,
+    max_target_length: int,
+    source_prefix: str | None,
+    num_workers: int | None,
+    overwrite_cache: bool = False,
+) -> Encoded:
+    """Tokenize rows as tokenizer(source_prefix + source, text_target=target, truncation=True) would.
+
+    The result is a cache file found again by every process that asks for the same rows, tokenizer and limits; only the
+    lengths are private memory.
+
+    Args:
+        rows: N >= 1 rows with the string columns source and target.
+        tokenizer: As load_tokenizer or train_tokenizer returned it.
+        max_source_length: Cap in tokens, special tokens included.
+        max_target_length: Likewise.
+        source_prefix: Put before every source ("translate English to French: " for T5).
+        num_workers: Worker processes; None is every usable core, one for fewer than 20,000 rows.
+        overwrite_cache: Tokenize again even if a cache file is there.
+
+    Raises:
+        ValueError: There are no rows.
+    """
+    if len(rows) == 0:
+        raise ValueError("no rows to encode: give at least one")
+    limits = {"max_source_length": max_source_length, "max_target_length": max_target_length}
+    settings = {**limits, "source_prefix": source_prefix or ""}
+    fingerprint = _encoding_fingerprint(rows, tokenizer, settings)
+    cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / "mtloop"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    side = List(Value("int32"))
+    encoded = rows.map(
+        _encode_batch,
+        batched=True,
+        fn_kwargs={"tokenizer": tokenizer, **settings},
+        remove_columns=rows.column_names,
+        features=Features(
+            {"input_ids": side, "labels": side, "source_is_long": Value("bool"), "target_is_long": Value("bool")}
+        ),
+        new_fingerprint=fingerprint,
+        cache_file_name=str(cache_dir / f"encoded-{fingerprint}.arrow"),
+        load_from_cache_file=not overwrite_cache,
+        num_proc=_num_processes(len(rows), num_workers),
+        desc="Tokenizing",
+    )
+    return _measure(encoded)
+
+
+def _encoding_fingerprint(rows: Dataset, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> str:
+    # datasets has no public name for _fingerprint. Its limit is 64 characters with the suffix of a shard.
+    parts = [_ENCODING_VERSION, transformers.__version__, rows._fingerprint, tokenizer_fingerprint(tokenizer), settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _num_processes(num_rows: int, num_workers: int | None) -> int | None:
+    """Return map's num_proc: None is this process itself."""
+    if num_workers is None:
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_workers = usable if num_rows >= _MIN_ROWS_FOR_WORKERS else 1
+    return min(num_workers, num_rows) if num_workers > 1 else None
+
+
+def _encode_batch(
+    batch: dict[str, list[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_source_length: int,
+    max_target_length: int,
+    source_prefix: str,
+) -> dict[str, list[Any]]:
+    sources = [source_prefix + text for text in batch["source"]]
+    input_ids, source_is_long = _encode_side(tokenizer, "text", sources, max_source_length)
+    labels, target_is_long = _encode_side(tokenizer, "text_target", batch["target"], max_target_length)
+    return {
+        "input_ids": input_ids,
+        "labels": labels,
+        "source_is_long": source_is_long,
+        "target_is_long": target_is_long,
+    }
+
+
+def _encode_side(
+    tokenizer: PreTrainedTokenizerBase, side: str, texts: list[str], max_length: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Encode one side whole, then the few texts over the limit again, so that the tokenizer itself does the cutting."""
+    options = {"return_attention_mask": False, "verbose": False}
+    ids = tokenizer(**{side: texts}, **options)["input_ids"]
+    is_long = [len(row) > max_length for row in ids]
+    long_texts = [text for text, over in zip(texts, is_long, strict=True) if over]
+    if long_texts:
+        cut: Iterator[list[int]] = iter(
+            tokenizer(**{side: long_texts}, truncation=True, max_length=max_length, **options)["input_ids"]
+        )
+        ids = [next(cut) if over else row for row, over in zip(ids, is_long, strict=True)]
+    return ids, is_long
+
+
+def _measure(encoded: Dataset) -> Encoded:
+    def column(name: str) -> pa.ChunkedArray:
+        return encoded.data.column(name)
+
+    source_is_long = column("source_is_long").to_numpy()
+    target_is_long = column("target_is_long").to_numpy()
+    return Encoded(
+        rows=encoded.select_columns(["input_ids", "labels"]),
+        source_lengths=pc.list_value_length(column("input_ids")).to_numpy(),
+        target_lengths=pc.list_value_length(column("labels")).to_numpy(),
+        is_long=source_is_long | target_is_long,
+        num_long_sources=int(source_is_long.sum()),
+        num_long_targets=int(target_is_long.sum()),
+    )

@@ -1,0 +1,113 @@
+"""Load a tokenizer from a folder or the Hub and set its languages. Owns language codes and the advice when it fails."""
+
+import difflib
+import warnings
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mtloop.config.errors import UserError
+
+# Marian's normaliser, which the advice is about, is never called (transformers 5.23). A filter for the whole process,
+# because worker processes unpickle the tokenizer and would each print it again.
+warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
+
+
+def load_tokenizer(
+    name_or_path: str, *, source_lang: str | None, target_lang: str | None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and, where it is multilingual (mBART, M2M100, NLLB), set its two languages.
+
+    Args:
+        name_or_path: A local folder, or a Hub name as `name` or `name@revision`.
+        source_lang: Language code as the tokenizer writes it (en_XX, en, eng_Latn); others than multilingual ignore it.
+        target_lang: Likewise.
+        trust_remote_code: Run code that the repository brings along.
+
+    Raises:
+        UserError: No such tokenizer, one without vocabulary or padding token, or a language it does not have.
+    """
+    name, revision = _split_revision(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # third-party loaders: OSError, ValueError, TypeError, JSONDecodeError were all seen
+        raise UserError(_loading_advice(name_or_path, name, error)) from error
+    if not _has_vocabulary(tokenizer, name, revision):
+        raise UserError(_loading_advice(name_or_path, name, "it has no vocabulary file"))
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"tokenizer {name_or_path!r} has no padding token: choose a translation model's tokenizer")
+    if _is_multilingual(tokenizer):
+        tokenizer.src_lang = _language_code(tokenizer, "src_lang", "--source_lang", source_lang)
+        tokenizer.tgt_lang = _language_code(tokenizer, "tgt_lang", "--target_lang", target_lang)
+    return tokenizer
+
+
+def target_language_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id that generation must force first (forced_bos_token_id), None where there is but one language."""
+    if not _is_multilingual(tokenizer):
+        return None
+    codes: dict[str, int] | None = getattr(tokenizer, "lang_code_to_id", None)
+    token_id = codes[tokenizer.tgt_lang] if codes else tokenizer.convert_tokens_to_ids(tokenizer.tgt_lang)
+    assert isinstance(token_id, int)
+    return token_id
+
+
+def _split_revision(name_or_path: str) -> tuple[str, str]:
+    if Path(name_or_path).is_dir():
+        return name_or_path, "main"
+    name, _, revision = name_or_path.partition("@")
+    return name, revision or "main"
+
+
+def _has_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str, revision: str) -> bool:
+    """Tell a real tokenizer from the empty one that T5 and others make of a folder with a config.json alone."""
+    files = {file for key, file in tokenizer.vocab_files_names.items() if key != "tokenizer_config_file"}
+    if not files:  # ByT5 and Canine know their vocabulary by heart
+        return True
+    files |= {"tokenizer.json", "tokenizer.model"}
+    if Path(name).is_dir():
+        return any((Path(name) / file).is_file() for file in files)
+    return any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
+
+
+def _loading_advice(name_or_path: str, name: str, reason: Exception | str) -> str:
+    first_line = next(iter(str(reason).strip().splitlines()), "") or type(reason).__name__
+    subject = f"--tokenizer_name / --model_name_or_path {name_or_path!r}"
+    if Path(name).is_dir():
+        return f"{subject}: no tokenizer loads from this folder ({first_line}): save one there"
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return f"{subject}: there is no such folder: check the path"
+    if "trust_remote_code" in str(reason):
+        return f"{subject}: its repository brings its own code: read it and, if you trust it, add --trust_remote_code"
+    return (
+        f"{subject}: not on the Hub or not to be reached ({first_line.rstrip('.')}): check the name; offline, run"
+        f" `hf download {name}` where there is a network and copy its cache (HF_HOME), or name a local folder"
+    )
+
+
+def _is_multilingual(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return hasattr(tokenizer, "src_lang") and hasattr(tokenizer, "tgt_lang")
+
+
+def _language_code(tokenizer: PreTrainedTokenizerBase, attribute: str, flag: str, wanted: str | None) -> str:
+    """Return the wanted code, or the one stored in the tokenizer's folder, checked against the tokenizer's own list."""
+    known = _known_language_codes(tokenizer)
+    # Without a stored target language the stored source language is a default that save_pretrained wrote down.
+    stored = tokenizer.init_kwargs.get(attribute) if tokenizer.init_kwargs.get("tgt_lang") else None
+    code = wanted or stored
+    if code is None:
+        raise UserError(f"{flag} is missing: this multilingual tokenizer needs one of its codes, such as {known[0]!r}")
+    if code not in known:
+        nearest = difflib.get_close_matches(code, known, n=5, cutoff=0.3) or known[:5]
+        raise UserError(
+            f"{flag} {code!r} is no code of this tokenizer: use one of its own, such as {', '.join(nearest)}"
+        )
+    return code
+
+
+def _known_language_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    if getattr(tokenizer, "lang_code_to_id", None):
+        return sorted(tokenizer.lang_code_to_id)
+    named = {str(token) for token in tokenizer.special_tokens_map.values()}
+    return sorted(token for token in tokenizer.all_special_tokens if token not in named)

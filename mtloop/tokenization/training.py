@@ -1,0 +1,157 @@
+"""Train a shared sentencepiece vocabulary and write it as a MarianTokenizer folder."""
+
+import io
+import json
+import random
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+from transformers import MarianTokenizer, PreTrainedTokenizerBase
+
+from mtloop.config.errors import UserError
+
+MAX_TRAINING_TEXTS = 1_000_000
+# The pieces depend on the number of threads: sentencepiece 0.2 trains three vocabularies with 1, 2 and 16.
+_NUM_THREADS = 16
+_MAX_CHARS = 1000  # at most 4,000 bytes of UTF-8
+_EOS, _UNK, _PAD = "</s>", "<unk>", "<pad>"
+
+
+def train_tokenizer(
+    texts: Iterable[str], *, vocab_size: int, output_dir: Path, source_lang: str | None, target_lang: str | None
+) -> PreTrainedTokenizerBase:
+    """Train one sentencepiece unigram model for both languages and write it as a MarianTokenizer folder.
+
+    Ids: `</s>` 0, `<unk>` 1, pieces, `<pad>` last, so the embedding needs exactly vocab_size rows. The same texts in
+    the same order give the same bytes in every process and folder.
+
+    Tabs, newlines, U+00A0 and runs of spaces inside a text survive encoding and decoding, and so does a text such as
+    "</s>". What does not: white space at either end (MarianTokenizer strips it when decoding), U+2581 (becomes a
+    space), characters outside the 99.98 % that are covered (become <unk>, and vanish), and `>>...<<` at the start of a
+    text (Marian reads a language code there).
+
+    Args:
+        texts: Texts of both sides. Of more than MAX_TRAINING_TEXTS a seeded sample is used.
+        vocab_size: Entries of the vocabulary, a multiple of 8.
+        output_dir: Folder to create; appears complete or not at all. A tokenizer there is replaced.
+        source_lang: Stored in the tokenizer's config.
+        target_lang: Likewise.
+
+    Raises:
+        UserError: vocab_size is no multiple of 8 or does not suit the corpus; output_dir holds something else.
+    """
+    if vocab_size % 8 or vocab_size <= 0:
+        below = max(vocab_size // 8 * 8, 8)
+        raise UserError(f"--vocab_size {vocab_size} is not a positive multiple of 8: use {below} or {below + 8}")
+    if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "tokenizer_config.json").is_file():
+        raise UserError(f"--train_tokenizer: {str(output_dir)!r} holds something else: choose another --output_dir")
+    spm_model = _train_pieces(_sample_texts(texts, MAX_TRAINING_TEXTS), vocab_size)
+    _publish_folder(spm_model, output_dir, source_lang=source_lang, target_lang=target_lang)
+    return MarianTokenizer.from_pretrained(output_dir)
+
+
+def _sample_texts(texts: Iterable[str], max_texts: int) -> list[str]:
+    """Draw a seeded uniform sample in one pass (a fixed stride could meet the sources alone of alternating sides)."""
+    # Source: Vitter 1985, algorithm R.
+    rng = random.Random(0)
+    sample: list[str] = []
+    num_seen = 0
+    for text in texts:
+        if not text.strip():
+            continue
+        num_seen += 1
+        if len(sample) < max_texts:
+            sample.append(text)
+        elif (slot := int(rng.random() * num_seen)) < max_texts:
+            sample[slot] = text
+    return sample
+
+
+def _train_pieces(texts: list[str], vocab_size: int) -> bytes:
+    """Return a serialized sentencepiece model of vocab_size - 1 pieces; `<pad>` is the entry it lacks."""
+    if not texts:
+        raise UserError("--train_tokenizer: the training texts are all empty: check the corpus")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_cut(texts),
+            model_writer=model,  # a model_prefix would be stored in the bytes
+            model_type="unigram",
+            vocab_size=vocab_size - 1,
+            num_threads=_NUM_THREADS,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            character_coverage=0.9998,
+            byte_fallback=False,
+            # The trainer drops every tab it reads, so a tab can only be a symbol of its own.
+            user_defined_symbols=["\t"],
+            required_chars="\n\u00a0",
+            eos_id=0,
+            unk_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(_vocab_size_advice(str(error), vocab_size, len(texts))) from error
+    return model.getvalue()
+
+
+def _cut(texts: list[str]) -> Iterator[str]:
+    """Cut long texts up: the trainer skips those over 4,192 bytes silently, and is quadratic in repetitive ones."""
+    for text in texts:
+        for start in range(0, len(text), _MAX_CHARS):
+            yield text[start : start + _MAX_CHARS]
+
+
+def _vocab_size_advice(message: str, vocab_size: int, num_texts: int) -> str:
+    """Turn sentencepiece's two complaints about the size, which count pieces, into entries and multiples of 8."""
+    if too_high := re.search(r"Please set it to a value <= (\d+)", message):
+        largest = (int(too_high[1]) + 1) // 8 * 8
+        return f"--vocab_size {vocab_size} is too large for a corpus of {num_texts} texts: use {largest} or less"
+    if too_low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        smallest = -(-(int(too_low[1]) + 1) // 8) * 8
+        return f"--vocab_size {vocab_size} is too small for the characters of the corpus: use {smallest} or more"
+    return f"--train_tokenizer: sentencepiece failed: {' '.join(message.split())}"
+
+
+def _publish_folder(spm_model: bytes, output_dir: Path, *, source_lang: str | None, target_lang: str | None) -> None:
+    """Write the tokenizer's files beside output_dir and rename, so that a killed run leaves nothing half."""
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(output_dir)
+    folder = output_dir.parent / f".tmp-{output_dir.name}-{uuid.uuid4().hex}"
+    folder.mkdir()
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=spm_model)
+    vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+    vocabulary[_PAD] = len(vocabulary)
+    (folder / "source.spm").write_bytes(spm_model)
+    (folder / "target.spm").write_bytes(spm_model)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    tokenizer = MarianTokenizer(
+        str(folder / "source.spm"),
+        str(folder / "target.spm"),
+        str(folder / "vocab.json"),
+        source_lang=source_lang,
+        target_lang=target_lang,
+        model_max_length=512,
+        # Else a "</s>" in the middle of a text, which is HTML's end of strike-through, would end the sentence there.
+        split_special_tokens=True,
+    )
+    tokenizer.save_pretrained(folder)
+    # transformers 5 no longer writes this file; older versions and other readers look for it.
+    special_tokens = {"eos_token": _EOS, "unk_token": _UNK, "pad_token": _PAD}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n", encoding="utf-8")
+    if output_dir.exists():
+        output_dir.rename(output_dir.parent / f".tmp-{output_dir.name}-replaced")
+    folder.rename(output_dir)
+    _remove_leftovers(output_dir)
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    for entry in output_dir.parent.iterdir():
+        if entry.name.startswith(f".tmp-{output_dir.name}-"):
+            shutil.rmtree(entry)

@@ -1,0 +1,228 @@
+"""What a user sees and other programs read while a run goes on: bar, table, metrics.jsonl, trackers, curves.
+
+Writes on the main process only. Must not know models or data; it is handed numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from mtloop.config import RunFailed
+from mtloop.run_folder import RunFolder
+from mtloop.runtime import Runtime
+
+TABLE_COLUMNS = (
+    ("epoch", 7),
+    ("step", 8),
+    ("train loss", 10),
+    ("eval loss", 9),
+    ("perplexity", 10),
+    ("BLEU", 6),
+    ("chrF", 6),
+    ("tokens/s", 8),
+    ("sent/s", 7),
+    ("time", 8),
+)
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of training alone: whoever evaluates or saves calls skip() afterwards."""
+
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap or skip."""
+        now = time.perf_counter()
+        elapsed, self.last = now - self.last, now
+        return elapsed
+
+    def skip(self) -> None:
+        """Leave out the time since the last lap."""
+        self.last = time.perf_counter()
+
+
+@dataclass(kw_only=True)
+class Tracker:
+    """Shows and records a run.
+
+    Attributes:
+        folder: Where metrics.jsonl, hypotheses/ and curves.png go.
+        runtime: Says which process is main.
+        total_steps: Updates of the whole run.
+        uses_trackers: Whether accelerate's trackers were started.
+    """
+
+    folder: RunFolder
+    runtime: Runtime
+    total_steps: int
+    uses_trackers: bool = False
+    start_s: float = field(default_factory=time.perf_counter)
+    _bar: tqdm | None = None
+    _latest: dict[str, Any] = field(default_factory=dict)
+    _has_header: bool = False
+
+    def open_bar(self, step: int) -> None:
+        """Show the bar, from `step` on."""
+        if self.runtime.is_main:
+            self._bar = tqdm(
+                total=self.total_steps, initial=step, unit="update", dynamic_ncols=True, smoothing=0.05, mininterval=0.5
+            )
+
+    def advance(self) -> None:
+        """Move the bar by one update."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def log_update(self, record: dict[str, Any]) -> None:
+        """Record one update: step, epoch, loss, grad_norm, learning_rate, target_tokens, tokens_per_s."""
+        self._latest = record
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss {record['loss']:.3f}, lr {record['learning_rate']:.2g}, {record['tokens_per_s']:,.0f} tokens/s"
+            )
+        self._write(record)
+
+    def log_evaluation(self, name: str, record: dict[str, Any], *, epoch: float) -> None:
+        """Record one evaluation and print its row of the table."""
+        self._write({"split": name, **record} if name != "valid" else record)
+        self._print_row(name, record, epoch=epoch)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if not self.runtime.is_main:
+            return
+        try:
+            with self.folder.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RunFailed(f"{self.folder.metrics_path}: cannot be written ({error.strerror or error})") from error
+        if self.uses_trackers:
+            numbers = {
+                name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "step"
+            }
+            try:
+                self.runtime.accelerator.log(numbers, step=record["step"])
+            except Exception as error:  # whatever a tracker raises, training goes on without it
+                self.uses_trackers = False
+                self.runtime.say(f"tracking stops, training goes on: {type(error).__name__}: {error}")
+
+    def _print_row(self, name: str, record: dict[str, Any], *, epoch: float) -> None:
+        if not self._has_header:
+            self._has_header = True
+            self.runtime.say("", "  ".join(title.rjust(width) for title, width in TABLE_COLUMNS))
+        latest = self._latest
+        elapsed = int(time.perf_counter() - self.start_s)
+        cells = (
+            "test" if name == "test" else f"{epoch:.4g}",
+            f"{record['step']:,}",
+            f"{latest['loss']:.4f}" if latest else "-",
+            f"{record['eval_loss']:.4f}",
+            f"{record['perplexity']:,.2f}" if record["perplexity"] < 1e6 else f"{record['perplexity']:.1e}",
+            f"{record['bleu']:.2f}",
+            f"{record['chrf']:.2f}",
+            f"{latest['tokens_per_s']:,.0f}" if latest else "-",
+            f"{record['sentences_per_s']:,.1f}",
+            f"{elapsed // 3600}:{elapsed // 60 % 60:02}:{elapsed % 60:02}",
+        )
+        self.runtime.say("  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, TABLE_COLUMNS, strict=True)))
+
+    def print_samples(self, samples: list[tuple[str, str, str]]) -> None:
+        """Print (source, reference, hypothesis) triples."""
+        for number, (source, reference, hypothesis) in enumerate(samples, start=1):
+            self.runtime.say(f"  {number:>2} source      {_one_line(source)}")
+            self.runtime.say(f"     reference   {_one_line(reference)}")
+            self.runtime.say(f"     hypothesis  {_one_line(hypothesis)}")
+        self._has_header = False
+
+    def write_hypotheses(
+        self, step: int, rows: list[tuple[int, str, str]], hypotheses: list[str], *, name: str = "valid"
+    ) -> None:
+        """Write hypotheses/step_N.jsonl: index, source, reference, hypothesis of every row."""
+        if not self.runtime.is_main:
+            return
+        stem = f"step_{step}" if name == "valid" else name
+        path = self.folder.hypotheses_dir / f"{stem}.jsonl"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("w", encoding="utf-8") as file:
+                for (index, source, reference), hypothesis in zip(rows, hypotheses, strict=True):
+                    record = {"index": index, "source": source, "reference": reference, "hypothesis": hypothesis}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RunFailed(f"{path}: cannot be written ({error.strerror or error})") from error
+
+    def close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def draw_curves(self) -> None:
+        """Draw loss and BLEU over updates into curves.png, where matplotlib is installed; otherwise do nothing."""
+        if not self.runtime.is_main or not self.folder.metrics_path.exists():
+            return
+        try:
+            import matplotlib
+        except ImportError:
+            return
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        records = [json.loads(line) for line in self.folder.metrics_path.read_text(encoding="utf-8").splitlines()]
+        updates = [record for record in records if "loss" in record]
+        evaluations = [record for record in records if "bleu" in record and "split" not in record]
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+        if updates:
+            steps = [record["step"] for record in updates]
+            losses = np.array([record["loss"] for record in updates])
+            left.plot(steps, losses, color="#b9cde5", linewidth=0.8, label="training, one update")
+            left.plot(steps, _running_mean(losses), color="#1f5fa8", label="training, running mean")
+        eval_steps = [record["step"] for record in evaluations]
+        left.plot(
+            eval_steps, [record["eval_loss"] for record in evaluations], "o-", color="#d1495b", label="validation"
+        )
+        left.set(title="Loss", xlabel="update", ylabel="nats per target token")
+        left.legend()
+        right.plot(eval_steps, [record["bleu"] for record in evaluations], "o-", color="#2e8b57")
+        right.set(title="Validation BLEU", xlabel="update", ylabel="BLEU", ylim=(0, 100))
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+        figure.savefig(self.folder.path / "curves.png", dpi=120)
+        pyplot.close(figure)
+
+
+def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the last 20 values at most."""
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - 20)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _one_line(text: str) -> str:
+    """Show a text on one line of the terminal: control characters as Python writes them."""
+    visible = "".join(c if c.isprintable() or c == "\xa0" else repr(c)[1:-1] for c in text)
+    return visible if len(visible) <= 160 else visible[:157] + "..."
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' progress bars and advice out of the output; their errors still show."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)

@@ -1,0 +1,704 @@
+"""Flags, YAML and recipes in, a checked config out; every message is one line that says what to do."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtloop.config import (
+    BatchConfig,
+    Config,
+    DataConfig,
+    FieldError,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    UserError,
+    changed,
+    config_from,
+    differences,
+    flat,
+    is_from_scratch,
+    parse_config,
+    recipe_names,
+    resolve,
+    resolved_lines,
+    to_yaml,
+)
+from mtloop.config.accepted import CHANGES_RESULT, LISTS, REFUSED, SWITCHES, VALUES
+from mtloop.config.parse import DEFAULTS, build_parser
+from mtloop.config.training import METRIC_SCHEDULES, SCHEDULE_NEEDS, SCHEDULES
+from mtloop.config.whole import group_fields
+
+SCRATCH = ["--train_tokenizer", "--model_size", "small"]
+FILES = ["--train_file", "a.tsv", "--source_lang", "en", "--target_lang", "fr"]
+TUNE = ["--model_name_or_path", "some/model", *FILES]
+
+
+def silent(argv):
+    """Parse, and fail on a warning."""
+    return parse_config(argv, warn=pytest.fail)
+
+
+def refusal(argv):
+    """Return the one line with which a command line is refused."""
+    with pytest.raises(UserError) as caught:
+        silent(argv)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def in_yaml(tmp_path, text, name="mine.yaml"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+# the command line
+
+
+@pytest.mark.parametrize("argv", [None, [], ["demo"], ["--config", "demo"], ["--config=demo"]])
+def test_no_flags_are_the_demo(argv):
+    config = silent(argv)
+    assert config.recipe == "demo" and config.data.dataset_name == "demo"
+    assert config.optimizer.learning_rate == 1e-3  # written 1e-3, which YAML 1.1 takes for a text
+
+
+def test_flags_alone_lie_over_the_demo():
+    config = silent(["--num_train_epochs", "2"])
+    assert config == changed(silent([]), num_train_epochs=2)
+
+
+def test_sys_argv_is_never_read(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "--num_train_epochs", "7"])
+    assert silent(None).optimizer.num_train_epochs == silent([]).optimizer.num_train_epochs == 4
+
+
+def test_flag_spellings():
+    forms = (["--num_beams", "3"], ["--num_beams=3"], ["--num-beams", "3"], ["--num-beams=3"])
+    assert [silent(form).evaluation.num_beams for form in forms] == [3, 3, 3, 3]
+    assert silent(["--max-tokens_per-micro_batch", "9"]).batch.max_tokens_per_micro_batch == 9
+    assert silent(["--push_to_hub"]).hub.push_to_hub is True
+    assert silent(["--push_to_hub", "false"]).hub.push_to_hub is False
+    assert silent(["--eval_on_start"]).evaluation.eval_on_start is True
+    assert silent(["--eval_on_start", "no"]).evaluation.eval_on_start is False
+
+
+def test_a_recipe_may_stand_after_flags_and_lists():
+    config = silent(["--num_beams", "2", "kde4-en-fr"])
+    assert (config.recipe, config.evaluation.num_beams) == ("kde4-en-fr", 2)
+    assert silent([*SCRATCH, *FILES, "--validation_file", "b.tsv", "c.tsv"]).data.validation_file == ["b.tsv", "c.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--num_beams", "x"], "--num_beams: invalid int value: 'x'"),
+        (["--num_beam", "3"], "--num_beam: no such flag, did you mean --num_beams?"),
+        (["--per_device_train_batchsize", "3"], "did you mean --per_device_train_batch_size?"),
+        (["--num_beams"], "--num_beams: expected one argument"),
+        (["--num_beams", "2", "5"], "5: neither a YAML file nor a recipe; the recipes are demo, kde4-en-fr"),
+        (["absent.yaml"], "absent.yaml: no such file; the recipes are demo, kde4-en-fr"),
+        (["demo", "kde4-en-fr"], "kde4-en-fr: one recipe or file only, and demo is given"),
+        (["demo", "--config", "demo"], "one recipe or file only"),
+        (["-x"], "-x: no such flag"),
+        (["--model_size", "huge"], "--model_size: invalid choice: 'huge'"),
+        (["--push_to_hub", "perhaps"], "--push_to_hub: Truthy value expected: got perhaps"),
+        (["--config", "nothing"], "nothing: neither a YAML file nor a recipe"),
+    ],
+)
+def test_command_line_mistakes(argv, line):
+    assert line in refusal(argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--dataset_name", "d"], "no model: give --model_name_or_path NAME, or train from scratch with"),
+        (["--model_size", "tiny", "--train_tokenizer"], "no training data: give --dataset_name NAME or --train_file"),
+        ([*TUNE, "--dataset_name", "d"], "--train_file: a.tsv: --dataset_name d is given: leave one out"),
+        ([*TUNE, "--model_size", "tiny"], "--model_size: tiny builds a model"),
+        ([*TUNE, "--train_tokenizer"], "--train_tokenizer: a pretrained model keeps its own tokenizer"),
+        ([*FILES, "--model_size", "tiny"], "needs a tokenizer: add --train_tokenizer or --tokenizer_name NAME"),
+        ([*FILES, "--config_name", "x"], "--config_name: x: a model from scratch needs a tokenizer"),
+        ([*SCRATCH, *FILES, "--tokenizer_name", "t"], "--train_tokenizer: --tokenizer_name t is given"),
+        ([*SCRATCH, *FILES, "--config_name", "c"], "--model_size: small: --config_name gives the size already"),
+        ([*TUNE, "--tokens_per_update", "9", "--sentences_per_update", "9"], "--tokens_per_update: 9: --sentences_per"),
+        ([*TUNE, "--tokens_per_update", "9", "--per_device_train_batch_size", "9"], "--tokens_per_update: 9: --per_d"),
+        ([*TUNE, "--gradient_accumulation_steps", "2"], "give --per_device_train_batch_size too"),
+        ([*TUNE, "--source_column", "a"], "--source_column: a: give --target_column too"),
+        ([*TUNE, "--target_column", "a"], "--target_column: a: give --source_column too"),
+        ([*SCRATCH, "--train_file", "a.tsv", "--source_lang", "en"], "--target_lang: not given: give a code"),
+        ([*TUNE, "--target_lang", "en"], "--target_lang: en is the source language too"),
+        ([*TUNE, "--dataset_config_name", "en-fr"], "--dataset_config_name: en-fr: only with --dataset_name"),
+        ([*TUNE, "--report_to", "paper"], "--report_to: 'paper': give one of all, aim"),
+        ([*TUNE, "--report_to", "none", "--with_tracking"], "--report_to: none: leave --with_tracking out"),
+    ],
+)
+def test_what_does_not_go_together(argv, line):
+    assert line in refusal(argv)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("dropout", "1"), ("dropout", "-0.1"), ("label_smoothing_factor", "1.0"), ("adam_beta1", "1"),
+        ("adam_beta2", "2"), ("validation_split", "0"), ("validation_split", "1"), ("vocab_size", "801"),
+        ("vocab_size", "0"), ("learning_rate", "0"), ("learning_rate", "nan"), ("learning_rate", "inf"),
+        ("weight_decay", "-1"), ("max_grad_norm", "-1"), ("max_grad_norm", "nan"), ("num_train_epochs", "0"),
+        ("max_train_steps", "0"), ("num_warmup_steps", "-1"), ("tokens_per_update", "0"), ("logging_steps", "0"),
+        ("save_steps", "0"), ("eval_steps", "-5"), ("num_beams", "0"), ("seed", "-1"), ("process_timeout", "0"),
+        ("cpu_threads", "0"), ("dataloader_num_workers", "-1"), ("max_source_length", "0"), ("output_dir", ""),
+        ("resume_from_checkpoint", " "), ("early_stopping_patience", "0"), ("skip_nonfinite", "-1"),
+        ("train_file", ""), ("adam_epsilon", "0"), ("expect_processes", "0"), ("eval_max_tokens", "0"),
+    ],
+)  # fmt: skip
+def test_ranges_name_the_flag_and_the_remedy(flag, value):
+    line = refusal([f"--{flag}={value}"])
+    assert line.startswith(f"--{flag}: ") and "give" in line
+
+
+def test_limits_of_ranges_are_taken():
+    edge = [
+        "--dropout",
+        "0",
+        "--adam_beta1",
+        "0",
+        "--seed",
+        "0",
+        "--max_grad_norm",
+        "inf",
+        "--vocab_size",
+        "8",
+        "--num_warmup_steps",
+        "0",
+    ]
+    config = silent(edge)
+    assert (config.model.dropout, config.model.vocab_size) == (0.0, 8)
+
+
+def test_constructing_a_group_checks_it():
+    with pytest.raises(ValueError, match=r"--model_size: 'huge': give one of tiny, small, base"):
+        ModelConfig(model_size="huge")
+    with pytest.raises(ValueError, match="--max_source_length: '9'"):
+        DataConfig(max_source_length="9")
+    with pytest.raises(FieldError, match="--logging_steps: None: give a value"):
+        OutputConfig(logging_steps=None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BatchConfig().tokens_per_update = 3
+
+
+def test_languages_may_be_left_out_with_columns():
+    columns = ["--source_column", "src", "--target_column", "tgt"]
+    assert silent([*SCRATCH, "--train_file", "a.csv", *columns]).data.source_lang is None
+    assert silent([*TUNE, "--target_lang", "en", *columns]).data.target_lang == "en"
+
+
+def test_an_update_size_on_the_command_line_replaces_the_recipes():
+    # demo gives tokens_per_update 450
+    batch = silent(["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"]).batch
+    assert (batch.tokens_per_update, batch.per_device_train_batch_size, batch.gradient_accumulation_steps) == (
+        None,
+        8,
+        2,
+    )
+    batch = silent(["kde4-en-fr", "--tokens_per_update", "700"]).batch
+    assert (batch.tokens_per_update, batch.sentences_per_update) == (700, None)
+
+
+# schedules
+
+
+def test_schedules_are_those_of_transformers():
+    from transformers import SchedulerType
+
+    assert {*SCHEDULES, *METRIC_SCHEDULES} == {kind.value for kind in SchedulerType}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_without_arguments_is_refused_exactly_when_transformers_refuses_it(name):
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=10)
+        is_complete = True
+    except (TypeError, ValueError):
+        is_complete = False
+    assert is_complete == (name not in SCHEDULE_NEEDS)
+    if is_complete:
+        OptimizerConfig(lr_scheduler_type=name)
+        return
+    needed, example = SCHEDULE_NEEDS[name]
+    with pytest.raises(ValueError, match=f"{name} needs {' or '.join(needed)}: add --lr_scheduler_kwargs"):
+        OptimizerConfig(lr_scheduler_type=name)
+    arguments = OptimizerConfig(lr_scheduler_type=name, lr_scheduler_kwargs=example).schedule_arguments()
+    get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=2000, scheduler_specific_kwargs=arguments)
+
+
+def test_metric_schedules_and_bad_arguments_are_refused():
+    assert "greedy follows a metric: use one of linear" in refusal(["--lr_scheduler_type", "greedy"])
+    assert "'slow': use one of linear" in refusal(["--lr_scheduler_type", "slow"])
+    for text in ("[1]", "num_cycles=2", ""):
+        assert "give a JSON object" in refusal([f"--lr_scheduler_kwargs={text}"])
+
+
+def test_trackers_are_those_of_accelerate():
+    from accelerate.utils import LoggerType
+
+    from mtloop.config.surroundings import TRACKERS
+
+    assert set(TRACKERS) == {kind.value for kind in LoggerType}
+
+
+# flags of the known scripts
+
+
+def hf_kind(action):
+    """Say how many values an argparse action of HfArgumentParser takes."""
+    is_switch = action.nargs in ("?", 0) or getattr(action.type, "__name__", "") == "string_to_bool"
+    return "list" if action.nargs == "+" else "switch" if is_switch else "value"
+
+
+def test_every_flag_of_training_arguments_is_ours_accepted_or_refused():
+    from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+
+    ours = {**dict.fromkeys(SWITCHES, "switch"), **dict.fromkeys(VALUES, "value"), **dict.fromkeys(LISTS, "list")}
+    wrong = []
+    for action in HfArgumentParser(Seq2SeqTrainingArguments)._actions:
+        name = action.dest
+        if name in DEFAULTS or name in REFUSED or name == "help":
+            continue
+        # --fsdp takes an optional text, not an optional bool
+        if name not in ours or (ours[name] != hf_kind(action) and name != "fsdp"):
+            wrong.append((name, ours.get(name), hf_kind(action)))
+    assert not wrong
+
+
+def test_every_flag_of_the_translation_scripts_is_ours_accepted_or_refused():
+    # the flags of run_translation.py and run_translation_no_trainer.py that are not in TrainingArguments
+    names = [
+        "model_name_or_path",
+        "config_name",
+        "tokenizer_name",
+        "cache_dir",
+        "use_fast_tokenizer",
+        "model_revision",
+        "token",
+        "use_auth_token",
+        "trust_remote_code",
+        "source_lang",
+        "target_lang",
+        "dataset_name",
+        "dataset_config_name",
+        "train_file",
+        "validation_file",
+        "test_file",
+        "overwrite_cache",
+        "preprocessing_num_workers",
+        "max_source_length",
+        "max_target_length",
+        "val_max_target_length",
+        "pad_to_max_length",
+        "max_train_samples",
+        "max_eval_samples",
+        "max_predict_samples",
+        "num_beams",
+        "ignore_pad_token_for_loss",
+        "source_prefix",
+        "forced_bos_token",
+        "predict_with_generate",
+        "max_length",
+        "use_slow_tokenizer",
+        "max_train_steps",
+        "num_warmup_steps",
+        "model_type",
+        "checkpointing_steps",
+        "with_tracking",
+        "hub_token",
+    ]
+    assert [name for name in names if not any(name in t for t in (DEFAULTS, SWITCHES, VALUES, LISTS, REFUSED))] == []
+
+
+def test_no_flag_is_both_ours_and_foreign():
+    tables = [set(DEFAULTS), set(SWITCHES), set(VALUES), set(LISTS), set(REFUSED)]
+    assert len(set().union(*tables)) == sum(map(len, tables))
+    assert set(SWITCHES) | set(VALUES) >= CHANGES_RESULT
+    known = {*DEFAULTS, "config_file"}
+    advised = " ".join([*SWITCHES.values(), *VALUES.values(), *LISTS.values()])
+    # whatever an advice tells to use exists: --adam_* stands for the three of that name
+    for word in advised.replace("--adam_*", "").replace(",", " ").replace(":", " ").split():
+        assert not word.startswith("--") or word.strip("-.;`") in known, word
+
+
+def test_accepted_flags_take_their_values_and_warn():
+    lines = []
+    argv = (
+        "--do_train --predict_with_generate True --optim adafactor kde4-en-fr --label_names a b --fp16"
+        " --warmup_steps=500 --no_dataloader_pin_memory --do_eval --num_beams 3 --max-steps 5 --local_rank -1"
+    )
+    config = parse_config(argv.split(), warn=lines.append)
+    assert (config.recipe, config.evaluation.num_beams) == ("kde4-en-fr", 3)
+    assert config == changed(silent(["kde4-en-fr"]), num_beams=3)
+    assert [line.split()[0] for line in lines] == [
+        "--do_train", "--predict_with_generate", "--optim", "--label_names", "--fp16", "--warmup_steps",
+        "--no_dataloader_pin_memory", "--do_eval", "--max_steps", "--local_rank",
+    ]  # fmt: skip
+    assert lines[0] == "--do_train is ignored: training and evaluation always run"
+    assert lines[5] == "--warmup_steps is IGNORED AND THE RESULT CHANGES: use --num_warmup_steps"
+
+
+def test_a_switch_does_not_swallow_the_recipe():
+    lines = []
+    assert parse_config(["--do_train", "kde4-en-fr"], warn=lines.append).recipe == "kde4-en-fr"
+
+
+def test_warnings_go_to_stderr_by_default(capsys):
+    parse_config(["--do_train"])
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("warning: --do_train is ignored")
+
+
+@pytest.mark.parametrize("argv", [["--hub_token", "hf_SECRET"], ["--token=hf_SECRET"], ["--hub-token", "hf_SECRET"]])
+def test_a_token_is_refused_and_not_repeated(argv):
+    line = refusal(argv)
+    assert "HF_TOKEN" in line and "hf auth login" in line and "SECRET" not in line
+
+
+def test_a_token_in_a_file_is_refused_and_not_repeated(tmp_path):
+    line = refusal([in_yaml(tmp_path, "seed: 1\nhub_token: hf_SECRET\n")])
+    assert "mine.yaml:2: --hub_token: refused" in line and "SECRET" not in line
+
+
+def test_a_flag_whose_loss_would_publish_is_refused():
+    assert "--hub_private_repo: refused" in refusal(["--hub_private_repo", "true"])
+
+
+# YAML
+
+
+def test_yaml_is_read_as_flags_are_and_flags_lie_above(tmp_path):
+    text = """
+    model_name_or_path: some/model
+    train_file: one.tsv
+    test_file: [a.tsv, b.tsv]
+    source-lang: no
+    target_lang: "de"
+    learning_rate: 2e-5
+    source_prefix: "-> de: "
+    push_to_hub: yes
+    num_beams: ~
+    max_train_steps:
+    mixed_precision: no
+    lr_scheduler_type: cosine_with_min_lr
+    lr_scheduler_kwargs:
+      min_lr: 1e-6
+      num_cycles: 0.5
+      kind: "1"
+      flags: [true, null, 2, word]
+    """
+    config = silent([in_yaml(tmp_path, text), "--target_lang", "sv"])
+    assert config.recipe == "mine"
+    assert (config.data.train_file, config.data.test_file) == (["one.tsv"], ["a.tsv", "b.tsv"])
+    assert (config.data.source_lang, config.data.target_lang, config.data.source_prefix) == ("no", "sv", "-> de: ")
+    assert (config.optimizer.learning_rate, config.hub.push_to_hub) == (2e-5, True)
+    assert (config.evaluation.num_beams, config.optimizer.max_train_steps) == (None, None)
+    assert config.hardware.mixed_precision == "no"
+    assert config.optimizer.schedule_arguments() == {
+        "min_lr": 1e-6,
+        "num_cycles": 0.5,
+        "kind": "1",
+        "flags": [True, None, 2, "word"],
+    }
+
+
+def test_command_line_lists_after_a_yaml_list_replace_it(tmp_path):
+    path = in_yaml(tmp_path, "train_file: [a.tsv, b.tsv]\nsource_lang: en\ntarget_lang: fr\n")
+    assert silent([path, *SCRATCH]).data.train_file == ["a.tsv", "b.tsv"]
+    assert silent([*SCRATCH, path, "--train_file", "c.tsv"]).data.train_file == ["c.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("seed: 1\nnum_beam: 4\n", "mine.yaml:2: --num_beam: no such flag, did you mean --num_beams?"),
+        ("\nnum_beams: four\n", "mine.yaml:2: --num_beams: invalid int value: 'four'"),
+        ("seed: 1\n\nnum_beams: 0\n", "mine.yaml:3: --num_beams: 0: give a whole number of at least 1"),
+        ("seed: 1\nnum_beams: 2\nseed: 3\n", "mine.yaml:3: seed stands already in line 1"),
+        ("num_beams: 2\nnum-beams: 3\n", "mine.yaml:2: num_beams stands already in line 1"),
+        ("num_beams: [2, 3]\n", "mine.yaml:1: --num_beams: takes one value, not a list"),
+        ("data:\n  seed: 3\n", "mine.yaml:1: data: takes a value, not a mapping"),
+        ("train_file: [[a]]\n", "mine.yaml:1: train_file: takes a list of plain values"),
+        ("logging_steps:\n", "mine.yaml:1: --logging_steps: no value: give one, or leave it out for 10"),
+        ("config: demo\n", "mine.yaml:1: --config: a file cannot load another one"),
+        ("- demo\n", "mine.yaml: give a mapping"),
+        ("", "mine.yaml: give a mapping"),
+        ("seed: 1\nnum_beams: [2\n", "mine.yaml:3: not YAML"),
+        ("seed: 1\n--- \nseed: 2\n", "mine.yaml:2: not YAML"),
+        ("recipe: [a]\n", "mine.yaml:1: recipe: takes one name"),
+        ("train_file: []\n", "mine.yaml:1: --train_file: []: give one file or more"),
+        ("num_train_epochs: 2\n", "no training data"),
+    ],
+)
+def test_yaml_mistakes_name_the_line(tmp_path, text, line):
+    assert line in refusal([in_yaml(tmp_path, text)])
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"seed: \xff\xfe")
+    assert "mine.yaml: cannot be read as UTF-8 text" in refusal([str(path)])
+
+
+def test_a_flag_that_replaces_a_bad_range_is_not_blamed_on_the_file(tmp_path):
+    path = in_yaml(tmp_path, "num_beams: 2\n")
+    assert refusal([path, "--num_beams", "0"]).startswith("--num_beams: 0")
+
+
+def test_accepted_names_in_yaml_warn_with_their_line(tmp_path):
+    lines = []
+    path = in_yaml(tmp_path, "model_name_or_path: m\ndataset_name: d\nsource_lang: en\ntarget_lang: fr\nfp16: true\n")
+    parse_config([path], warn=lines.append)
+    assert lines == [f"{path}:5: --fp16 is IGNORED AND THE RESULT CHANGES: use --mixed_precision fp16"]
+
+
+# recipes
+
+
+def test_every_recipe_is_loaded_by_name():
+    assert recipe_names() == ["demo", "kde4-en-fr", "kde4-en-fr-accelerate"]
+    for name in recipe_names():
+        assert silent([name]).recipe == name
+        text = (Path(sys.modules["mtloop"].__file__).parent / "recipes" / f"{name}.yaml").read_text("utf-8")
+        assert text.startswith("# ") and f"accelerate launch train.py {name}\n" in text.replace("  ", "\n")
+
+
+def test_the_course_recipes_hold_the_courses_numbers():
+    trainer, loop = resolve(silent(["kde4-en-fr"])), resolve(silent(["kde4-en-fr-accelerate"]))
+    assert (trainer.batch.sentences_per_update, loop.batch.sentences_per_update) == (32, 8)
+    assert (trainer.optimizer.weight_decay, loop.optimizer.weight_decay) == (0.01, 0.0)
+    for config in (trainer, loop):
+        assert (config.optimizer.learning_rate, config.optimizer.num_train_epochs) == (2e-5, 3)
+        assert (config.data.validation_split, config.data.split_seed, config.data.max_target_length) == (0.1, 20, 128)
+    assert (trainer.hub.push_to_hub, loop.hub.push_to_hub) == (False, True)
+
+
+# notebooks
+
+
+def test_config_from_takes_what_a_notebook_passes():
+    demo = silent([])
+    assert config_from(None) == config_from([]) == config_from("demo") == config_from(demo) == demo
+    assert config_from(["--num_beams", "2"]) == config_from({"num_beams": 2}) == changed(demo, num_beams=2)
+    given = {"config": "kde4-en-fr", "learning_rate": 3e-5, "push_to_hub": True, "test_file": ["a", Path("b")]}
+    config = config_from({**given, "num_beams": None, "lr_scheduler_kwargs": {}})
+    assert config == changed(
+        silent(["kde4-en-fr"]), learning_rate=3e-5, push_to_hub=True, test_file=["a", "b"], lr_scheduler_kwargs="{}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ({"num_beam": 2}, "--num_beam: no such flag, did you mean --num_beams?"),
+        ({"num_beams": 2.5}, "--num_beams: invalid int value: '2.5'"),
+        ({"num_beams": [2]}, "--num_beams: takes one value, not a list"),
+        ({"num_beams": {}}, "--num_beams: takes a value, not a dict"),
+        ({"num_beams": object()}, "not a object"),
+        ({"seed": None}, "--seed: no value"),
+        ({"hub_token": "hf_SECRET"}, "--hub_token: refused"),
+        (Config(), "no training data"),
+    ],
+)
+def test_config_from_refuses_with_one_line(value, line):
+    with pytest.raises(UserError) as caught:
+        config_from(value)
+    assert line in str(caught.value) and "SECRET" not in str(caught.value)
+
+
+# defaults that follow from other fields
+
+
+def test_resolve_fills_fine_tuning_defaults():
+    asked = silent(TUNE)
+    config = resolve(asked)
+    assert not is_from_scratch(config)
+    filled = {name: value for name, value in flat(config).items() if flat(asked)[name] != value}
+    assert filled == {
+        "sentences_per_update": 32,
+        "learning_rate": 2e-5,
+        "adam_beta2": 0.999,
+        "eval_on_start": True,
+        "val_max_target_length": 128,
+        "output_dir": "runs/a",
+    }
+    assert resolved_lines(asked, config) == [
+        "sentences_per_update 32 (fine-tuning default)",
+        "learning_rate 2e-05 (fine-tuning default)",
+        "adam_beta2 0.999 (fine-tuning default)",
+        "eval_on_start true (fine-tuning default)",
+        "val_max_target_length 128 (as max_target_length)",
+        "output_dir runs/a (after the data)",
+    ]
+
+
+def test_resolve_fills_from_scratch_defaults():
+    config = resolve(silent([*SCRATCH, *FILES, "--max_target_length", "50"]))
+    assert is_from_scratch(config)
+    assert (config.batch.tokens_per_update, config.batch.sentences_per_update) == (1000, None)
+    assert (config.model.vocab_size, config.optimizer.learning_rate, config.optimizer.adam_beta2) == (8000, 1e-3, 0.98)
+    assert (config.evaluation.eval_on_start, config.evaluation.val_max_target_length) == (False, 50)
+    assert config.optimizer.num_warmup_steps is None
+
+
+def test_resolve_keeps_what_is_given_and_is_idempotent():
+    asked = silent([*TUNE, "--per_device_train_batch_size", "4", "--eval_on_start", "false", "--output_dir", "here"])
+    config = resolve(asked)
+    assert (config.batch.sentences_per_update, config.batch.tokens_per_update) == (None, None)
+    assert (config.evaluation.eval_on_start, config.output.output_dir) == (False, "here")
+    assert resolve(config) == config
+    assert resolved_lines(config, resolve(config)) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "folder"),
+    [
+        ({"dataset_name": "Helsinki-NLP/kde4@refs/convert/parquet"}, "runs/kde4"),
+        ({"dataset_name": "opus:KDE4"}, "runs/opus-KDE4"),
+        ({"train_file": ["some/where/corpus.en-fr.tsv.gz", "other.tsv"]}, "runs/corpus"),
+    ],
+)
+def test_the_run_folder_is_named_after_the_data(data, folder):
+    assert resolve(Config(data=DataConfig(**data))).output.output_dir == folder
+
+
+def test_the_run_folder_is_named_after_the_recipe():
+    assert resolve(silent(["kde4-en-fr"])).output.output_dir == "runs/kde4-en-fr"
+
+
+# round trip and resume
+
+NASTY = [
+    "null",
+    "no",
+    "~",
+    "1e-5",
+    "a: b # c",
+    "translate: ",
+    " x",
+    "a\n\nb\n",
+    "\t",
+    "\x85",
+    "é “q” 日本 😀",
+    "- x",
+    "[a, b]",
+    "'",
+    '"\\',
+]
+
+
+@pytest.mark.parametrize("is_resolved", [False, True])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["demo"],
+        ["kde4-en-fr-accelerate", "--save_steps", "7"],
+        [*TUNE, "--train_file", "a b.tsv", "c,d.tsv", "[e].tsv", "--num_warmup_steps", "0", "--max_grad_norm", "inf"],
+        [*TUNE, "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-7}'],
+        [*TUNE, "--learning_rate", "0.1234567890123456", "--mixed_precision", "no", "--source_lang", "no"],
+        *([*TUNE, f"--source_prefix={text}"] for text in NASTY),
+    ],
+)
+def test_yaml_round_trip(tmp_path, argv, is_resolved):
+    config = silent(argv)
+    config = resolve(config) if is_resolved else config
+    text = to_yaml(config)
+    assert silent([in_yaml(tmp_path, text, "that.yaml")]) == config
+    assert "None" not in text
+
+
+def test_field_names_are_unique_and_have_help():
+    fields = [one for _, one in group_fields()]
+    assert len({one.name for one in fields}) == len(fields)
+    for one in fields:
+        assert one.metadata["help"] and "%" not in one.metadata["help"], one.name
+        # what None means stands in the help line, since the formatter cannot know
+        assert (one.default is None) == ("(none: " in one.metadata["help"]), one.name
+
+
+def test_differences_name_same_run_fields_only():
+    stored = resolve(silent(["demo", "--learning_rate", "0.001"]))
+    free = {
+        "logging_steps": 3, "save_steps": 5, "output_dir": "x", "mixed_precision": "bf16", "use_cpu": True,
+        "max_tokens_per_micro_batch": 100, "early_stopping_patience": 3, "resume_from_checkpoint": "latest",
+        "push_to_hub": True, "dataloader_num_workers": 2, "overwrite_cache": True, "skip_nonfinite": 2,
+    }  # fmt: skip
+    assert differences(stored, changed(stored, **free)) == []
+    assert differences(stored, changed(stored, learning_rate=0.002, seed=7)) == [
+        "--learning_rate: 0.001 in the run folder, 0.002 asked",
+        "--seed: 42 in the run folder, 7 asked",
+    ]
+    bound = {"model_size": "small", "dataset_name": "d", "tokens_per_update": 9, "label_smoothing_factor": 0.1,
+             "num_beams": 2, "max_source_length": 9, "num_train_epochs": 9, "split_seed": 9}  # fmt: skip
+    assert len(differences(stored, changed(stored, **bound))) == len(bound)
+
+
+def test_numbers_from_data_or_model_are_no_difference():
+    asked = resolve(silent(TUNE))
+    stored = changed(asked, num_warmup_steps=12, num_beams=4)
+    assert differences(stored, asked) == []
+    assert differences(stored, changed(asked, num_warmup_steps=13)) == [
+        "--num_warmup_steps: 12 in the run folder, 13 asked"
+    ]
+
+
+def test_sentences_derived_from_the_same_device_batch_are_no_difference():
+    asked = resolve(silent([*TUNE, "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"]))
+    stored = changed(asked, sentences_per_update=32)  # 8 x 2 on 2 processes
+    assert differences(stored, asked) == []
+    assert differences(stored, changed(asked, sentences_per_update=16)) == []  # on 1 process: the stored 32 stays
+    halved = changed(asked, gradient_accumulation_steps=1)
+    assert differences(stored, halved) == ["--sentences_per_update: 32 in the run folder, 8 a process asked"]
+    assert differences(stored, changed(halved, sentences_per_update=32)) == []  # 8 x 1 on 4 processes
+
+
+# the parser
+
+
+def test_help_is_grouped_and_shows_each_flag_once(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_config(["demo", "--help", "--no_such_flag"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    groups = [
+        f"\n{name}:\n" for name in ["model", "data", "batches", "optimizer", "evaluation", "output", "hub", "hardware"]
+    ]
+    positions = [text.index(name) for name in groups]
+    assert positions == sorted(positions)
+    for name in DEFAULTS:
+        assert f"\n  --{name} " in text, name
+    assert "--max-source-length" not in text and "(default: None)" not in text
+    words = " ".join(text.split())
+    assert "longest source, in tokens (default: 128)" in words
+
+
+def test_the_parser_leaves_the_types_of_the_fields_alone():
+    before = [(one.name, one.type) for _, one in group_fields()]
+    build_parser()
+    assert [(one.name, one.type) for _, one in group_fields()] == before
+
+
+def test_parsing_imports_nothing_heavy():
+    script = (
+        "import sys\nfrom mtloop.config import parse_config, resolve, to_yaml\n"
+        "to_yaml(resolve(parse_config([])))\n"
+        "heavy = {'torch', 'accelerate', 'datasets', 'numpy.random'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "parse_config(['--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: train.py")

@@ -1,0 +1,74 @@
+"""Imports go downward only, and accelerate is known to one module below layer 2."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "mtloop"
+
+LAYERS = {
+    "config": 0, "batching": 0, "loss": 0, "metrics": 0, "state": 0, "demo": 0, "recipes": 0,
+    "corpus": 1, "tokenization": 1, "model": 1, "optim": 1, "loader": 1, "runtime": 1, "run_folder": 1,
+    "generation": 2, "checkpoint": 2, "tracking": 2,
+    "evaluate": 3,
+    "trainer": 4,
+    "build": 5,
+    "entry": 6,
+    "__init__": 7, "__main__": 7,
+}  # fmt: skip
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> list[str]:
+    """Every module imported anywhere in a file, under functions too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.append(node.module or "")
+            found += [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "mtloop" else []
+    return found
+
+
+def test_every_module_has_a_layer():
+    assert {module_of(path) for path in FILES} == set(LAYERS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downward_only(path):
+    own = module_of(path)
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] != "mtloop" or len(parts) == 1 or parts[1] == own:
+            continue
+        assert LAYERS[parts[1]] < LAYERS[own], f"{own} (layer {LAYERS[own]}) imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_runtime_knows_ranks(path):
+    own = module_of(path)
+    names = imports_of(path)
+    if own != "runtime":
+        assert not any(name.startswith("torch.distributed") for name in names)
+        assert LAYERS[own] >= 2 or not any(name.split(".")[0] == "accelerate" for name in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_fit_on_a_screen(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            docstring = ast.get_docstring(node)
+            assert length - (docstring.count("\n") + 1 if docstring else 0) <= 60, f"{path}:{node.lineno} {node.name}"
+
+
+def test_train_py_is_at_most_60_lines():
+    assert len((PACKAGE.parent / "train.py").read_text(encoding="utf-8").splitlines()) <= 60

@@ -1,0 +1,71 @@
+"""The loss is a sum: parts add up, padding counts nothing, smoothing is the textbook's."""
+
+import math
+
+import pytest
+import torch
+
+from mtloop.loss import IGNORE_INDEX, token_loss_sum
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    labels = torch.randint(0, 50, (4, 7))
+    labels[1, 4:] = IGNORE_INDEX
+    labels[3, 1:] = IGNORE_INDEX
+    return torch.randn(4, 7, 50, requires_grad=True), labels
+
+
+def by_hand(logits, labels, smoothing):
+    """Szegedy et al. 2016, equation 7: targets (1 - e) one-hot + e / V."""
+    total = 0.0
+    for b in range(labels.shape[0]):
+        for t in range(labels.shape[1]):
+            if labels[b, t] == IGNORE_INDEX:
+                continue
+            log_p = torch.log_softmax(logits[b, t].double(), dim=0)
+            target = torch.full((logits.shape[-1],), smoothing / logits.shape[-1], dtype=torch.float64)
+            target[labels[b, t]] += 1 - smoothing
+            total -= float((target * log_p).sum())
+    return total
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_sum_is_the_formula(batch, smoothing):
+    logits, labels = batch
+    expected = by_hand(logits.detach(), labels, smoothing)
+    assert token_loss_sum(logits, labels, label_smoothing=smoothing).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_uniform_logits_cost_log_v_a_token():
+    labels = torch.tensor([[3, 4, IGNORE_INDEX]])
+    assert token_loss_sum(torch.zeros(1, 3, 32), labels).item() == pytest.approx(2 * math.log(32))
+
+
+def test_parts_add_up_to_the_whole(batch):
+    logits, labels = batch
+    parts = sum(token_loss_sum(logits[i : i + 1], labels[i : i + 1]) for i in range(4))
+    assert parts.item() == pytest.approx(token_loss_sum(logits, labels).item(), rel=1e-6)
+
+
+def test_padding_gets_no_gradient(batch):
+    logits, labels = batch
+    token_loss_sum(logits, labels).backward()
+    is_padding = labels == IGNORE_INDEX
+    assert logits.grad[is_padding].abs().max() == 0
+    assert logits.grad[~is_padding].abs().min() > 0
+
+
+def test_a_filler_counts_nothing_and_still_has_a_gradient(batch):
+    logits, labels = batch
+    loss = token_loss_sum(logits, torch.full_like(labels, IGNORE_INDEX))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.abs().max() == 0
+
+
+def test_half_precision_logits_are_summed_in_fp32(batch):
+    logits, labels = batch
+    loss = token_loss_sum(logits.bfloat16(), labels)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(by_hand(logits.detach().bfloat16(), labels, 0.0), rel=1e-5)

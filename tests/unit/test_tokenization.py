@@ -1,0 +1,644 @@
+"""tokenization: training, loading, language codes, fingerprints and encoding, each with real tokenizers."""
+
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import sentencepiece
+from transformers import M2M100Tokenizer, MarianTokenizer, MBart50Tokenizer, MBartTokenizer, NllbTokenizer, T5Tokenizer
+
+from mtloop.config import UserError
+from mtloop.tokenization import (
+    encode_rows,
+    load_tokenizer,
+    target_language_token,
+    tokenizer_fingerprint,
+    train_tokenizer,
+    training,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+KDE = ROOT.parent / "shared" / "data" / "kde_en_fr.jsonl.gz"
+VOCAB_SIZE = 80
+
+SYLLABLES = ["ba", "ri", "to", "lu", "ne", "sko", "fa", "pim"]
+
+
+def pairs():
+    """400 pairs of made-up sentences of 3 to 9 words; the target is the source backwards: they share their pieces."""
+    rng = random.Random(0)
+    words = ["".join(chosen) for chosen in itertools.product(SYLLABLES, repeat=2)] + ["open", "close", "the", "file"]
+    sources = [" ".join(rng.choices(words, k=rng.randint(3, 9))) + "." for _ in range(400)]
+    return [(text, " ".join(reversed(text.split()))) for text in sources]
+
+
+def texts():
+    return [text for pair in pairs() for text in pair]
+
+
+@pytest.fixture(scope="module")
+def marian_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("marian") / "tokenizer"
+    train_tokenizer(texts(), vocab_size=VOCAB_SIZE, output_dir=folder, source_lang="en", target_lang="fr")
+    return folder
+
+
+@pytest.fixture
+def marian(marian_dir):
+    return load_tokenizer(str(marian_dir), source_lang="en", target_lang="fr")
+
+
+def scored_pieces(marian_dir):
+    model = sentencepiece.SentencePieceProcessor(model_file=str(marian_dir / "source.spm"))
+    return [(model.id_to_piece(i), model.get_score(i)) for i in range(2, model.get_piece_size())]
+
+
+@pytest.fixture
+def t5(marian_dir):
+    specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return T5Tokenizer(vocab=specials + scored_pieces(marian_dir), extra_ids=0)
+
+
+@pytest.fixture
+def mbart_dir(marian_dir, tmp_path):
+    specials = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    MBartTokenizer(vocab=specials + scored_pieces(marian_dir)).save_pretrained(tmp_path / "mbart")
+    return tmp_path / "mbart"
+
+
+@pytest.fixture
+def mbart50_dir(marian_dir, tmp_path):
+    # The constructor replaces the first three pieces (sentencepiece's own <unk>, <s>, </s>) and adds its codes.
+    head = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    MBart50Tokenizer(vocab=head + scored_pieces(marian_dir)).save_pretrained(tmp_path / "mbart50")
+    return tmp_path / "mbart50"
+
+
+@pytest.fixture
+def m2m_dir(marian_dir, tmp_path):
+    pieces = ["<s>", "<pad>", "</s>", "<unk>"] + [piece for piece, _ in scored_pieces(marian_dir)]
+    vocab = tmp_path / "m2m-vocab.json"
+    vocab.write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    M2M100Tokenizer(str(vocab), str(marian_dir / "source.spm")).save_pretrained(tmp_path / "m2m")
+    return tmp_path / "m2m"
+
+
+@pytest.fixture
+def nllb_dir(tmp_path):
+    letters = sorted({char for text in texts() for char in text} - {" "}) + ["▁"]
+    vocab = {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *letters, "th", "the"])}
+    NllbTokenizer(vocab=vocab, merges=[("t", "h"), ("th", "e")]).save_pretrained(tmp_path / "nllb")
+    return tmp_path / "nllb"
+
+
+def hub_cache(home, repo, revisions):
+    """Lay out a Hub cache as `hf download` does: refs name commits, snapshots hold their files."""
+    root = home / "hub" / f"models--{repo.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    for revision, folder in revisions.items():
+        commit = hashlib.sha1(revision.encode()).hexdigest()
+        (root / "refs" / revision).write_text(commit)
+        shutil.copytree(folder, root / "snapshots" / commit)
+
+
+OTHER_PROCESS = """
+import json, sys
+from pathlib import Path
+import datasets
+from mtloop.config import UserError
+from mtloop.tokenization import encode_rows, load_tokenizer, tokenizer_fingerprint, train_tokenizer
+
+texts, vocab_size, folder, names, rows = json.loads(sys.argv[1])
+
+def load(name):
+    try:
+        return len(load_tokenizer(name, source_lang=None, target_lang=None))
+    except UserError as error:
+        return str(error)
+
+trained = train_tokenizer(
+    texts, vocab_size=vocab_size, output_dir=Path(folder), source_lang="en", target_lang="fr")
+encoded = encode_rows(datasets.load_from_disk(rows), trained, max_source_length=12, max_target_length=20,
+    source_prefix=None, num_workers=1)
+print(json.dumps({
+    "fingerprint": tokenizer_fingerprint(trained),
+    "loaded": {name: load(name) for name in names},
+    "encoded": [encoded.rows[:], encoded.source_lengths.tolist(), encoded.is_long.tolist()],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def other_process(marian_dir, tmp_path_factory):
+    """What one more process makes of the same texts, Hub names and rows: slow to start, so one for all tests."""
+    home = tmp_path_factory.mktemp("other process")
+    (home / "config only").mkdir()
+    (home / "config only" / "config.json").write_text('{"model_type": "t5"}')
+    for name, vocab_size in (("smaller", VOCAB_SIZE), ("larger", VOCAB_SIZE + 8)):
+        train_tokenizer(texts(), vocab_size=vocab_size, output_dir=home / name, source_lang=None, target_lang=None)
+        (home / name / "config.json").write_text('{"model_type": "marian"}')
+    hub_cache(home, "ns/name", {"main": home / "smaller", "v2": home / "larger", "bare": home / "config only"})
+    make_rows().save_to_disk(home / "rows")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "cache")
+        marian = load_tokenizer(str(marian_dir), source_lang="en", target_lang="fr")
+        encoded = encode(datasets.load_from_disk(home / "rows"), marian)
+    cache_before = listing(home / "cache")
+    names = ["ns/name", "ns/name@main", "ns/name@v2", "ns/name@bare", "nobody/nothing@v2"]
+    arguments = json.dumps([texts(), VOCAB_SIZE, str(home / "made" / "named otherwise"), names, str(home / "rows")])
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_PROCESS, arguments],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,  # the assert shows what went wrong
+    )
+    assert done.returncode == 0, done.stderr
+    return {
+        **json.loads(done.stdout),
+        "stderr": done.stderr,
+        "folder": home / "made" / "named otherwise",
+        "encoded_here": encoded,
+        "cache_before": cache_before,
+        "cache_after": listing(home / "cache"),
+    }
+
+
+def listing(folder):
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.arrow")}
+
+
+# Training
+
+
+def test_the_folder_is_a_marian_tokenizer_of_exactly_the_size_asked_for(marian_dir, marian):
+    assert type(marian) is MarianTokenizer
+    assert len(marian) == VOCAB_SIZE
+    assert (marian.eos_token_id, marian.unk_token_id, marian.pad_token_id) == (0, 1, VOCAB_SIZE - 1)
+    assert marian.model_max_length == 512
+    assert (marian.source_lang, marian.target_lang) == ("en", "fr")
+    vocabulary = json.loads((marian_dir / "vocab.json").read_text(encoding="utf-8"))
+    assert sorted(vocabulary.values()) == list(range(VOCAB_SIZE))
+    assert (marian_dir / "source.spm").read_bytes() == (marian_dir / "target.spm").read_bytes()
+    assert json.loads((marian_dir / "special_tokens_map.json").read_text())["pad_token"] == "<pad>"
+    assert os.listdir(marian_dir.parent) == ["tokenizer"]
+
+
+def test_every_id_of_sentencepiece_is_the_tokenizer_s(marian_dir, marian):
+    model = sentencepiece.SentencePieceProcessor(model_file=str(marian_dir / "source.spm"))
+    for text in texts()[:50]:
+        assert marian(text)["input_ids"] == [*model.encode(text), 0]
+        assert marian(text_target=text)["input_ids"] == [*model.encode(text), 0]
+
+
+TRICKY = [
+    "open\tthe file",
+    "open the file\nclose the file",
+    "open the file\u00a0: close",
+    "open  the   file",
+    "remove </s> the <pad> file",
+    "don 't open , the file .",
+]
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_text_survives_encoding_and_decoding(tmp_path, text):
+    # The trainer does not count the characters of its own symbols, so "</s>" alone would teach it no slash.
+    corpus = [*texts(), *[*TRICKY, "open / close < file >"] * 20]
+    tokenizer = train_tokenizer(
+        corpus, vocab_size=VOCAB_SIZE, output_dir=tmp_path / "t", source_lang=None, target_lang=None
+    )
+    ids = tokenizer(text)["input_ids"]
+    assert ids.count(0) == 1 and ids[-1] == 0 and 1 not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_tab_newline_and_no_break_space_are_known_even_to_a_corpus_without_them(marian):
+    text = "open\tthe\nfile\u00a0."
+    assert marian.decode(marian(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_what_does_not_survive_is_what_the_docstring_says(marian):
+    def round_trip(text):
+        return marian.decode(marian(text)["input_ids"], skip_special_tokens=True)
+
+    assert round_trip(" \u00a0open the file\n") == "open the file"
+    assert round_trip("open▁the") == "open the"
+    assert round_trip("open 文 the") == "open  the"
+    assert round_trip(">>fr<<open") == "open"
+
+
+@pytest.mark.skipif(not KDE.is_file(), reason="the real KDE pairs are not beside the project")
+def test_real_messages_survive(tmp_path):
+    with gzip.open(KDE, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line)["translation"] for line in itertools.islice(lines, 4000)]
+    corpus = [row[lang] for row in rows for lang in ("en", "fr")]
+    tokenizer = train_tokenizer(corpus, vocab_size=2000, output_dir=tmp_path / "t", source_lang="en", target_lang="fr")
+    num_exact = 0
+    for text in corpus:
+        ids = tokenizer(text)["input_ids"]
+        if 1 not in ids:
+            assert tokenizer.decode(ids, skip_special_tokens=True) == text.strip()
+            num_exact += 1
+    # Characters outside the coverage of 99.98 % leave at most a few texts in a hundred with an <unk>.
+    assert num_exact > 0.97 * len(corpus)
+
+
+def test_another_process_and_folder_train_the_same_bytes(marian_dir, marian, other_process):
+    again = other_process["folder"]
+    assert other_process["fingerprint"] == tokenizer_fingerprint(marian)
+    assert sorted(os.listdir(again)) == sorted(os.listdir(marian_dir))
+    for file in os.listdir(marian_dir):
+        assert (again / file).read_bytes() == (marian_dir / file).read_bytes(), file
+
+
+def test_a_vocab_size_that_is_no_multiple_of_8_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--vocab_size 1001 .* use 1000 or 1008"):
+        train_tokenizer(texts(), vocab_size=1001, output_dir=tmp_path / "t", source_lang=None, target_lang=None)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "pattern", "step"), [(8000, r"use (\d+) or less", 8), (16, r"use (\d+) or more", -8)]
+)
+def test_the_advice_on_the_size_works_and_is_the_limit(tmp_path, vocab_size, pattern, step):
+    def train(size):
+        train_tokenizer(texts(), vocab_size=size, output_dir=tmp_path / str(size), source_lang=None, target_lang=None)
+
+    with pytest.raises(UserError, match=f"--vocab_size {vocab_size} .*{pattern}") as caught:
+        train(vocab_size)
+    advised = int(caught.value.args[0].split("use ")[1].split()[0])
+    assert advised % 8 == 0
+    train(advised)
+    with pytest.raises(UserError, match="--vocab_size"):
+        train(advised + step)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == [str(advised)]
+
+
+def test_an_empty_corpus_is_refused(tmp_path):
+    with pytest.raises(UserError, match="all empty"):
+        train_tokenizer(["", " \n"], vocab_size=80, output_dir=tmp_path / "t", source_lang=None, target_lang=None)
+
+
+def test_long_texts_are_not_skipped(tmp_path):
+    # sentencepiece skips texts over 4,192 bytes; only the long one, of 80,004, has the letter q.
+    corpus = [*texts(), "quick " * 13_334]
+    tokenizer = train_tokenizer(
+        corpus, vocab_size=VOCAB_SIZE, output_dir=tmp_path / "t", source_lang=None, target_lang=None
+    )
+    assert 1 not in tokenizer("q")["input_ids"]
+
+
+def test_a_killed_run_leaves_nothing_half_and_the_next_one_replaces(tmp_path, marian_dir):
+    folder = tmp_path / "tokenizer"
+    leftover = tmp_path / ".tmp-tokenizer-0123"
+    leftover.mkdir()
+    (leftover / "source.spm").write_bytes(b"half")
+    for vocab_size in (80, 88):
+        trained = train_tokenizer(texts(), vocab_size=vocab_size, output_dir=folder, source_lang=None, target_lang=None)
+        assert len(trained) == vocab_size
+    assert os.listdir(tmp_path) == ["tokenizer"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(UserError, match="thesis"):
+        train_tokenizer(
+            texts(), vocab_size=VOCAB_SIZE, output_dir=tmp_path / "thesis", source_lang=None, target_lang=None
+        )
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+
+
+def test_the_sample_of_a_long_corpus_is_seeded_uniform_and_has_both_sides():
+    numbers = [str(i) for i in range(20_000)]
+    sample = training._sample_texts(iter(numbers), 1000)
+    assert sample == training._sample_texts(iter(numbers), 1000)
+    assert len(set(sample)) == 1000
+    # Even numbers stand for sources: binomial(1000, 1/2) has a standard deviation of 16, and 80 is five of them. The
+    # mean of 1,000 uniform draws from 0..20,000 is 10,000 with a standard deviation of 5,774 / sqrt(1000) = 183.
+    assert abs(sum(int(text) % 2 for text in sample) - 500) < 80
+    assert abs(np.mean([int(text) for text in sample]) - 10_000) < 5 * 183
+    assert training._sample_texts(iter(["a", " ", "b"]), 1000) == ["a", "b"]
+
+
+# Loading
+
+
+def test_marian_loads_without_its_advice_on_sacremoses(other_process):
+    assert other_process["loaded"]["ns/name"] == VOCAB_SIZE
+    assert "sacremoses" not in other_process["stderr"]
+
+
+def test_bilingual_tokenizers_force_no_language(marian, t5):
+    assert target_language_token(marian) is None
+    assert target_language_token(t5) is None
+
+
+CODES = {
+    "mbart_dir": ("en_XX", "fr_XX"),
+    "mbart50_dir": ("en_XX", "uk_UA"),
+    "m2m_dir": ("en", "fr"),
+    "nllb_dir": ("eng_Latn", "fra_Latn"),
+}
+
+
+@pytest.mark.parametrize("family", CODES)
+def test_multilingual_tokenizers_write_and_force_their_codes(request, family):
+    source_lang, target_lang = CODES[family]
+    folder = request.getfixturevalue(family)
+    tokenizer = load_tokenizer(str(folder), source_lang=source_lang, target_lang=target_lang)
+    token = f"__{target_lang}__" if family == "m2m_dir" else target_lang
+    forced = target_language_token(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(forced) == token
+    assert forced != tokenizer.unk_token_id
+    assert forced in tokenizer(text_target="open")["input_ids"]
+    assert forced not in tokenizer("open")["input_ids"]
+    assert tokenizer.convert_tokens_to_ids(token.replace(target_lang, source_lang)) in tokenizer("open")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong", "right"),
+    [("mbart_dir", "fr", "fr_XX"), ("nllb_dir", "fra", "fra_Latn"), ("m2m_dir", "fr_XX", "fr")],
+)
+def test_a_foreign_code_is_refused_with_the_nearest_of_the_tokenizer_s_own(request, family, wrong, right):
+    folder = request.getfixturevalue(family)
+    with pytest.raises(UserError, match=f"--target_lang '{wrong}' .*{right}"):
+        load_tokenizer(str(folder), source_lang=CODES[family][0], target_lang=wrong)
+    with pytest.raises(UserError, match=f"--source_lang '{wrong}'"):
+        load_tokenizer(str(folder), source_lang=wrong, target_lang=right)
+
+
+def test_special_tokens_are_no_languages(nllb_dir):
+    with pytest.raises(UserError, match="--target_lang '<mask>'"):
+        load_tokenizer(str(nllb_dir), source_lang="eng_Latn", target_lang="<mask>")
+
+
+def test_a_multilingual_tokenizer_needs_both_codes_unless_its_folder_has_them(mbart_dir, tmp_path):
+    with pytest.raises(UserError, match="--source_lang is missing"):
+        load_tokenizer(str(mbart_dir), source_lang=None, target_lang="fr_XX")
+    with pytest.raises(UserError, match="--target_lang is missing"):
+        load_tokenizer(str(mbart_dir), source_lang="en_XX", target_lang=None)
+    MBartTokenizer.from_pretrained(mbart_dir, src_lang="de_DE", tgt_lang="it_IT").save_pretrained(tmp_path / "stored")
+    tokenizer = load_tokenizer(str(tmp_path / "stored"), source_lang=None, target_lang=None)
+    assert (tokenizer.src_lang, tokenizer.tgt_lang) == ("de_DE", "it_IT")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"config.json": '{"model_type": "t5"}'},  # AutoTokenizer makes an empty T5Tokenizer of it without a word
+        {"config.json": '{"model_type": "marian"}'},
+        {"tokenizer_config.json": "{broken"},
+        {"tokenizer_config.json": '{"tokenizer_class": "MarianTokenizer"}'},
+    ],
+)
+def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="no tokenizer loads from this folder") as caught:
+        load_tokenizer(str(tmp_path), source_lang=None, target_lang=None)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_and_an_unreachable_name_are_told_apart(tmp_path, other_process):
+    with pytest.raises(UserError, match="there is no such folder"):
+        load_tokenizer(str(tmp_path / "nowhere"), source_lang=None, target_lang=None)
+    message = other_process["loaded"]["nobody/nothing@v2"]
+    assert "'nobody/nothing@v2'" in message
+    assert "`hf download nobody/nothing`" in message
+    assert "\n" not in message
+
+
+def test_a_hub_name_loads_from_the_cache_at_its_revision(other_process):
+    loaded = other_process["loaded"]
+    assert loaded["ns/name"] == loaded["ns/name@main"] == VOCAB_SIZE
+    assert loaded["ns/name@v2"] == VOCAB_SIZE + 8
+    # AutoTokenizer makes an empty T5Tokenizer of a repository with a config.json alone.
+    assert "no vocabulary file" in loaded["ns/name@bare"]
+
+
+def test_a_tokenizer_without_padding_is_refused(t5, tmp_path):
+    t5.pad_token = None
+    t5.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    # PreTrainedTokenizerFast takes a missing pad_token for none, T5Tokenizer for its default.
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.pop("pad_token", None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="no padding token"):
+        load_tokenizer(str(tmp_path), source_lang=None, target_lang=None)
+
+
+# Fingerprints
+
+
+def test_the_fingerprint_survives_copying_calls_and_pickling(marian, t5, mbart_dir, m2m_dir, tmp_path):
+    mbart = load_tokenizer(str(mbart_dir), source_lang="en_XX", target_lang="fr_XX")
+    m2m = load_tokenizer(str(m2m_dir), source_lang="en", target_lang="fr")
+    for name, tokenizer, langs in (
+        ("a", marian, (None, None)),
+        ("b", mbart, ("en_XX", "fr_XX")),
+        ("c", m2m, ("en", "fr")),
+    ):
+        before = tokenizer_fingerprint(tokenizer)
+        tokenizer(["open", "open the file here"], text_target=["a", "b"], truncation=True, max_length=3, padding=True)
+        assert tokenizer_fingerprint(tokenizer) == before
+        tokenizer.save_pretrained(tmp_path / name)
+        copy = load_tokenizer(str(tmp_path / name), source_lang=langs[0], target_lang=langs[1])
+        assert tokenizer_fingerprint(copy) == before
+    t5.save_pretrained(tmp_path / "t5")
+    first = load_tokenizer(str(tmp_path / "t5"), source_lang=None, target_lang=None)
+    first.save_pretrained(tmp_path / "t5-again")
+    second = load_tokenizer(str(tmp_path / "t5-again"), source_lang=None, target_lang=None)
+    assert tokenizer_fingerprint(first) == tokenizer_fingerprint(second)
+
+
+def test_the_fingerprint_changes_with_a_piece_a_score_a_special_token_or_a_language(marian_dir, mbart_dir):
+    specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = scored_pieces(marian_dir)
+    other_piece = [*pieces[:-1], ("new", pieces[-1][1])]
+    other_score = [*pieces[:-1], (pieces[-1][0], pieces[-1][1] - 0.5)]
+    made = [T5Tokenizer(vocab=specials + chosen, extra_ids=0) for chosen in (pieces, other_piece, other_score)]
+    made.append(T5Tokenizer(vocab=specials + pieces, extra_ids=0, pad_token="</s>"))
+    made.append(T5Tokenizer(vocab=specials + pieces, extra_ids=1))
+    for target_lang in ("fr_XX", "de_DE"):
+        made.append(load_tokenizer(str(mbart_dir), source_lang="en_XX", target_lang=target_lang))
+    fingerprints = [tokenizer_fingerprint(tokenizer) for tokenizer in made]
+    assert len(set(fingerprints)) == len(made)
+
+
+def test_the_fingerprint_of_marian_sees_the_scores_in_the_sentencepiece_model(marian_dir, marian, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(marian_dir, copy)
+    # A piece of the model is the text, field 1, and its float32 score, field 2 (tag 0x15): the score of "." is changed
+    # by its lowest bit, everything else stays.
+    model = bytearray((copy / "target.spm").read_bytes())
+    at = model.index(b"\x0a\x01.\x15") + 4
+    model[at] ^= 1
+    (copy / "target.spm").write_bytes(model)
+    changed = load_tokenizer(str(copy), source_lang=None, target_lang=None)
+    assert changed.get_vocab() == marian.get_vocab()
+    assert tokenizer_fingerprint(changed) != tokenizer_fingerprint(marian)
+
+
+# Encoding
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "mtloop"
+
+
+def make_rows(num_rows=300):
+    chosen = random.Random(1).choices(pairs(), k=num_rows)
+    sources = [source for source, _ in chosen]
+    targets = [target * (1 + i % 3) for i, (_, target) in enumerate(chosen)]
+    sources[7] = ""
+    return datasets.Dataset.from_dict({"index": list(range(num_rows)), "source": sources, "target": targets})
+
+
+def encode(rows, tokenizer, **changes):
+    settings = {"max_source_length": 12, "max_target_length": 20, "source_prefix": None, "num_workers": 1, **changes}
+    return encode_rows(rows, tokenizer, **settings)
+
+
+def check_against_the_plain_tokenizer(rows, tokenizer, encoded, prefix=""):
+    num_long_sources = num_long_targets = 0
+    for i, row in enumerate(rows):
+        source = prefix + row["source"]
+        # The two limits differ, so the plain call is made once for each side.
+        input_ids = tokenizer(source, truncation=True, max_length=12)["input_ids"]
+        labels = tokenizer(source, text_target=row["target"], truncation=True, max_length=20)["labels"]
+        assert encoded.rows[i] == {"input_ids": input_ids, "labels": labels}
+        assert (encoded.source_lengths[i], encoded.target_lengths[i]) == (len(input_ids), len(labels))
+        is_long_source = len(tokenizer(source)["input_ids"]) > 12
+        is_long_target = len(tokenizer(text_target=row["target"])["input_ids"]) > 20
+        assert encoded.is_long[i] == (is_long_source or is_long_target)
+        num_long_sources += is_long_source
+        num_long_targets += is_long_target
+    assert (encoded.num_long_sources, encoded.num_long_targets) == (num_long_sources, num_long_targets)
+    assert 0 < num_long_sources < len(rows) and 0 < num_long_targets < len(rows)
+
+
+@pytest.mark.parametrize("family", ["marian", "t5"])
+@pytest.mark.parametrize("prefix", [None, "show: "])
+def test_encoding_is_what_the_tokenizer_itself_gives(request, family, prefix):
+    tokenizer = request.getfixturevalue(family)
+    rows = make_rows()
+    encoded = encode(rows, tokenizer, source_prefix=prefix)
+    check_against_the_plain_tokenizer(rows, tokenizer, encoded, prefix or "")
+    eos = tokenizer.eos_token_id
+    assert all(row["input_ids"][-1] == eos and row["labels"][-1] == eos for row in encoded.rows)
+
+
+@pytest.mark.parametrize("family", CODES)
+def test_multilingual_rows_carry_both_codes(request, family):
+    source_lang, target_lang = CODES[family]
+    tokenizer = load_tokenizer(str(request.getfixturevalue(family)), source_lang=source_lang, target_lang=target_lang)
+    rows = make_rows(30)
+    encoded = encode(rows, tokenizer, max_source_length=64, max_target_length=64)
+    for row, ids in zip(rows, encoded.rows, strict=True):
+        assert ids["input_ids"] == tokenizer(row["source"], truncation=True, max_length=64)["input_ids"]
+        labels = tokenizer(row["source"], text_target=row["target"], truncation=True, max_length=64)["labels"]
+        assert ids["labels"] == labels
+        assert target_language_token(tokenizer) in ids["labels"]
+
+
+def test_the_two_sides_of_marian_use_their_own_pieces(marian_dir, tmp_path):
+    apart = tmp_path / "apart"
+    shutil.copytree(marian_dir, apart)
+    # The target model of another training: its pieces cut the same text elsewhere.
+    backwards = [text[::-1] for text in texts()]
+    train_tokenizer(backwards, vocab_size=VOCAB_SIZE, output_dir=tmp_path / "other", source_lang=None, target_lang=None)
+    shutil.copy(tmp_path / "other" / "target.spm", apart / "target.spm")
+    tokenizer = load_tokenizer(str(apart), source_lang=None, target_lang=None)
+    rows = datasets.Dataset.from_dict({"index": [0], "source": ["open the file"], "target": ["open the file"]})
+    encoded = encode(rows, tokenizer, max_source_length=64, max_target_length=64)
+    assert encoded.rows[0]["input_ids"] == tokenizer("open the file")["input_ids"]
+    assert encoded.rows[0]["labels"] == tokenizer(text_target="open the file")["input_ids"]
+    assert encoded.rows[0]["input_ids"] != encoded.rows[0]["labels"]
+
+
+def test_types_and_memory_mapping(marian, cache):
+    encoded = encode(make_rows(), marian)
+    int32_list = datasets.List(datasets.Value("int32"))
+    assert encoded.rows.features == {"input_ids": int32_list, "labels": int32_list}
+    assert (encoded.source_lengths.dtype, encoded.target_lengths.dtype) == (np.int32, np.int32)
+    assert encoded.is_long.dtype == np.bool_
+    assert encoded.rows._indices is None
+    # Rows that were in memory come back from a file as well.
+    assert [Path(file["filename"]).parent for file in encoded.rows.cache_files] == [cache]
+
+
+def test_workers_give_the_same_rows_and_find_one_another_s_cache(marian, cache):
+    rows = make_rows()
+    with_workers = encode(rows, marian, num_workers=2)
+    files = sorted(os.listdir(cache))
+    assert len(files) == 2
+    alone = encode(rows, marian, num_workers=1)
+    assert sorted(os.listdir(cache)) == files
+    again = encode(rows, marian, num_workers=1, overwrite_cache=True)
+    for other in (alone, again):
+        assert other.rows[:] == with_workers.rows[:]
+        assert np.array_equal(other.source_lengths, with_workers.source_lengths)
+        assert np.array_equal(other.is_long, with_workers.is_long)
+    check_against_the_plain_tokenizer(rows, marian, with_workers)
+
+
+def test_the_order_of_selected_rows_is_kept(marian):
+    rows = make_rows().shuffle(seed=3).select(range(50))
+    check_against_the_plain_tokenizer(rows, marian, encode(rows, marian))
+
+
+def test_a_second_process_finds_the_cache(other_process):
+    here = other_process["encoded_here"]
+    assert other_process["encoded"] == [here.rows[:], here.source_lengths.tolist(), here.is_long.tolist()]
+    assert other_process["cache_before"] == other_process["cache_after"]
+    assert any("encoded-" in path for path in other_process["cache_after"])
+
+
+@pytest.mark.parametrize("change", [{"max_source_length": 11}, {"max_target_length": 19}, {"source_prefix": "show: "}])
+def test_another_setting_is_another_cache_file(marian, cache, change):
+    rows = make_rows()
+    plain = encode(rows, marian)
+    changed = encode(rows, marian, **change)
+    assert len(os.listdir(cache)) == 2
+    assert changed.rows[:] != plain.rows[:]
+
+
+def test_another_tokenizer_or_corpus_is_another_cache_file(marian, t5, cache):
+    rows = make_rows()
+    encode(rows, marian)
+    encode(rows, t5)
+    encode(rows.select(range(299)), marian)
+    assert len(os.listdir(cache)) == 3
+
+
+def test_overwriting_tokenizes_again(marian, cache):
+    rows = make_rows()
+    encode(rows, marian)
+    (file,) = cache.iterdir()
+    before = file.stat().st_ino
+    encode(rows, marian)
+    assert file.stat().st_ino == before
+    encode(rows, marian, overwrite_cache=True)
+    assert file.stat().st_ino != before
+
+
+def test_no_rows_are_refused(marian):
+    with pytest.raises(ValueError, match="no rows to encode"):
+        encode(make_rows().select([]), marian)
