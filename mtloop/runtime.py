@@ -6,6 +6,7 @@ Every other module takes a Runtime and never asks accelerate or torch.distribute
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from mtloop.config import HardwareConfig
 
 T = TypeVar("T")
+# Parameters of mallopt(3), from glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 # Asking the ranks whether one was told to stop is a host sync: free on a CPU, not on an accelerator.
 STOP_CHECK_EVERY_ON_ACCELERATOR = 10
 
@@ -64,6 +67,8 @@ class Runtime:
         is_cpu = hardware.use_cpu or not _has_accelerator()
         self.seed = hardware.seed
         self.num_threads = _set_threads(hardware.cpu_threads)
+        if is_cpu:
+            _keep_freed_memory()
         precision = _choose_precision(hardware.mixed_precision, is_cpu=is_cpu)
         if is_cpu and _flag("ACCELERATE_USE_FSDP"):
             raise UserError(
@@ -295,6 +300,17 @@ def _set_threads(cpu_threads: int | None) -> int:
     num_threads = cpu_threads or max(1, num_cores // num_local_ranks)
     torch.set_num_threads(num_threads)
     return num_threads
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: every batch allocates and frees the same hundreds of megabytes.
+
+    Fetching fresh pages from the kernel each time made training 1.3 to 15 times slower, by the machine.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no glibc: macOS, Windows, musl
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _choose_precision(asked: str | None, *, is_cpu: bool) -> str | None:

@@ -58,10 +58,10 @@ def _pick(rng: Random, items: Sequence[Item]) -> Item:
     return items[int(rng.random() * len(items))]
 
 
-def _pick_word(rng: Random, words: Sequence[Item]) -> Item:
-    """Pick a noun or verb; the first of a list comes up about five times as often as the last."""
+def _pick_noun(rng: Random, nouns: Sequence[Noun]) -> Noun:
+    """Pick a noun; the first of a list comes up about five times as often as the last."""
     share = rng.random()
-    return words[int(share * (0.3 + 0.7 * share) * len(words))]
+    return nouns[int(share * (0.3 + 0.7 * share) * len(nouns))]
 
 
 @cache
@@ -93,9 +93,7 @@ def _attributes(tags: str) -> list[Noun]:
 @cache
 def _tags(noun: Noun) -> str:
     """Return the tags by which adjectives go with a noun."""
-    if noun in ATTRIBUTES:
-        return "AN" if "N" in noun.tags else "A"
-    return noun.tags
+    return "A" if noun in ATTRIBUTES else noun.tags
 
 
 @cache
@@ -150,14 +148,14 @@ class _Draw:
     def _draw_action(self, slot: str, tags: str, names: tuple[str, ...]) -> None:
         if slot in self._forms:
             used = [verb.english for verb in self._verb_of.values()]
-            verb = _pick_word(self._rng, [verb for verb in _verbs(tags, names) if verb.english not in used])
+            verb = _pick(self._rng, [verb for verb in _verbs(tags, names) if verb.english not in used])
             self._verb_of[slot] = verb
             self._draw_phrase(_OBJECT[slot], verb.tags, tags, verb)
 
     def _draw_phrase(self, slot: str, tags: str, also: str, verb: Verb | None = None) -> None:
         rng, number = self._rng, self._pattern.number if slot == "o" else "any"
         used = [phrase.noun for phrase in self._phrases.values()]
-        noun = _pick_word(rng, [noun for noun in _nouns(tags, also) if noun not in used])
+        noun = _pick_noun(rng, [noun for noun in _nouns(tags, also) if noun not in used])
         share = _PLURAL_SHARE if slot == "o" else _OTHER_PLURAL_SHARE
         is_plural = number == "plural" or (number == "any" and rng.random() < share)
         forms = self._forms[slot]
@@ -170,7 +168,7 @@ class _Draw:
 
     def _draw_attribute(self, slot: str) -> None:
         used = [phrase.noun for phrase in self._phrases.values()]
-        noun = _pick_word(self._rng, [noun for noun in _attributes(self._phrases["o"].noun.tags) if noun not in used])
+        noun = _pick(self._rng, [noun for noun in _attributes(self._phrases["o"].noun.tags) if noun not in used])
         adjective = None
         if self._rng.random() < _ADJECTIVE_SHARE and "the" in self._forms[slot] and not self._has_predicate(slot):
             adjective = self._adjective(noun, "~", None)

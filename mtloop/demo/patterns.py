@@ -50,6 +50,8 @@ _BUTTONS = [
     P("Show {o:the} when {app} starts", "Afficher {o:the} au démarrage de {app}", o="U"),
     P("Show {t:the} and {u:the} of {o:the}", "Afficher {t:the} et {u:the} de {o:the}"),
     P("Remember {t:the} of {o:the} for {app}", "Mémoriser {t:the} de {o:the} pour {app}"),
+    P("Show a warning before {v:doing} {o:the}", "Afficher un avertissement avant {v:the_action} de {o:the}"),
+    P("Close the application after {v:doing} {o:the}", "Fermer l'application après {v:the_action} de {o:the}"),
     P("Replace {t:the} of {o:the} with %1", "Remplacer {t:the} de {o:the} par %1"),
 ]
 _INSTRUCTIONS = [
@@ -103,6 +105,7 @@ _ERRORS = [
     P("{p:the} {p:does} not have the right to {v} {o:the}.", "{p:the} {p:has_not} le droit de {v} {o:the}."),
     P("Error: {o:the} {o:be} not {fit}.", "Erreur : {o:the} {o:be_not} {fit}."),
     P("{t:the} of {o:the} is {s}.", "{t:the} de {o:the} est {s}."),
+    P("Warning: {t:the} of {o:the} is now {s}.", "Attention : {t:the} de {o:the} est maintenant {s}."),
     P("Warning: {o:the} will be {v:done} {how}.", "Attention : {o:the} {o:will_be} {how} {v:done}."),
     P("It is not possible to {v} {o:a} in {x:a}.", "Il n'est pas possible de {v} {o:a} dans {x:a}.", o="DE"),
     P("{app} requires {o:a} to {w} {y:the}.", "{app} a besoin de {o:a} pour {w} {y:the}.", o="HG", number="singular"),
@@ -110,6 +113,8 @@ _ERRORS = [
 _STATUS = [
     P("{v:doing} {o:the}...", "{v:action} de {o:the}..."),
     P("{v:doing} {o} %1 of %2...", "{v:action} de {o:the} %1 sur %2...", number="singular"),
+    P("{v:doing} {o:the} may take a few minutes.", "{v:the_action} de {o:the} peut prendre quelques minutes."),
+    P("{app} has finished {v:doing} {o:the}.", "{app} a terminé {v:the_action} de {o:the}."),
     P("{o:the} {o:has} been {v:done} successfully.", "{o:the} {o:has} été {v:done} avec succès."),
     P("{o:the} will be {v:done} {when}.", "{o:the} {o:will_be} {v:done} {when}."),
     P("%1 {o} have been {v:done}.", "%1 {o} ont été {v:done}.", number="plural"),

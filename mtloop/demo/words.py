@@ -3,8 +3,8 @@
 Owns the word tables and the few rules that inflect their regular entries. Must not know the patterns or how a sentence
 is put together. Tags say which words go together, so that songs are played and printers are connected:
 D documents, E elements of a document, U user interface, H hardware, S settings, G software, T tasks, P people,
-A attributes, N those that are a quantity; C what things are in, W what they are shown on, L what they are connected to,
-K storage devices, M media, X text, I images, R software that runs.
+A attributes; C what things are in, W what they are shown on, L what they are connected to, K storage devices, M media,
+X text, I images, R software that runs.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ person/people = personne f P; team = équipe f P; group = groupe m P
 
 # Here the tags are those of the things that have the attribute.
 _ATTRIBUTES = """
-name = nom m DEUHSGTPK; size = taille f DUIKN; date = date f DET; format = format m D; width = largeur f UIN
-height = hauteur fh UIN; position = position f EU; title = titre m DEU; path = chemin m D; type = type m DEHSK
-description = description f DEHSGT; hash = hachage mh D; state = état m HSTK; quality = qualité f MI
-duration = durée f MTN; identifier = identifiant m EHPK; category = catégorie f DSG; location = emplacement m DU
-origin = origine f DT; opacity = opacité f UN; version = version f DG; usage = utilisation f HSG
+name = nom m DEUHSGTPK; size = taille f DUIK; date = date f DET; format = format m D; width = largeur f UI
+height = hauteur fh UI; position = position f EU; title = titre m DEU; path = chemin m D; type = type m DEHSK
+description = description f DEHSGT; hash = hachage mh D; state = état m HSTK; quality = qualité f DH
+duration = durée f MT; identifier = identifiant m EHPK; category = catégorie f DSG; location = emplacement m DU
+origin = origine f DT; opacity = opacité f UI; version = version f DG; usage = utilisation f HSG
 """
 
 # One entry: english[/participle/gerund] = infinitive | participle forms | action noun and gender | TAGS.
@@ -128,10 +128,7 @@ English = anglais/anglaise X; black = ?noir UI; white = ?blanc/blanche UI; red =
 compatible = +compatible DHGK; incompatible = -incompatible DHGK; faulty = -défectueux/défectueuse HK
 ready = ~+prêt DHGTK; finished = +terminé T; interrupted = -interrompu T; authorized = +autorisé P
 blocked = -bloqué P; offline = -=hors ligne LP; online = +=en ligne LP; unreadable = -illisible DEK
-required = ?obligatoire SE; optional = ?facultatif/facultative SE; maximum = maximal N; minimum = minimal N
-exact = exact A; incorrect = ~incorrect A; too large = ~trop grand N; too small = ~trop petit N
-greater than %1 = ~supérieur à %1/supérieure à %1/supérieurs à %1/supérieures à %1 N
-less than %1 = ~inférieur à %1/inférieure à %1/inférieurs à %1/inférieures à %1 N
+required = ?obligatoire SE; optional = ?facultatif/facultative SE; exact = exact A; incorrect = ~incorrect A
 equal to %1 = ~égal à %1/égale à %1/égaux à %1/égales à %1 A
 different from %1 = ~différent de %1/différente de %1/différents de %1/différentes de %1 A
 """

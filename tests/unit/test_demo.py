@@ -16,7 +16,7 @@ from mtloop.demo.phrases import EnglishPhrase, EnglishVerb, FrenchPhrase, French
 from mtloop.demo.words import ADJECTIVES, ATTRIBUTES, CONSTANTS, NOUNS, VERBS, Adjective, Noun, Verb
 
 # sha256 of the JSON of both splits; changes with any word, pattern or draw, and must not change with anything else.
-PINNED = "dc1f2b18ff90b14a7064cb9a5e496d14ea190ec786bb4e1d2ced4d147cf408d0"
+PINNED = "58a186c0aa941ccb3c3bdf77064028a15669b027a0ebfbe2270f4f432910ab9f"
 VOWEL = "aeiouyàâéèêëîïôûœAEIOUYÀÂÉÈÊËÎÏÔÛŒ"
 
 
@@ -83,7 +83,9 @@ def test_the_pairs_do_not_depend_on_the_hash_seed(hash_seed):
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )
     environment = {"PYTHONHASHSEED": hash_seed, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ":".join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.stdout.strip() == PINNED, done.stderr
 
 
@@ -95,12 +97,12 @@ def test_the_grammar_is_large_and_its_vocabulary_closed():
         [word.english for word in (*VERBS, *ADJECTIVES)],
     ):
         assert len(set(words)) == len(words)
-    # 13,000 pairs over 88 patterns and some 400 words: each word is seen at least ten times in training
-    text = " ".join(source.lower() for source, _ in demo_pairs("train"))
+    # enough to learn from: each word occurs at least ten times in training
+    text = " ".join(source for source, _ in demo_pairs("train")).lower()
     for word in (*NOUNS, *ATTRIBUTES):
-        assert len(re.findall(rf"\b(?:{'|'.join(word.english)})\b", text)) >= 10, word.english
+        assert len(re.findall(rf"\b(?:{'|'.join(word.english).lower()})\b", text)) >= 10, word.english
     for word in (*VERBS, *ADJECTIVES):
-        assert text.count(word.english.removesuffix("e").removesuffix("y")) >= 10, word.english
+        assert text.count(word.english.lower().removesuffix("e").removesuffix("y")) >= 10, word.english
 
 
 def test_every_pattern_and_constant_occurs():
@@ -300,27 +302,41 @@ def test_each_sentence_begins_with_a_capital():
 def test_whole_sentences_of_the_corpus():
     pairs = dict(all_pairs())
     expected = {
-        "Replace the state of the compatible loudspeaker with %1": "Remplacer l'état du haut-parleur compatible par %1",
-        "Replace the temporary height of the photos with %1": "Remplacer la hauteur temporaire des photos par %1",
-        'Send the archive "%1" to the new administrator': "Envoyer l'archive « %1 » au nouvel administrateur",
-        "How many old archives do you want to copy?": "Combien d'anciennes archives voulez-vous copier ?",
-        "This project already exists. Do you want to open it?": "Ce projet existe déjà. Voulez-vous l'ouvrir ?",
-        "This attachment already exists. Do you want to rename it?": "Cette pièce jointe existe déjà. Voulez-vous la renommer ?",
-        "Only the new people can rename the next song.": "Seules les nouvelles personnes peuvent renommer le morceau suivant.",
-        "You can only open a screenshot in the database.": "Vous ne pouvez ouvrir qu'une capture d'écran dans la base de données.",
-        "Show only the green icons": "N'afficher que les icônes vertes",
-        "Show the hidden tab when Ark starts": "Afficher l'onglet masqué au démarrage d'Ark",
-        "Why have the sessions been resumed?": "Pourquoi les sessions ont-elles été reprises ?",
-        "The description of the playlist has changed from %1 to %2.": "La description de la liste de lecture est passée de %1 à %2.",
-        "Access to the settings has been denied.": "L'accès aux réglages a été refusé.",
-        "Each presentation must be analyzed after the update.": "Chaque présentation doit être analysée après la mise à jour.",
-        "An error occurred while maximizing the button.": "Une erreur est survenue pendant l'agrandissement du bouton.",
-        "No image was found in the last e-mail.": "Aucune image n'a été trouvée dans le dernier courriel.",
-        "%1 of %2 e-mails could not be extracted.": "%1 courriels sur %2 n'ont pas pu être extraits.",
-        "Kontact cannot install the plugins because the printer is inactive.": "Kontact ne peut pas installer les modules externes parce que l'imprimante est inactive.",
-        'Use the "Format" menu to print the report.': "Utilisez le menu « Format » pour imprimer le rapport.",
-        "Play all the damaged videos of the presentation": "Lire toutes les vidéos endommagées de la présentation",
-        "Enter the state of the wrong setting:": "Saisissez l'état du mauvais réglage :",
+        "Connect the new loudspeaker to the unused computer to test the rules.": (
+            "Connectez le nouveau haut-parleur à l'ordinateur inutilisé pour tester les règles."
+        ),
+        "Show the format and the height of the private logo": "Afficher le format et la hauteur du logo privé",
+        'Only the new author can close the menu "%1".': "Seul le nouvel auteur peut fermer le menu « %1 ».",
+        "Create old invoices in the daily document": "Créer d'anciennes factures dans le document quotidien",
+        "This calendar already exists. Do you want to open it?": "Cet agenda existe déjà. Voulez-vous l'ouvrir ?",
+        "This message already exists. Do you want to restore it?": (
+            "Ce message existe déjà. Voulez-vous le restaurer ?"
+        ),
+        "Only the person can copy the incomplete files.": "Seule la personne peut copier les fichiers incomplets.",
+        "You can only move a line in the English documents.": (
+            "Vous ne pouvez déplacer qu'une ligne dans les documents anglais."
+        ),
+        "Install only the extensions": "N'installer que les extensions",
+        "Show the desktop when Okular starts": "Afficher le bureau au démarrage d'Okular",
+        "Why have the playlists been downloaded?": "Pourquoi les listes de lecture ont-elles été téléchargées ?",
+        "The default category of the song has changed from %1 to %2.": (
+            "La catégorie par défaut du morceau est passée de %1 à %2."
+        ),
+        "Access to the last files has been denied.": "L'accès aux derniers fichiers a été refusé.",
+        "The visible panel will be reset after the update.": (
+            "Le panneau visible sera réinitialisé après la mise à jour."
+        ),
+        "An error occurred while installing the new theme.": (
+            "Une erreur est survenue pendant l'installation du nouveau thème."
+        ),
+        "No missing image was found in the tables.": "Aucune image manquante n'a été trouvée dans les tableaux.",
+        "%1 of %2 histories could not be selected.": "%1 historiques sur %2 n'ont pas pu être sélectionnés.",
+        'Marble cannot read the report "%1" because the folder is unreadable.': (
+            "Marble ne peut pas lire le rapport « %1 » parce que le dossier est illisible."
+        ),
+        'Use the "Tools" menu to stop the programs.': "Utilisez le menu « Outils » pour arrêter les programmes.",
+        "Read all the invalid letters of the public report": "Lire toutes les lettres invalides du rapport public",
+        "Enter the default name of the printer:": "Saisissez le nom par défaut de l'imprimante :",
     }
     assert {source: pairs[source] for source in expected} == expected
 
@@ -354,7 +370,7 @@ def test_no_elision_or_contraction_is_missing():
     wrong_elision = re.compile(rf"['](?![{VOWEL}]|{mute_h})", re.IGNORECASE)
     missing_contraction = re.compile(r"\b(?:de les?|à les?|de des|de du) ", re.IGNORECASE)
     wrong_this = re.compile(rf"\b(?:ce|nouveau) (?:[{VOWEL}]|{mute_h})|\b(?:cet|nouvel) (?![{VOWEL}]|{mute_h})")
-    wrong_number = re.compile(r"\b(?:les|des|aux|ces) (?:\S+[^sx\s] (?:»|\?|\.)|\S+[^sx\s.?]$)")
+    wrong_number = re.compile(r"\b(?:des|aux|ces|vos|tous les|toutes les) (?![\w-]*[sx](?![\w-]))", re.IGNORECASE)
     for _, target in all_pairs():
         for rule in (missing_elision, wrong_elision, missing_contraction, wrong_this, wrong_number):
             assert not rule.search(target), (rule.pattern, target)

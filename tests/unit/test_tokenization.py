@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -456,6 +457,7 @@ def test_the_fingerprint_survives_copying_calls_and_pickling(marian, t5, mbart_d
         before = tokenizer_fingerprint(tokenizer)
         tokenizer(["open", "open the file here"], text_target=["a", "b"], truncation=True, max_length=3, padding=True)
         assert tokenizer_fingerprint(tokenizer) == before
+        assert tokenizer_fingerprint(pickle.loads(pickle.dumps(tokenizer))) == before
         tokenizer.save_pretrained(tmp_path / name)
         copy = load_tokenizer(str(tmp_path / name), source_lang=langs[0], target_lang=langs[1])
         assert tokenizer_fingerprint(copy) == before
