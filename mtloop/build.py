@@ -75,7 +75,8 @@ def settle_budget(config: Config, stored: Config | None, *, num_ranks: int) -> C
             num_beams=stored.evaluation.num_beams,
         )
     batch = config.batch
-    if batch.per_device_train_batch_size is None:
+    # A stored configuration that starts another run holds both: the number of the update is then settled already.
+    if batch.per_device_train_batch_size is None or batch.sentences_per_update is not None:
         return config
     accumulation = batch.gradient_accumulation_steps or 1
     return changed(config, sentences_per_update=batch.per_device_train_batch_size * accumulation * num_ranks)
@@ -113,8 +114,8 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     wrapped_model.train()
     runtime.say(describe_plan(config, loader, total_steps, warmup))
     if stored is None:
-        runtime.on_main(lambda: folder.write_config(config))
         runtime.on_main(lambda: folder.write_data(report))
+        runtime.on_main(lambda: folder.write_config(config))  # last: it is what makes the folder this run's
     state = TrainState()
     unwrapped = runtime.accelerator.unwrap_model(wrapped_model)
     return Run(
@@ -332,6 +333,9 @@ def start_trackers(config: Config, runtime: Runtime) -> bool:
         runtime.accelerator.init_trackers("mtloop", config=settings)
     except Exception as error:  # a tracker's service may be away: training goes on without it
         runtime.say(f"tracking is off: {type(error).__name__}: {error}")
+        return False
+    if runtime.is_main and not runtime.accelerator.trackers:
+        runtime.say(f"tracking is off: --report_to {config.output.report_to}: no such tracker is installed")
         return False
     return True
 

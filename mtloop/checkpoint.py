@@ -10,25 +10,30 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import re
 import shutil
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.config import RunFailed, UserError
 from mtloop.run_folder import RunFolder, read_json
-from mtloop.runtime import Runtime
+from mtloop.runtime import Runtime, attempt
 from mtloop.state import TrainState
 
 FORMAT_VERSION = 1
+# A full disk is an OSError in our own writing, a RuntimeError in torch.save and a SafetensorError in save_pretrained.
+UNWRITABLE = (OSError, RuntimeError, SafetensorError)
+# What a damaged or foreign file makes of json, torch.load, safetensors and load_state_dict.
+UNREADABLE = (*UNWRITABLE, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
 
 
 @dataclass(kw_only=True)
@@ -74,24 +79,18 @@ class Checkpointer:
         try:
             self._fill(partial, weights)
             _sync_files(partial)
-            if target.exists():  # a resume from an earlier step came by here again
-                shutil.rmtree(_to_trash(target))
+            trash = _to_trash(target) if target.exists() else None  # this step was saved before
             os.replace(partial, target)
             _sync(target.parent)
-        except OSError as error:
+        except UNWRITABLE as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunFailed(
-                f"{target}: the checkpoint could not be saved ({error.strerror or error}); the earlier ones are intact"
+                f"{target}: the checkpoint could not be saved ({_reason(error)}); is the disk full? The earlier ones "
+                "are intact"
             ) from error
-        except RuntimeError as error:  # torch.save and safetensors hide a full disk behind one
-            shutil.rmtree(partial, ignore_errors=True)
-            raise RunFailed(
-                f"{target}: the checkpoint could not be saved ({error}); is the disk full? The earlier ones are intact"
-            ) from error
-        self._link("latest", target)
-        best = self.folder.checkpoints_dir / f"step_{self.state.best_step}"
-        if best.is_dir():
-            self._link("best", best)
+        if trash is not None:
+            shutil.rmtree(trash, ignore_errors=True)
+        self._link_names()
         self._prune()
 
     def _fill(self, path: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -113,12 +112,15 @@ class Checkpointer:
         }
         (training / "state.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
-    def _link(self, name: str, target: Path) -> None:
-        """Point checkpoints/<name> at a checkpoint; replaced in one rename."""
-        beside = target.with_name(f".{name}-{uuid.uuid4().hex[:8]}")
-        with contextlib.suppress(OSError):  # a file system without links: the names are a convenience
-            beside.symlink_to(target.name)
-            os.replace(beside, target.with_name(name))
+    def _link_names(self) -> None:
+        """Point checkpoints/latest and checkpoints/best at theirs, each replaced in one rename."""
+        for name, step in (("latest", self.state.step), ("best", self.state.best_step)):
+            target = self.folder.checkpoints_dir / f"step_{step}"
+            beside = target.with_name(f".tmp-{name}-{uuid.uuid4().hex[:8]}")
+            if target.is_dir():
+                with contextlib.suppress(OSError):  # a file system without links: the names are a convenience
+                    beside.symlink_to(target.name)
+                    os.replace(beside, target.with_name(name))
 
     def _prune(self) -> None:
         if self.save_total_limit is None:
@@ -133,6 +135,7 @@ class Checkpointer:
             if step > self.state.step:
                 self.runtime.say(f"{path} is beyond the step resumed from and is removed")
                 shutil.rmtree(_to_trash(path), ignore_errors=True)
+        self._link_names()
 
     def restore(self, path: Path) -> None:
         """Take over weights, optimizer, schedule, scaler and counters.
@@ -140,8 +143,17 @@ class Checkpointer:
         Collective: every rank reads the same files.
 
         Raises:
-            UserError: for a checkpoint that cannot be read.
+            UserError: on every rank, for a checkpoint that any cannot read.
         """
+        record, error = attempt(lambda: self._read(path))
+        self.runtime.raise_together(error)
+        assert record is not None
+        for what in ("num_ranks", "num_threads", "precision"):
+            if record[what] != (now := getattr(self.runtime, what)):
+                self.runtime.say(f"resumed with {what} {now}, saved with {record[what]}: not bitwise the same run")
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """Read a checkpoint into model, optimizer, schedule, scaler and counters; return its record."""
         training = path / "training"
         try:
             record = json.loads((training / "state.json").read_text(encoding="utf-8"))
@@ -154,14 +166,12 @@ class Checkpointer:
             if scaler is not None and (training / "scaler.pt").exists():
                 scaler.load_state_dict(_load(training / "scaler.pt"))
             self.state.load_state_dict(record["state"])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise UserError(
-                f"--resume_from_checkpoint {path}: cannot be read ({type(error).__name__}: {error}); name an earlier "
-                f"one, such as {self.folder.checkpoints_dir}/step_N"
+                f"--resume_from_checkpoint {path}: cannot be read ({type(error).__name__}: {_reason(error)}); name "
+                f"an earlier one, such as {self.folder.checkpoints_dir}/step_N"
             ) from error
-        for what in ("num_ranks", "num_threads", "precision"):
-            if record[what] != (now := getattr(self.runtime, what)):
-                self.runtime.say(f"resumed with {what} {now}, saved with {record[what]}: not bitwise the same run")
+        return record
 
     def publish_final(self, *, is_best: bool) -> Path:
         """Make final/ from the best or the latest checkpoint, and return the checkpoint it came from.
@@ -172,14 +182,20 @@ class Checkpointer:
         source = self.folder.checkpoints_dir / name
 
         def copy() -> None:
+            final = self.folder.final_dir
             partial = self.folder.path / f".tmp-final-{uuid.uuid4().hex[:8]}"
-            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("training"))
-            _sync_files(partial)
-            if self.folder.final_dir.exists():
-                shutil.rmtree(_to_trash(self.folder.final_dir))
-            os.replace(partial, self.folder.final_dir)
+            try:
+                shutil.copytree(source, partial, ignore=shutil.ignore_patterns("training"))
+                _sync_files(partial)
+                trash = _to_trash(final) if final.exists() else None
+                os.replace(partial, final)
+            except OSError as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise RunFailed(f"{final}: cannot be written ({_reason(error)})") from error
+            if trash is not None:
+                shutil.rmtree(trash, ignore_errors=True)
 
-        self.runtime.on_main(_as_run_failure(copy, self.folder.final_dir))
+        self.runtime.on_main(copy)
         return source
 
 
@@ -211,7 +227,7 @@ def find_checkpoint(folder: RunFolder, asked: str | None) -> Path | None:
             return None
     assert asked is not None or not checkpoints
     by_name = {path.name: path for _, path in checkpoints}
-    for path in by_name.values():
+    for _, path in checkpoints:
         state = read_json(path / "training" / "state.json").get("state", {})
         if state.get("cursor") == 0:
             by_name[f"epoch_{state['epoch']}"] = path
@@ -231,7 +247,10 @@ def sweep(folder: RunFolder) -> None:
     for parent in (folder.path, folder.checkpoints_dir):
         for pattern in (".tmp-*", ".trash-*"):
             for path in parent.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
+                if path.is_symlink():
+                    path.unlink(missing_ok=True)
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:
@@ -255,14 +274,10 @@ def _load(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _as_run_failure(work: Callable[[], None], path: Path) -> Callable[[], None]:
-    def run() -> None:
-        try:
-            work()
-        except OSError as error:
-            raise RunFailed(f"{path}: cannot be written ({error.strerror or error})") from error
-
-    return run
+def _reason(error: BaseException) -> str:
+    """Return an error's reason in one line: libraries explain at length."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return next(iter(text.strip().splitlines()), type(error).__name__)
 
 
 def _to_trash(path: Path) -> Path:
@@ -273,10 +288,8 @@ def _to_trash(path: Path) -> Path:
 
 
 def _sync_files(path: Path) -> None:
-    for file in path.rglob("*"):
-        if file.is_file():
-            _sync(file)
-    _sync(path)
+    for entry in (path, *path.rglob("*")):  # a folder's own flush makes the names in it last
+        _sync(entry)
 
 
 def _sync(path: Path) -> None:

@@ -67,6 +67,7 @@ def _train(asked: Config) -> int:
     output = config.output
     runtime = Runtime(
         config.hardware,
+        is_tiny_model=config.model.model_size == "tiny",
         project_dir=output.output_dir,
         report_to=output.report_to if output.with_tracking else None,
     )

@@ -158,8 +158,8 @@ def loss_per_token(
 
     Collective.
     """
-    # Both sides are in memory here, and the decoder's [tokens, V] logits weigh most.
-    batches = plan_evaluation(data.target_lengths, max_tokens=max_tokens)
+    # Both sides are in memory here: neither may pass the cap, were a target of two tokens paired with a long source.
+    batches = plan_evaluation(np.maximum(data.source_lengths, data.target_lengths), max_tokens=max_tokens)
     assert tokenizer.pad_token_id is not None
     sums = []
     for _, batch in deal_batches(batches, data.encoded, runtime, pad_id=tokenizer.pad_token_id):

@@ -6,9 +6,11 @@ Must not know data, ranks or training. Shape letters: B sentences, T target toke
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -32,6 +34,8 @@ MODEL_SIZES: dict[str, dict[str, int]] = {
 # A model's table may be padded beyond its tokenizer (T5: 32,128 rows for 32,100 pieces); more than this is another
 # vocabulary.
 MAX_SPARE_ROWS = 256
+# What generate() refuses beside a plain beam search, and save_pretrained with it.
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def load_model(
@@ -57,16 +61,29 @@ def load_model(
     name, revision = split_revision(name_or_path)
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            name, revision=revision, dtype=torch.float32, trust_remote_code=trust_remote_code, **options
+        model, found = AutoModelForSeq2SeqLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"--model_name_or_path {name_or_path}: cannot be loaded ({first_line(error)}); give a folder with "
             f"config.json and model.safetensors, or a Hub name (without network: `hf download {name}` elsewhere)"
         ) from error
+    _freeze_positions(model)
+    trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    if lacking := sorted(trainable & set(found["missing_keys"])):  # transformers draws them at random, with a warning
+        raise UserError(
+            f"--model_name_or_path {name_or_path}: its file lacks {len(lacking)} weights of a {type(model).__name__}, "
+            f"such as {lacking[0]}; give a whole seq2seq model"
+        )
     if dropout is not None:
         _set_dropout(model, dropout)
+    _turn_layer_drop_off(model)
     _match_vocabulary(model, tokenizer, name_or_path)
     return model
 
@@ -93,39 +110,43 @@ def build_model(
         trust_remote_code: Whether code of the repository may run.
 
     Raises:
-        UserError: no such config.
+        UserError: no such config, or none that suits the tokenizer.
     """
     if config_name is None:
         assert model_size is not None
-        config: PretrainedConfig = _marian_config(model_size, max_length=max_length)
+        config: PretrainedConfig = _marian_config(model_size, tokenizer, max_length=max_length)
     else:
         name, revision = split_revision(config_name)
         try:
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"--config_name {config_name}: cannot be loaded ({first_line(error)})") from error
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = _num_pieces(tokenizer)
     if hasattr(config, "decoder_vocab_size"):
-        config.decoder_vocab_size = len(tokenizer)
+        config.decoder_vocab_size = config.vocab_size
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     if getattr(config, "forced_eos_token_id", None) is not None:
         config.forced_eos_token_id = tokenizer.eos_token_id
     start = getattr(config, "decoder_start_token_id", None)
-    if start is None or not 0 <= start < len(tokenizer):
+    if start is None or not 0 <= start < config.vocab_size:
         config.decoder_start_token_id = tokenizer.pad_token_id
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
         model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=trust_remote_code, **options)
-    except ValueError as error:
-        raise UserError(f"--config_name {config_name}: not a seq2seq model ({first_line(error)})") from error
+    except (ValueError, IndexError) as error:  # IndexError: M2M100 wants more positions than the padding piece's id
+        raise UserError(
+            f"--config_name {config_name}: no seq2seq model can be built from it ({first_line(error)}); give the "
+            "config of a translation model, such as a Marian's"
+        ) from error
     if dropout is not None:
         _set_dropout(model, dropout)
+    _turn_layer_drop_off(model)
     # As the converted Marian models have it: the padding piece is no translation.
     model.generation_config.bad_words_ids = [[tokenizer.pad_token_id]]
     return model
 
 
-def _marian_config(model_size: str, *, max_length: int) -> MarianConfig:
+def _marian_config(model_size: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> MarianConfig:
     size = MODEL_SIZES[model_size]
     return MarianConfig(
         d_model=size["d_model"],
@@ -138,12 +159,13 @@ def _marian_config(model_size: str, *, max_length: int) -> MarianConfig:
         activation_function="swish",
         scale_embedding=True,
         max_position_embeddings=max(512, max_length),
-        decoder_start_token_id=-1,  # set to the padding piece once the tokenizer is known
+        vocab_size=len(tokenizer),
+        decoder_start_token_id=cast(int, tokenizer.pad_token_id),
     )
 
 
 def _set_dropout(model: PreTrainedModel, dropout: float) -> None:
-    """Set every dropout of the model: families differ in the names, all derive from nn.Dropout or a float attribute."""
+    """Set every dropout of the model: families differ in the names, all use nn.Dropout or a number on a module."""
     for name in ("dropout", "dropout_rate", "attention_dropout", "activation_dropout"):
         if hasattr(model.config, name):
             setattr(model.config, name, dropout)
@@ -151,8 +173,31 @@ def _set_dropout(model: PreTrainedModel, dropout: float) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
         for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
+            if isinstance(getattr(module, name, None), (int, float)):  # a JSON file may say 0
                 setattr(module, name, dropout)
+
+
+def _turn_layer_drop_off(model: PreTrainedModel) -> None:
+    """Never skip layers (M2M100 skips 5 %): data parallelism fails on weights without a gradient."""
+    for name in ("encoder_layerdrop", "decoder_layerdrop"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    for module in model.modules():
+        if hasattr(module, "layerdrop"):
+            cast(Any, module).layerdrop = 0.0
+
+
+def _freeze_positions(model: PreTrainedModel) -> None:
+    """Freeze tables of sines: from_pretrained unfreezes them (5.23), and data parallelism waits for their gradients."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and "Sinusoidal" in type(module).__name__:
+            module.weight.requires_grad_(False)
+
+
+def _num_pieces(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the rows that a table needs; len() does not count M2M100's language tokens."""
+    languages: dict[str, int] = getattr(tokenizer, "lang_code_to_id", None) or {}
+    return max(len(tokenizer), max(languages.values(), default=0) + 1)
 
 
 def _match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -165,14 +210,15 @@ def _match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
                 f"--tokenizer_name, with model {name}: the {kind} token is {of_tokenizer} in the tokenizer, "
                 f"{of_model} in the model: the vocabularies disagree; use the model's own tokenizer"
             )
-    if tokenizer.vocab_size > num_rows or num_rows - len(tokenizer) > MAX_SPARE_ROWS:
+    num_pieces = _num_pieces(tokenizer)
+    if tokenizer.vocab_size > num_rows or num_rows - num_pieces > MAX_SPARE_ROWS:
         raise UserError(
-            f"--tokenizer_name, with model {name}: {len(tokenizer):,} pieces in the tokenizer, {num_rows:,} "
+            f"--tokenizer_name, with model {name}: {num_pieces:,} pieces in the tokenizer, {num_rows:,} "
             "rows in the model: the vocabularies disagree; use the model's own tokenizer"
         )
-    if len(tokenizer) > num_rows:
-        logger.info("embeddings resized from %d to %d rows for added tokens", num_rows, len(tokenizer))
-        model.resize_token_embeddings(len(tokenizer))
+    if num_pieces > num_rows:
+        logger.info("embeddings resized from %d to %d rows for added tokens", num_rows, num_pieces)
+        model.resize_token_embeddings(num_pieces)
 
 
 def check_positions(model: PreTrainedModel, *, max_source_length: int, max_target_length: int) -> None:
@@ -209,19 +255,34 @@ def settle_generation(
 
     Returns:
         The beams that hold.
+
+    Raises:
+        UserError: the model's own generation config contradicts a beam search.
     """
     generation = model.generation_config
     generation.num_beams = num_beams or generation.num_beams or 4
     generation.max_length = max_length
     generation.max_new_tokens = None
     generation.do_sample = False
+    generation.num_return_sequences = None
+    for name in SAMPLING_OPTIONS:
+        setattr(generation, name, None)
+    if generation.num_beams == 1:
+        generation.early_stopping = generation.length_penalty = None
     generation.pad_token_id = tokenizer.pad_token_id
     if generation.eos_token_id is None:
         generation.eos_token_id = tokenizer.eos_token_id
-    if generation.decoder_start_token_id is None:
-        generation.decoder_start_token_id = model.config.decoder_start_token_id
+    labels = torch.tensor([tokenizer(text_target="a")["input_ids"]])
+    # What training shows the decoder first; mBART's is the language, which the model's config does not name.
+    generation.decoder_start_token_id = int(shift_right(model, labels)[0, 0])
     if forced_bos_token_id is not None:
-        generation.forced_bos_token_id = forced_bos_token_id
+        is_predicted = int(labels[0, 0]) == forced_bos_token_id  # mBART's labels end with the language, others begin so
+        generation.forced_bos_token_id = forced_bos_token_id if is_predicted else None
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:  # better now than at the first checkpoint
+        reason = " ".join(str(error).split())
+        raise UserError(f"--model_name_or_path: its generation_config.json cannot be used ({reason})") from error
     return generation.num_beams
 
 
@@ -230,11 +291,14 @@ def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:
 
     Args:
         model: Unwrapped; its family decides what comes first (mBART: the language token).
-        labels: int64 [B, T], IGNORE_INDEX where nothing counts.
+        labels: int64 [B, T], IGNORE_INDEX where nothing counts; in a filler that is everywhere.
 
     Returns:
         int64 [B, T].
     """
+    # mBART looks for a row's last real label, and fails where a filler has none: any piece but pad will do.
+    is_filler = (labels < 0).all(dim=1, keepdim=True)
+    labels = labels.masked_fill(is_filler, 1 if model.config.pad_token_id == 0 else 0)
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         return cast(Any, model).prepare_decoder_input_ids_from_labels(labels=labels)
     shifted = labels.new_full(labels.shape, model.config.decoder_start_token_id)
@@ -243,7 +307,9 @@ def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Split `name@revision`; revision is None where none is given."""
+    """Split `name@revision`; revision is None where none is given, and for a folder."""
+    if Path(name).exists():
+        return name, None
     base, _, revision = name.partition("@")
     return base, revision or None
 

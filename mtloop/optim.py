@@ -23,10 +23,11 @@ def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> AdamW:
     """
     assert config.learning_rate is not None and config.adam_beta2 is not None
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Biases and the gains of norms are the vectors; every matrix decays, as in TrainingArguments.
+    # Biases and the gains of norms are the vectors, and T5's table of position biases, as in TrainingArguments.
+    biases = {id(p) for name, p in model.named_parameters() if p.ndim < 2 or "bias" in name}
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if id(p) not in biases], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if id(p) in biases], "weight_decay": 0.0},
     ]
     return AdamW(
         [group for group in groups if group["params"]],

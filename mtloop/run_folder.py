@@ -6,6 +6,7 @@ main process write, all ranks may read. The format is described in the README.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -125,7 +126,8 @@ class RunFolder:
         -1 drops all: a run that starts over.
         """
         if self.metrics_path.exists():
-            lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
+            # A kill may cut a line within a character; splitlines would also cut at what JSON leaves as it is (U+2028).
+            lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [line for line in lines if _step_of(line) <= step]
             write_atomically(self.metrics_path, "".join(line + "\n" for line in kept))
         for path in self.hypotheses_dir.glob("step_*.jsonl"):
@@ -136,7 +138,7 @@ class RunFolder:
 def _step_of(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):  # a line cut short by a kill
+    except (ValueError, KeyError, TypeError):  # a line cut short by a kill
         return float("inf")
 
 
@@ -160,5 +162,6 @@ def write_atomically(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that is gone or read-only refuses this too
+            beside.unlink()
         raise RunFailed(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -6,6 +6,7 @@ Writes on the main process only. Must not know models or data; it is handed numb
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -71,8 +72,8 @@ class Tracker:
     _has_header: bool = False
 
     def open_bar(self, step: int) -> None:
-        """Show the bar, from `step` on."""
-        if self.runtime.is_main:
+        """Show the bar, from `step` on; where standard error is no terminal, log_update prints lines instead."""
+        if self.runtime.is_main and sys.stderr.isatty():
             self._bar = tqdm(
                 total=self.total_steps, initial=step, unit="update", dynamic_ncols=True, smoothing=0.05, mininterval=0.5
             )
@@ -85,10 +86,11 @@ class Tracker:
     def log_update(self, record: dict[str, Any]) -> None:
         """Record one update: step, epoch, loss, grad_norm, learning_rate, target_tokens, tokens_per_s."""
         self._latest = record
+        text = f"loss {record['loss']:.3f}, lr {record['learning_rate']:.2g}, {record['tokens_per_s']:,.0f} tokens/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {record['loss']:.3f}, lr {record['learning_rate']:.2g}, {record['tokens_per_s']:,.0f} tokens/s"
-            )
+            self._bar.set_postfix_str(text)
+        else:
+            self.runtime.say(f"update {record['step']:,} of {self.total_steps:,}: {text}")
         self._write(record)
 
     def log_evaluation(self, name: str, record: dict[str, Any], *, epoch: float) -> None:
@@ -99,9 +101,11 @@ class Tracker:
     def _write(self, record: dict[str, Any]) -> None:
         if not self.runtime.is_main:
             return
+        # NaN and Infinity are no JSON: other programs could not read the file.
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         try:
             with self.folder.metrics_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json.dumps(clean, ensure_ascii=False) + "\n")
         except OSError as error:
             raise RunFailed(f"{self.folder.metrics_path}: cannot be written ({error.strerror or error})") from error
         if self.uses_trackers:
@@ -169,16 +173,15 @@ class Tracker:
         if not self.runtime.is_main or not self.folder.metrics_path.exists():
             return
         try:
-            import matplotlib
+            from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the notebook we may run in
         except ImportError:
             return
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
         records = [json.loads(line) for line in self.folder.metrics_path.read_text(encoding="utf-8").splitlines()]
-        updates = [record for record in records if "loss" in record]
-        evaluations = [record for record in records if "bleu" in record and "split" not in record]
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+        # A loss that was not finite stands as null: one would spoil the running mean of all that follow.
+        updates = [record for record in records if record.get("loss") is not None]
+        evaluations = [record for record in records if record.get("eval_loss") is not None and "split" not in record]
+        figure = Figure(figsize=(11, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
         if updates:
             steps = [record["step"] for record in updates]
             losses = np.array([record["loss"] for record in updates])
@@ -195,7 +198,6 @@ class Tracker:
         for axes in (left, right):
             axes.grid(alpha=0.3)
         figure.savefig(self.folder.path / "curves.png", dpi=120)
-        pyplot.close(figure)
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

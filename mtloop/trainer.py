@@ -112,8 +112,9 @@ def train(run: Run) -> int | None:
         RunFailed: on every rank, when the run cannot go on.
     """
     restore(run)
-    if run.state.step == 0 and run.config.evaluation.eval_on_start:
+    if run.state.evaluated_step < 0 and run.state.step == 0 and run.config.evaluation.eval_on_start:
         evaluate_and_record(run)
+        run.checkpointer.save()  # training may never beat it: then it is the best model, and final/ is made of it
     run.tracker.open_bar(run.state.step)
     run.watch.skip()
     stop_signal = None

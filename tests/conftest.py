@@ -1,0 +1,224 @@
+"""What all tests share: an offline Hub, a cache of their own, a small real tokenizer and corpus."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+# Before datasets or huggingface_hub is imported: both read these once.
+_CACHE = tempfile.mkdtemp(prefix="mtloop-tests-")
+os.environ.update(
+    HF_HOME=_CACHE, HF_DATASETS_CACHE=f"{_CACHE}/datasets", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+)
+
+import pytest  # noqa: E402
+
+PROJECT = Path(__file__).parents[1]
+SHARED_DATA = PROJECT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The project's top folder."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def kde_path() -> Path:
+    """Real KDE English-French pairs; skips where they are absent."""
+    path = SHARED_DATA / "kde_en_fr.jsonl.gz"
+    if not path.exists():
+        pytest.skip("../shared/data/kde_en_fr.jsonl.gz is not here")
+    return path
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """The default run, as a user starts it: its folder and what it printed."""
+
+    folder: Path
+    done: subprocess.CompletedProcess
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory) -> DemoRun:
+    """`accelerate launch train.py`, once for all tests that want a trained model: some two minutes."""
+    from tests.launch import run
+
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "train.py", "--output_dir", folder]
+    return DemoRun(folder, run([str(word) for word in command], timeout_s=600))
+
+
+@pytest.fixture(scope="session")
+def demo_sample() -> list[tuple[str, str]]:
+    """1,500 English-French pairs of the embedded corpus."""
+    from mtloop.demo import demo_pairs
+
+    return demo_pairs("train")[:1_500]
+
+
+@pytest.fixture(scope="session")
+def marian_tokenizer(demo_sample, tmp_path_factory):
+    """A real MarianTokenizer of 400 pieces, trained on the sample; its folder is `tokenizer.name_or_path`."""
+    from mtloop.tokenization import load_tokenizer, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer") / "marian"
+    texts = [text for pair in demo_sample for text in pair]
+    train_tokenizer(texts, vocab_size=400, output_dir=folder, source_lang="en", target_lang="fr")
+    return load_tokenizer(str(folder), source_lang="en", target_lang="fr")
+
+
+@pytest.fixture(scope="session")
+def sample_rows(demo_sample):
+    """The sample as a data set of rows: index, source, target."""
+    from datasets import Dataset
+
+    sources, targets = zip(*demo_sample, strict=True)
+    return Dataset.from_dict({"index": list(range(len(sources))), "source": list(sources), "target": list(targets)})
+
+
+@pytest.fixture(scope="session")
+def encoded_sample(sample_rows, marian_tokenizer):
+    """The sample, encoded."""
+    from mtloop.tokenization import encode_rows
+
+    return encode_rows(
+        sample_rows, marian_tokenizer, max_source_length=64, max_target_length=64, source_prefix=None, num_workers=1
+    )
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate's process-wide state as at the start of a program, and none left behind."""
+    import torch
+    from accelerate.state import AcceleratorState, GradientState
+
+    def reset() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    num_threads = torch.get_num_threads()
+    reset()
+    yield
+    reset()
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def runtime(fresh_accelerate):
+    """One process on the CPU in fp32."""
+    from mtloop.config import HardwareConfig
+    from mtloop.runtime import Runtime
+
+    started = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1, mixed_precision="no"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def pairs_path(demo_sample, tmp_path_factory) -> Path:
+    """60 pairs in a JSON file: 54 to train on and 6 to validate, as the split of a tenth leaves them."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.json"
+    path.write_text(json.dumps({"data": [{"en": en, "fr": fr} for en, fr in demo_sample[:60]]}), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def new_run(pairs_path, marian_tokenizer, runtime, tmp_path):
+    """Build a real Run from flags: new_run(name, flag=value, ...); the tiny model, 4 updates of 16 pairs an epoch."""
+    from mtloop.build import build_run, claim_folder, settle_budget
+    from mtloop.config import config_from, resolve
+
+    def build(name="run", **flags):
+        given = {
+            "train_file": pairs_path,
+            "source_lang": "en",
+            "target_lang": "fr",
+            "tokenizer_name": marian_tokenizer.name_or_path,
+            "model_size": "tiny",
+            "dropout": 0.0,
+            "sentences_per_update": 16,
+            "num_beams": 1,
+            "val_max_target_length": 12,
+            "output_dir": tmp_path / name,
+            "use_cpu": True,
+        }
+        config = resolve(config_from({**given, **flags}))
+        folder, stored = claim_folder(config, runtime)
+        return build_run(settle_budget(config, stored, num_ranks=1), stored, folder, runtime)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def short_set(sample_rows, encoded_sample):
+    """The 24 shortest rows of the sample, to evaluate on."""
+    import numpy as np
+
+    from mtloop.evaluate import EvaluationSet
+
+    shortest = np.argsort(encoded_sample.source_lengths + encoded_sample.target_lengths, kind="stable")[:24]
+    return EvaluationSet(
+        name="valid",
+        rows=sample_rows.select(shortest),
+        encoded=encoded_sample.rows.select(shortest),
+        source_lengths=encoded_sample.source_lengths[shortest],
+        target_lengths=encoded_sample.target_lengths[shortest],
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(short_set, marian_tokenizer):
+    """A tiny Marian that knows the first 16 rows of short_set by heart; in eval mode, not to be changed."""
+    import torch
+
+    from mtloop.loader import collate
+    from mtloop.model import build_model, settle_generation
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = build_model(
+        marian_tokenizer, model_size="tiny", config_name=None, dropout=0.0, max_length=64, attention="eager"
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
+    batch = collate(short_set.encoded, range(16), pad_id=marian_tokenizer.pad_token_id)
+    for _ in range(40):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    settle_generation(model, marian_tokenizer, num_beams=1, max_length=20, forced_bos_token_id=None)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_configs(marian_tokenizer):
+    """A config of each seq2seq family by name, one layer of width 16 a side, for the vocabulary of marian_tokenizer."""
+    from transformers import BartConfig, M2M100Config, MarianConfig, MBartConfig, PegasusConfig, T5Config
+
+    pad, eos = marian_tokenizer.pad_token_id, marian_tokenizer.eos_token_id
+    ids = {"vocab_size": len(marian_tokenizer), "pad_token_id": pad, "eos_token_id": eos}
+    size = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 32))}
+    size |= {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 512}
+    return {
+        "marian": MarianConfig(**ids, **size, decoder_start_token_id=pad, forced_eos_token_id=eos),
+        "bart": BartConfig(**ids, **size, decoder_start_token_id=eos, forced_eos_token_id=eos),
+        "mbart": MBartConfig(**ids, **size, forced_eos_token_id=eos),
+        "m2m_100": M2M100Config(**ids, **size, decoder_start_token_id=eos),
+        "pegasus": PegasusConfig(**ids, **size, decoder_start_token_id=pad, forced_eos_token_id=eos),
+        "t5": T5Config(**ids, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=pad),
+    }
+
+
+@pytest.fixture(scope="session")
+def plain_pieces(tiny_model, short_set):
+    """What plain generate() makes of each row of short_set alone, without padding, by tiny_model."""
+    import torch
+
+    with torch.no_grad():
+        return [
+            tiny_model.generate(input_ids=torch.tensor([ids]))[0].tolist() for ids in short_set.encoded["input_ids"]
+        ]

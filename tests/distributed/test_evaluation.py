@@ -1,0 +1,56 @@
+"""Invariant 2 over processes: the same hypotheses and BLEU on 1, 2 and 3, each row once."""
+
+import json
+
+import pytest
+
+from tests.launch import launch
+
+pytestmark = pytest.mark.distributed
+
+WORKER = "tests/distributed/worker_evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def model_dir(demo_run):
+    return demo_run.folder / "final"
+
+
+@pytest.fixture(scope="module")
+def reports(model_dir, demo_sample, tmp_path_factory):
+    # 61 rows: no number of batches or ranks divides them; one of them twice, for rows are known by index, not by text.
+    pairs = [*demo_sample[:60], demo_sample[0]]
+    folder = tmp_path_factory.mktemp("reports")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    found = {}
+    for num_processes in (1, 2, 3):
+        out = folder / f"{num_processes}.json"
+        launch(WORKER, num_processes, model_dir, rows, out, num_processes=num_processes)
+        found[num_processes] = json.loads(out.read_text())
+    return found
+
+
+def test_each_row_once(reports):
+    for report in reports.values():
+        assert len(report["hyps"]) == 61
+        assert report["hyps"][0] == report["hyps"][60]
+    assert len(set(reports[1]["hyps"])) > 30  # the model does not say one thing for all
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_hypotheses_and_scores_are_identical(reports, num_processes):
+    one, several = reports[1], reports[num_processes]
+    assert several["hyps"] == one["hyps"]
+    for name in ("bleu", "bleu_signature", "chrf", "counts", "totals", "sys_len", "ref_len"):
+        assert several[name] == one[name]
+    assert several["loss"] == pytest.approx(one["loss"], rel=1e-9)  # float64 sums of the same batches, in another order
+
+
+def test_more_ranks_than_batches(model_dir, demo_sample, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(demo_sample[0]) + "\n", encoding="utf-8")
+    for num_processes in (1, 3):
+        launch(WORKER, num_processes, model_dir, rows, tmp_path / f"{num_processes}.json", num_processes=num_processes)
+    one, three = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 3))
+    assert one["hyps"] == three["hyps"] and len(three["hyps"]) == 1

@@ -1,0 +1,67 @@
+"""Invariant 1: an update does not depend on how many processes share it or on how it is cut."""
+
+import json
+
+import pytest
+
+from tests.launch import launch
+
+pytestmark = pytest.mark.distributed
+
+NUM_UPDATES = 20
+WORKER = "tests/distributed/worker_updates.py"
+
+
+def train_updates(tmp_path, num_processes, *flags):
+    out = tmp_path / f"updates_{num_processes}_{'_'.join(map(str, flags)).strip('-')}.json"
+    run_dir = out.with_suffix("")
+    launch(
+        WORKER, num_processes, NUM_UPDATES, out, "demo", "--output_dir", run_dir,
+        "--mixed_precision", "no", "--dropout", "0", *flags,
+        num_processes=num_processes,
+    )  # fmt: skip
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train_updates(tmp_path_factory.mktemp("alone"), 1)
+
+
+def assert_same_updates(expected, found):
+    assert len(found) == len(expected) == NUM_UPDATES
+    for a, b in zip(expected, found, strict=True):
+        assert a["ids"] == b["ids"]
+        assert a["target_tokens"] == b["target_tokens"] == b["tokens_seen"]
+        assert len(set(b["num_micro_batches"])) == 1
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
+
+
+def test_the_reference_is_one_micro_batch_an_update(alone):
+    # Some 25 pairs of about 37 tokens are far below the 4,096 of a micro-batch.
+    assert all(record["num_micro_batches"] == [1] for record in alone)
+    assert alone[-1]["loss"] < alone[0]["loss"]
+
+
+@pytest.mark.parametrize(("num_processes", "max_tokens"), [(1, 200), (2, 4_096), (2, 200)])
+def test_updates_are_the_same_on_any_processes_and_micro_batches(alone, tmp_path, num_processes, max_tokens):
+    found = train_updates(tmp_path, num_processes, "--max_tokens_per_micro_batch", max_tokens)
+    if max_tokens == 200:
+        assert all(record["num_micro_batches"][0] > 1 for record in found)
+    assert_same_updates(alone, found)
+
+
+def test_a_rank_without_a_sentence_changes_nothing(tmp_path):
+    """One sentence an update on two ranks: one of them only keeps step."""
+    flags = ["--sentences_per_update", 1]
+    expected = train_updates(tmp_path, 1, *flags)
+    assert all(len(record["ids"]) == 1 for record in expected)
+    assert_same_updates(expected, train_updates(tmp_path, 2, *flags))
+
+
+def test_label_smoothing_and_clipping_are_of_the_whole_update(tmp_path):
+    flags = ["--label_smoothing_factor", 0.1, "--max_grad_norm", 0.5, "--weight_decay", 0.1]
+    expected = train_updates(tmp_path, 1, *flags)
+    assert max(record["grad_norm"] for record in expected) > 0.5  # clipping happens
+    assert_same_updates(expected, train_updates(tmp_path, 2, *flags, "--max_tokens_per_micro_batch", 300))

@@ -1,0 +1,55 @@
+"""Worker: evaluate a model on rows and write the report.
+
+worker_evaluate.py NUM_RANKS MODEL_DIR ROWS.jsonl OUT.json
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from datasets import Dataset
+
+from mtloop.config import HardwareConfig
+from mtloop.evaluate import EvaluationSet, evaluate
+from mtloop.model import load_model
+from mtloop.runtime import Runtime
+from mtloop.tokenization import encode_rows, load_tokenizer
+from mtloop.tracking import silence_libraries
+
+
+def main() -> None:
+    num_ranks, model_dir, rows_path, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
+    silence_libraries()
+    # One thread on any number of ranks: sums over threads are not bitwise those of one.
+    runtime = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1, mixed_precision="no"))
+    assert runtime.accelerator.num_processes == num_ranks, runtime.accelerator.num_processes
+    tokenizer = load_tokenizer(model_dir, source_lang="en", target_lang="fr")
+    pairs = [json.loads(line) for line in rows_path.read_text(encoding="utf-8").splitlines()]
+    rows = Dataset.from_dict(
+        {"index": list(range(len(pairs))), "source": [p[0] for p in pairs], "target": [p[1] for p in pairs]}
+    )
+    encoded = runtime.one_first(
+        lambda: encode_rows(
+            rows, tokenizer, max_source_length=64, max_target_length=64, source_prefix=None, num_workers=1
+        )
+    )
+    data = EvaluationSet(
+        name="valid",
+        rows=rows,
+        encoded=encoded.rows,
+        source_lengths=encoded.source_lengths,
+        target_lengths=encoded.target_lengths,
+    )
+    model = load_model(model_dir, tokenizer, dropout=None, attention="eager")
+    report = evaluate(model, tokenizer, data, runtime, max_tokens=300, target_lang="fr")
+    numbers = (report.loss_per_token, report.scores.bleu, report.time_s)
+    # The same numbers on every rank, the clock's included: what is decided from them must be the same.
+    assert len(set(runtime.gather_objects([numbers]))) == 1
+    if runtime.is_main:
+        out.write_text(json.dumps({"loss": report.loss_per_token, **asdict(report.scores), "hyps": report.hypotheses}))
+    runtime.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Every way in: notebooks, the installed package, each launch file, what the README says."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.launch import PROJECT, environment, run
+
+pytestmark = pytest.mark.e2e
+
+SMALL = [
+    "demo", "--max_train_samples", "300", "--max_eval_samples", "20", "--vocab_size", "320", "--max_train_steps", "3",
+    "--num_beams", "1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["mtloop", "train"])
+def test_a_notebook_never_has_its_own_arguments_read(tmp_path, module):
+    """As in IPython: the program's argv is the kernel's; main comes from the package or from train.py."""
+    flags = {"config": "demo", "max_train_samples": 300, "max_eval_samples": 20, "vocab_size": 320, "max_train_steps": 3}
+    program = f"""
+import sys
+sys.argv = ["ipykernel_launcher.py", "-f", "kernel.json", "--learning_rate", "77"]
+from accelerate import notebook_launcher
+from {module} import main
+notebook_launcher(main, args=({ {**flags, "output_dir": str(tmp_path / "run")}!r},), num_processes=1)
+assert main({ {**flags, "output_dir": str(tmp_path / "two"), "mixed_precision": "bf16"}!r}) == 0
+"""
+    done = run([sys.executable, "-c", program])
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("run", "two"):  # the second in the same process, with another precision
+        assert json.loads((tmp_path / name / "status.json").read_text())["status"] == "finished"
+        assert "learning_rate: 0.001" in (tmp_path / name / "config.yaml").read_text()
+
+
+def test_the_xla_launcher_calls_main_without_arguments(tmp_path):
+    """It imports the script, sets argv to the script's, and calls main(): the flags must be read."""
+    program = f"""
+import sys
+sys.argv = ["/somewhere/train.py", *{[*SMALL, "--output_dir", str(tmp_path / "run")]!r}]
+import train
+assert train.main() == 0
+"""
+    done = run([sys.executable, "-c", program])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_the_package_works_outside_the_clone(tmp_path):
+    """A wheel of the project, unpacked elsewhere, holds the recipes and runs the demo by name."""
+    site = tmp_path / "site"
+    source = tmp_path / "source"
+    subprocess.run(
+        ["git", "clone", "--quiet", "--depth", "1", f"file://{PROJECT}", str(source)], check=True, capture_output=True
+    )
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*install, "--target", str(site), str(source)], check=True, capture_output=True, timeout=300)
+    command = [sys.executable, "-m", "mtloop", "train", *SMALL, "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**environment(), "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (site / "mtloop" / "recipes" / "kde4-en-fr.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["single_gpu", "multi_gpu"])
+def test_a_gpu_file_without_a_gpu_runs_on_the_cpu_and_says_so(tmp_path, name):
+    import torch
+
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator here")
+    done = run(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
+         f"accelerate_configs/{name}.yaml", *(["--num_processes", "2"] if name == "multi_gpu" else []), "train.py",
+         *SMALL, "--output_dir", str(tmp_path / "run")]
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = next(line for line in done.stdout.splitlines() if line.startswith("device"))
+    assert "device cpu" in first and "asks for a GPU, none is here" in first
+    assert f"{2 if name == 'multi_gpu' else 1} process" in first
+
+
+def test_fsdp_file_on_a_cpu_is_refused(tmp_path):
+    import torch
+
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator here")
+    done = run(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
+         "accelerate_configs/fsdp.yaml", "--num_processes", "2", "train.py", *SMALL, "--output_dir", str(tmp_path / "run")]
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("mtloop: error: fsdp") == 1
+
+
+def readme_commands():
+    """Every indented command line of the README, continuation lines joined."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^    (.+)$", text, flags=re.MULTILINE):
+        for command in line.split("&&"):
+            yield " ".join(command.split("  #")[0].split())
+
+
+def test_readme_train_commands_are_understood(tmp_path, monkeypatch):
+    """Each train.py command of the README parses, once the files that it names are there."""
+    from mtloop.config import parse_config, resolve
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text("dataset_name: demo\nmodel_name_or_path: x\nsource_lang: en\ntarget_lang: fr\n")
+    commands = [command for command in readme_commands() if " train.py" in command and "..." not in command]
+    assert len(commands) >= 5
+    for command in commands:
+        words = shlex.split(command)
+        flags = words[words.index("train.py") + 1 :]
+        assert resolve(parse_config(flags)).output.output_dir, command
+
+
+def test_readme_names_every_launch_file_and_recipe():
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    for path in (PROJECT / "accelerate_configs").glob("*.yaml"):
+        assert path.name in text
+    for path in (PROJECT / "mtloop" / "recipes").glob("*.yaml"):
+        assert f"`{path.stem}`" in text
+
+
+def test_trackers_are_written(tmp_path):
+    flags = ["--with_tracking", "--report_to", "tensorboard", "--logging_steps", "1"]
+    done = run([sys.executable, "train.py", *SMALL, *flags, "--output_dir", str(tmp_path / "run")])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_loader_workers_give_the_same_run(tmp_path):
+    losses = []
+    for workers in ("0", "2"):
+        folder = tmp_path / workers
+        flags = ["--dataloader_num_workers", workers, "--logging_steps", "1", "--output_dir", str(folder)]
+        done = run([sys.executable, "train.py", *SMALL, *flags])
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == losses[1] and len(losses[0]) == 3

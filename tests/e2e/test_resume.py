@@ -1,0 +1,144 @@
+"""A run killed between epochs and started again ends as if it had not been; refusals and requests around it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.launch import PROJECT, environment, launch_command, run
+
+pytestmark = pytest.mark.e2e
+
+FLAGS = [
+    "demo", "--mixed_precision", "no", "--max_train_samples", "600", "--max_eval_samples", "40", "--vocab_size", "400",
+    "--num_train_epochs", "3", "--dropout", "0.1", "--logging_steps", "1", "--num_beams", "1",
+]  # fmt: skip
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    clocks = ("tokens_per_s", "sentences_per_s", "eval_time_s")
+    return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
+
+
+def assert_same_run(folder, whole):
+    assert metrics(folder) == metrics(whole)
+    found, expected = (load_file(path / "final" / "model.safetensors") for path in (folder, whole))
+    assert all((found[name] == expected[name]).all() for name in expected)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = run([sys.executable, "train.py", *FLAGS, "--output_dir", str(folder)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_killed_after_the_first_epoch_and_started_again(whole, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "train.py", *FLAGS, "--output_dir", str(folder)]
+    process = subprocess.Popen(
+        command, cwd=PROJECT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "latest").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.2)  # some updates into the second epoch
+    process.kill()
+    process.wait()
+    assert not (folder / "final").exists()
+    done = run(command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed from" in done.stdout
+    assert_same_run(folder, whole)
+
+
+def test_resumed_from_a_named_checkpoint(whole, tmp_path):
+    """All checkpoints stand; the last epoch is thrown away and made again."""
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-a", str(whole), str(folder)], check=True)
+    (folder / "status.json").unlink()
+    command = [sys.executable, "train.py", *FLAGS, "--output_dir", str(folder)]
+    done = run([*command, "--resume_from_checkpoint", "epoch_2"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "is beyond the step resumed from" in done.stdout
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
+def test_a_signal_saves_and_the_run_goes_on(whole, tmp_path, number, status):
+    folder = tmp_path / "run"
+    command = [sys.executable, "train.py", *FLAGS, "--output_dir", str(folder)]
+    process = subprocess.Popen(
+        command, cwd=PROJECT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("update 20 "):
+            break
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in errors
+    record = json.loads((folder / "status.json").read_text())
+    assert record["status"] == "stopped" and record["exit_status"] == status
+    assert (folder / "checkpoints" / f"step_{record['step']}").is_dir()
+    assert run(command).returncode == 0
+    assert [line["step"] for line in metrics(folder) if "loss" in line] == [
+        line["step"] for line in metrics(whole) if "loss" in line
+    ]
+    assert metrics(folder)[-1] == metrics(whole)[-1]
+
+
+def test_two_processes_resume_what_one_began(whole, tmp_path):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-a", str(whole), str(folder)], check=True)
+    (folder / "status.json").unlink()
+    flags = [*FLAGS, "--output_dir", folder, "--resume_from_checkpoint", "epoch_2", "--cpu_threads", "1"]
+    done = run(launch_command("train.py", *flags, num_processes=2))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes" in done.stdout.splitlines()[0]
+    assert done.stdout.count("trained ") == 1  # printed once, not once a rank
+    assert "not bitwise the same run" in done.stdout
+    assert [line["step"] for line in metrics(folder)] == [line["step"] for line in metrics(whole)]
+
+
+def test_a_folder_of_another_run_is_refused_and_untouched(whole):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    done = run([sys.executable, "train.py", *FLAGS, "--output_dir", str(whole), "--learning_rate", "0.5"])
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
+    assert "--learning_rate: 0.001 in the run folder, 0.5 asked" in done.stderr
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_the_stored_config_starts_the_same_run_again(whole, tmp_path):
+    folder = tmp_path / "again"
+    done = run([sys.executable, "train.py", str(whole / "config.yaml"), "--output_dir", str(folder)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(folder, whole)
+
+
+def test_limits_patience_and_the_best_model(tmp_path):
+    """A learning rate of 0 never gains: patience 1 stops after the second evaluation; the first one is the best."""
+    folder = tmp_path / "run"
+    flags = ["--learning_rate", "1e-12", "--early_stopping_patience", "1", "--metric_for_best_model", "eval_loss"]
+    flags += ["--num_train_epochs", "9", "--save_total_limit", "1", "--load_best_model_at_end", "--lr_scheduler_type"]
+    flags += ["constant", "--num_warmup_steps", "0", "--output_dir", str(folder)]
+    done = run([sys.executable, "train.py", *FLAGS, *flags])
+    assert done.returncode == 0, done.stderr[-3000:]
+    evaluations = [line for line in metrics(folder) if "bleu" in line]
+    names = sorted(p.name for p in (folder / "checkpoints").iterdir() if not p.is_symlink())
+    best = min(evaluations, key=lambda line: line["eval_loss"])
+    assert len(evaluations) < 9
+    assert f"step_{best['step']}" in names and f"step_{evaluations[-1]['step']}" in names
+    assert len(names) <= 2
+    final, kept = (load_file(path / "model.safetensors") for path in (folder / "final", folder / "checkpoints/best"))
+    assert all((final[name] == kept[name]).all() for name in kept)

@@ -1,0 +1,52 @@
+"""Start programs the way a user does: the real `accelerate launch` with a file of accelerate_configs/."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch_command(script: str | Path, *arguments: object, num_processes: int = 1) -> list[str]:
+    """The command line of `accelerate launch` for 1 process (cpu.yaml) or several (multi_cpu.yaml)."""
+    name = "cpu.yaml" if num_processes == 1 else "multi_cpu.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(PROJECT / "accelerate_configs" / name)]
+    if num_processes > 1:
+        command += ["--num_processes", str(num_processes), "--main_process_port", str(free_port())]
+    return [*command, str(script), *map(str, arguments)]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The test's own environment, with the project importable and nothing of a launcher in it."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_"))}
+    return {**clean, "PYTHONPATH": str(PROJECT), **extra}
+
+
+def run(command: list[str], *, timeout_s: float = 300, cwd: Path = PROJECT, **extra: str) -> subprocess.CompletedProcess:
+    """Run a command to its end and return what it printed."""
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**extra), timeout=timeout_s, capture_output=True, text=True, check=False
+    )
+
+
+def launch(script: str | Path, *arguments: object, num_processes: int = 1, timeout_s: float = 300) -> str:
+    """Launch to a successful end; return standard output.
+
+    Raises:
+        AssertionError: with what was printed, for a non-zero status.
+    """
+    done = run(launch_command(script, *arguments, num_processes=num_processes), timeout_s=timeout_s)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done.stdout

@@ -1,0 +1,535 @@
+"""checkpoint: bitwise resumes, complete or invisible folders, rotation, and exports that plain transformers loads."""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from mtloop.batching import Budget
+from mtloop.checkpoint import Checkpointer, find_checkpoint, list_checkpoints, load_weights, sweep
+from mtloop.config import OptimizerConfig, RunFailed, UserError
+from mtloop.loader import TrainLoader
+from mtloop.loss import token_loss_sum
+from mtloop.model import build_model, settle_generation, shift_right
+from mtloop.optim import build_optimizer, build_scheduler
+from mtloop.run_folder import RunFolder
+from mtloop.state import TrainState
+
+FAMILIES = ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"]
+
+
+@dataclass
+class Trained:
+    """What a checkpoint is of, with the little that trains it."""
+
+    checkpointer: Checkpointer
+    loader: TrainLoader
+
+    @property
+    def state(self) -> TrainState:
+        return self.checkpointer.state
+
+    def train(self, num_updates: int) -> None:
+        keeper = self.checkpointer
+        updates = self.loader.updates(epoch=self.state.epoch, cursor=self.state.cursor)
+        for update in itertools.islice(updates, num_updates):
+            keeper.runtime.reseed(self.state.step)
+            for batch in update.micro_batches:
+                decoder_input_ids = shift_right(keeper.model, batch["labels"])
+                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+                logits = keeper.wrapped_model(**inputs, decoder_input_ids=decoder_input_ids).logits
+                (token_loss_sum(logits, batch["labels"]) / update.target_tokens).backward()
+            keeper.optimizer.step()
+            keeper.scheduler.step()
+            keeper.optimizer.zero_grad()
+            self.state.advance(
+                target_tokens=update.target_tokens, updates_in_epoch=update.updates_in_epoch, time_s=0.25
+            )
+
+    def save(self, *steps: int, best: int | None = None) -> None:
+        """Save as the steps that are named, with the weights as they are."""
+        for step in steps:
+            self.state.step = step
+            if step == best:
+                self.state.best_step, self.state.best_score = step, 50.0
+            self.checkpointer.save()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that a resume must bring back."""
+        keeper = self.checkpointer
+        return {
+            "weights": {name: tensor.clone() for name, tensor in keeper.model.state_dict().items()},
+            "optimizer": keeper.optimizer.state_dict(),
+            "scheduler": keeper.scheduler.state_dict(),
+            "state": self.state.state_dict(),
+        }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.config_path.write_text("seed: 42\n")
+    return folder
+
+
+@pytest.fixture
+def new_trained(tiny_configs, marian_tokenizer, encoded_sample, runtime, folder, tmp_path):
+    """Build model, optimizer, schedule, loader and checkpointer as build_run does, a tiny model with dropout."""
+    tiny_configs["marian"].save_pretrained(tmp_path / "config")
+
+    def build(*, seed=0, save_total_limit=None):
+        torch.manual_seed(seed)
+        model = build_model(
+            marian_tokenizer, model_size=None, config_name=str(tmp_path / "config"), dropout=0.1, max_length=64
+        )
+        settle_generation(model, marian_tokenizer, num_beams=3, max_length=20, forced_bos_token_id=None)
+        config = OptimizerConfig(learning_rate=1e-3, adam_beta2=0.98, weight_decay=0.01, lr_scheduler_type="cosine")
+        optimizer = build_optimizer(model, config)
+        scheduler = build_scheduler(optimizer, config, num_warmup_steps=2, total_steps=50)
+        wrapped_model, prepared = runtime.accelerator.prepare(model, optimizer)
+        wrapped_model.train()
+        checkpointer = Checkpointer(
+            folder=folder,
+            runtime=runtime,
+            model=runtime.accelerator.unwrap_model(wrapped_model),
+            wrapped_model=wrapped_model,
+            optimizer=prepared,
+            scheduler=scheduler,
+            tokenizer=marian_tokenizer,
+            state=TrainState(),
+            save_total_limit=save_total_limit,
+        )
+        loader = TrainLoader(
+            encoded=encoded_sample.rows.select(range(60)),
+            source_lengths=encoded_sample.source_lengths[:60],
+            target_lengths=encoded_sample.target_lengths[:60],
+            budget=Budget(sentences=8),  # 8 updates an epoch, the last of 4 sentences
+            max_tokens_per_micro_batch=150,
+            pad_id=marian_tokenizer.pad_token_id,
+            seed=1,
+            rank=0,
+            num_ranks=1,
+        )
+        return Trained(checkpointer, loader)
+
+    return build
+
+
+def assert_equal(left, right, where=""):
+    """Bitwise, through dicts and lists."""
+    assert type(left) is type(right), where
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for name in left:
+            assert_equal(left[name], right[name], f"{where}.{name}")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), where
+        for number, pair in enumerate(zip(left, right, strict=True)):
+            assert_equal(*pair, f"{where}[{number}]")
+    elif isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype and torch.equal(left, right), where
+    else:
+        assert left == right, where
+
+
+def names_in(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def hashes_of(path):
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def damage(path, how):
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "garbage":
+        path.write_bytes(b"no such format, and no header either")
+    else:
+        assert how == "gone"
+        path.unlink()
+
+
+# Save and restore
+
+
+def test_a_restore_brings_everything_back_bitwise(new_trained, folder):
+    first = new_trained()
+    first.train(11)  # one epoch of 8, and 3 of the next
+    first.state.record_score(12.5, is_greater_better=True)
+    saved = first.snapshot()
+    first.checkpointer.save()
+    other = new_trained(seed=9)
+    other.train(2)  # an optimizer with moments of its own, to be overwritten
+    assert not torch.equal(other.checkpointer.model.lm_head.weight, first.checkpointer.model.lm_head.weight)
+    other.checkpointer.restore(folder.checkpoints_dir / "step_11")
+    assert_equal(other.snapshot(), saved)
+    assert (other.state.step, other.state.epoch, other.state.cursor) == (11, 1, 3)
+    assert len(saved["optimizer"]["state"]) == sum(p.requires_grad for p in first.checkpointer.model.parameters())
+
+
+def test_a_resumed_run_goes_on_bitwise_as_if_it_had_not_stopped(new_trained, folder):
+    straight = new_trained()
+    straight.train(5)
+    straight.checkpointer.save()
+    straight.train(6)
+    resumed = new_trained(seed=5)
+    resumed.checkpointer.restore(folder.checkpoints_dir / "step_5")
+    resumed.train(6)
+    assert_equal(resumed.snapshot(), straight.snapshot())
+
+
+def test_a_save_changes_nothing_of_the_run(new_trained):
+    trained = new_trained()
+    trained.train(2)
+    before = trained.snapshot()
+    trained.checkpointer.save()
+    assert_equal(trained.snapshot(), before)
+    assert trained.checkpointer.model.training
+
+
+def test_a_resume_on_other_threads_says_so(new_trained, folder, capsys):
+    trained = new_trained()
+    trained.save(1)
+    record_path = folder.checkpoints_dir / "step_1" / "training" / "state.json"
+    record = json.loads(record_path.read_text())
+    assert (record["num_ranks"], record["num_threads"], record["precision"]) == (1, 1, "no")
+    trained.checkpointer.restore(folder.checkpoints_dir / "step_1")
+    assert capsys.readouterr().out == ""
+    record_path.write_text(json.dumps({**record, "num_threads": 16}))
+    trained.checkpointer.restore(folder.checkpoints_dir / "step_1")
+    assert "num_threads 1, saved with 16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "training/optimizer.pt", "training/scheduler.pt", "training/state.json"]
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(new_trained, folder, name):
+    trained = new_trained()
+    trained.train(1)
+    trained.save(1)
+    path = folder.checkpoints_dir / "step_1"
+    whole = (path / name).read_bytes()
+    for how in ("cut", "empty", "garbage", "gone"):
+        (path / name).write_bytes(whole)
+        damage(path / name, how)
+        with pytest.raises(UserError) as caught:
+            trained.checkpointer.restore(path)
+        message = str(caught.value)
+        assert f"--resume_from_checkpoint {path}: cannot be read" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "change", [{"format_version": 99}, {"state": {"step": 1, "phase_of_moon": 2}}, {"state": None}]
+)
+def test_a_record_of_another_version_is_refused(new_trained, folder, change):
+    trained = new_trained()
+    trained.save(1)
+    path = folder.checkpoints_dir / "step_1" / "training" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match="cannot be read"):
+        trained.checkpointer.restore(path.parents[1])
+
+
+# Rotation and links
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"),
+    [
+        (None, 2, [1, 2, 3, 4, 5]),
+        (2, 2, [2, 4, 5]),
+        (2, 5, [4, 5]),
+        (1, 1, [1, 5]),
+        (1, None, [5]),
+        (9, None, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_the_last_ones_and_the_best_are_kept(new_trained, folder, limit, best, kept):
+    trained = new_trained(save_total_limit=limit)
+    trained.save(1, 2, 3, 4, 5, best=best)
+    assert [step for step, _ in list_checkpoints(folder)] == kept
+    links = ["latest"] if best is None else ["best", "latest"]
+    assert names_in(folder.checkpoints_dir) == sorted([*links, *(f"step_{step}" for step in kept)])
+    assert os.readlink(folder.checkpoints_dir / "latest") == "step_5"
+    if best is not None:
+        assert os.readlink(folder.checkpoints_dir / "best") == f"step_{best}"
+
+
+def test_steps_are_ordered_by_number(new_trained, folder):
+    trained = new_trained(save_total_limit=2)
+    trained.save(9, 10, 100)
+    assert [step for step, _ in list_checkpoints(folder)] == [10, 100]
+
+
+def test_a_step_that_is_saved_again_is_replaced(new_trained, folder):
+    trained = new_trained()
+    trained.save(3)
+    before = hashes_of(folder.checkpoints_dir / "step_3")
+    trained.train(2)  # the first update of the warm-up has a learning rate of 0
+    trained.save(3)
+    after = hashes_of(folder.checkpoints_dir / "step_3")
+    assert after.keys() == before.keys() and after["model.safetensors"] != before["model.safetensors"]
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_3"]
+
+
+def test_checkpoints_beyond_the_step_resumed_from_are_dropped(new_trained, folder, capsys):
+    trained = new_trained()
+    trained.save(2, 4, best=2)
+    trained.save(6, 8, best=8)
+    trained.checkpointer.restore(folder.checkpoints_dir / "step_4")
+    trained.checkpointer.drop_later()
+    assert [step for step, _ in list_checkpoints(folder)] == [2, 4]
+    assert "step_6 is beyond" in capsys.readouterr().out
+    # The names point at what is there again: step_4 knew step_2 as the best.
+    assert os.readlink(folder.checkpoints_dir / "latest") == "step_4"
+    assert os.readlink(folder.checkpoints_dir / "best") == "step_2"
+    assert names_in(folder.checkpoints_dir) == ["best", "latest", "step_2", "step_4"]
+
+
+# A save that fails, or is killed
+
+
+@pytest.fixture
+def limit_file_size():
+    """A real limit on the size of files: writing beyond it fails half-way, as on a full disk."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("fails_at", ["config.json", "model.safetensors", "training/optimizer.pt"])
+def test_a_save_that_fails_half_way_leaves_the_earlier_one(new_trained, folder, limit_file_size, fails_at):
+    trained = new_trained(save_total_limit=1)
+    trained.train(1)
+    trained.save(1)
+    earlier = folder.checkpoints_dir / "step_1"
+    before = hashes_of(earlier)
+    trained.state.step = 2
+    size = (earlier / fails_at).stat().st_size
+    limit_file_size(size - 1)
+    with pytest.raises(RunFailed) as caught:
+        trained.checkpointer.save()
+    limit_file_size(2**40)
+    message = str(caught.value)
+    assert f"{folder.checkpoints_dir / 'step_2'}: the checkpoint could not be saved" in message and "\n" not in message
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_1"]
+    assert hashes_of(earlier) == before and os.readlink(folder.checkpoints_dir / "latest") == "step_1"
+    trained.checkpointer.save()  # once there is room again
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_2"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+def test_a_kill_at_any_instant_leaves_only_whole_checkpoints(new_trained, folder):
+    """A child saves step after step with a limit of one; it is killed 5 times, 10 to 90 ms after it began to save."""
+    trained = new_trained(save_total_limit=1)
+    trained.train(1)
+    trained.save(1)
+    for delay_ms in range(10, 100, 20):
+        begun, begins = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(begins, b"x")
+            try:
+                trained.save(*range(2, 10_000))
+            finally:
+                os._exit(1)
+        os.read(begun, 1)
+        time.sleep(delay_ms / 1000)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        os.close(begun)
+        os.close(begins)
+        sweep(folder)
+        assert all(not name.startswith(".") for name in names_in(folder.checkpoints_dir))
+        found = list_checkpoints(folder)
+        assert 1 <= len(found) <= 2  # two where the kill fell between publishing and pruning
+        for step, path in found:
+            trained.checkpointer.restore(path)
+            assert trained.state.step == step
+            AutoModelForSeq2SeqLM.from_pretrained(path)
+            shutil.rmtree(path)
+        trained.save(1)
+
+
+def test_leftovers_are_swept_and_nothing_else(new_trained, folder):
+    new_trained().save(1, best=1)
+    before = hashes_of(folder.path)
+    for parent in (folder.path, folder.checkpoints_dir):
+        for name in (".tmp-step_7-abc", ".trash-step_1-abc"):
+            (parent / name / "training").mkdir(parents=True)
+            (parent / name / "training" / "optimizer.pt").write_text("half")
+        (parent / ".tmp-latest-abc").symlink_to("step_7")
+        (parent / ".tmp-best-abc").symlink_to(".")  # to a folder: the link goes, the folder stays
+    sweep(folder)
+    assert hashes_of(folder.path) == before
+    assert names_in(folder.checkpoints_dir) == ["best", "latest", "step_1"]
+    assert names_in(folder.path) == ["checkpoints", "config.yaml"]
+
+
+# Finding
+
+
+@pytest.fixture
+def four_saved(new_trained, folder):
+    """Steps 5, 8 (the end of epoch 1, the best), 10 and 16 (the end of epoch 2)."""
+    trained = new_trained()
+    for step, cursor, epoch in ((5, 5, 0), (8, 0, 1), (10, 2, 1), (16, 0, 2)):
+        trained.state.cursor, trained.state.epoch = cursor, epoch
+        trained.save(step, best=8)
+    return folder
+
+
+def test_a_checkpoint_is_found_by_name(four_saved):
+    steps = {None: 16, "latest": 16, "true": 16, "best": 8, "epoch_1": 8, "epoch_2": 16, "step_5": 5, "step_10": 10}
+    for asked, step in steps.items():
+        assert find_checkpoint(four_saved, asked) == four_saved.checkpoints_dir / f"step_{step}"
+
+
+def test_a_checkpoint_is_found_by_its_path(four_saved, tmp_path):
+    path = four_saved.checkpoints_dir / "step_5"
+    assert find_checkpoint(four_saved, str(path)) == path
+    elsewhere = tmp_path / "copy"
+    shutil.copytree(path, elsewhere)
+    assert find_checkpoint(four_saved, str(elsewhere)) == elsewhere
+
+
+def test_what_is_not_there_is_refused_with_what_is(four_saved):
+    for asked in ("epoch_3", "step_6", "nowhere", "/no/such/path"):
+        with pytest.raises(UserError) as caught:
+            find_checkpoint(four_saved, asked)
+        message = str(caught.value)
+        assert f"--resume_from_checkpoint {asked}" in message and "\n" not in message
+        assert message.endswith("there: best, epoch_1, epoch_2, step_10, step_16, step_5, step_8")
+
+
+def test_a_new_folder_has_none(folder):
+    assert find_checkpoint(folder, None) is None
+    for asked in ("latest", "best", "epoch_1"):
+        with pytest.raises(UserError, match=f"--resume_from_checkpoint {asked}: .*there: none"):
+            find_checkpoint(folder, asked)
+
+
+def test_half_a_checkpoint_is_not_found(four_saved):
+    for name in (".tmp-step_99-abcdef", ".trash-step_98-abcdef", "step_97x", "step_"):
+        (four_saved.checkpoints_dir / name).mkdir()
+    (four_saved.checkpoints_dir / "step_96").write_text("a file")
+    assert [step for step, _ in list_checkpoints(four_saved)] == [5, 8, 10, 16]
+
+
+# Exports
+
+
+def test_an_export_loads_with_plain_transformers(new_trained, folder, marian_tokenizer):
+    trained = new_trained()
+    trained.train(3)
+    trained.checkpointer.save()
+    path = folder.checkpoints_dir / "step_3"
+    model = AutoModelForSeq2SeqLM.from_pretrained(path)
+    assert_equal(dict(model.state_dict()), dict(trained.checkpointer.model.state_dict()))
+    generation = model.generation_config
+    assert (generation.num_beams, generation.max_length) == (3, 20)
+    assert (generation.pad_token_id, generation.eos_token_id, generation.decoder_start_token_id) == (399, 0, 399)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    text = "Open the file in a new window"
+    assert tokenizer(text)["input_ids"] == marian_tokenizer(text)["input_ids"]
+    assert tokenizer(text_target=text)["input_ids"] == marian_tokenizer(text_target=text)["input_ids"]
+    assert model.generate(**tokenizer(text, return_tensors="pt")).shape[1] <= 20
+    assert (path / "config.yaml").read_text() == "seed: 42\n"
+
+
+@pytest.mark.parametrize(("is_best", "best", "expected"), [(False, 2, 5), (True, 2, 2), (True, None, 5)])
+def test_the_final_model_is_the_best_or_the_last(new_trained, folder, is_best, best, expected):
+    trained = new_trained()
+    folder.final_dir.mkdir()
+    (folder.final_dir / "old").write_text("")
+    for step in (2, 5):
+        trained.train(2)
+        trained.save(step, best=best)
+    source = trained.checkpointer.publish_final(is_best=is_best)
+    assert source == folder.checkpoints_dir / f"step_{expected}"
+    its_files = {name: value for name, value in hashes_of(source).items() if not name.startswith("training/")}
+    assert hashes_of(folder.final_dir) == its_files and "model.safetensors" in its_files
+    assert names_in(folder.path) == ["checkpoints", "config.yaml", "final"]
+
+
+def test_a_final_model_that_cannot_be_written_leaves_the_old_one(new_trained, folder, limit_file_size):
+    trained = new_trained()
+    trained.save(1)
+    trained.checkpointer.publish_final(is_best=False)
+    before = hashes_of(folder.final_dir)
+    limit_file_size(10_000)
+    with pytest.raises(RunFailed, match=f"{folder.final_dir}: cannot be written"):
+        trained.checkpointer.publish_final(is_best=False)
+    limit_file_size(2**40)
+    assert hashes_of(folder.final_dir) == before
+    assert names_in(folder.path) == ["checkpoints", "config.yaml", "final"]
+
+
+# Weights
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("max_shard_size", ["50GB", "20KB"])
+def test_weights_are_read_in_place_tied_ones_too(tiny_configs, tmp_path, family, max_shard_size):
+    torch.manual_seed(0)
+    source, target = (AutoModelForSeq2SeqLM.from_config(tiny_configs[family]) for _ in range(2))
+    with torch.no_grad():
+        for parameter in source.parameters():  # biases and gains are alike in every new model
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    source.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_size == "20KB")
+    table = target.get_input_embeddings().weight
+    load_weights(target, tmp_path)
+    assert_equal(dict(target.state_dict()), dict(source.state_dict()))
+    # In place, and still tied.
+    assert target.get_input_embeddings().weight is table
+    assert target.get_output_embeddings().weight is table
+
+
+def test_untied_tables_are_both_read(tiny_configs, tmp_path):
+    config = type(tiny_configs["bart"]).from_dict({**tiny_configs["bart"].to_dict(), "tie_word_embeddings": False})
+    source, target = (AutoModelForSeq2SeqLM.from_config(config) for _ in range(2))
+    source.save_pretrained(tmp_path)
+    load_weights(target, tmp_path)
+    assert_equal(dict(target.state_dict()), dict(source.state_dict()))
+    assert not torch.equal(target.lm_head.weight, target.model.shared.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.encoder.layernorm_embedding.weight": None}, "lacks the weights .*layernorm_embedding"),
+        ({"model.encoder.new.weight": torch.ones(2)}, "has the weights .*new.weight.* the model has not"),
+        ({"final_logits_bias": torch.ones(1, 3)}, "size mismatch"),
+    ],
+)
+def test_a_file_of_another_model_is_refused(tiny_configs, tmp_path, change, message):
+    model = AutoModelForSeq2SeqLM.from_config(tiny_configs["bart"])
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = {**load_file(path), **change}
+    save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, path)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        load_weights(model, tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tiny_configs, tmp_path):
+    with pytest.raises(ValueError, match="lacks the weights"):
+        load_weights(AutoModelForSeq2SeqLM.from_config(tiny_configs["t5"]), tmp_path)

@@ -1,0 +1,115 @@
+"""The loss is the brute-force one, the scores are those of the raw references, and nothing is left changed."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from mtloop.evaluate import EvaluationSet, choose_samples, evaluate, loss_per_token
+from mtloop.metrics import score
+
+
+def loss_by_brute_force(model, data):
+    """Every row alone, through the model's own loss: a mean over the row's tokens, made a sum again."""
+    total, num_tokens = 0.0, 0
+    for row in data.encoded:
+        with torch.no_grad():
+            mean = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
+        total += mean.double().item() * len(row["labels"])
+        num_tokens += len(row["labels"])
+    return total / num_tokens
+
+
+def with_raw_targets(data, change):
+    """The same rows and tokens, other raw reference texts."""
+    rows = data.rows.map(lambda row: {"target": change(row["target"])}, load_from_cache_file=False)
+    return EvaluationSet(
+        name=data.name,
+        rows=rows,
+        encoded=data.encoded,
+        source_lengths=data.source_lengths,
+        target_lengths=data.target_lengths,
+    )
+
+
+@pytest.mark.parametrize("max_tokens", [1, 70, 10_000])
+def test_loss_is_that_of_single_rows_whatever_the_batches(tiny_model, short_set, runtime, marian_tokenizer, max_tokens):
+    expected = loss_by_brute_force(tiny_model, short_set)
+    assert 0.1 < expected < 10  # 16 rows known by heart, 8 never seen: neither 0 nor noise
+    found = loss_per_token(tiny_model, marian_tokenizer, short_set, runtime, max_tokens=max_tokens)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_no_batch_of_the_loss_passes_the_cap_on_either_side(tiny_model, encoded_sample, runtime, marian_tokenizer):
+    # Short targets with the longest sources: counted by targets alone, one batch would hold them all.
+    longest = encoded_sample.source_lengths.argsort()[-20:]
+    encoded = encoded_sample.rows.select(longest)
+    encoded = encoded.map(lambda row: {"labels": row["labels"][-2:]}, load_from_cache_file=False)
+    lengths = encoded_sample.source_lengths[longest]
+    data = EvaluationSet(
+        name="valid", rows=encoded, encoded=encoded, source_lengths=lengths, target_lengths=lengths * 0 + 2
+    )
+    sizes = []
+    hook = tiny_model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    loss_per_token(tiny_model, marian_tokenizer, data, runtime, max_tokens=200)
+    hook.remove()
+    assert len(sizes) > 1 and max(sizes) <= 200
+
+
+def test_the_report_holds_the_scores_of_plain_translations_against_raw_references(
+    tiny_model, plain_pieces, short_set, runtime, marian_tokenizer
+):
+    # A double space and a character that no piece has do not survive the tokenizer; the raw text keeps them.
+    data = with_raw_targets(short_set, lambda text: text.replace(" ", "  ", 1) + " \u65e5\u672c")
+    report = evaluate(tiny_model, marian_tokenizer, data, runtime, max_tokens=100, target_lang="fr")
+    hypotheses = [marian_tokenizer.decode(row, skip_special_tokens=True) for row in plain_pieces]
+    assert report.hypotheses == hypotheses
+    assert report.scores == score(hypotheses, data.rows["target"][:], "fr")
+    round_trip = [
+        marian_tokenizer.decode(ids, skip_special_tokens=True)
+        for ids in marian_tokenizer(text_target=data.rows["target"][:])["input_ids"]
+    ]
+    assert report.scores.bleu > 10  # 16 rows are known by heart
+    assert report.scores.bleu < score(hypotheses, round_trip, "fr").bleu
+    assert report.num_sentences == len(hypotheses) == 24
+    assert report.loss_per_token == pytest.approx(loss_by_brute_force(tiny_model, data), abs=1e-6)
+    assert report.perplexity == pytest.approx(math.exp(report.loss_per_token))
+    assert report.time_s > 0 and report.sentences_per_s >= 24 / report.time_s  # translating is a part of it
+    metrics = report.metrics()
+    assert [report.score_of(name) for name in ("bleu", "chrf", "eval_loss")] == [
+        report.scores.bleu,
+        report.scores.chrf,
+        report.loss_per_token,
+    ]
+    assert metrics["bleu_signature"] == report.scores.bleu_signature
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_model_is_left_as_it_was(tiny_model, short_set, runtime, marian_tokenizer, is_training):
+    model = copy.deepcopy(tiny_model).train(is_training)
+    for module in model.modules():
+        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.5  # would change the loss if evaluation were made in training mode
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    report = evaluate(model, marian_tokenizer, short_set, runtime, max_tokens=500, target_lang="fr")
+    assert report.loss_per_token == pytest.approx(loss_by_brute_force(tiny_model, short_set), abs=1e-6)
+    assert {module.training for module in model.modules()} == {is_training}
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_error_in_scoring_is_raised(tiny_model, short_set, runtime, marian_tokenizer):
+    data = with_raw_targets(short_set, lambda text: None)
+    with pytest.raises(TypeError):
+        evaluate(tiny_model, marian_tokenizer, data, runtime, max_tokens=500, target_lang="fr")
+
+
+def test_samples_are_the_same_at_every_evaluation():
+    chosen = choose_samples(1_000, seed=42)
+    assert chosen == choose_samples(1_000, seed=42) == sorted(set(chosen))
+    assert len(chosen) == 10 and chosen[0] >= 0 and chosen[-1] < 1_000
+    assert chosen != choose_samples(1_000, seed=43)
+    assert choose_samples(3, seed=42) == [0, 1, 2]

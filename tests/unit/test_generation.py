@@ -1,0 +1,105 @@
+"""Every row is translated once, found by its index, exactly as generate() alone would, whatever the batches."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from mtloop.batching import plan_evaluation
+from mtloop.generation import NOTHING, _by_row_index, _stack, deal_batches, generate_hypotheses
+
+NUM_ROWS = 24
+
+
+@pytest.fixture
+def rows(short_set):
+    return short_set.encoded
+
+
+@pytest.fixture
+def lengths(short_set):
+    return short_set.source_lengths
+
+
+def stripped(pieces, pad_id):
+    """A hypothesis without the padding behind it; the decoder's start is the padding piece too, and stays."""
+    end = len(pieces)
+    while end > 1 and pieces[end - 1] == pad_id:
+        end -= 1
+    return list(pieces[:end])
+
+
+def generate(model, rows, lengths, runtime, pad_id, max_tokens):
+    batches = plan_evaluation(lengths, max_tokens=max_tokens)
+    return generate_hypotheses(model, rows, batches, runtime, pad_id=pad_id)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
+def test_hypotheses_are_those_of_plain_generate_row_by_row(
+    tiny_model, plain_pieces, rows, lengths, runtime, marian_tokenizer, max_tokens
+):
+    pad_id = marian_tokenizer.pad_token_id
+    expected = [stripped(pieces, pad_id) for pieces in plain_pieces]
+    # Rows that look alike would hide a mix-up.
+    assert len({tuple(pieces) for pieces in expected}) > NUM_ROWS // 2
+    found = generate(tiny_model, rows, lengths, runtime, pad_id, max_tokens)
+    assert [stripped(pieces.tolist(), pad_id) for pieces in found] == expected
+    assert all((pieces >= 0).all() for pieces in found)  # NOTHING, the filler of the table, is gone
+
+
+def test_beams_are_searched_as_plain_generate_does(tiny_model, rows, lengths, runtime, marian_tokenizer):
+    model = copy.deepcopy(tiny_model)
+    model.generation_config.num_beams = 3
+    pad_id = marian_tokenizer.pad_token_id
+    few, short = rows.select(range(16, 24)), lengths[16:]  # rows that are not known by heart: beams matter
+    with torch.no_grad():
+        expected = [model.generate(input_ids=torch.tensor([ids]))[0].tolist() for ids in few["input_ids"]]
+        greedy = [tiny_model.generate(input_ids=torch.tensor([ids]))[0].tolist() for ids in few["input_ids"]]
+    assert expected != greedy
+    found = generate(model, few, short, runtime, pad_id, 60)
+    assert [stripped(pieces.tolist(), pad_id) for pieces in found] == [stripped(p, pad_id) for p in expected]
+
+
+def test_the_generation_config_is_used_as_it_is(tiny_model, rows, lengths, runtime, marian_tokenizer):
+    model = copy.deepcopy(tiny_model)
+    model.generation_config.max_length = 5
+    model.generation_config.forced_bos_token_id = 7
+    before = model.generation_config.to_dict()
+    found = generate(model, rows, lengths, runtime, marian_tokenizer.pad_token_id, 100)
+    # max_length counts the decoder's start; the forced piece comes right behind it.
+    assert max(len(pieces) for pieces in found) == 5
+    assert {int(pieces[1]) for pieces in found} == {7}
+    assert model.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: [*b, b[0][:1]]], ids=["one missing", "one twice"])
+def test_a_row_that_does_not_come_back_once_is_an_error(tiny_model, rows, lengths, runtime, marian_tokenizer, change):
+    model = copy.deepcopy(tiny_model)
+    model.generation_config.max_length = 3
+    batches = change(plan_evaluation(lengths, max_tokens=1))  # a row a batch
+    with pytest.raises(RuntimeError, match=rf"1 of {NUM_ROWS} rows were not translated exactly once"):
+        generate_hypotheses(model, rows, batches, runtime, pad_id=marian_tokenizer.pad_token_id)
+
+
+def test_rows_and_columns_that_only_fill_the_gathered_table_are_dropped():
+    # Two ranks: one had rows 2 and 0, three pieces wide; the other row 1 alone, padded to the same shape.
+    first = torch.tensor([[2, 5, 6, 7], [0, 8, 9, 1]])
+    second = torch.tensor([[1, 3], [NOTHING, NOTHING]])
+    table = _stack([first, second])
+    assert table.shape == (4, 4)
+    assert [row.tolist() for row in _by_row_index(table, 3)] == [[8, 9, 1], [3], [5, 6, 7]]
+
+
+def test_ranks_share_the_batches_and_leave_none_out(rows, lengths, runtime, marian_tokenizer):
+    batches = plan_evaluation(lengths, max_tokens=60)
+    dealt = []
+    runtime.num_ranks = 3
+    for rank in range(3):
+        runtime.rank = rank
+        for row_ids, batch in deal_batches(batches, rows, runtime, pad_id=marian_tokenizer.pad_token_id):
+            assert batch["attention_mask"].sum(dim=1).tolist() == lengths[row_ids].tolist()
+            dealt.append(row_ids)
+    runtime.num_ranks, runtime.rank = 1, 0
+    assert sorted(np.concatenate(dealt).tolist()) == list(range(NUM_ROWS))
+    assert {tuple(ids) for ids in dealt} == {tuple(ids) for ids in batches}  # as they were formed

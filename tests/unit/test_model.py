@@ -1,0 +1,533 @@
+"""model: real tiny models of six families, loaded, built, checked against their tokenizer and made to generate."""
+
+import copy
+import json
+
+import pytest
+import sentencepiece
+import torch
+from torch.overrides import TorchFunctionMode
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    M2M100Tokenizer,
+    MarianConfig,
+    MBart50Tokenizer,
+    MBartConfig,
+    MBartTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
+
+from mtloop.config import UserError
+from mtloop.loss import IGNORE_INDEX, token_loss_sum
+from mtloop.model import (
+    MODEL_SIZES,
+    build_model,
+    check_positions,
+    load_model,
+    settle_generation,
+    shift_right,
+    split_revision,
+)
+from mtloop.tokenization import load_tokenizer, target_language_token
+
+FAMILIES = ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"]
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other cost more than these tiny models."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model_dirs(tiny_configs, tmp_path_factory):
+    """A folder with random weights of each family; layers are dropped and dropout is high wherever a family has it."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    for family, config in tiny_configs.items():
+        config = type(config).from_dict(config.to_dict())
+        for name in ("dropout", "attention_dropout", "dropout_rate", "encoder_layerdrop", "decoder_layerdrop"):
+            if hasattr(config, name):
+                setattr(config, name, 0.5)
+        AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder / family)
+    return {family: folder / family for family in tiny_configs}
+
+
+def edit_json(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def random_batch(tokenizer):
+    """Three rows of pieces that end with eos, of target lengths 9, 5 and 2."""
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(2, 390, (3, 7), generator=generator)
+    labels = torch.randint(2, 390, (3, 9), generator=generator)
+    for row, length in enumerate((9, 5, 2)):
+        labels[row, length - 1] = tokenizer.eos_token_id
+        labels[row, length:] = IGNORE_INDEX
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}, labels
+
+
+def load(model_dirs, family, tokenizer, **options):
+    return load_model(str(model_dirs[family]), tokenizer, **{"dropout": None, **options})
+
+
+def assert_one_line(caught, *parts):
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+# The decoder's input
+
+
+@every_family
+def test_shift_right_does_what_the_models_own_forward_does(model_dirs, marian_tokenizer, family):
+    model = load(model_dirs, family, marian_tokenizer).eval()
+    inputs, labels = random_batch(marian_tokenizer)
+    decoder_input_ids = shift_right(model, labels)
+    expected = model(**inputs, labels=labels)
+    ours = model(**inputs, decoder_input_ids=decoder_input_ids)
+    assert torch.equal(ours.logits, expected.logits)
+    # 16 = 9 + 5 + 2 labels count; the model's own loss is their mean.
+    assert token_loss_sum(ours.logits, labels).item() / 16 == pytest.approx(expected.loss.item(), rel=1e-5)
+    assert decoder_input_ids.shape == labels.shape and decoder_input_ids.min() >= 0
+
+
+@every_family
+def test_a_filler_goes_through_and_counts_nothing(model_dirs, marian_tokenizer, family):
+    model = load(model_dirs, family, marian_tokenizer, dropout=0.0)
+    inputs, labels = random_batch(marian_tokenizer)
+    fillers = torch.full_like(labels, IGNORE_INDEX)
+    loss = token_loss_sum(model(**inputs, decoder_input_ids=shift_right(model, fillers)).logits, fillers)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and p.grad.abs().max() == 0 for p in model.parameters() if p.requires_grad)
+    # A filler beside real rows changes none of them.
+    labels[1] = IGNORE_INDEX
+    assert torch.equal(shift_right(model, labels)[[0, 2]], shift_right(model, labels[[0, 2]]))
+
+
+# Dropout
+
+
+class DropoutRates(TorchFunctionMode):
+    """Notes the probability of every dropout that a forward really makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.nn.functional.dropout:
+            training = kwargs.get("training", args[2] if len(args) > 2 else True)
+            self.rates.append((kwargs["p"] if "p" in kwargs else args[1]) if training else 0.0)
+        return function(*args, **kwargs)
+
+
+@every_family
+def test_dropout_replaces_every_rate_of_the_model(model_dirs, marian_tokenizer, family, tmp_path):
+    inputs, labels = random_batch(marian_tokenizer)
+    source = load(model_dirs, family, marian_tokenizer)
+    source.save_pretrained(tmp_path)
+    if "activation_dropout" in json.loads((tmp_path / "config.json").read_text()):
+        edit_json(tmp_path / "config.json", activation_dropout=0, attention_dropout=0)  # integers, as JSON has them
+    model = load_model(str(tmp_path), marian_tokenizer, dropout=0.4, attention="eager").train()
+    with DropoutRates() as seen:
+        model(**inputs, labels=labels)
+    assert set(seen.rates) == {0.4}
+    # Embeddings, attentions (1 + 2, on the weights and on the result) and feed-forward: 2 + 6 + 2 and more.
+    assert len(seen.rates) >= 10
+
+
+@every_family
+def test_without_dropout_two_forwards_in_training_are_equal(model_dirs, marian_tokenizer, family):
+    """The folders have 0.5 of every kind, layer drop included."""
+    inputs, labels = random_batch(marian_tokenizer)
+    torch.manual_seed(0)
+    random = load(model_dirs, family, marian_tokenizer).train()
+    assert not torch.equal(random(**inputs, labels=labels).logits, random(**inputs, labels=labels).logits)
+    model = load(model_dirs, family, marian_tokenizer, dropout=0.0).train()
+    first = model(**inputs, labels=labels).logits
+    assert all(torch.equal(model(**inputs, labels=labels).logits, first) for _ in range(4))
+    assert torch.equal(model.eval()(**inputs, labels=labels).logits, first)
+
+
+@every_family
+def test_no_layer_is_skipped_so_that_every_weight_has_a_gradient(model_dirs, marian_tokenizer, family):
+    """Data parallelism fails on a trainable weight without one.
+
+    With a layer drop of 0.5 on two layers, 5 forwards would all keep both with a probability of 0.25 ** 5.
+    """
+    torch.manual_seed(0)
+    model = load(model_dirs, family, marian_tokenizer).train()
+    inputs, labels = random_batch(marian_tokenizer)
+    for _ in range(5):
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+# Loading
+
+
+def test_weights_are_loaded_in_fp32(model_dirs, marian_tokenizer, tmp_path):
+    original = load(model_dirs, "marian", marian_tokenizer)
+    original.to(torch.bfloat16).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    weights = original.state_dict()
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    assert len(trainable) > 20 and all(torch.equal(p, weights[name].float()) for name, p in trainable)
+
+
+def test_a_folder_without_weights_is_refused(tiny_configs, marian_tokenizer, tmp_path):
+    tiny_configs["marian"].save_pretrained(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    assert_one_line(caught, f"--model_name_or_path {tmp_path}", "model.safetensors")
+
+
+def test_a_model_that_is_not_there_is_refused(marian_tokenizer, tmp_path):
+    for name in (str(tmp_path / "nowhere"), "no-one/no-model", "no-one/no-model@main"):
+        with pytest.raises(UserError) as caught:
+            load_model(name, marian_tokenizer, dropout=None)
+        assert_one_line(caught, f"--model_name_or_path {name}")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1_000, -50])
+def test_a_file_cut_short_is_refused(model_dirs, marian_tokenizer, tmp_path, num_bytes):
+    load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:num_bytes])
+    with pytest.raises(UserError) as caught:
+        load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    assert_one_line(caught, f"--model_name_or_path {tmp_path}: cannot be loaded")
+
+
+def test_an_encoder_alone_is_refused(tiny_configs, marian_tokenizer, tmp_path):
+    """transformers would draw the decoder at random and go on."""
+    T5EncoderModel(copy.deepcopy(tiny_configs["t5"])).save_pretrained(tmp_path)  # it changes its config
+    with pytest.raises(UserError) as caught:
+        load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    assert_one_line(caught, "T5ForConditionalGeneration", "decoder.")
+
+
+def test_a_model_of_another_kind_is_refused(marian_tokenizer, tmp_path):
+    BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    assert_one_line(caught, f"--model_name_or_path {tmp_path}")
+    with pytest.raises(UserError) as caught:
+        build_model(marian_tokenizer, model_size=None, config_name=str(tmp_path), dropout=None, max_length=64)
+    assert_one_line(caught, f"--config_name {tmp_path}")
+
+
+def test_a_revision_follows_an_at_sign_except_in_a_folders_name(tmp_path):
+    assert split_revision("a/b") == ("a/b", None)
+    assert split_revision("a/b@v2") == ("a/b", "v2")
+    folder = tmp_path / "me@home"
+    folder.mkdir()
+    assert split_revision(str(folder)) == (str(folder), None)
+
+
+# Vocabulary
+
+
+def with_vocabulary(config, folder, **values):
+    config = type(config).from_dict({**config.to_dict(), **values})
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"vocab_size": 392, "pad_token_id": 391, "decoder_start_token_id": 391}, "pad token is 399"),
+        ({"eos_token_id": 2}, "eos token is 0"),
+        ({"vocab_size": 400 + 257}, "400 pieces in the tokenizer, 657 rows"),
+    ],
+)
+def test_a_tokenizer_of_another_vocabulary_is_refused(tiny_configs, marian_tokenizer, tmp_path, values, reason):
+    folder = with_vocabulary(tiny_configs["bart"], tmp_path, **values)
+    with pytest.raises(UserError) as caught:
+        load_model(folder, marian_tokenizer, dropout=None)
+    assert_one_line(caught, "--tokenizer_name", folder, reason, "use the model's own tokenizer")
+
+
+def test_a_table_smaller_than_the_vocabulary_is_refused(tiny_configs, marian_tokenizer, tmp_path):
+    """Not resized: only tokens added to the model's own vocabulary are missing in its table."""
+    folder = with_vocabulary(
+        tiny_configs["t5"], tmp_path, vocab_size=392, pad_token_id=None, eos_token_id=0, decoder_start_token_id=0
+    )
+    with pytest.raises(UserError) as caught:
+        load_model(folder, marian_tokenizer, dropout=None)
+    assert_one_line(caught, "400 pieces in the tokenizer, 392 rows")
+
+
+@pytest.mark.parametrize("num_rows", [400, 424, 400 + 256])
+def test_a_table_that_suffices_is_left_alone(tiny_configs, marian_tokenizer, tmp_path, num_rows):
+    folder = with_vocabulary(tiny_configs["t5"], tmp_path, vocab_size=num_rows)
+    model = load_model(folder, marian_tokenizer, dropout=None)
+    assert model.get_input_embeddings().weight.shape == (num_rows, 16)
+    assert model.config.vocab_size == num_rows
+
+
+@every_family
+def test_added_tokens_get_rows_and_the_old_ones_stay(model_dirs, marian_tokenizer, family, tmp_path):
+    before = load(model_dirs, family, marian_tokenizer).get_input_embeddings().weight.detach()
+    tokenizer = load_tokenizer(marian_tokenizer.name_or_path, source_lang="en", target_lang="fr")
+    tokenizer.add_tokens(["<a>", "<b>", "<c>"])
+    model = load(model_dirs, family, tokenizer)
+    assert torch.equal(model.get_input_embeddings().weight[:400], before)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    # 400 pieces and 3.
+    assert again.get_input_embeddings().weight.shape == again.get_output_embeddings().weight.shape == (403, 16)
+    logits = again(input_ids=torch.tensor([[402, 5, 0]]), decoder_input_ids=torch.tensor([[401]])).logits
+    assert logits.shape == (1, 1, 403)
+
+
+# Building
+
+
+def build_tiny(tokenizer, **options):
+    defaults = {"model_size": "tiny", "config_name": None, "dropout": None, "max_length": 64}
+    return build_model(tokenizer, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("size", MODEL_SIZES)
+def test_a_size_is_built_as_its_table_says(marian_tokenizer, size):
+    with torch.device("meta"):  # shapes without memory
+        model = build_tiny(marian_tokenizer, model_size=size)
+    config = model.config
+    expected = MODEL_SIZES[size]
+    assert (config.d_model, config.encoder_layers, config.decoder_layers) == (
+        expected["d_model"],
+        expected["layers"],
+        expected["layers"],
+    )
+    assert config.encoder_ffn_dim == config.decoder_ffn_dim == 4 * config.d_model
+    assert config.dropout == 0.1
+    # A multiple of 8, and no row that the vocabulary does not know: CTranslate2 refuses more.
+    assert len(marian_tokenizer) == 400
+    assert model.get_input_embeddings().weight.shape == (400, expected["d_model"])
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_positions_reach_the_longest_sentence(marian_tokenizer):
+    assert build_tiny(marian_tokenizer, max_length=64).config.max_position_embeddings == 512
+    model = build_tiny(marian_tokenizer, max_length=600)
+    check_positions(model, max_source_length=600, max_target_length=600)
+    ids = torch.full((1, 600), 5)
+    with torch.no_grad():
+        assert model.eval()(input_ids=ids, decoder_input_ids=ids).logits.shape == (1, 600, 400)
+
+
+def test_a_model_from_scratch_never_generates_pad(marian_tokenizer):
+    """The bias of pad is made so large that every other piece is out of reach."""
+    torch.manual_seed(0)
+    model = build_tiny(marian_tokenizer).eval()
+    settle_generation(model, marian_tokenizer, num_beams=2, max_length=12, forced_bos_token_id=None)
+    pad = marian_tokenizer.pad_token_id
+    model.final_logits_bias[0, pad] = 1e4
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 0]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    pieces = model.generate(**inputs)[0].tolist()
+    assert pieces[0] == pad  # the decoder's start
+    translation = pieces[1 : pieces.index(0) + 1]
+    assert translation and pad not in translation
+    model.generation_config.bad_words_ids = None
+    assert pad in model.generate(**inputs)[0, 1:].tolist()  # so the bias was enough
+
+
+@every_family
+def test_a_config_is_built_for_the_tokenizers_vocabulary(tiny_configs, marian_tokenizer, tmp_path, family):
+    """The config comes with a vocabulary and special ids of its own, some beyond the tokenizer's 400 pieces."""
+    foreign = {"vocab_size": 58_104, "eos_token_id": 2, "pad_token_id": 1, "decoder_start_token_id": 58_100}
+    if "forced_eos_token_id" in tiny_configs[family].to_dict():
+        foreign["forced_eos_token_id"] = 2
+    type(tiny_configs[family]).from_dict({**tiny_configs[family].to_dict(), **foreign}).save_pretrained(tmp_path)
+    model = build_tiny(marian_tokenizer, model_size=None, config_name=str(tmp_path), dropout=0.0)
+    assert model.config.model_type == family
+    assert model.get_input_embeddings().weight.shape == model.get_output_embeddings().weight.shape == (400, 16)
+    pad, eos = marian_tokenizer.pad_token_id, marian_tokenizer.eos_token_id
+    assert (model.config.pad_token_id, model.config.eos_token_id, model.config.decoder_start_token_id) == (
+        pad,
+        eos,
+        pad,
+    )
+    assert getattr(model.config, "forced_eos_token_id", None) in (None, eos)
+    settle_generation(model, marian_tokenizer, num_beams=2, max_length=9, forced_bos_token_id=None)
+    model.save_pretrained(tmp_path / "export")
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "export")
+    pieces = again.generate(input_ids=torch.tensor([[5, 6, eos]]))
+    assert pieces.shape[1] <= 9 and pieces.min() >= 0 and pieces.max() < 400
+
+
+def test_a_config_that_cannot_be_built_is_refused(tiny_configs, marian_tokenizer, tmp_path):
+    # M2M100's positions begin beyond the id of pad: 399 here, in a table of 64.
+    few = {**tiny_configs["m2m_100"].to_dict(), "max_position_embeddings": 64}
+    type(tiny_configs["m2m_100"]).from_dict(few).save_pretrained(tmp_path)
+    for name in (str(tmp_path), str(tmp_path / "nowhere")):
+        with pytest.raises(UserError) as caught:
+            build_tiny(marian_tokenizer, model_size=None, config_name=name)
+        assert_one_line(caught, f"--config_name {name}")
+
+
+# Generation
+
+
+@every_family
+def test_generation_settings_survive_an_export(model_dirs, marian_tokenizer, tmp_path, family):
+    model = load(model_dirs, family, marian_tokenizer)
+    num_beams = settle_generation(model, marian_tokenizer, num_beams=None, max_length=33, forced_bos_token_id=None)
+    model.save_pretrained(tmp_path)
+    generation = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).generation_config
+    assert num_beams == generation.num_beams == 4
+    assert generation.max_length == 33 and generation.max_new_tokens is None
+    assert (generation.pad_token_id, generation.eos_token_id) == (399, 0)
+    # mBART and the two whose config says so begin with eos.
+    assert generation.decoder_start_token_id == (0 if family in ("mbart", "bart", "m2m_100") else 399)
+    assert generation.do_sample is False
+
+
+@every_family
+def test_generation_begins_as_training_does(model_dirs, marian_tokenizer, family):
+    model = load(model_dirs, family, marian_tokenizer).eval()
+    settle_generation(model, marian_tokenizer, num_beams=1, max_length=5, forced_bos_token_id=None)
+    pieces = model.generate(input_ids=torch.tensor([[5, 6, 0]]))
+    labels = torch.tensor([marian_tokenizer(text_target="a file")["input_ids"]])
+    assert pieces[0, 0] == shift_right(model, labels)[0, 0]
+
+
+def legacy_dir(model_dirs, tokenizer, folder):
+    """A folder as OPUS-MT's are: the generation settings stand in config.json."""
+    load(model_dirs, "marian", tokenizer).save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+    edit_json(
+        folder / "config.json",
+        num_beams=6,
+        max_length=512,
+        bad_words_ids=[[399]],
+        early_stopping=True,
+        length_penalty=0.8,
+    )
+    return folder
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 6), (3, 3), (1, 1)])
+def test_the_models_own_settings_are_kept_unless_they_contradict(
+    model_dirs, marian_tokenizer, tmp_path, asked, expected
+):
+    model = load_model(str(legacy_dir(model_dirs, marian_tokenizer, tmp_path)), marian_tokenizer, dropout=None)
+    beams = settle_generation(model, marian_tokenizer, num_beams=asked, max_length=40, forced_bos_token_id=None)
+    assert beams == expected
+    model.save_pretrained(tmp_path / "export")  # transformers refuses a config that contradicts itself
+    generation = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "export").generation_config
+    assert (generation.num_beams, generation.max_length, generation.bad_words_ids) == (expected, 40, [[399]])
+    assert generation.length_penalty == (0.8 if expected > 1 else None)
+    assert generation.early_stopping == (True if expected > 1 else None)
+
+
+def test_a_model_that_samples_is_made_to_search(model_dirs, marian_tokenizer, tmp_path):
+    load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
+    edit_json(tmp_path / "generation_config.json", do_sample=True, temperature=0.7, top_p=0.9, num_return_sequences=2)
+    model = load_model(str(tmp_path), marian_tokenizer, dropout=None).eval()
+    settle_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
+    model.save_pretrained(tmp_path / "export")
+    inputs = torch.tensor([[5, 6, 0], [7, 8, 0]])
+    pieces = model.generate(input_ids=inputs)
+    assert len(pieces) == 2  # one a row
+    assert torch.equal(pieces, model.generate(input_ids=inputs))
+
+
+def test_a_generation_config_beyond_repair_is_refused_at_the_start(model_dirs, marian_tokenizer, tmp_path):
+    load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
+    edit_json(tmp_path / "generation_config.json", output_scores=True)
+    model = load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    with pytest.raises(UserError) as caught:
+        settle_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
+    assert_one_line(caught, "generation_config.json", "output_scores")
+
+
+@pytest.fixture(scope="module")
+def multilingual_dirs(marian_tokenizer, tmp_path_factory):
+    """mBART's, mBART-50's and M2M100's tokenizers over the pieces of marian_tokenizer."""
+    folder = tmp_path_factory.mktemp("multilingual")
+    spm_path = f"{marian_tokenizer.name_or_path}/source.spm"
+    model = sentencepiece.SentencePieceProcessor(model_file=spm_path)
+    pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(2, model.get_piece_size())]
+    names = ["<s>", "<pad>", "</s>", "<unk>"]
+    specials = [(name, 0.0) for name in names]
+    MBartTokenizer(vocab=specials + pieces).save_pretrained(folder / "mbart")
+    MBart50Tokenizer(vocab=specials + pieces).save_pretrained(folder / "mbart50")
+    vocabulary = {piece: i for i, piece in enumerate(names + [piece for piece, _ in pieces])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    M2M100Tokenizer(str(folder / "vocab.json"), spm_path).save_pretrained(folder / "m2m_100")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "languages", "starts_with_the_language"),
+    [
+        ("mbart", ("en_XX", "fr_XX"), True),
+        ("mbart50", ("en_XX", "fr_XX"), False),
+        ("m2m_100", ("en", "fr"), False),
+    ],
+)
+def test_the_target_language_comes_where_training_has_it(
+    tiny_configs, multilingual_dirs, tmp_path, name, languages, starts_with_the_language
+):
+    tokenizer = load_tokenizer(str(multilingual_dirs / name), source_lang=languages[0], target_lang=languages[1])
+    config = tiny_configs["m2m_100" if name == "m2m_100" else "mbart"]
+    type(config).from_dict({**config.to_dict(), "decoder_start_token_id": 2}).save_pretrained(tmp_path)
+    model = build_tiny(tokenizer, model_size=None, config_name=str(tmp_path)).eval()
+    language = target_language_token(tokenizer)
+    settle_generation(model, tokenizer, num_beams=1, max_length=6, forced_bos_token_id=language)
+    labels = torch.tensor([tokenizer(text_target="Open the file")["input_ids"]])
+    pieces = model.generate(input_ids=torch.tensor([[5, 6, 7, 2]]))[0].tolist()
+    if starts_with_the_language:
+        # mBART's labels are "X eos language", its decoder reads "language X eos".
+        assert pieces[0] == language == shift_right(model, labels)[0, 0]
+        assert model.generation_config.forced_bos_token_id is None
+    else:
+        # "language X eos" is predicted after eos.
+        assert pieces[:2] == [2, language] == shift_right(model, labels)[0, :2].tolist()
+
+
+# Positions
+
+
+def test_lengths_beyond_the_positions_are_refused(marian_tokenizer):
+    model = build_tiny(marian_tokenizer)
+    check_positions(model, max_source_length=512, max_target_length=512)
+    with pytest.raises(UserError) as caught:
+        check_positions(model, max_source_length=513, max_target_length=512)
+    assert_one_line(caught, "--max_source_length 513", "give at most 512")
+    with pytest.raises(UserError, match="--max_target_length 2000"):
+        check_positions(model, max_source_length=1, max_target_length=2000)
+
+
+@pytest.mark.parametrize("family", ["t5", "m2m_100"])
+def test_families_without_a_fixed_table_take_any_length(model_dirs, marian_tokenizer, family):
+    model = load(model_dirs, family, marian_tokenizer).eval()
+    check_positions(model, max_source_length=700, max_target_length=700)
+    ids = torch.full((1, 700), 5)
+    assert model(input_ids=ids, decoder_input_ids=ids).logits.shape == (1, 700, 400)
+
+
+def test_configs_of_the_hub_keep_their_defaults(tmp_path):
+    """What the tests above rely on: no family sets a start or a layer drop that this file has not seen."""
+    MarianConfig().save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).decoder_start_token_id == 58_100
+    assert MBartConfig().decoder_start_token_id is None
+    assert not hasattr(T5Config(), "max_position_embeddings")

@@ -1,0 +1,183 @@
+"""run_folder: whose folder it is, what a kill leaves behind, and files that are whole or not there."""
+
+import json
+import os
+import threading
+
+import pytest
+
+from mtloop.config import FieldError, RunFailed, UserError, parse_config
+from mtloop.run_folder import RunFolder, read_json, write_atomically
+
+FLAGS = ["--train_file", "pairs.jsonl", "--source_lang", "en", "--target_lang", "fr", "--model_name_or_path", "m"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    return folder
+
+
+@pytest.fixture
+def blocked(tmp_path):
+    """A path under a regular file: not even root can write there."""
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "run"
+
+
+def config(folder, *flags):
+    return parse_config([*FLAGS, "--output_dir", str(folder.path), *flags])
+
+
+def test_a_new_folder_is_made_and_empty(folder):
+    assert [path.name for path in folder.path.iterdir()] == ["checkpoints"]
+    folder.create()
+    assert folder.stored_config() is None and not folder.is_finished
+
+
+def test_a_folder_that_cannot_be_written_is_refused(blocked):
+    with pytest.raises(UserError, match=f"--output_dir {blocked}: cannot be written .*directory"):
+        RunFolder(blocked).create()
+
+
+def test_the_run_that_is_stored_is_recognised(folder):
+    asked = config(folder, "--seed", "7", "--learning_rate", "3e-4")
+    assert folder.check_config(asked) is None
+    folder.write_config(asked)
+    assert folder.check_config(asked) == asked
+    # What a run may change when it goes on: not part of what makes it the same run.
+    assert folder.check_config(config(folder, "--seed", "7", "--learning_rate", "3e-4", "--save_total_limit", "2"))
+
+
+def test_another_run_is_refused_with_all_that_differs(folder):
+    folder.write_config(config(folder, "--seed", "7", "--learning_rate", "3e-4"))
+    with pytest.raises(UserError) as caught:
+        folder.check_config(config(folder, "--seed", "8", "--learning_rate", "1e-4"))
+    message = str(caught.value)
+    assert "\n" not in message and str(folder.path) in message
+    assert "--seed: 7 in the run folder, 8 asked" in message
+    assert "--learning_rate: 0.0003 in the run folder, 0.0001 asked" in message
+    assert message.count("asked") == 2  # nothing else differs
+
+
+def test_a_damaged_config_is_the_users_to_mend(folder):
+    folder.config_path.write_text("learning_rate: [fast\n")
+    with pytest.raises((UserError, FieldError), match="config.yaml"):
+        folder.check_config(config(folder))
+
+
+def test_other_data_is_refused(folder):
+    folder.check_data("a" * 64)  # nothing stored yet
+    folder.write_data({"fingerprint": "a" * 64, "counts": {"train": 3}, "name": "é"})
+    assert read_json(folder.data_path) == {"fingerprint": "a" * 64, "counts": {"train": 3}, "name": "é"}
+    folder.check_data("a" * 64)
+    with pytest.raises(UserError, match=f"--output_dir .*{'a' * 12}, now {'b' * 12}"):
+        folder.check_data("b" * 64)
+
+
+def test_a_run_is_finished_when_it_says_so_and_its_model_is_there(folder):
+    folder.write_status("finished", exit_status=0, message="done", step=9)
+    assert read_json(folder.status_path) == {
+        "status": "finished",
+        "exit_status": 0,
+        "message": "done",
+        "step": 9,
+        "pid": os.getpid(),
+    }
+    assert not folder.is_finished
+    folder.final_dir.mkdir()
+    assert folder.is_finished
+    folder.write_status("running")
+    assert not folder.is_finished
+
+
+def line(step):
+    return json.dumps({"step": step, "loss": 1.5})
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"),
+    [(20, [10, 20]), (25, [10, 20]), (30, [10, 20, 30]), (9, []), (-1, [])],
+)
+def test_metrics_beyond_a_step_are_dropped(folder, step, kept):
+    folder.metrics_path.write_text("".join(line(s) + "\n" for s in (10, 20, 30)))
+    folder.drop_after(step)
+    assert folder.metrics_path.read_text() == "".join(line(s) + "\n" for s in kept)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"step": 20, "lo',
+        b'{"step": 20, "text": "\xc3',  # cut within a character
+        b"\0\0\0\0",  # what some file systems leave after a power cut
+        b"20\n",
+        b'{"loss": 1.5}\n',
+        b'{"step": null}\n',
+    ],
+)
+def test_a_damaged_last_line_is_dropped_and_no_other(folder, damaged):
+    # U+2028 is a line break to str.splitlines, and JSON leaves it as it is.
+    odd = json.dumps({"step": 15, "text": "a\u2028b"}, ensure_ascii=False)
+    folder.metrics_path.write_bytes(f"{line(10)}\n{odd}\n".encode() + damaged)
+    folder.drop_after(100)
+    assert folder.metrics_path.read_bytes() == f"{line(10)}\n{odd}\n".encode()
+
+
+def test_hypotheses_beyond_a_step_are_dropped(folder):
+    folder.drop_after(5)  # neither file nor folder: nothing to do
+    folder.hypotheses_dir.mkdir()
+    for name in ("step_5", "step_10", "step_100", "test"):
+        (folder.hypotheses_dir / f"{name}.jsonl").write_text("{}\n")
+    folder.drop_after(10)
+    assert sorted(path.stem for path in folder.hypotheses_dir.iterdir()) == ["step_10", "step_5", "test"]
+
+
+@pytest.mark.parametrize("content", [None, "", '{"a": 1', "[1, 2]", "\ud800"])
+def test_what_is_not_a_json_object_reads_as_nothing(tmp_path, content):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content, errors="surrogatepass")
+    assert read_json(path) == {}
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    """One thread rewrites a file of 1 MB, letter by letter of the alphabet; every read is one letter, 10^6 times."""
+    path = tmp_path / "file"
+    write_atomically(path, "a" * 1_000_000)
+    is_done = threading.Event()
+
+    def write():
+        for letter in "bcdefghijklmnopqrstuvwxyz":
+            write_atomically(path, letter * 1_000_000)
+        is_done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not is_done.is_set():
+        text = path.read_text()
+        assert len(text) == 1_000_000 and len(set(text)) == 1
+    writer.join()
+    assert path.read_text() == "z" * 1_000_000
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_leaves_what_stood_and_nothing_beside_it(tmp_path):
+    resource = pytest.importorskip("resource")  # no limit on file sizes on Windows
+    path = tmp_path / "metrics.jsonl"
+    write_atomically(path, "before\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # bytes: a real EFBIG half-way, as a full disk would be
+    try:
+        with pytest.raises(RunFailed, match=f"{path}: cannot be written"):
+            write_atomically(path, "after\n" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "before\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_write_into_nowhere_names_the_file(blocked):
+    with pytest.raises(RunFailed, match=f"{blocked}: cannot be written"):
+        write_atomically(blocked, "x")

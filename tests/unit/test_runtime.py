@@ -1,0 +1,292 @@
+"""What one process promises: threads, precision, refusals, seeds, errors that are agreed on, signals. No launcher."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.tracking import GeneralTracker
+from torch.utils.data import DataLoader
+
+from mtloop.config import HardwareConfig, RunFailed, UserError
+from mtloop.runtime import Runtime, attempt
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def start(**flags):
+    return Runtime(HardwareConfig(**{"use_cpu": True, "cpu_threads": 1, **flags}))
+
+
+def autocast_dtype(runtime):
+    """What a matrix product computes in."""
+    with runtime.accelerator.autocast():
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+# threads
+
+
+def test_threads_are_as_asked(fresh_accelerate):
+    runtime = start(cpu_threads=1)
+    assert runtime.num_threads == torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+@pytest.mark.parametrize("num_local_ranks", [1, 2, 4096])
+def test_threads_are_the_cores_shared_by_the_processes_of_the_machine(fresh_accelerate, monkeypatch, num_local_ranks):
+    torch.set_num_threads(7)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_local_ranks))
+    start(cpu_threads=None)
+    assert torch.get_num_threads() == max(1, len(os.sched_getaffinity(0)) // num_local_ranks)
+
+
+# precision
+
+
+@pytest.mark.parametrize(
+    ("of_the_launch_file", "asked", "expected"),
+    [
+        (None, None, torch.float32),
+        ("no", None, torch.float32),
+        ("bf16", None, torch.bfloat16),
+        ("bf16", "no", torch.float32),
+        ("no", "bf16", torch.bfloat16),
+    ],
+)
+def test_a_flag_wins_over_the_launch_file_and_none_means_the_file(
+    fresh_accelerate, monkeypatch, of_the_launch_file, asked, expected
+):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if of_the_launch_file:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", of_the_launch_file)
+    runtime = start(mixed_precision=asked)
+    assert runtime.precision == {torch.float32: "no", torch.bfloat16: "bf16"}[expected]
+    assert autocast_dtype(runtime) == expected
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the processor's features are read from /proc/cpuinfo")
+def test_auto_is_bf16_where_the_processor_has_it(fresh_accelerate, monkeypatch):
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    has_bf16 = bool({"avx512_bf16", "amx_tile"} & set(flags.split()))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no" if has_bf16 else "bf16")  # auto wins over the file
+    assert autocast_dtype(start(mixed_precision="auto")) == (torch.bfloat16 if has_bf16 else torch.float32)
+
+
+def test_auto_is_fp32_for_a_tiny_model_on_a_processor(fresh_accelerate, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    runtime = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1, mixed_precision="auto"), is_tiny_model=True)
+    assert autocast_dtype(runtime) == torch.float32
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "words"),
+    [
+        ({}, {"mixed_precision": "fp16"}, ["--mixed_precision fp16", "bf16"]),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, ["--mixed_precision fp16", "bf16"]),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, ["fsdp", "multi_cpu.yaml"]),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["deepspeed", "fsdp.yaml"]),
+        ({"WORLD_SIZE": "2"}, {}, ["WORLD_SIZE is 2", "accelerate launch"]),
+        ({}, {"expect_processes": 2}, ["--expect_processes 2", "started 1", "--num_processes"]),
+    ],
+)
+def test_a_launch_that_cannot_be_meant_is_refused_in_one_line(fresh_accelerate, monkeypatch, environment, flags, words):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        start(**flags)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_a_world_that_accelerate_does_not_see_is_refused(runtime, monkeypatch):
+    # As in the launches where every process believes it is alone: accelerate's state says 1, the environment 2.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UserError, match=r"^WORLD_SIZE is 2 but accelerate runs 1 process"):
+        start()
+
+
+def test_another_precision_in_the_same_process_is_refused_in_one_line(runtime):
+    with pytest.raises(UserError, match=r"^--mixed_precision bf16: .*already been initialized") as caught:
+        start(mixed_precision="bf16")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_cannot_divide_the_loss(fresh_accelerate, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    runtime = start()
+    weight = torch.ones((), requires_grad=True)
+    runtime.accelerator.backward(weight * 3)
+    assert weight.grad.item() == 3
+
+
+def test_the_expected_number_of_processes_starts(fresh_accelerate):
+    runtime = start(expect_processes=1)
+    assert (runtime.rank, runtime.num_ranks, runtime.is_main, runtime.device.type) == (0, 1, True, "cpu")
+
+
+def test_description_is_one_line_and_says_what_the_launch_file_could_not_have(fresh_accelerate, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert start().describe() == "device cpu · 1 process · 1 CPU thread each · precision fp32"
+    monkeypatch.setenv("ACCELERATE_USE_CUDA", "true")
+    assert start().describe().endswith("precision fp32 · the launch file asks for a GPU, none is here")
+
+
+# randomness
+
+
+def dropped(runtime, *, seed, step, rank):
+    """Which of 64 values dropout keeps, and a draw of Python's own generator."""
+    runtime.seed, runtime.rank = seed, rank
+    runtime.reseed(step)
+    return tuple(torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()), random.random()
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank(runtime):
+    first = dropped(runtime, seed=1, step=5, rank=0)
+    others = [{"seed": 2, "step": 5, "rank": 0}, {"seed": 1, "step": 6, "rank": 0}, {"seed": 1, "step": 5, "rank": 1}]
+    draws = [dropped(runtime, **other) for other in others]
+    # Swapped numbers must not collide either: (seed 5, step 1) is not (seed 1, step 5).
+    draws.append(dropped(runtime, seed=5, step=1, rank=0))
+    assert len({mask for mask, _ in [first, *draws]}) == len({number for _, number in [first, *draws]}) == 5
+    torch.rand(1_000)
+    assert dropped(runtime, seed=1, step=5, rank=0) == first
+
+
+# what ranks tell each other, with one rank
+
+
+def test_sums_keep_double_precision(runtime):
+    large = torch.tensor(2.0**24 + 1, dtype=torch.float64)  # fp32 would round the 1 away
+    assert runtime.sum_over_ranks(large, 0.1, torch.tensor(3.0)) == [2.0**24 + 1, 0.1, 3.0]
+
+
+def test_one_rank_hands_back_what_it_has(runtime):
+    rows = torch.tensor([[1, 2]])
+    assert runtime.gather_rows(rows, pad_id=-1) is rows
+    assert runtime.gather_objects([1, "a"]) == [1, "a"]
+    assert runtime.broadcast({"a": 1}) == {"a": 1}
+    runtime.wait()
+
+
+def test_batches_are_placed_and_not_shared_out(runtime):
+    loader = DataLoader(list(range(10)), batch_size=3, collate_fn=lambda items: [{"ids": torch.tensor(items)}])
+    placed = [batch[0]["ids"].tolist() for batch in runtime.place_batches(loader)]
+    assert placed == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+
+
+def test_attempt_hands_back_the_result_or_the_error():
+    assert attempt(lambda: 3) == (3, None)
+    assert attempt(lambda: 1 / 0, when=False) == (None, None)
+    result, error = attempt(lambda: 1 / 0)
+    assert result is None and isinstance(error, ZeroDivisionError)
+
+
+def test_attempt_lets_an_interrupt_through():
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(interrupted)
+
+
+@pytest.mark.parametrize("name", ["on_main", "one_first"])
+def test_work_gives_its_result_or_raises_its_own_error_and_is_done_once(runtime, name):
+    do = getattr(runtime, name)
+    calls = []
+    assert do(lambda: calls.append(1) or "done") == "done"
+    assert calls == [1]
+    error = RunFailed("disk")
+
+    def fail():
+        calls.append(2)
+        raise error
+
+    with pytest.raises(RunFailed) as caught:
+        do(fail)
+    assert caught.value is error and calls == [1, 2]
+
+
+def test_raise_together_raises_only_an_error(runtime):
+    runtime.raise_together(None)
+    error = UserError("mistake")
+    with pytest.raises(UserError) as caught:
+        runtime.raise_together(error)
+    assert caught.value is error
+
+
+# signals
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_sets_the_flag_and_the_process_goes_on(runtime, number):
+    runtime.listen_for_signals()
+    assert runtime.agree_on_signal(1) is None
+    os.kill(os.getpid(), number)
+    assert runtime.stop_signal == runtime.agree_on_signal(1) == number
+
+
+def test_the_end_of_a_run_gives_the_signals_back(runtime):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    runtime.listen_for_signals()
+    runtime.listen_for_signals()
+    assert [signal.getsignal(number) for number in SIGNALS] != before
+    runtime.close()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def status_after(runtime, *numbers):
+    """The wait status of a child that gets these signals and would exit with 9 if it lived on."""
+    child = os.fork()
+    if child == 0:
+        try:
+            runtime.listen_for_signals()
+            for number in numbers:
+                os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        finally:
+            os._exit(9)
+    return os.waitpid(child, 0)[1]
+
+
+def test_a_second_interrupt_leaves_at_once_and_other_pairs_do_not(runtime):
+    status = status_after(runtime, signal.SIGINT, signal.SIGINT)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
+    for pair in [(signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)]:
+        assert os.waitstatus_to_exitcode(status_after(runtime, *pair)) == 9
+
+
+# the end
+
+
+class BrokenTracker(GeneralTracker):
+    """A tracker whose service is away when the run ends."""
+
+    name = "broken"
+    requires_logging_directory = False
+    tracker = None
+    main_process_only = True
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step=None, **kwargs):
+        pass
+
+    def finish(self):
+        raise ConnectionError("the service is away")
+
+
+def test_a_tracker_that_cannot_be_closed_does_not_fail_a_run_that_is_over(runtime, capsys):
+    runtime.accelerator.trackers = [BrokenTracker()]
+    runtime.close()
+    runtime.accelerator.trackers = []
+    assert "tracking did not end well: ConnectionError: the service is away" in capsys.readouterr().out

@@ -1,0 +1,393 @@
+"""One update is the gradient of the mean over its target tokens, however divided; the loop does each thing when due."""
+
+import json
+import math
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtloop.checkpoint import list_checkpoints
+from mtloop.config import RunFailed, changed
+from mtloop.trainer import (
+    MAX_OVERFLOW_REPEATS,
+    accumulate_gradients,
+    count,
+    epoch_of,
+    exit_status_of,
+    mark_last,
+    train,
+    train_step,
+)
+
+SMALL = 300  # padded tokens of a micro-batch: a few pairs
+
+
+def first_update(run):
+    return next(run.loader.updates(epoch=0, cursor=0))
+
+
+def weights_of(run):
+    return {name: weight.detach().clone() for name, weight in run.model.state_dict().items()}
+
+
+def has_moved(run, before):
+    return any(not torch.equal(weight, before[name]) for name, weight in run.model.state_dict().items())
+
+
+def gradient_of(run):
+    """All gradients as one vector; float64, because torch's norm of a million fp32 numbers is off by 1e-4."""
+    return torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None]).double()
+
+
+def distance(one, other):
+    """Relative to the length of the vectors."""
+    return ((one - other).norm() / other.norm()).item()
+
+
+def records(run):
+    return [json.loads(line) for line in run.folder.metrics_path.read_text(encoding="utf-8").splitlines()]
+
+
+def steps_with(run, key):
+    return [record["step"] for record in records(run) if key in record]
+
+
+def reference_loss(run, update, smoothing=0.0):
+    """The update as one batch padded by hand: torch's own mean over its target tokens."""
+    pad_id = run.tokenizer.pad_token_id
+    rows = [run.loader.encoded[int(i)] for i in update.sentence_ids]
+    longest_source = max(len(row["input_ids"]) for row in rows)
+    longest_target = max(len(row["labels"]) for row in rows)
+    ids = torch.full((len(rows), longest_source), pad_id)
+    labels = torch.full((len(rows), longest_target), pad_id)
+    is_target = torch.zeros(len(rows), longest_target, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        ids[number, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+        labels[number, : len(row["labels"])] = torch.tensor(row["labels"])
+        is_target[number, : len(row["labels"])] = True
+    decoder_ids = torch.cat([torch.full((len(rows), 1), pad_id), labels[:, :-1]], dim=1)  # Marian starts with padding
+    logits = run.model(input_ids=ids, attention_mask=(ids != pad_id).long(), decoder_input_ids=decoder_ids).logits
+    return torch.nn.functional.cross_entropy(logits[is_target], labels[is_target], label_smoothing=smoothing)
+
+
+# the gradient
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_and_gradient_are_those_of_the_full_batch_however_divided(new_run, smoothing):
+    run = new_run(label_smoothing_factor=smoothing)
+    update = first_update(run)
+    assert len(update.micro_batches) == 1
+    reference = reference_loss(run, update, smoothing)
+    reference.backward()
+    expected = gradient_of(run)
+    # 6 pairs, the epoch's odd rest: in one forward, in a few, and each alone.
+    for max_tokens, possible_numbers in ((4096, [1]), (SMALL, [2, 3, 4]), (1, [6])):
+        run.optimizer.zero_grad()
+        run.loader.max_tokens_per_micro_batch = max_tokens
+        update = first_update(run)
+        assert len(update.micro_batches) in possible_numbers
+        loss = accumulate_gradients(run, update).item() / update.target_tokens
+        assert loss == pytest.approx(reference.item(), abs=1e-6)
+        assert distance(gradient_of(run), expected) < 1e-6
+
+
+def test_one_step_is_the_same_for_one_micro_batch_and_for_many(new_run):
+    runs = [new_run("one"), new_run("many", max_tokens_per_micro_batch=SMALL)]
+    updates = [first_update(run) for run in runs]
+    assert len(updates[0].micro_batches) == 1 < len(updates[1].micro_batches)
+    one, many = (train_step(run, update) for run, update in zip(runs, updates, strict=True))
+    assert one.loss_sum.item() == pytest.approx(many.loss_sum.item(), rel=1e-6)
+    assert one.grad_norm.item() == pytest.approx(many.grad_norm.item(), rel=1e-6)
+    assert (
+        one.target_tokens
+        == many.target_tokens
+        == sum(len(runs[0].loader.encoded[int(i)]["labels"]) for i in updates[0].sentence_ids)
+    )
+    assert not one.is_skipped and all(p.grad is None for p in runs[0].model.parameters())
+
+
+def norm_at_step(run):
+    """The gradient norm that the optimizer sees, noted at its next step."""
+    seen = []
+    run.optimizer.optimizer.register_step_pre_hook(lambda *_: seen.append(gradient_of(run).norm().item()))
+    return seen
+
+
+@pytest.mark.parametrize(("max_grad_norm", "clips"), [(0.01, True), (0.0, False), (1e6, False)])
+def test_the_whole_gradient_is_clipped_once_and_its_norm_before_that_is_reported(new_run, max_grad_norm, clips):
+    run = new_run(max_grad_norm=max_grad_norm, max_tokens_per_micro_batch=SMALL)
+    update = first_update(run)
+    accumulate_gradients(run, update)
+    norm = gradient_of(run).norm().item()
+    assert norm > 0.1  # far above 0.01, far below 1e6
+    run.optimizer.zero_grad()
+    seen = norm_at_step(run)
+    stats = train_step(run, update)
+    assert stats.grad_norm.item() == pytest.approx(norm, rel=1e-5)
+    assert seen == [pytest.approx(max_grad_norm if clips else norm, rel=1e-3)]
+
+
+def test_dropout_depends_on_the_step_and_not_on_what_was_drawn_before(new_run):
+    run = new_run(dropout=0.3)
+    update = first_update(run)
+    first = accumulate_gradients(run, update).item()
+    torch.rand(17)
+    assert accumulate_gradients(run, update).item() == first
+    run.state.step += 1
+    assert accumulate_gradients(run, update).item() != first
+
+
+def test_the_learning_rate_reported_is_the_one_the_step_was_taken_with(new_run):
+    run = new_run(max_train_steps=4, num_warmup_steps=2, learning_rate=8e-4)
+    updates = run.loader.updates(epoch=0, cursor=0)
+    before = weights_of(run)
+    rates = [train_step(run, next(updates)).learning_rate]
+    assert not has_moved(run, before)  # a rate of 0
+    rates += [train_step(run, next(updates)).learning_rate for _ in range(3)]
+    # Warm-up from 0 in 2 updates, then linearly down to 0 at update 4, which is never taken.
+    assert rates == pytest.approx([0, 4e-4, 8e-4, 4e-4])
+
+
+def test_mark_last():
+    assert list(mark_last("abc")) == [("a", False), ("b", False), ("c", True)]
+
+
+# gradients that are not finite
+
+
+def spoil(run, *, steps, value=math.nan):
+    """Make one entry of a weight's gradient `value` in the updates of these steps (0-based)."""
+
+    def poison(gradient):
+        if run.state.step in steps:
+            gradient = gradient.clone()
+            gradient.view(-1)[0] = value
+        return gradient
+
+    next(run.model.parameters()).register_hook(poison)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_leaves_the_weights_and_names_step_and_rows(new_run, value):
+    run = new_run()
+    updates = run.loader.updates(epoch=0, cursor=0)
+    count(run, update := next(updates), train_step(run, update))
+    spoil(run, steps=[1], value=value)
+    before, moments = weights_of(run), json.dumps(str(run.optimizer.state_dict()["state"]))
+    update = next(updates)
+    stats = train_step(run, update)
+    assert stats.is_skipped and not math.isfinite(stats.grad_norm.item())
+    assert not has_moved(run, before) and json.dumps(str(run.optimizer.state_dict()["state"])) == moments
+    rows = [run.train_rows[int(i)]["index"] for i in update.sentence_ids]
+    with pytest.raises(RunFailed) as caught:
+        count(run, update, stats)
+    message = str(caught.value)
+    assert message.startswith("step 2: ") and "\n" not in message and "--skip_nonfinite" in message
+    assert f"16 rows of the training data, the first: {', '.join(map(str, rows[:10]))}" in message
+    assert run.state.step == 1
+
+
+def test_an_infinite_weight_fails_the_run_before_anything_is_saved(new_run):
+    run = new_run()
+    with torch.no_grad():
+        run.model.get_input_embeddings().weight[run.tokenizer.eos_token_id, 0] = math.inf
+    before = weights_of(run)
+    with pytest.raises(RunFailed, match=r"^step 1: the gradient norm is nan"):
+        train(run)
+    assert not has_moved(run, before) and list_checkpoints(run.folder) == []
+
+
+def test_as_many_are_tolerated_as_asked_and_the_run_goes_on(new_run, capsys):
+    run = new_run(skip_nonfinite=2, max_train_steps=3, logging_steps=1)
+    spoil(run, steps=[0, 1])
+    before = weights_of(run)
+    assert train(run) is None
+    assert (run.state.step, run.state.num_nonfinite) == (3, 2)
+    assert has_moved(run, before)
+    assert [record["grad_norm"] is None for record in records(run) if "loss" in record] == [True, True, False]
+    assert capsys.readouterr().out.count("the weights are left as they were") == 2
+
+
+def test_one_more_than_tolerated_fails(new_run):
+    run = new_run(skip_nonfinite=1, max_train_steps=3)
+    spoil(run, steps=[0, 2])
+    with pytest.raises(RunFailed, match=r"^step 3: "):
+        train(run)
+
+
+# fp16
+
+
+def fp16_run(new_run, runtime, name, init_scale):
+    """A run as fp16 makes it on an accelerator: real fp16 autocast and a real scaler, which the CPU has too."""
+    runtime.accelerator.state._mixed_precision = "fp16"  # Runtime itself refuses fp16 on a CPU
+    runtime.accelerator.native_amp = True
+    runtime.accelerator._optimizers.clear()
+    runtime.accelerator.scaler = torch.amp.GradScaler(device="cpu", init_scale=init_scale)
+    run = new_run(name, sentences_per_update=1)  # fp16 is slow on a CPU
+    with runtime.accelerator.autocast():
+        assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float16
+    return run
+
+
+def test_an_fp16_overflow_repeats_the_update_with_a_lower_scale(new_run, runtime):
+    # fp16 ends at 65,504 = 2^16: of loss / some 20 tokens, scaled by 2^27, the largest gradients lie far beyond it.
+    run = fp16_run(new_run, runtime, "high", 2.0**27)
+    stats = train_step(run, first_update(run))
+    scale = runtime.accelerator.scaler.get_scale()
+    assert not stats.is_skipped and math.isfinite(stats.grad_norm.item())
+    num_halvings = 27 - math.log2(scale)
+    assert 1 <= num_halvings <= MAX_OVERFLOW_REPEATS and num_halvings == int(num_halvings)
+    # No sentence was lost and no other update slipped in: it is the update that starts with that scale.
+    straight = fp16_run(new_run, runtime, "straight", scale)
+    expected = train_step(straight, first_update(straight))
+    assert runtime.accelerator.scaler.get_scale() == scale
+    assert stats.grad_norm.item() == expected.grad_norm.item() and stats.loss_sum.item() == expected.loss_sum.item()
+    assert not has_moved(run, weights_of(straight))
+    assert {state["step"].item() for state in run.optimizer.state_dict()["state"].values()} == {1}
+    assert run.scheduler.last_epoch == 1
+
+
+def test_an_fp16_update_that_overflows_at_every_scale_is_given_up(new_run, runtime):
+    run = fp16_run(new_run, runtime, "hopeless", 2.0**60)
+    before = weights_of(run)
+    update = first_update(run)
+    stats = train_step(run, update)
+    assert stats.is_skipped and not has_moved(run, before)
+    # The first try and each repeat halved it once.
+    assert runtime.accelerator.scaler.get_scale() == 2.0 ** (60 - 1 - MAX_OVERFLOW_REPEATS)
+    with pytest.raises(RunFailed, match=r"^step 1: "):
+        count(run, update, stats)
+
+
+# what is due when
+
+
+def test_due(new_run):
+    run = new_run(logging_steps=10, max_train_steps=25)
+    state = run.state
+
+    def due(step, *, cursor=1, best_step=-1, **flags):
+        run.config = changed(run.config, eval_steps=None, save_steps=None)
+        run.config = changed(run.config, **flags)
+        state.step, state.cursor, state.best_step = step, cursor, best_step
+        return {event for event in ("log", "evaluate", "save") if run.due(event)}
+
+    assert due(1) == {"log"}
+    assert due(2) == set()
+    assert due(10) == {"log"}
+    assert due(4, cursor=0) == {"evaluate", "save"}  # the end of an epoch
+    assert due(25) == {"log", "evaluate", "save"}  # the end of the run, in mid-epoch
+    assert due(7, eval_steps=7) == {"evaluate"}
+    assert due(14, eval_steps=7) == {"evaluate"}
+    assert due(8, cursor=0, eval_steps=7) == {"save"}  # eval_steps replaces the ends of epochs
+    assert due(6, save_steps=3) == {"save"}
+    assert due(8, cursor=0, save_steps=3) == {"evaluate", "save"}  # save_steps comes on top of them
+    assert due(7, best_step=7) == {"save"} and due(7, best_step=6) == set()
+
+
+def test_a_run_evaluates_logs_and_saves_at_its_steps_and_ends_in_mid_epoch(new_run):
+    # 54 pairs in updates of 16 are 4 updates an epoch; 6 updates end in the middle of the second.
+    run = new_run(max_train_steps=6, eval_steps=5, save_steps=3, logging_steps=4, metric_for_best_model="eval_loss")
+    assert (run.loader.updates_per_epoch, run.total_steps) == (4, 6)
+    assert train(run) is None
+    assert steps_with(run, "loss") == [1, 4, 6]
+    assert steps_with(run, "eval_loss") == [5, 6]
+    # save_steps 3 and 6, the epoch's end 4, a new best at 5 (the first evaluation) and at the end.
+    assert [step for step, _ in list_checkpoints(run.folder)] == [3, 4, 5, 6]
+    assert (run.state.step, run.state.epoch, run.state.cursor, epoch_of(run)) == (6, 1, 2, 1.5)
+    assert [record["epoch"] for record in records(run)] == [0.25, 1.0, 1.25, 1.5, 1.5]
+    assert run.folder.final_dir.is_dir() and (run.folder.path / "curves.png").is_file()
+
+
+def test_the_logged_loss_is_the_mean_over_the_update_and_falls(new_run):
+    run = new_run(max_train_steps=8, logging_steps=1, learning_rate=2e-3, num_warmup_steps=0)
+    expected = reference_loss(run, first_update(run)).item()
+    train(run)
+    losses = [record["loss"] for record in records(run) if "loss" in record]
+    assert losses[0] == pytest.approx(expected, abs=1e-6)
+    assert losses[-1] < losses[0] - 0.5  # from about ln 400 = 6 down: it learns
+
+
+def test_patience_ends_a_run_and_saves_it(new_run):
+    # A rate of 1e-12 changes no translation: the first evaluation is the best and the two after it gain nothing.
+    run = new_run(max_train_steps=9, eval_steps=1, early_stopping_patience=2, learning_rate=1e-12)
+    assert train(run) is None
+    assert run.state.step == 3 and steps_with(run, "bleu") == [1, 2, 3]
+    assert list_checkpoints(run.folder)[-1][0] == 3 and run.folder.final_dir.is_dir()
+
+
+def test_a_model_that_training_never_beats_is_the_best_and_can_be_the_final_one(new_run):
+    run = new_run(max_train_steps=2, eval_steps=1, eval_on_start=True, learning_rate=1e-12, load_best_model_at_end=True)
+    before = weights_of(run)
+    assert train(run) is None
+    assert (run.state.best_step, run.state.step) == (0, 2)
+    assert steps_with(run, "bleu") == [0, 1, 2]
+    final = load_file(run.folder.final_dir / "model.safetensors")
+    last = load_file(run.folder.checkpoints_dir / "step_2" / "model.safetensors")
+    assert all(torch.equal(final[name], before[name]) for name in final)
+    assert any(not torch.equal(final[name], last[name]) for name in final)
+
+
+def test_the_test_rows_are_scored_with_the_final_weights(new_run, pairs_path):
+    run = new_run(
+        max_train_steps=3,
+        eval_steps=1,
+        learning_rate=1e-2,
+        num_warmup_steps=0,
+        metric_for_best_model="eval_loss",
+        load_best_model_at_end=True,
+        test_file=pairs_path,
+        max_eval_samples=5,
+    )
+    seen = []
+    original = run.state.record_score
+    # The first evaluation stays the best: the last weights are then others than the final ones.
+    run.state.record_score = lambda score, **kw: original(score if not seen else 99.0, **kw) and seen.append(score)
+    train(run)
+    assert run.state.best_step == 1
+    (scored,) = [record for record in records(run) if record.get("split") == "test"]
+    assert scored["num_sentences"] == 5
+    best = load_file(run.folder.checkpoints_dir / "step_1" / "model.safetensors")
+    assert all(torch.equal(run.model.state_dict()[name], weight) for name, weight in best.items())
+    assert len((run.folder.hypotheses_dir / "test.jsonl").read_text(encoding="utf-8").splitlines()) == 5
+
+
+# stopping and going on
+
+
+def test_a_stopped_run_is_saved_and_the_same_run_goes_on_bitwise(new_run, runtime):
+    flags = {"max_train_steps": 4, "logging_steps": 1, "dropout": 0.1}
+    whole = new_run("whole", **flags)
+    train(whole)
+    run = new_run("stopped", **flags)
+    run.runtime.listen_for_signals()
+    run.optimizer.optimizer.register_step_post_hook(
+        lambda *_: os.kill(os.getpid(), signal.SIGTERM) if run.state.step == 1 else None  # in the second update
+    )
+    assert train(run) == signal.SIGTERM
+    assert run.state.step == 2 and [step for step, _ in list_checkpoints(run.folder)] == [2]
+    assert not run.folder.final_dir.exists()
+    runtime.stop_signal = None
+    again = new_run("stopped", **flags)
+    assert train(again) is None
+    assert steps_with(again, "loss") == [1, 2, 3, 4]
+    losses = [[r["loss"] for r in records(one) if "loss" in r] for one in (whole, again)]
+    assert losses[0] == losses[1]
+    assert not has_moved(again, weights_of(whole))
+    # Killed between its last checkpoint and final/, it only makes what is missing.
+    shutil.rmtree(again.folder.final_dir)
+    assert train(new_run("stopped", **flags)) is None
+    assert steps_with(again, "loss") == [1, 2, 3, 4] and (again.folder.final_dir / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stop_signal", "status"), [(None, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_exit_statuses(stop_signal, status):
+    assert exit_status_of(stop_signal) == status
