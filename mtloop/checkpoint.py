@@ -62,6 +62,16 @@ class Checkpointer:
     state: TrainState
     save_total_limit: int | None = None
 
+    @property
+    def path(self) -> Path:
+        """Where the checkpoint of the current step is, or will be."""
+        return self.folder.checkpoints_dir / f"step_{self.state.step}"
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the current step has its checkpoint."""
+        return self.path.is_dir()
+
     def save(self) -> None:
         """Write checkpoints/step_N for the current step, publish it, then prune.
 
@@ -74,7 +84,7 @@ class Checkpointer:
         self.runtime.on_main(lambda: self._write(weights))
 
     def _write(self, weights: dict[str, torch.Tensor]) -> None:
-        target = self.folder.checkpoints_dir / f"step_{self.state.step}"
+        target = self.path
         partial = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
         try:
             self._fill(partial, weights)
@@ -178,8 +188,8 @@ class Checkpointer:
 
         Collective.
         """
-        name = f"step_{self.state.best_step if is_best and self.state.best_step >= 0 else self.state.step}"
-        source = self.folder.checkpoints_dir / name
+        best = self.folder.checkpoints_dir / f"step_{self.state.best_step}"
+        source = self.runtime.on_main(lambda: best if is_best and best.is_dir() else self.path)
 
         def copy() -> None:
             final = self.folder.final_dir
@@ -245,7 +255,7 @@ def find_checkpoint(folder: RunFolder, asked: str | None) -> Path | None:
 def sweep(folder: RunFolder) -> None:
     """Remove what dead saves left behind. Main only."""
     for parent in (folder.path, folder.checkpoints_dir):
-        for pattern in (".tmp-*", ".trash-*"):
+        for pattern in (".tmp-*", ".trash-*", ".push-*"):
             for path in parent.glob(pattern):
                 if path.is_symlink():
                     path.unlink(missing_ok=True)

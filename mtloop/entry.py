@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 from mtloop.config import Config, RunFailed, UserError, config_from, resolve, resolved_lines
 
 if TYPE_CHECKING:
+    from mtloop.hub import Publisher
     from mtloop.run_folder import RunFolder
     from mtloop.runtime import Runtime
+    from mtloop.trainer import Run
 
+STATUS_NOT_PUSHED = 3
+# Seconds that the end of a run waits for its pushes; a signal leaves less, since SIGKILL often follows after 30 s.
+PUSH_TIMEOUT_S, PUSH_GRACE_S = 600.0, 10.0
 DEMO_LINE = (
     "This is the built-in demo. Your own: --train_file pairs.jsonl --source_lang en --target_lang fr "
     "--model_name_or_path Helsinki-NLP/opus-mt-en-fr"
@@ -107,13 +112,18 @@ def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, r
     from mtloop.build import build_run
     from mtloop.trainer import exit_status_of, train
 
+    publisher = _open_publisher(config, runtime, is_resumed=stored is not None)
     run = build_run(config, stored, folder, runtime)
+    run.publisher = publisher
     runtime.listen_for_signals()
     stop_signal = train(run)
     status = exit_status_of(stop_signal)
+    unpushed = _finish_pushes(run, stop_signal)
     if stop_signal is None:
+        status = STATUS_NOT_PUSHED if unpushed else 0
         message = f"trained {run.state.step:,} updates; the model is in {folder.final_dir}"
-        _note(folder, runtime, "finished", exit_status=0, message=message, step=run.state.step)
+        message += f"; not all was pushed: {'; '.join(unpushed)}" if unpushed else ""
+        _note(folder, runtime, "finished", exit_status=status, message=message, step=run.state.step)
     else:
         message = (
             f"stopped by signal {stop_signal} and saved at step {run.state.step:,}; the same command goes on from there"
@@ -121,6 +131,34 @@ def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, r
         _note(folder, runtime, "stopped", exit_status=status, message=message, step=run.state.step)
     runtime.say(message)
     return status
+
+
+def _open_publisher(config: Config, runtime: Runtime, *, is_resumed: bool) -> Publisher | None:
+    """Check the Hub before data and model are loaded; the main process gets a publisher where --push_to_hub is given.
+
+    A run that resumes goes on without the Hub where that is away, and says so. Collective.
+    """
+    if not config.hub.push_to_hub:
+        return None
+    from mtloop.hub import Publisher, check_hub
+
+    assert config.output.output_dir is not None
+    output_dir = config.output.output_dir
+    try:
+        repo_id = runtime.on_main(lambda: check_hub(config.hub, output_dir))
+    except UserError as error:
+        if not is_resumed:
+            raise
+        runtime.say(f"{error}; training goes on")
+        repo_id = config.hub.hub_model_id or os.path.basename(output_dir)
+    runtime.say(f"each epoch is pushed to {repo_id}")
+    return Publisher(repo_id, runtime.say) if runtime.is_main else None
+
+
+def _finish_pushes(run: Run, stop_signal: int | None) -> list[str]:
+    """Wait for what is still on its way to the Hub; return what did not arrive, the same on every rank. Collective."""
+    timeout_s = PUSH_GRACE_S if stop_signal else PUSH_TIMEOUT_S
+    return run.runtime.on_main(lambda: run.publisher.close(timeout_s) if run.publisher is not None else [])
 
 
 def _note(folder: RunFolder, runtime: Runtime, status: str, **entries: Any) -> None:

@@ -15,7 +15,6 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +25,21 @@ from huggingface_hub.utils._http import default_client_factory  # has no public 
 
 from mtloop.config import HubConfig, UserError
 
-REQUEST_TIMEOUT_S = 60.0  # for each connect, read and write, so a long upload that moves is not cut
-MAX_REASON_LENGTH = 300
+REQUEST_TIMEOUT_S = 60.0  # of each connect, read and write: an upload that moves is not cut
 
 
 def check_hub(config_hub: HubConfig, output_dir: str) -> str:
-    """Make sure that this user can push, before anything is trained; create the repository where there is none.
-
-    Args:
-        config_hub: Its hub_model_id names the repository; None takes the run folder's name, a name without an owner
-            goes to the token's user.
-        output_dir: The run folder.
+    """Make sure that this user can push, and create the repository where there is none.
 
     Returns:
-        The full name, owner/name.
+        owner/name: of --hub_model_id or else the run folder's name; the owner, where not given, is the token's user.
 
     Raises:
         UserError: for a missing or read-only token, a bad name, or no way to the Hub.
     """
     if constants.is_offline_mode():
         raise UserError(
-            "--push_to_hub: HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set; unset it, or leave --push_to_hub out"
+            "--push_to_hub: HF_HUB_OFFLINE is set (or TRANSFORMERS_OFFLINE); unset it, or leave --push_to_hub out"
         )
     _settle_client()
     name = config_hub.hub_model_id or Path(output_dir).resolve().name
@@ -57,125 +50,88 @@ def check_hub(config_hub: HubConfig, output_dir: str) -> str:
             name = f"{api.whoami()['name']}/{name}"
         api.create_repo(name, exist_ok=True)
         api.auth_check(name, write=True)  # create_repo lets a read-only token pass where the repository exists
-    except Exception as error:  # the HTTP client below, whose classes these are, differs between hub 1 and 2
-        raise UserError(_refusal(error, name)) from error
+    except Exception as error:  # those of the HTTP client have other classes in hub 1 than in hub 2
+        raise UserError(f"--push_to_hub: {_refusal(error, name)}") from error
     return name
 
 
 def _refusal(error: Exception, name: str) -> str:
-    """Say in one line why pushing to `name` cannot work and what to do."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, LocalTokenNotFoundError):
-        return "--push_to_hub: there is no token for the Hub; set HF_TOKEN or run `hf auth login`"
+        return "there is no token for the Hub; set HF_TOKEN or run `hf auth login`"
     if status in (401, 403, 404):
-        return (
-            f"--push_to_hub: the token may not write to {name!r} (status {status}); give one that may, in HF_TOKEN or "
-            "with `hf auth login`, or another --hub_model_id"
-        )
+        remedy = "give one that may, in HF_TOKEN or with `hf auth login`, or another --hub_model_id"
+        return f"the token may not write to {name!r} (status {status}); {remedy}"
     if isinstance(error, HFValidationError) or status in (400, 422):
-        return f"--push_to_hub: {name!r} is no name for a repository ({_reason(error)}); give --hub_model_id OWNER/NAME"
-    return (
-        f"--push_to_hub: {name!r} cannot be reached at {constants.ENDPOINT} ({type(error).__name__}: {_reason(error)}); "
-        "try again later; without network leave --push_to_hub out"
-    )
-
-
-@dataclass(frozen=True)
-class _Push:
-    """An export that waits for its upload."""
-
-    message: str
-    snapshot: Path
+        return f"{name!r} cannot be a repository's name ({_reason(error)}); give --hub_model_id OWNER/NAME"
+    reason = f"{type(error).__name__}: {_reason(error)}"
+    return f"{name!r} is out of reach at {constants.ENDPOINT} ({reason}); without network leave --push_to_hub out"
 
 
 class Publisher:
-    """Pushes exports in order from one background thread; what goes wrong is told and kept, never raised."""
+    """Pushes exports in order from one background thread; what goes wrong is said and kept, never raised."""
 
     def __init__(self, repo_id: str, say: Callable[[str], None]) -> None:
-        """Start the thread.
-
-        Args:
-            repo_id: Full name of an existing repository, as check_hub returns it.
-            say: Prints a line; called from the background thread too.
-        """
         _settle_client()
-        self.repo_id = repo_id
-        self._say = say
-        self._waiting: deque[_Push] = deque()  # the first is being uploaded
+        self.repo_id = repo_id  # as check_hub returns it
+        self.say = say  # called from the background thread too
+        self._waiting: deque[tuple[Path, str]] = deque()  # snapshot and message; the first is being uploaded
         self._failed: list[str] = []
-        self._is_closed = False
         self._changed = threading.Condition()
         threading.Thread(target=self._upload_all, name="mtloop-publisher", daemon=True).start()
 
     def push(self, folder: Path, message: str) -> None:
-        """Queue an export and return at once; afterwards `folder` may be removed.
-
-        Args:
-            folder: A checkpoint or final/; its training/ is left out.
-            message: The commit's message.
-        """
+        """Queue an export (a checkpoint without its training/, or final/) and return; `folder` may then be removed."""
         snapshot = folder.parent / f".push-{folder.name}-{uuid.uuid4().hex[:8]}"
-        try:
-            shutil.copytree(folder, snapshot, ignore=shutil.ignore_patterns("training"), copy_function=_link_or_copy)
-        except OSError as error:
-            shutil.rmtree(snapshot, ignore_errors=True)
-            with self._changed:
-                self._fail(message, _reason(error))
-            return
         with self._changed:
-            self._waiting.append(_Push(message, snapshot))
+            try:
+                leave_out = shutil.ignore_patterns("training")
+                shutil.copytree(folder, snapshot, ignore=leave_out, copy_function=_link_or_copy)
+            except OSError as error:
+                shutil.rmtree(snapshot, ignore_errors=True)
+                return self._fail(message, _reason(error))
+            self._waiting.append((snapshot, message))
             self._changed.notify_all()
 
     def close(self, timeout_s: float) -> list[str]:
         """Wait for the queue, at most `timeout_s` seconds; the process can exit afterwards, whatever still hangs.
 
         Returns:
-            One line, message and reason, for each push that did not reach the Hub; none when all did.
+            One line, message and reason, for each push that did not reach the Hub.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting, timeout_s)
-            self._is_closed = True
             if self._waiting:
                 _let_exit_pass()
-            while self._waiting:
-                push = self._waiting.popleft()
-                shutil.rmtree(push.snapshot, ignore_errors=True)
-                self._fail(push.message, f"not uploaded {timeout_s:g} s after the end")
-            self._changed.notify_all()
+            for snapshot, message in self._waiting:
+                shutil.rmtree(snapshot, ignore_errors=True)
+                self._fail(message, f"not uploaded within {timeout_s:g} s of the end")
+            self._waiting.clear()
             return list(self._failed)
 
     def _upload_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._is_closed)
-                if self._is_closed:
-                    return
-                push = self._waiting[0]
-            reason = self._upload(push)
+                self._changed.wait_for(lambda: self._waiting)
+                snapshot, message = self._waiting[0]
+            reason = None
+            try:
+                HfApi(token=True).upload_folder(repo_id=self.repo_id, folder_path=snapshot, commit_message=message)
+            except Exception as error:  # of the HTTP client, OSError, ValueError, RuntimeError: training goes on
+                reason = _reason(error)
+            shutil.rmtree(snapshot, ignore_errors=True)
             with self._changed:
-                if self._is_closed:  # too late: close has reported it
-                    return
+                if (snapshot, message) not in self._waiting:  # close has given it up
+                    continue
                 self._waiting.popleft()
                 if reason is not None:
-                    self._fail(push.message, reason)
+                    self._fail(message, reason)
                 self._changed.notify_all()
-
-    def _upload(self, push: _Push) -> str | None:
-        """Upload one snapshot and remove it; return the reason if it failed."""
-        try:
-            HfApi(token=True).upload_folder(
-                repo_id=self.repo_id, folder_path=push.snapshot, commit_message=push.message
-            )
-        except Exception as error:  # httpx, OSError, ValueError, RuntimeError: training goes on without the push
-            return _reason(error)
-        finally:
-            shutil.rmtree(push.snapshot, ignore_errors=True)
-        return None
 
     def _fail(self, message: str, reason: str) -> None:
         self._failed.append(f"{message}: {reason}")
         with contextlib.suppress(OSError, ValueError):  # standard output may be closed
-            self._say(f"not pushed to the Hub: {self._failed[-1]}")
+            self.say(f"not pushed to the Hub: {self._failed[-1]}")
 
 
 def _settle_client() -> None:
@@ -183,7 +139,7 @@ def _settle_client() -> None:
 
     def client_with_timeout() -> Any:
         client = default_client_factory()
-        client.timeout = REQUEST_TIMEOUT_S  # it has none: a silent server would hang for ever
+        client.timeout = REQUEST_TIMEOUT_S  # it comes with none
         return client
 
     set_client_factory(client_with_timeout)
@@ -192,31 +148,24 @@ def _settle_client() -> None:
 
 
 def _let_exit_pass() -> None:
-    """Let the process exit although upload threads of the client hang.
-
-    Without xet the client uploads several files in a ThreadPoolExecutor. Its threads inherit being daemons from ours,
-    but concurrent.futures joins them at exit all the same, and only its private register says which.
-    """
-    register: Any = getattr(concurrent.futures.thread, "_threads_queues", {})
-    for thread in list(register):
-        if thread.daemon:
-            register.pop(thread, None)
+    """Forget upload threads that hang: concurrent.futures joins at exit even the daemons that a daemon starts."""
+    register: Any = getattr(concurrent.futures.thread, "_threads_queues", {})  # no public way
+    for thread in [thread for thread in register if thread.daemon]:
+        register.pop(thread, None)
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Hard-link a file, as checkpoints are never changed in place; copy where the file system has no links."""
     try:
-        os.link(source, target)
+        os.link(source, target)  # a checkpoint's files never change
     except OSError:
         shutil.copy2(source, target)
 
 
 def _reason(error: BaseException) -> str:
     """Return an error's text in one line, without the token."""
-    text = str(error)
-    if type(error) is RuntimeError and error.__cause__ is not None:  # the client's "Error while uploading FILE"
-        text = f"{text} {error.__cause__}"
-    text = re.sub(r"Bearer .*|hf_\w+", "(token)", text)
+    # The client's "Error while uploading FILE" keeps the reason to itself.
+    text = f"{error} {error.__cause__ or ''}" if type(error) is RuntimeError else str(error)
+    text = re.sub(r"hf_[A-Za-z0-9]{20,}", "(token)", text)
     with contextlib.suppress(Exception):  # looking the token up may itself ask the network
         text = text.replace(get_token() or "(token)", "(token)")
-    return " ".join(text.split())[:MAX_REASON_LENGTH] or type(error).__name__
+    return " ".join(text.split())[:300] or type(error).__name__

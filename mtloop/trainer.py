@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtloop.checkpoint import Checkpointer, find_checkpoint, load_weights
 from mtloop.config import Config, RunFailed
 from mtloop.evaluate import EvaluationSet, Report, choose_samples, evaluate
+from mtloop.hub import Publisher
 from mtloop.loader import Batch, TrainLoader, Update
 from mtloop.loss import token_loss_sum
 from mtloop.model import shift_right
@@ -72,6 +73,7 @@ class Run:
     checkpointer: Checkpointer
     tracker: Tracker
     total_steps: int
+    publisher: Publisher | None = None
     state: TrainState = field(default_factory=TrainState)
     watch: Stopwatch = field(default_factory=Stopwatch)
     tokens_since_log: int = 0
@@ -130,6 +132,7 @@ def train(run: Run) -> int | None:
         stop_signal = run.runtime.agree_on_signal(run.state.step)
         if run.due("save") or run.is_out_of_patience or stop_signal:
             run.checkpointer.save()
+            publish_epoch(run)
             run.watch.skip()
     run.tracker.close_bar()
     if stop_signal is None:
@@ -290,11 +293,21 @@ def restore(run: Run) -> None:
 
 def finish(run: Run) -> None:
     """Publish final/, evaluate it on the test rows where there are some, draw the curves. Collective."""
+    if not run.runtime.on_main(lambda: run.checkpointer.is_saved):
+        run.checkpointer.save()  # resumed from the end of a run in another folder
     source = run.checkpointer.publish_final(is_best=run.config.evaluation.load_best_model_at_end)
     if run.test is not None:
         load_weights(run.model, source)
         evaluate_on(run, run.test)
     run.tracker.draw_curves()
+    if run.publisher is not None:
+        run.publisher.push(run.folder.final_dir, "Training complete")
+
+
+def publish_epoch(run: Run) -> None:
+    """Queue the checkpoint just saved for the Hub, where it ends an epoch and main was told to push."""
+    if run.publisher is not None and run.state.is_epoch_end:
+        run.publisher.push(run.checkpointer.path, f"Training in progress, epoch {run.state.epoch}")
 
 
 def exit_status_of(stop_signal: int | None) -> int:

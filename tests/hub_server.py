@@ -15,7 +15,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 USER = "tester"
@@ -25,8 +25,7 @@ READ_TOKEN = "hf_readTokenOfTheTests"
 LFS_SUFFIXES = (".safetensors", ".spm", ".bin")
 
 
-@dataclass(frozen=True)
-class Commit:
+class Commit(NamedTuple):
     """A commit and all files as they stand after it: path -> sha256."""
 
     oid: str
@@ -44,23 +43,21 @@ class Repo:
 
     def at(self, revision: str) -> Commit:
         """Return the commit of main, of a tag or of an id."""
-        if revision == "main":
-            return self.commits[-1]
-        wanted = self.tags.get(revision, revision)
-        for commit in self.commits:
-            if commit.oid == wanted:
-                return commit
-        raise Refusal(404, "no such revision", "RevisionNotFound")
+        wanted = self.commits[-1].oid if revision == "main" else self.tags.get(revision, revision)
+        found = [commit for commit in self.commits if commit.oid == wanted]
+        if not found:
+            raise Refusal(404, "no such revision", "RevisionNotFound")
+        return found[0]
 
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose "METHOD /path" matches: a status, or silence."""
+    """What happens to the next `times` requests whose "METHOD /path" holds the pattern: a status, or silence."""
 
-    pattern: re.Pattern[str]
+    pattern: str
     times: int
     status: int | None = None
-    silence_s: float | None = None  # None with no status: until the server closes
+    silence_s: float | None = None  # None: until the server closes
 
 
 class Refusal(Exception):
@@ -107,22 +104,22 @@ class HubServer:
 
     def fail(self, path_regex: str, status: int, times: int = 1) -> None:
         """Answer the next `times` requests whose "METHOD /path" holds the pattern with a status."""
-        self._faults.append(Fault(re.compile(path_regex), times, status=status))
+        self._faults.append(Fault(path_regex, times, status=status))
 
     def hang(self, path_regex: str, times: int = 1_000_000, *, silence_s: float | None = None) -> None:
         """Say nothing to matching requests for `silence_s` seconds and then serve them; None: for ever."""
-        self._faults.append(Fault(re.compile(path_regex), times, silence_s=silence_s))
+        self._faults.append(Fault(path_regex, times, silence_s=silence_s))
 
-    def mishandle(self, request: str) -> None:
-        """Let the first fault that matches happen."""
+    def mishandle(self, request: str, authorization: str) -> None:
+        """Let the first fault that matches happen; a status comes with a text that gives the token away."""
         with self.lock:
             self.requests.append(request)
-            fault = next((f for f in self._faults if f.times > 0 and f.pattern.search(request)), None)
+            fault = next((f for f in self._faults if f.times > 0 and re.search(f.pattern, request)), None)
             if fault is None:
                 return
             fault.times -= 1
         if fault.status is not None:
-            raise Refusal(fault.status, "an injected fault")
+            raise Refusal(fault.status, f"injected for {authorization}")
         self.closing.wait(fault.silence_s)
         if self.closing.is_set():
             raise ConnectionAbortedError
@@ -138,16 +135,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._serve()
-
-    do_HEAD = do_POST = do_PUT = do_GET
-
-    def _serve(self) -> None:
         hub: HubServer = self.server.hub
         path = unquote(urlsplit(self.path).path)
         body = self._read_body()
         try:
-            hub.mishandle(f"{self.command} {path}")
+            hub.mishandle(f"{self.command} {path}", self.headers.get("Authorization") or "")
             with hub.lock:
                 self._answer(200, self._route(hub, path, body))
         except Refusal as refusal:
@@ -155,18 +147,18 @@ class _Handler(BaseHTTPRequestHandler):
         except ConnectionError:  # the client gave up, or the server is closing
             self.close_connection = True
 
+    do_HEAD = do_POST = do_PUT = do_GET
+
     def _route(self, hub: HubServer, path: str, body: bytes) -> Any:
         verb = "GET" if self.command == "HEAD" else self.command
         for method, pattern, may, serve in ROUTES:
             if method == verb and (match := re.fullmatch(pattern, path)):
                 self._check_token(may)
                 groups = match.groupdict()
-                if "repo" not in groups:
-                    return serve(hub, body, **groups)
-                repo = hub.repos.get(groups.pop("repo"))
-                if repo is None:
+                name = groups.pop("repo", None)
+                if name is not None and name not in hub.repos:
                     raise Refusal(404, "no such repository", "RepoNotFound")
-                return serve(hub, body, repo, **groups)
+                return serve(hub, body, *([hub.repos[name]] if name else []), **groups)
         raise Refusal(404, f"no route for {verb} {path}")
 
     def _check_token(self, may: str) -> None:
@@ -189,10 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
-        if isinstance(content, Download):
-            headers, payload = content.headers, content.payload
-        else:
-            headers, payload = {"Content-Type": "application/json", **(headers or {})}, json.dumps(content).encode()
+        if not isinstance(content, Download):
+            content = Download(json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
+        payload, headers = content
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(payload))}.items():
             self.send_header(name, value)
@@ -201,8 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(payload)
 
 
-@dataclass(frozen=True)
-class Download:
+class Download(NamedTuple):
     """A file's bytes and the headers that describe it."""
 
     payload: bytes
@@ -219,10 +209,6 @@ def blob_id(hub: HubServer, path: str, sha: str) -> str:
     return sha if is_lfs(path) else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def whoami(hub: HubServer, body: bytes) -> Any:
-    return {"type": "user", "name": USER, "orgs": [{"name": ORGANISATION}]}
-
-
 def create_repo(hub: HubServer, body: bytes) -> Any:
     asked = json.loads(body)
     owner = asked.get("organization") or USER
@@ -236,24 +222,13 @@ def create_repo(hub: HubServer, body: bytes) -> Any:
     return {"url": f"{hub.url}/{name}"}
 
 
-def accept(hub: HubServer, body: bytes, repo: Repo | None = None) -> Any:
-    """Answer validate-yaml and auth-check, which ask for nothing but a yes."""
-    return {"errors": [], "warnings": []}
-
-
 def preupload(hub: HubServer, body: bytes, repo: Repo) -> Any:
-    there = repo.commits[-1].files
-    return {
-        "files": [
-            {
-                "path": (path := file["path"]),
-                "uploadMode": "lfs" if is_lfs(path) else "regular",
-                "shouldIgnore": False,
-                "oid": blob_id(hub, path, there[path]) if path in there else None,
-            }
-            for file in json.loads(body)["files"]
-        ]
-    }
+    there, answers = repo.commits[-1].files, []
+    for path in [file["path"] for file in json.loads(body)["files"]]:
+        oid = blob_id(hub, path, there[path]) if path in there else None
+        mode = "lfs" if is_lfs(path) else "regular"
+        answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+    return {"files": answers}
 
 
 def lfs_batch(hub: HubServer, body: bytes, repo: Repo) -> Any:
@@ -261,7 +236,7 @@ def lfs_batch(hub: HubServer, body: bytes, repo: Repo) -> Any:
     for asked in json.loads(body)["objects"]:
         href = f"{hub.url}/lfs/{asked['oid']}"
         actions = {"actions": {"upload": {"href": href}, "verify": {"href": f"{href}/verify"}}}
-        objects.append({**asked, **({} if asked["oid"] in hub.blobs else actions)})
+        objects.append(asked if asked["oid"] in hub.blobs else {**asked, **actions})
     return {"transfer": "basic", "objects": objects}
 
 
@@ -342,10 +317,10 @@ def resolve(hub: HubServer, body: bytes, repo: Repo, at: str, path: str) -> Down
 _NAME, _AT = r"(?P<repo>[^/]+/[^/]+)", r"(?P<at>[^/]+)"
 _OBJECT = r"/lfs/(?P<oid>[0-9a-f]{64})"
 ROUTES: list[tuple[str, str, str, Any]] = [  # method, path, who may, what answers
-    ("GET", "/api/whoami-v2", "read", whoami),
+    ("GET", "/api/whoami-v2", "read", lambda *_: {"type": "user", "name": USER}),
     ("POST", "/api/repos/create", "write", create_repo),
-    ("POST", "/api/validate-yaml", "read", accept),
-    ("GET", f"/api/models/{_NAME}/auth-check/write", "write", accept),
+    ("POST", "/api/validate-yaml", "read", lambda *_: {"errors": [], "warnings": []}),
+    ("GET", f"/api/models/{_NAME}/auth-check/write", "write", lambda *_: {}),
     ("GET", f"/api/models/{_NAME}", "read", revision),
     ("GET", f"/api/models/{_NAME}/revision/{_AT}", "read", revision),
     ("GET", f"/api/models/{_NAME}/tree/{_AT}", "read", tree),

@@ -34,7 +34,9 @@ def environment(**extra: str) -> dict[str, str]:
     return {**clean, "PYTHONPATH": str(PROJECT), **extra}
 
 
-def run(command: list[str], *, timeout_s: float = 300, cwd: Path = PROJECT, **extra: str) -> subprocess.CompletedProcess:
+def run(
+    command: list[str], *, timeout_s: float = 300, cwd: Path = PROJECT, **extra: str
+) -> subprocess.CompletedProcess:
     """Run a command to its end and return what it printed."""
     return subprocess.run(
         command, cwd=cwd, env=environment(**extra), timeout=timeout_s, capture_output=True, text=True, check=False

@@ -84,6 +84,14 @@ class BatchConfig(Group):
                 f"{self.gradient_accumulation_steps}: give --per_device_train_batch_size too, or leave it out: "
                 "an update is divided into forwards of --max_tokens_per_micro_batch by itself",
             )
+        # A stored configuration holds both: what was asked per device, and what it came to over the processes.
+        per_device = (self.per_device_train_batch_size or 0) * (self.gradient_accumulation_steps or 1)
+        if per_device and (self.sentences_per_update or 0) % per_device:
+            raise FieldError(
+                "sentences_per_update",
+                f"{self.sentences_per_update}: --per_device_train_batch_size asks for multiples of {per_device}: "
+                "leave one out",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,10 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path, demo_run, marian_tokenizer)
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        (["--model_name_or_path", "Helsinki-NLP/opus-mt-en-fr", "--dataset_name", "demo"], "Helsinki-NLP/opus-mt-en-fr"),
+        (
+            ["--model_name_or_path", "Helsinki-NLP/opus-mt-en-fr", "--dataset_name", "demo"],
+            "Helsinki-NLP/opus-mt-en-fr",
+        ),
         (["--dataset_name", "someone/corpus", *SCRATCH], "someone/corpus"),
         (["--dataset_name", "kde4", *SCRATCH], "kde4"),
     ],
@@ -136,7 +139,17 @@ def test_a_recipe_file_is_named_with_its_line(tmp_path):
 def test_two_processes_print_one_line(tmp_path):
     """An error that only the data shows, after the processes have met: all leave, main alone speaks."""
     path = write(tmp_path / "pairs.jsonl", pairs(40))
-    flags = [*SCRATCH, "--source_lang", "en", "--target_lang", "de", "--train_file", path, "--output_dir", tmp_path / "run"]
+    flags = [
+        *SCRATCH,
+        "--source_lang",
+        "en",
+        "--target_lang",
+        "de",
+        "--train_file",
+        path,
+        "--output_dir",
+        tmp_path / "run",
+    ]
     done = run(launch_command("train.py", *flags, num_processes=2), timeout_s=120)
     assert done.returncode == 1  # the launcher's own translation
     assert done.stderr.count("mtloop: error:") == 1

@@ -21,7 +21,13 @@ SMALL = [
 @pytest.mark.parametrize("module", ["mtloop", "train"])
 def test_a_notebook_never_has_its_own_arguments_read(tmp_path, module):
     """As in IPython: the program's argv is the kernel's; main comes from the package or from train.py."""
-    flags = {"config": "demo", "max_train_samples": 300, "max_eval_samples": 20, "vocab_size": 320, "max_train_steps": 3}
+    flags = {
+        "config": "demo",
+        "max_train_samples": 300,
+        "max_eval_samples": 20,
+        "vocab_size": 320,
+        "max_train_steps": 3,
+    }
     program = f"""
 import sys
 sys.argv = ["ipykernel_launcher.py", "-f", "kernel.json", "--learning_rate", "77"]
@@ -61,7 +67,12 @@ def test_the_package_works_outside_the_clone(tmp_path):
     subprocess.run([*install, "--target", str(site), str(source)], check=True, capture_output=True, timeout=300)
     command = [sys.executable, "-m", "mtloop", "train", *SMALL, "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(
-        command, cwd=tmp_path, env={**environment(), "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False
+        command,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (site / "mtloop" / "recipes" / "kde4-en-fr.yaml").exists()

@@ -173,7 +173,7 @@ def test_an_interrupt_before_training_is_130(pairs_path, tmp_path, capsys, monke
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtloop.build.load_corpus", interrupted)
+    monkeypatch.setattr("mtloop.build.run.load_corpus", interrupted)
     assert main(flags_of(pairs_path, tmp_path)) == 130
     assert capsys.readouterr().err == "mtloop: stopped: interrupted\n"
     assert status_of(tmp_path)["exit_status"] == 130

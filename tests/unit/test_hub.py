@@ -9,7 +9,7 @@ import pytest
 
 from mtloop.config import HubConfig, UserError
 from mtloop.hub import check_hub
-from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
+from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo
 from tests.launch import free_port, run
 
 EXPORT = {
@@ -19,6 +19,12 @@ EXPORT = {
     "README.md": b"---\nlanguage: fr\n---\n",
     "more/notes.txt": b"",
 }
+
+HEAD = """
+import json, os, shutil, sys, time
+from pathlib import Path
+given, told = json.loads(sys.argv[1]), {}
+"""
 
 
 @pytest.fixture
@@ -32,11 +38,9 @@ def drive(server, tmp_path_factory):
     """Run a program with the real client against the server; it gets arguments as `given` and fills `told`."""
 
     def start(program, given, *, url=server.url, token=WRITE_TOKEN):
-        head = "import json, os, shutil, sys, time\nfrom pathlib import Path\ngiven, told = json.loads(sys.argv[1]), {}\n"
-        tail = "\nprint(json.dumps(told))"
         settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": url, "HF_TOKEN": token}
         done = run(
-            [sys.executable, "-c", head + program + tail, json.dumps(given)],
+            [sys.executable, "-c", f"{HEAD}{program}print(json.dumps(told))", json.dumps(given)],
             timeout_s=40,  # below REQUEST_TIMEOUT_S: a process that waits for a silent server fails here
             HF_HOME=str(tmp_path_factory.mktemp("home")),
             **settings,
@@ -51,8 +55,6 @@ def drive(server, tmp_path_factory):
 @pytest.fixture
 def repo(server):
     """An empty repository."""
-    from tests.hub_server import create_repo
-
     create_repo(server, b'{"name": "model"}')
     return "tester/model"
 
@@ -110,7 +112,8 @@ def test_a_failed_push_is_told_and_the_next_one_arrives(server, drive, repo, tmp
     assert server.commits(repo) == [("Checkpoint step_20", second)]
     lines = sorted(told["failed"])
     assert len(lines) == 2 and lines == sorted(told["again"])
-    assert lines[0].startswith("Checkpoint step_10: Server error '500 Internal Server Error'") and "\n" not in lines[0]
+    assert lines[0].startswith("Checkpoint step_10: Server error '500 Internal Server Error'")
+    assert "injected for Bearer (token)" in lines[0] and "\n" not in lines[0]
     assert lines[1].startswith("Checkpoint step_30: ") and "No such file" in lines[1]
     assert sorted(told["said"]) == [f"not pushed to the Hub: {line}" for line in lines]
     assert told["left"] == []
@@ -123,7 +126,9 @@ def test_a_silent_server_holds_up_neither_push_nor_close_nor_the_exit(server, dr
     given = {"repo": repo, "checkpoints": str(tmp_path), "names": ["step_10", "step_20"], "timeout_s": 1.5}
     told = drive(PUSH, given)
     assert len([request for request in server.requests if request.startswith("PUT")]) == 2
-    assert told["failed"] == [f"Checkpoint {name}: not uploaded 1.5 s after the end" for name in ("step_10", "step_20")]
+    assert told["failed"] == [
+        f"Checkpoint {name}: not uploaded within 1.5 s of the end" for name in ("step_10", "step_20")
+    ]
     assert told["push_s"] < 1 and 1.5 <= told["close_s"] < 3 and told["left"] == []
 
 
@@ -151,7 +156,6 @@ def check(drive, cases, request_timeout_s=30, **settings):
 
 
 def test_the_check_names_the_repository_and_refuses_who_may_not_write(server, drive):
-    bad = "hf_bad\x01token"  # no header may hold it: the client's error quotes the header
     cases = [
         (WRITE_TOKEN, None, "/runs/en-fr/"),
         (WRITE_TOKEN, "model", "/runs/en-fr"),
@@ -161,7 +165,6 @@ def test_the_check_names_the_repository_and_refuses_who_may_not_write(server, dr
         (READ_TOKEN, None, "/runs/new"),
         (WRITE_TOKEN, "somebody/model", "/runs/en-fr"),
         ("hf_nobody", "team/model", "/runs/en-fr"),
-        (bad, "team/model", "/runs/en-fr"),
         (None, "team/model", "/runs/en-fr"),
         (WRITE_TOKEN, "team/mo del", "/runs/en-fr"),
         (WRITE_TOKEN, None, "/runs/my run"),
@@ -174,24 +177,23 @@ def test_the_check_names_the_repository_and_refuses_who_may_not_write(server, dr
     ):
         assert answer.startswith(f"UserError: --push_to_hub: the token may not write to '{name}' (status {status})")
         assert "HF_TOKEN" in answer and "hf auth login" in answer
-    assert answers[8].startswith("UserError: --push_to_hub: ") and "token\\x01" not in answers[8]
-    assert answers[9] == "UserError: --push_to_hub: there is no token for the Hub; set HF_TOKEN or run `hf auth login`"
-    for answer, name in zip(answers[10:], ["team/mo del", "my run"], strict=True):
-        assert answer.startswith(f"UserError: --push_to_hub: '{name}' is no name for a repository")
+    assert answers[8] == "UserError: --push_to_hub: there is no token for the Hub; set HF_TOKEN or run `hf auth login`"
+    for answer, name in zip(answers[9:], ["team/mo del", "my run"], strict=True):
+        assert answer.startswith(f"UserError: --push_to_hub: '{name}' cannot be a repository's name (")
         assert answer.endswith("give --hub_model_id OWNER/NAME")
 
 
 def test_the_check_gives_up_on_a_silent_server(server, drive):
     server.hang("GET /api/whoami")
     (answer,) = check(drive, [(WRITE_TOKEN, None, "/runs/en-fr")], request_timeout_s=0.5)
-    assert answer.startswith("UserError: --push_to_hub: 'en-fr' cannot be reached") and "Timeout" in answer
+    assert answer.startswith("UserError: --push_to_hub: 'en-fr' is out of reach") and "Timeout" in answer
     assert answer.endswith("without network leave --push_to_hub out")
 
 
 def test_the_check_says_that_nobody_answers(drive):
     url = f"http://127.0.0.1:{free_port()}"
     (answer,) = check(drive, [(WRITE_TOKEN, "team/model", "/runs/en-fr")], url=url)
-    assert answer.startswith(f"UserError: --push_to_hub: 'team/model' cannot be reached at {url} (ConnectError: ")
+    assert answer.startswith(f"UserError: --push_to_hub: 'team/model' is out of reach at {url} (ConnectError: ")
 
 
 def test_the_check_says_that_offline_mode_is_on():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching import Budget
+from mtloop.build.data import build_tokenizer, encode_corpus
 from mtloop.checkpoint import Checkpointer, sweep
 from mtloop.config import Config, UserError, changed, flat, is_from_scratch
 from mtloop.corpus import Corpus, describe, load_corpus
@@ -27,14 +28,7 @@ from mtloop.optim import build_optimizer, build_scheduler, warmup_steps
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 from mtloop.state import TrainState
-from mtloop.tokenization import (
-    Encoded,
-    encode_rows,
-    load_tokenizer,
-    target_language_token,
-    tokenizer_fingerprint,
-    train_tokenizer,
-)
+from mtloop.tokenization import Encoded, target_language_token
 from mtloop.tracking import Tracker
 from mtloop.trainer import Run
 
@@ -108,6 +102,8 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     total_steps = config.optimizer.max_train_steps or config.optimizer.num_train_epochs * loader.updates_per_epoch
     warmup = warmup_steps(config.optimizer, total_steps=total_steps, is_from_scratch=is_from_scratch(config))
     config = changed(config, num_warmup_steps=warmup)
+    if not runtime.is_sharded:
+        cast(torch.nn.Module, model).to(runtime.device)  # before AdamW is built, which picks its fused form by the device
     optimizer = build_optimizer(model, config.optimizer)
     scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
     wrapped_model, prepared = runtime.accelerator.prepare(model, optimizer)
@@ -170,125 +166,13 @@ def build_loader(
     )
 
 
-def build_tokenizer(
-    config: Config, corpus: Corpus, folder: RunFolder, runtime: Runtime, *, is_new: bool
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that is named, or train one on the training split. Collective."""
-    model, data = config.model, config.data
-    if model.train_tokenizer:
-        if is_new or not folder.tokenizer_dir.is_dir():
-            runtime.say(f"training a tokenizer of {model.vocab_size:,} pieces ...")
-
-            def train() -> None:
-                texts = (text for row in corpus.train for text in (row["source"], row["target"]))
-                assert model.vocab_size is not None
-                train_tokenizer(
-                    texts,
-                    vocab_size=model.vocab_size,
-                    output_dir=folder.tokenizer_dir,
-                    source_lang=data.source_lang,
-                    target_lang=data.target_lang,
-                )
-
-            runtime.on_main(train)
-        name = str(folder.tokenizer_dir)
-    else:
-        named = model.tokenizer_name or model.model_name_or_path
-        assert named is not None  # config checks it
-        name = named
-    return runtime.one_first(
-        lambda: load_tokenizer(
-            name,
-            source_lang=data.source_lang,
-            target_lang=data.target_lang,
-            trust_remote_code=model.trust_remote_code,
-        )
-    )
-
-
-def encode_corpus(
-    config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
-) -> tuple[Dataset, Encoded, EvaluationSet, EvaluationSet | None, dict[str, Any]]:
-    """Tokenise every split, once a machine, and count what was cut or left out for its length.
-
-    Collective.
-
-    Returns:
-        Training rows, the same encoded, validation set, test set, and the report for data.json.
-    """
-    data = config.data
-    report = dict(corpus.report)
-    report["fingerprint"] = hashlib.sha256(
-        f"{report['fingerprint']} {tokenizer_fingerprint(tokenizer)} {data.max_source_length} "
-        f"{data.max_target_length} {data.drop_long} {data.source_prefix}".encode()
-    ).hexdigest()
-
-    def encode(name: str, rows: Dataset) -> Encoded:
-        encoded = runtime.one_first(
-            lambda: encode_rows(
-                rows,
-                tokenizer,
-                max_source_length=data.max_source_length,
-                max_target_length=data.max_target_length,
-                source_prefix=data.source_prefix,
-                num_workers=data.preprocessing_num_workers,
-                overwrite_cache=data.overwrite_cache and runtime.accelerator.is_local_main_process,
-            )
-        )
-        counts = report["counts"][name]
-        counts["long_sources"], counts["long_targets"] = encoded.num_long_sources, encoded.num_long_targets
-        return encoded
-
-    train_rows, train = drop_long(corpus.train, encode("train", corpus.train), report, is_wanted=data.drop_long)
-
-    def evaluation_set(name: str, rows: Dataset) -> EvaluationSet:
-        encoded = encode(name, rows)
-        return EvaluationSet(
-            name=name,
-            rows=rows,
-            encoded=encoded.rows,
-            source_lengths=encoded.source_lengths,
-            target_lengths=encoded.target_lengths,
-        )
-
-    valid = evaluation_set("valid", corpus.valid)
-    test = evaluation_set("test", corpus.test) if corpus.test is not None else None
-    for name, counts in report["counts"].items():
-        if num_long := counts["long_sources"] + counts["long_targets"]:
-            fate = "dropped" if data.drop_long and name == "train" else "truncated"
-            runtime.say(
-                f"{name}: {num_long:,} texts over {data.max_source_length} source or {data.max_target_length} target "
-                f"tokens, {fate}"
-            )
-    return train_rows, train, valid, test, report
-
-
-def drop_long(rows: Dataset, encoded: Encoded, report: dict[str, Any], *, is_wanted: bool) -> tuple[Dataset, Encoded]:
-    """Leave over-long training rows out where --drop_long is given, and count them."""
-    if not is_wanted or not encoded.is_long.any():
-        return rows, encoded
-    kept = np.flatnonzero(~encoded.is_long)
-    if len(kept) == 0:
-        raise UserError("--drop_long: every row is over --max_source_length or --max_target_length; raise them")
-    counts = report["counts"]["train"]
-    counts["dropped"]["too_long"] = int(encoded.is_long.sum())
-    counts["kept"] = len(kept)
-    shorter = Encoded(
-        rows=encoded.rows.select(kept),
-        source_lengths=encoded.source_lengths[kept],
-        target_lengths=encoded.target_lengths[kept],
-        is_long=encoded.is_long[kept],
-        num_long_sources=encoded.num_long_sources,
-        num_long_targets=encoded.num_long_targets,
-    )
-    return rows.select(kept), shorter
-
-
 def build_settled_model(
     config: Config, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
 ) -> tuple[PreTrainedModel, Config]:
     """Load or build the model and settle how it generates. Collective."""
     data, evaluation = config.data, config.evaluation
+    max_generated = evaluation.val_max_target_length or data.max_target_length
+    longest_target = max(data.max_target_length, max_generated)
     # Heads of 64 and short rows: on a CPU plain attention beats the fused one by a fifth.
     attention = "eager" if runtime.device.type == "cpu" else None
     torch.manual_seed(config.hardware.seed)
@@ -307,18 +191,18 @@ def build_settled_model(
             model_size=config.model.model_size,
             config_name=config.model.config_name,
             dropout=config.model.dropout,
-            max_length=max(data.max_source_length, data.max_target_length),
+            max_length=max(data.max_source_length, longest_target),
             attention=attention,
             trust_remote_code=config.model.trust_remote_code,
         )
 
     model = runtime.one_first(build)
-    check_positions(model, max_source_length=data.max_source_length, max_target_length=data.max_target_length)
+    check_positions(model, max_source_length=data.max_source_length, max_target_length=longest_target)
     num_beams = settle_generation(
         model,
         tokenizer,
         num_beams=evaluation.num_beams,
-        max_length=evaluation.val_max_target_length or data.max_target_length,
+        max_length=max_generated,
         forced_bos_token_id=target_language_token(tokenizer),
     )
     return model, changed(config, num_beams=num_beams)

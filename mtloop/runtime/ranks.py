@@ -1,4 +1,4 @@
-"""The only constructor of Accelerator: devices, ranks, threads, seeds, what ranks tell each other, and stop signals.
+"""Runtime: the only constructor of Accelerator. Ranks, seeds, what ranks tell each other, and stop signals.
 
 Every other module takes a Runtime and never asks accelerate or torch.distributed itself. Must not know data or models.
 """
@@ -6,7 +6,6 @@ Every other module takes a Runtime and never asks accelerate or torch.distribute
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import signal
@@ -33,13 +32,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mtloop.config import RunFailed, UserError
+from mtloop.runtime.machine import (
+    check_environment,
+    choose_precision,
+    flag,
+    has_accelerator,
+    keep_freed_memory,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from mtloop.config import HardwareConfig
 
 T = TypeVar("T")
-# Parameters of mallopt(3), from glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 # Asking the ranks whether one was told to stop is a host sync: free on a CPU, not on an accelerator.
 STOP_CHECK_EVERY_ON_ACCELERATOR = 10
 
@@ -78,13 +83,13 @@ class Runtime:
         Raises:
             UserError: for a launch that cannot be what was wanted (process counts that disagree, FSDP on a CPU, ...).
         """
-        is_cpu = hardware.use_cpu or _flag("ACCELERATE_USE_CPU") or not _has_accelerator()
+        is_cpu = hardware.use_cpu or flag("ACCELERATE_USE_CPU") or not has_accelerator()
         self.seed = hardware.seed
-        self.num_threads = _set_threads(hardware.cpu_threads)
+        self.num_threads = set_threads(hardware.cpu_threads)
         if is_cpu:
-            _keep_freed_memory()
-        precision = _choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_tiny_model=is_tiny_model)
-        _check_environment(precision, is_cpu=is_cpu)
+            keep_freed_memory()
+        precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_tiny_model=is_tiny_model)
+        check_environment(precision, is_cpu=is_cpu)
         try:
             self.accelerator = Accelerator(
                 # With cpu=True a multi-GPU launch file gives real gloo ranks; without, each would believe it is alone.
@@ -146,7 +151,7 @@ class Runtime:
         Of accelerate_configs/ the GPU files alone name GPUs or a half precision.
         """
         is_half = os.environ.get("ACCELERATE_MIXED_PRECISION") in ("bf16", "fp16")
-        return not _flag("ACCELERATE_USE_CPU") and (is_half or bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
+        return not flag("ACCELERATE_USE_CPU") and (is_half or bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
 
     def say(self, *lines: str) -> None:
         """Print lines once, from the main process, above a progress bar where there is one."""
@@ -160,14 +165,6 @@ class Runtime:
         seed = int(np.random.SeedSequence([self.seed, step, self.rank]).generate_state(1)[0])
         torch.manual_seed(seed)  # all devices
         random.seed(seed)  # layer drop in some models
-
-    def prepare_model(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Place the model, and wrap it where there are several ranks. Collective."""
-        return self.accelerator.prepare(model)
-
-    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Attach the gradient scaler of fp16 and the device placement."""
-        return self.accelerator.prepare(optimizer)
 
     def place_batches(self, loader: Any) -> Any:
         """Move a loader's tensors to the device without sharding it: each rank's loader holds its own batches."""
@@ -302,7 +299,7 @@ class Runtime:
         except Exception as error:  # a tracker's service may be away: the run itself is over and saved
             self.say(f"tracking did not end well: {type(error).__name__}: {error}")
             self.accelerator.state.destroy_process_group()
-        # accelerate keeps devices and precision for the life of the process; a notebook may start another run with others.
+        # accelerate keeps device and precision for the process's life; a notebook may start another run with others.
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -312,73 +309,3 @@ def attempt(work: Callable[[], T], *, when: bool = True) -> tuple[T | None, Exce
         return (work() if when else None), None
     except Exception as error:  # the ranks must agree before it is raised
         return None, error
-
-
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes")
-
-
-def _check_environment(precision: str | None, *, is_cpu: bool) -> None:
-    """Refuse what a launch file or a shell asks for and accelerate would get wrong, silently or after a long wait."""
-    if is_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
-        raise UserError(
-            "--mixed_precision fp16: accelerate runs it on a CPU without autocast and without a gradient scaler; "
-            "give bf16, no or auto"
-        )
-    if is_cpu and _flag("ACCELERATE_USE_FSDP"):
-        raise UserError(
-            "fsdp: there is no accelerator here, and accelerate would silently run plain data parallelism instead; "
-            "pick accelerate_configs/multi_cpu.yaml or cpu.yaml"
-        )
-    if _flag("ACCELERATE_USE_DEEPSPEED"):
-        raise UserError("deepspeed: not supported; pick accelerate_configs/fsdp.yaml or multi_gpu.yaml")
-    if (world_size := os.environ.get("WORLD_SIZE", "1")) != "1" and "MASTER_ADDR" not in os.environ:
-        raise UserError(
-            f"WORLD_SIZE is {world_size} but no launcher set MASTER_ADDR: start with `accelerate launch` and a file of "
-            "accelerate_configs/, or unset WORLD_SIZE"
-        )
-
-
-def _has_accelerator() -> bool:
-    # torch_xla and others register themselves with torch.accelerator; TPUs are seen through PJRT_DEVICE.
-    return (
-        torch.accelerator.is_available()
-        or os.environ.get("ACCELERATE_USE_TPU") == "true"
-        or "PJRT_DEVICE" in os.environ
-    )
-
-
-def _set_threads(cpu_threads: int | None) -> int:
-    """Give this process its share of the cores; plain `accelerate launch` leaves every process one thread."""
-    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    num_threads = cpu_threads or max(1, num_cores // num_local_ranks)
-    torch.set_num_threads(num_threads)
-    return num_threads
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: every batch allocates and frees the same hundreds of megabytes.
-
-    Fetching fresh pages from the kernel each time made training 1.3 to 15 times slower, by the machine.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # no glibc: macOS, Windows, musl
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _choose_precision(asked: str | None, *, is_cpu: bool, is_tiny_model: bool) -> str | None:
-    """Turn "auto" into what the hardware has and gains from; None leaves it to the launch file."""
-    if asked != "auto":
-        return asked
-    if not is_cpu:
-        if not torch.cuda.is_available():
-            return "bf16" if torch.accelerator.current_accelerator() is None else "no"
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if is_tiny_model:  # d = 128: casting costs more than it saves, 8,700 target tokens/s against 13,000 in fp32
-        return "no"
-    # Without these instructions a CPU emulates bf16 several times slower than it does fp32.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return "bf16" if any(getattr(torch.cpu, check, lambda: False)() for check in checks) else "no"
