@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 USER = "tester"
 ORGANISATION = "team"  # the user may write there
-WRITE_TOKEN = "hf_writeTokenOfTheTests"
+WRITE_TOKEN = "write-token-of-the-tests"  # not like a real one: only who knows it can strike it out
 READ_TOKEN = "hf_readTokenOfTheTests"
 LFS_SUFFIXES = (".safetensors", ".spm", ".bin")
 

@@ -102,7 +102,8 @@ def test_fsdp_file_on_a_cpu_is_refused(tmp_path):
         pytest.skip("there is an accelerator here")
     done = run(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
-         "accelerate_configs/fsdp.yaml", "--num_processes", "2", "train.py", *SMALL, "--output_dir", str(tmp_path / "run")]
+         "accelerate_configs/fsdp.yaml", "--num_processes", "2", "train.py", *SMALL,
+         "--output_dir", str(tmp_path / "run")]
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("mtloop: error: fsdp") == 1
