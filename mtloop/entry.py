@@ -6,6 +6,7 @@ Layer 6. Reads the configuration before anything heavy is imported, so that --he
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,8 @@ def _train(asked: Config) -> int:
         if config.data.dataset_name == "demo":
             runtime.say(DEMO_LINE)
         runtime.say(*resolved_lines(asked, config))
+        if output.report_to != "all" and not output.with_tracking:
+            runtime.say("--report_to has no effect without --with_tracking")
         return _train_in_folder(config, runtime)
     finally:
         runtime.close()
@@ -90,7 +93,9 @@ def _train_in_folder(config: Config, runtime: Runtime) -> int:
     from mtloop.build import claim_folder, settle_budget
 
     folder, stored = claim_folder(config, runtime)
-    if runtime.on_main(lambda: folder.is_finished):
+    # Before status.json is touched: a checkpoint that is not there must leave a finished run finished.
+    goes_back = runtime.on_main(lambda: _goes_back(config, folder))
+    if runtime.on_main(lambda: folder.is_finished) and not goes_back:
         runtime.say(f"{folder.path}: this run is finished, the model is in {folder.final_dir}; nothing to do")
         return 0
     config = settle_budget(config, stored, num_ranks=runtime.num_ranks)
@@ -108,6 +113,14 @@ def _train_in_folder(config: Config, runtime: Runtime) -> int:
         raise
 
 
+def _goes_back(config: Config, folder: RunFolder) -> bool:
+    """Whether --resume_from_checkpoint names another checkpoint than the newest; a missing one is a UserError."""
+    from mtloop.checkpoint import find_checkpoint
+
+    asked = find_checkpoint(folder, config.output.resume_from_checkpoint)
+    return asked is not None and asked != find_checkpoint(folder, None)
+
+
 def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> int:
     from mtloop.build import build_run
     from mtloop.trainer import exit_status_of, train
@@ -121,13 +134,12 @@ def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, r
     unpushed = _finish_pushes(run, stop_signal)
     if stop_signal is None:
         status = STATUS_NOT_PUSHED if unpushed else 0
-        message = f"trained {run.state.step:,} updates; the model is in {folder.final_dir}"
+        message = f"trained {run.state.step:,} updates; the model is in {folder.final_dir}{run.ending}"
         message += f"; not all was pushed: {'; '.join(unpushed)}" if unpushed else ""
         _note(folder, runtime, "finished", exit_status=status, message=message, step=run.state.step)
     else:
-        message = (
-            f"stopped by signal {stop_signal} and saved at step {run.state.step:,}; the same command goes on from there"
-        )
+        name = signal.Signals(stop_signal).name
+        message = f"stopped by {name} and saved at step {run.state.step:,}; the same command goes on from there"
         _note(folder, runtime, "stopped", exit_status=status, message=message, step=run.state.step)
     runtime.say(message)
     return status

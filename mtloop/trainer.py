@@ -88,6 +88,17 @@ class Run:
         patience = self.config.evaluation.early_stopping_patience
         return patience is not None and self.state.num_evaluations_without_gain >= patience
 
+    @property
+    def ending(self) -> str:
+        """What a reader should know of the end: an early stop, and which step final/ holds."""
+        evaluation, state = self.config.evaluation, self.state
+        text = ""
+        if evaluation.load_best_model_at_end and state.best_score is not None:
+            text += f", that of step {state.best_step:,} ({evaluation.metric_for_best_model} {state.best_score:.4g})"
+        if self.is_out_of_patience and not self.is_done:
+            text += f"; stopped early after {state.num_evaluations_without_gain} evaluation(s) without a gain"
+        return text
+
     def due(self, event: str) -> bool:
         """Whether `event` (log, evaluate, save) falls on the step just made."""
         step = self.state.step

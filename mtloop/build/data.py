@@ -1,8 +1,9 @@
-"""Rows to tensors' doorstep: the tokenizer of a run, its encoded splits, and what was cut or left out for its length."""
+"""The tokenizer of a run, its encoded splits, and what was cut or left out for its length."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ def build_tokenizer(
     else:
         named = model.tokenizer_name or model.model_name_or_path
         assert named is not None  # config checks it
+        if (Path(named) / "final" / "config.json").is_file() and not (Path(named) / "config.json").exists():
+            raise UserError(f"--model_name_or_path {named}: a run folder; its model is {Path(named) / 'final'}")
         name = named
     return runtime.one_first(
         lambda: load_tokenizer(

@@ -6,22 +6,18 @@ configuration that is stored.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching import Budget
 from mtloop.build.data import build_tokenizer, encode_corpus
 from mtloop.checkpoint import Checkpointer, sweep
-from mtloop.config import Config, UserError, changed, flat, is_from_scratch
-from mtloop.corpus import Corpus, describe, load_corpus
-from mtloop.evaluate import EvaluationSet
+from mtloop.config import Config, changed, flat, is_from_scratch
+from mtloop.corpus import describe, load_corpus
 from mtloop.loader import TrainLoader
 from mtloop.model import build_model, check_positions, load_model, settle_generation
 from mtloop.optim import build_optimizer, build_scheduler, warmup_steps
@@ -103,7 +99,9 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     warmup = warmup_steps(config.optimizer, total_steps=total_steps, is_from_scratch=is_from_scratch(config))
     config = changed(config, num_warmup_steps=warmup)
     if not runtime.is_sharded:
-        cast(torch.nn.Module, model).to(runtime.device)  # before AdamW is built, which picks its fused form by the device
+        cast(torch.nn.Module, model).to(
+            runtime.device
+        )  # before AdamW is built, which picks its fused form by the device
     optimizer = build_optimizer(model, config.optimizer)
     scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
     wrapped_model, prepared = runtime.accelerator.prepare(model, optimizer)
@@ -241,5 +239,5 @@ def describe_plan(config: Config, loader: TrainLoader, total_steps: int, warmup:
         size = f"{batch.sentences_per_update:,} sentences"
     return (
         f"plan: {total_steps:,} updates of {size}, {loader.updates_per_epoch:,} an epoch; learning rate "
-        f"{config.optimizer.learning_rate:g}, {warmup:,} updates of warm-up, {config.evaluation.num_beams} beams"
+        f"{config.optimizer.learning_rate:g}, {warmup:,} updates of warm-up, beam size {config.evaluation.num_beams}"
     )

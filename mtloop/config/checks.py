@@ -49,6 +49,12 @@ def at_least(lowest: int) -> Check:
     return lambda value: "" if is_number(value) and isinstance(value, int) and value >= lowest else remedy
 
 
+def between(lowest: int, highest: int) -> Check:
+    """Accept whole numbers from `lowest` to `highest`: beyond it a machine's memory or a library gives way."""
+    remedy = f"give a whole number from {lowest} to {highest}"
+    return lambda value: "" if at_least(lowest)(value) == "" and value <= highest else remedy
+
+
 def above_zero(value: Any) -> str:
     """Accept finite numbers above 0."""
     return "" if is_number(value) and 0 < value < math.inf else "give a number above 0"
@@ -75,8 +81,8 @@ def between_zero_and_one(value: Any) -> str:
 
 
 def multiple_of_eight(value: Any) -> str:
-    """Accept positive multiples of 8."""
-    return "" if at_least(8)(value) == "" and value % 8 == 0 else "give a multiple of 8, as 8000"
+    """Accept multiples of 8 from 8 to a million."""
+    return "" if between(8, 1_000_000)(value) == "" and value % 8 == 0 else "give a multiple of 8, as 8000"
 
 
 def not_empty(value: Any) -> str:

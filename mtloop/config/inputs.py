@@ -8,6 +8,7 @@ from mtloop.config.checks import (
     Group,
     at_least,
     below_one,
+    between,
     between_zero_and_one,
     files,
     multiple_of_eight,
@@ -106,8 +107,8 @@ class DataConfig(Group):
         None, "column of the target text (none: found from --target_lang)", same_run=True, check=not_empty
     )
     source_prefix: str | None = setting(None, "text put before every source, for T5 models (none: none)", same_run=True)
-    max_source_length: int = setting(128, "longest source, in tokens", same_run=True, check=at_least(1))
-    max_target_length: int = setting(128, "longest target, in tokens", same_run=True, check=at_least(1))
+    max_source_length: int = setting(128, "longest source, in tokens", same_run=True, check=between(1, 65_536))
+    max_target_length: int = setting(128, "longest target, in tokens", same_run=True, check=between(1, 65_536))
     drop_long: bool = setting(False, "leave pairs over the lengths out instead of cutting them", same_run=True)
     validation_split: float = setting(
         0.1,

@@ -82,6 +82,8 @@ def build_parser() -> HfArgumentParser:
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    # argparse's own pattern takes -1e-3 for a flag.
+    parser._negative_number_matcher = re.compile(r"-\d*\.?\d+([eE][-+]?\d+)?$")
     parser.add_argument("--config", metavar="RECIPE", help="recipe or YAML file, as the first word (none: demo)")
     return parser
 
@@ -158,6 +160,12 @@ def _names(kind: type) -> list[str]:
 
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Merge; an update size given above takes the other ways of giving it, below, with it."""
+    # Below, in the configuration that a run stored, the two stand together: what was asked and what it came to.
+    if above.get("sentences_per_update") and above.get("per_device_train_batch_size"):
+        raise UserError(
+            f"--sentences_per_update {above['sentences_per_update']}: --per_device_train_batch_size is given too, and "
+            "both say how large an update is; leave one out"
+        )
     dropped: set[str] = set()
     if any(above.get(name) is not None for family in BUDGET_FAMILIES for name in family):
         families = [family for family in BUDGET_FAMILIES if not any(above.get(name) is not None for name in family)]

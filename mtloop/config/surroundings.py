@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mtloop.config.checks import FieldError, Group, above_zero, at_least, not_empty, setting
+from mtloop.config.checks import FieldError, Group, above_zero, at_least, between, not_empty, setting
 
 # The values of accelerate.utils.LoggerType, which would import torch.
 TRACKERS = (
@@ -36,7 +36,7 @@ class OutputConfig(Group):
         None, "checkpoints kept; the best one is never deleted (none: all)", check=at_least(1)
     )
     resume_from_checkpoint: str | None = setting(
-        None, "go on from latest, best, epoch_N, step_N or a folder (none: a new run)", check=not_empty
+        None, "go on from latest, best, epoch_N, step_N or a folder (none: the newest there is)", check=not_empty
     )
     logging_steps: int = setting(10, "updates between log lines", check=at_least(1))
     with_tracking: bool = setting(False, "report to a tracker")
@@ -77,7 +77,7 @@ class HardwareConfig(Group):
     )
     use_cpu: bool = setting(False, "train on the CPU although an accelerator is present")
     cpu_threads: int | None = setting(
-        None, "CPU threads a process (none: the cores divided by the local processes)", check=at_least(1)
+        None, "CPU threads a process (none: the cores divided by the local processes)", check=between(1, 1_024)
     )
     expect_processes: int | None = setting(
         None, "refuse to start on any other number of processes (none: take what was launched)", check=at_least(1)

@@ -10,6 +10,7 @@ from mtloop.config.checks import (
     above_zero,
     at_least,
     below_one,
+    between,
     setting,
     zero_or_more,
     zero_to_inf,
@@ -182,7 +183,7 @@ class EvaluationConfig(Group):
         None, "beams of the search (none: the model's own, else 4)", same_run=True, check=at_least(1)
     )
     val_max_target_length: int | None = setting(
-        None, "longest translation, in tokens (none: --max_target_length)", same_run=True, check=at_least(1)
+        None, "longest translation, in tokens (none: --max_target_length)", same_run=True, check=between(1, 65_536)
     )
     eval_max_tokens: int = setting(
         2000, "source tokens of one evaluation batch: memory, not the result", check=at_least(1)

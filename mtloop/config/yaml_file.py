@@ -52,8 +52,12 @@ def read_source(source: str) -> tuple[str | None, list[Entry]]:
     if source in recipe_names():
         return source, read_entries(files("mtloop.recipes").joinpath(f"{source}.yaml").read_text("utf-8"), source)
     if not path.is_file():
+        if path.is_dir():
+            raise UserError(f"{source}: a folder, not a recipe; a run's own file is {path / 'config.yaml'}")
         kind = "no such file" if path.suffix in FILE_ENDINGS else "neither a YAML file nor a recipe"
         raise UserError(f"{source}: {kind}; the recipes are {', '.join(recipe_names())}")
+    if path.suffix not in (".yaml", ".yml", ""):
+        raise UserError(f"{source}: a recipe ends in .yaml; training data are given with --train_file {source}")
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeError) as error:

@@ -62,6 +62,11 @@ def find_files(flag: str, patterns: list[str]) -> list[str]:
             raise UserError(f"{flag} {pattern}: no file matches this pattern (working directory: {os.getcwd()})")
         if not matches:
             raise UserError(f"{flag} {pattern}: no such file (working directory: {os.getcwd()})")
+        if folders := [path for path in matches if os.path.isdir(path)]:
+            raise UserError(
+                f"{flag} {folders[0]}: a folder, not a file; give its files ({folders[0].rstrip('/')}/*.jsonl), or "
+                "--dataset_name with a data set folder"
+            )
         paths.extend(matches)
     return paths
 

@@ -33,7 +33,8 @@ def record_rows(files: tuple[InputFile, ...], kind: str, columns: Columns, versi
             yield pack(index, *columns.pair(row))
             index += 1
     if not index:
-        raise UserError(f"{', '.join(file.name for file in files)}: no rows")
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"{names}: no rows, give a file that holds some (--train_file, --validation_file, --test_file)")
 
 
 def aligned_rows(source: InputFile, target: InputFile, version: int) -> Iterator[dict[str, Any]]:

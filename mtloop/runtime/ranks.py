@@ -155,10 +155,14 @@ class Runtime:
 
     def say(self, *lines: str) -> None:
         """Print lines once, from the main process, above a progress bar where there is one."""
-        if self.is_main:
+        if not self.is_main:
+            return
+        try:
             for line in lines:
                 tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has gone (`| head`): training goes on without a listener
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the rest of the process
 
     def reseed(self, step: int) -> None:
         """Make all randomness of an update a function of (seed, step, rank), so that a resume need restore none."""

@@ -121,12 +121,30 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         (["--mixed_precision", "fp16"], ["fp16"]),
         (["--vocab_size", "8000"], ["--vocab_size"]),
         (["--max_source_length", "64", "--resume_from_checkpoint", "epoch_7"], ["--resume_from_checkpoint epoch_7"]),
+        (["--vocab_size", "10000000000"], ["--vocab_size", "multiple of 8"]),
+        (["--learning_rate", "-1e-3"], ["--learning_rate", "above 0"]),
+        (["--sentences_per_update", "32", "--per_device_train_batch_size", "8"], ["leave one out"]),
         (["nosuchrecipe"], ["nosuchrecipe", "kde4-en-fr"]),
     ],
 )
 def test_wrong_flags(tmp_path, flags, words):
     line = refused(tmp_path, *flags)
     assert all(word in line for word in words), line
+
+
+def test_a_folder_given_as_a_file(tmp_path):
+    line = refused(tmp_path, *SCRATCH, *LANGUAGES, "--train_file", tmp_path)
+    assert f"--train_file {tmp_path}: a folder" in line
+
+
+def test_data_given_as_a_recipe(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", pairs(40))
+    assert f"--train_file {path}" in refused(tmp_path, path)
+
+
+def test_a_run_folder_given_as_a_model(tmp_path, demo_run):
+    flags = ["--model_name_or_path", demo_run.folder, "--dataset_name", "demo", *LANGUAGES]
+    assert str(demo_run.folder / "final") in refused(tmp_path, *flags)
 
 
 def test_a_recipe_file_is_named_with_its_line(tmp_path):

@@ -65,8 +65,11 @@ def test_resumed_from_a_named_checkpoint(whole, tmp_path):
     """All checkpoints stand; the last epoch is thrown away and made again."""
     folder = tmp_path / "run"
     subprocess.run(["cp", "-a", str(whole), str(folder)], check=True)
-    (folder / "status.json").unlink()
     command = [sys.executable, "train.py", *FLAGS, "--output_dir", str(folder)]
+    missing = run([*command, "--resume_from_checkpoint", "epoch_7"])
+    assert missing.returncode == 2 and "epoch_2" in missing.stderr  # the ones that are there
+    assert_same_run(folder, whole)
+    assert json.loads((folder / "status.json").read_text())["status"] == "finished"
     done = run([*command, "--resume_from_checkpoint", "epoch_2"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert "is beyond the step resumed from" in done.stdout
@@ -119,6 +122,18 @@ def test_a_folder_of_another_run_is_refused_and_untouched(whole):
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
+def test_output_that_nobody_reads_stops_nothing(tmp_path):
+    """As in `train.py | head`: the reader leaves after the first line."""
+    command = [sys.executable, "train.py", *FLAGS, "--max_train_steps", "5", "--output_dir", str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    assert process.wait(timeout=120) == 0, errors
+    assert "Traceback" not in errors
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
+
+
 def test_the_stored_config_starts_the_same_run_again(whole, tmp_path):
     folder = tmp_path / "again"
     done = run([sys.executable, "train.py", str(whole / "config.yaml"), "--output_dir", str(folder)])
@@ -140,5 +155,7 @@ def test_limits_patience_and_the_best_model(tmp_path):
     assert len(evaluations) < 9
     assert f"step_{best['step']}" in names and f"step_{evaluations[-1]['step']}" in names
     assert len(names) <= 2
+    message = json.loads((folder / "status.json").read_text())["message"]
+    assert f"that of step {best['step']}" in message and "stopped early" in message
     final, kept = (load_file(path / "model.safetensors") for path in (folder / "final", folder / "checkpoints/best"))
     assert all((final[name] == kept[name]).all() for name in kept)

@@ -136,7 +136,7 @@ def test_the_expected_number_of_processes_starts(fresh_accelerate):
 def test_description_is_one_line_and_says_what_the_launch_file_could_not_have(fresh_accelerate, monkeypatch):
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     assert start().describe() == "device cpu · 1 process · 1 CPU thread each · precision fp32"
-    monkeypatch.setenv("ACCELERATE_USE_CUDA", "true")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # what single_gpu.yaml comes to
     assert start().describe().endswith("precision fp32 · the launch file asks for a GPU, none is here")
 
 
