@@ -129,7 +129,7 @@ def _plain(node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item) for item in node.value]
     kind = node.tag.rpartition(":")[2]
-    if node.style is not None:
+    if getattr(node, "style", None) is not None:  # quoted: a text, whatever it looks like
         return node.value
     if kind in ("null", "bool", "int"):
         return yaml.safe_load(node.value)
