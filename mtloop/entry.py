@@ -118,7 +118,8 @@ def _goes_back(config: Config, folder: RunFolder) -> bool:
     from mtloop.checkpoint import find_checkpoint
 
     asked = find_checkpoint(folder, config.output.resume_from_checkpoint)
-    return asked is not None and asked != find_checkpoint(folder, None)
+    newest = find_checkpoint(folder, None)
+    return asked is not None and (newest is None or asked.resolve() != newest.resolve())
 
 
 def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> int:

@@ -201,10 +201,11 @@ class Tracker:
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last 20 values at most."""
+    """Mean over the last twentieth of all values: at least 1, at most 20, or the curve lags behind what it shows."""
+    window = min(20, max(1, len(values) // 20))
     sums = np.cumsum(np.insert(values, 0, 0.0))
     ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - 20)
+    starts = np.maximum(0, ends - window)
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 

@@ -188,10 +188,12 @@ def test_without_metrics_there_are_no_curves(tracker, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_running_mean_is_over_the_last_twenty():
-    means = _running_mean(np.arange(1.0, 26.0))
-    # 1; (1 + 2) / 2; ...; (1 + ... + 20) / 20; then 2 ... 21 and so on, last 6 ... 25.
-    assert means[[0, 1, 19, 20, 24]] == pytest.approx([1, 1.5, 10.5, 11.5, 15.5])
+def test_running_mean_is_over_a_twentieth_of_the_values():
+    means = _running_mean(np.arange(1.0, 401.0))
+    # 1; (1 + 2) / 2; ...; (1 + ... + 20) / 20; then 2 ... 21 and so on, last 381 ... 400.
+    assert means[[0, 1, 19, 20, 399]] == pytest.approx([1, 1.5, 10.5, 11.5, 390.5])
+    few = np.arange(39.0)
+    assert _running_mean(few) == pytest.approx(few)  # 39 // 20 = 1
 
 
 def test_the_stopwatch_leaves_out_what_is_skipped():
