@@ -6,7 +6,6 @@ Must not know data, ranks or training. Shape letters: B sentences, T target toke
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mtloop.config import UserError
+from mtloop.config import UserError, split_revision
 
 logger = logging.getLogger(__name__)
 
@@ -304,14 +303,6 @@ def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:
     shifted = labels.new_full(labels.shape, model.config.decoder_start_token_id)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill(shifted < 0, model.config.pad_token_id)
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """Split `name@revision`; revision is None where none is given, and for a folder."""
-    if Path(name).exists():
-        return name, None
-    base, _, revision = name.partition("@")
-    return base, revision or None
 
 
 def first_line(error: BaseException) -> str:

@@ -6,7 +6,6 @@ configuration that is stored.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import cast
 
@@ -27,8 +26,6 @@ from mtloop.state import TrainState
 from mtloop.tokenization import Encoded, target_language_token
 from mtloop.tracking import Tracker
 from mtloop.trainer import Run
-
-logger = logging.getLogger(__name__)
 
 
 def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | None]:

@@ -3,6 +3,7 @@
 from mtloop.config.checks import FieldError
 from mtloop.config.errors import RunFailed, UserError
 from mtloop.config.inputs import DataConfig, ModelConfig
+from mtloop.config.names import split_revision
 from mtloop.config.parse import config_from, parse_config
 from mtloop.config.resolution import differences, resolve, resolved_lines
 from mtloop.config.surroundings import HardwareConfig, HubConfig, OutputConfig
@@ -33,5 +34,6 @@ __all__ = [
     "recipe_names",
     "resolve",
     "resolved_lines",
+    "split_revision",
     "to_yaml",
 ]

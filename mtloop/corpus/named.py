@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import datasets
 from datasets import Dataset
 
-from mtloop.config import UserError
+from mtloop.config import UserError, split_revision
 from mtloop.corpus.files import InputFile, identify
 from mtloop.corpus.readers import languages_in
 from mtloop.corpus.rows import TRANSLATION, Columns
@@ -32,9 +32,7 @@ def load_named(name: str, config_name: str | None, columns: Columns, store: Stor
     Raises:
         UserError: for an unknown name, no network, a data set that needs a script, or missing columns.
     """
-    path, revision = name, None
-    if not Path(name).exists():
-        path, _, revision = name.partition("@")
+    path, revision = split_revision(name)
     cache_dir = store.cache_dir
     try:
         identity, files = _local_identity(path, config_name, columns)

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mtloop.config.errors import UserError
+from mtloop.config import UserError, split_revision
 
 # Marian's normaliser, which the advice is about, is never called (transformers 5.23). A filter for the whole process,
 # because worker processes unpickle the tokenizer and would each print it again.
@@ -28,7 +28,8 @@ def load_tokenizer(
     Raises:
         UserError: No such tokenizer, one without vocabulary or padding token, or a language it does not have.
     """
-    name, revision = _split_revision(name_or_path)
+    name, given = split_revision(name_or_path)
+    revision = given or "main"
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # third-party loaders: OSError, ValueError, TypeError, JSONDecodeError were all seen
@@ -51,13 +52,6 @@ def target_language_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     token_id = codes[tokenizer.tgt_lang] if codes else tokenizer.convert_tokens_to_ids(tokenizer.tgt_lang)
     assert isinstance(token_id, int)
     return token_id
-
-
-def _split_revision(name_or_path: str) -> tuple[str, str]:
-    if Path(name_or_path).is_dir():
-        return name_or_path, "main"
-    name, _, revision = name_or_path.partition("@")
-    return name, revision or "main"
 
 
 def _has_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str, revision: str) -> bool:

@@ -20,7 +20,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from mtloop.config import UserError
+from mtloop.config import UserError, split_revision
 from mtloop.loss import IGNORE_INDEX, token_loss_sum
 from mtloop.model import (
     MODEL_SIZES,
@@ -29,7 +29,6 @@ from mtloop.model import (
     load_model,
     settle_generation,
     shift_right,
-    split_revision,
 )
 from mtloop.tokenization import load_tokenizer, target_language_token
 
