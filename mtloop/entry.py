@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mtloop.config import Config, RunFailed, UserError, config_from, resolve, resolved_lines
+from mtloop.config import Config, ProcessFailed, RunFailed, UserError, config_from, differences, resolve, resolved_lines
 
 if TYPE_CHECKING:
     from mtloop.hub import Publisher
@@ -39,29 +39,40 @@ def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None) -> in
             notebook's own arguments are never parsed.
 
     Returns:
-        The exit status: 0 done, already finished, or saved on USR1; 1 the run failed; 2 the user's mistake; 130 or 143
-        saved on INT or TERM.
+        The exit status: 0 done, already finished, or saved on USR1; 1 the run failed; 2 the user's mistake; 3 trained,
+        but not all pushed; 129, 130 or 143 saved on HUP, INT or TERM.
     """
     try:
         asked = config_from(_own_arguments() if config is None else config)
         return _train(asked)
     except UserError as error:
         return _report(str(error), 2)
+    except ProcessFailed as error:
+        return _report(str(error), 1, is_alone=True)
     except RunFailed as error:
         return _report(str(error), 1)
-    except KeyboardInterrupt:
-        return _report("interrupted", 130)
+    except KeyboardInterrupt as error:
+        number = int(getattr(error, "number", signal.SIGINT))
+        return _report(f"{signal.Signals(number).name} before the training began", _status_of(number))
 
 
 def _own_arguments() -> list[str]:
     return sys.argv[1:] if os.path.basename(sys.argv[0]) == "train.py" else []
 
 
-def _report(message: str, status: int) -> int:
-    """Print one line on standard error, from the first process alone."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"mtloop: {'error' if status <= 2 else 'stopped'}: {message}", file=sys.stderr, flush=True)
+def _report(message: str, status: int, *, is_alone: bool = False) -> int:
+    """Print one line on standard error: from the first process, or from this one if it failed alone."""
+    rank = os.environ.get("RANK", "0")
+    if is_alone and "RANK" in os.environ:
+        message = f"process {rank}: {message}"
+    if rank == "0" or is_alone:
+        print(f"mtloop: {'error' if status in (1, 2) else 'stopped'}: {message}", file=sys.stderr, flush=True)
     return status
+
+
+def _status_of(stop_signal: int | None) -> int:
+    """Map the signal that stopped a run to its exit status: 128 + number, USR1 0."""
+    return 0 if stop_signal in (None, signal.SIGUSR1) else 128 + int(stop_signal or 0)
 
 
 def _train(asked: Config) -> int:
@@ -92,25 +103,48 @@ def _train(asked: Config) -> int:
 def _train_in_folder(config: Config, runtime: Runtime) -> int:
     from mtloop.build import claim_folder, settle_budget
 
+    runtime.signals.listen(raises=True)
     folder, stored = claim_folder(config, runtime)
-    # Before status.json is touched: a checkpoint that is not there must leave a finished run finished.
-    goes_back = runtime.on_main(lambda: _goes_back(config, folder))
-    if runtime.on_main(lambda: folder.is_finished) and not goes_back:
-        runtime.say(f"{folder.path}: this run is finished, the model is in {folder.final_dir}; nothing to do")
-        return 0
-    config = settle_budget(config, stored, num_ranks=runtime.num_ranks)
-    _note(folder, runtime, "running")
     try:
-        return _build_and_train(config, stored, folder, runtime)
+        is_same = stored is None or not differences(stored, config)
+        # Before status.json is touched: a checkpoint that is not there must leave a finished run finished.
+        goes_back = runtime.on_main(lambda: _goes_back(config, folder))
+        if runtime.on_main(lambda: folder.is_finished) and not goes_back and is_same:
+            runtime.say(f"{folder.path}: this run is finished, the model is in {folder.final_dir}; nothing to do")
+            return 0
+        config = settle_budget(config, stored, num_ranks=runtime.num_ranks)
+        _note(folder, runtime, "running")
+        return _note_failure(lambda: _build_and_train(config, stored, folder, runtime), folder, runtime)
+    finally:
+        folder.unlock()
+
+
+def _note_failure(work: Callable[[], int], folder: RunFolder, runtime: Runtime) -> int:
+    """Do work; whatever ends it early also stands in status.json.
+
+    Raises:
+        ProcessFailed: for what a process meets alone, said in one line.
+    """
+    from mtloop.runtime import explain
+
+    try:
+        return work()
     except (UserError, RunFailed) as error:
         _note(folder, runtime, "failed", exit_status=2 if isinstance(error, UserError) else 1, message=str(error))
         raise
-    except KeyboardInterrupt:
-        _note(folder, runtime, "stopped", exit_status=130, message="interrupted")
+    except KeyboardInterrupt as error:
+        number = int(getattr(error, "number", signal.SIGINT))
+        message = f"stopped by {signal.Signals(number).name} before the training began; the same command starts it"
+        _note(folder, runtime, "stopped", exit_status=_status_of(number), message=message)
         raise
     except Exception as error:
-        _note(folder, runtime, "failed", exit_status=1, message=f"{type(error).__name__}: {error}")
-        raise
+        failure = explain(error)
+        if failure is None:
+            _note(folder, runtime, "failed", exit_status=1, message=f"{type(error).__name__}: {error}", is_alone=True)
+            raise
+        if not (failure.is_lost_peer and folder.is_failed):  # the one that is gone has said why
+            _note(folder, runtime, "failed", exit_status=1, message=str(failure), is_alone=True)
+        raise failure from error
 
 
 def _goes_back(config: Config, folder: RunFolder) -> bool:
@@ -124,14 +158,14 @@ def _goes_back(config: Config, folder: RunFolder) -> bool:
 
 def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> int:
     from mtloop.build import build_run
-    from mtloop.trainer import exit_status_of, train
+    from mtloop.trainer import train
 
     publisher = _open_publisher(config, runtime, is_resumed=stored is not None)
     run = build_run(config, stored, folder, runtime)
     run.publisher = publisher
-    runtime.listen_for_signals()
+    runtime.signals.listen(raises=False)
     stop_signal = train(run)
-    status = exit_status_of(stop_signal)
+    status = _status_of(stop_signal)
     unpushed = _finish_pushes(run, stop_signal)
     if stop_signal is None:
         status = STATUS_NOT_PUSHED if unpushed else 0
@@ -174,11 +208,16 @@ def _finish_pushes(run: Run, stop_signal: int | None) -> list[str]:
     return run.runtime.on_main(lambda: run.publisher.close(timeout_s) if run.publisher is not None else [])
 
 
-def _note(folder: RunFolder, runtime: Runtime, status: str, **entries: Any) -> None:
-    """Write status.json, from main; a folder that can no longer be written must not hide the error that is reported."""
-    if not runtime.is_main:
+def _note(folder: RunFolder, runtime: Runtime, status: str, *, is_alone: bool = False, **entries: Any) -> None:
+    """Write status.json: from main, or from a process that failed alone and knows why.
+
+    A folder that can no longer be written must not hide the error that is reported.
+    """
+    if not runtime.is_main and not is_alone:
         return
     try:
+        if is_alone and runtime.num_ranks > 1:
+            entries["message"] = f"process {runtime.rank}: {entries['message']}"
         folder.write_status(status, **entries)
     except RunFailed as error:
         if status == "running":

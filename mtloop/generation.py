@@ -27,9 +27,17 @@ def deal_batches(
 ) -> Iterable[tuple[NDArray[np.int64], Batch]]:
     """Yield this rank's share of globally formed batches, every num_ranks-th, with the row indices of each.
 
-    The batches stay as they were formed: at equal threads every rank count computes the same tensors.
+    The batches stay as they were formed: at equal threads every rank count computes the same tensors. Collective, to
+    the end: between batches the ranks agree whether they were told to stop.
+
+    Raises:
+        Interrupted: on every rank.
     """
-    for row_ids in batches[runtime.rank :: runtime.num_ranks]:
+    for number in range(0, len(batches), runtime.num_ranks):
+        runtime.stop_if_told()
+        if number + runtime.rank >= len(batches):
+            continue
+        row_ids = batches[number + runtime.rank]
         batch = collate(encoded, row_ids, pad_id=pad_id)
         yield row_ids, {name: tensor.to(runtime.device) for name, tensor in batch.items()}
 

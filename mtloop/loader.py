@@ -111,8 +111,9 @@ class _Updates(TorchDataset[list[Batch]]):
 
 def _ignore_signals(worker: int) -> None:
     """Leave stopping to the trainer: a loader worker that dies of TERM takes the trainer with it before it can save."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has the first two
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ import json
 
 import torch
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
 from mtloop.config import OptimizerConfig, UserError
@@ -69,3 +69,13 @@ def build_scheduler(
             f"--lr_scheduler_type {config.lr_scheduler_type}: {error}; give what it needs as a JSON object in "
             "--lr_scheduler_kwargs"
         ) from error
+
+
+def set_schedule(scheduler: LRScheduler, step: int) -> None:
+    """Put a schedule, and its optimizer's learning rates, where they stand after `step` updates."""
+    assert isinstance(scheduler, LambdaLR)  # all that get_scheduler builds and the configuration admits
+    scheduler.last_epoch, scheduler._step_count = step, step + 1
+    rates = [base * rate(step) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, learning_rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = learning_rate
+    scheduler._last_lr = rates

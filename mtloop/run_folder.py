@@ -9,11 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtloop.config import Config, RunFailed, UserError, differences, parse_config, to_yaml
+
+# A run that was told to stop may still be saving when its successor starts.
+LOCK_WAIT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class RunFolder:
     """Paths of a run, and its small files."""
 
     path: Path
+    _locks: list[int] = field(default_factory=list, compare=False, repr=False)  # descriptors
 
     @property
     def config_path(self) -> Path:
@@ -33,6 +41,10 @@ class RunFolder:
     @property
     def data_path(self) -> Path:
         return self.path / "data.json"
+
+    @property
+    def run_path(self) -> Path:
+        return self.path / "run.json"
 
     @property
     def metrics_path(self) -> Path:
@@ -62,13 +74,60 @@ class RunFolder:
         """
         try:
             self.checkpoints_dir.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
+            probe = self.path / f".tmp-probe-{os.getpid()}"
             probe.write_text("")
             probe.unlink()
         except OSError as error:
             raise UserError(
                 f"--output_dir {self.path}: cannot be written ({error.strerror or error}); give a folder that can"
             ) from error
+
+    def lock(self, say: Callable[[str], None], *, wait_s: float = LOCK_WAIT_S) -> None:
+        """Keep every other process out of the folder until unlock(), or until this process ends, however it ends.
+
+        Args:
+            say: Told that it waits for another process to leave.
+            wait_s: Seconds to wait for that.
+
+        Raises:
+            UserError: naming the process that has the folder.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        path = self.path / ".lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline, has_said = time.monotonic() + wait_s, False
+        while True:
+            try:
+                # A POSIX lock: the kernel drops it with its process, and loader workers do not inherit it.
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError):  # POSIX allows either
+                owner = read_json(path)
+                who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+                if time.monotonic() > deadline:
+                    os.close(descriptor)
+                    raise UserError(
+                        f"--output_dir {self.path}: {who} is training in it; wait for it or give another. One run on "
+                        "several processes starts with `accelerate launch` and a file of accelerate_configs/"
+                    ) from None
+                if not has_said:
+                    say(f"{self.path}: {who} has not left it yet; waiting up to {wait_s:g} s")
+                    has_said = True
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, (json.dumps(owner) + "\n").encode(), 0)
+        self._locks.append(descriptor)
+
+    def unlock(self) -> None:
+        """Let others in."""
+        while self._locks:
+            os.close(self._locks.pop())
 
     def stored_config(self) -> Config | None:
         """Read the configuration that the folder's run was started with; None in a new folder."""
@@ -77,33 +136,59 @@ class RunFolder:
         return parse_config([str(self.config_path)])
 
     def check_config(self, asked: Config) -> Config | None:
-        """Return the stored configuration if the folder holds the run that `asked` describes, None in a new folder.
+        """Return the configuration of the run that the folder holds, None in a new folder.
 
         Raises:
-            UserError: for a folder of another run, with every setting that differs.
+            UserError: for another run than `asked` describes, with every setting that differs, unless it allows that.
         """
         stored = self.stored_config()
-        if stored is None:
-            return None
+        if stored is None or asked.output.allow_changed:
+            return stored
         if different := differences(stored, asked):
             raise UserError(
                 f"--output_dir {self.path} holds another run: {'; '.join(different)}; give the same settings to go on "
-                "with it, or another --output_dir"
+                "with it, --allow_changed to go on with these, or another --output_dir"
             )
         return stored
 
-    def check_data(self, fingerprint: str) -> None:
-        """Refuse data that is not what the folder's run was trained on.
+    def check_data(self, report: dict[str, Any], *, allow_changed: bool = False) -> list[str]:
+        """Compare the data and the tokenizer that the folder's run was trained on with those of now.
+
+        Args:
+            report: What would stand in data.json.
+            allow_changed: Whether a difference is let through.
+
+        Returns:
+            What differs: sources, kept rows, tokenizer.
 
         Raises:
-            UserError: when the stored fingerprint is another.
+            UserError: when something does and is not let through.
         """
         stored = read_json(self.data_path)
-        if stored and stored.get("fingerprint") != fingerprint:
+        different = _data_differences(stored, report) if stored else []
+        if different and not allow_changed:
             raise UserError(
-                f"--output_dir {self.path} holds a run on other data ({str(stored.get('fingerprint'))[:12]}, "
-                f"now {fingerprint[:12]}): a data file or the tokenizer has changed; give another --output_dir"
+                f"--output_dir {self.path} holds a run on other data: {'; '.join(different)}; give the old data back, "
+                "--allow_changed to go on with this, or another --output_dir"
             )
+        return different
+
+    def start_run(self, config: Config, report: dict[str, Any]) -> None:
+        """Make the folder a new run's: an id, what it trains on, and its settings."""
+        write_atomically(self.run_path, json.dumps({"run_id": uuid.uuid4().hex, "changes": []}, indent=2) + "\n")
+        self.write_data(report)
+        self.write_config(config)  # last: it is what makes the folder this run's
+
+    @property
+    def run_record(self) -> dict[str, Any]:
+        """The run's id, and what --allow_changed has let through since."""
+        return {"run_id": "", "changes": [], **read_json(self.run_path)}
+
+    def record_changes(self, different: list[str], *, step: int) -> None:
+        """Note that the run goes on changed from `step` on."""
+        record = self.run_record
+        record["changes"].append({"step": step, "changed": different})
+        write_atomically(self.run_path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.config_path, to_yaml(config))
@@ -120,6 +205,10 @@ class RunFolder:
     def is_finished(self) -> bool:
         return read_json(self.status_path).get("status") == "finished" and self.final_dir.is_dir()
 
+    @property
+    def is_failed(self) -> bool:
+        return read_json(self.status_path).get("status") == "failed"
+
     def drop_after(self, step: int) -> None:
         """Drop metrics lines and hypothesis files beyond `step`, so that each step stands once after a resume.
 
@@ -133,6 +222,31 @@ class RunFolder:
         for path in self.hypotheses_dir.glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
+
+
+def _data_differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    if stored.get("fingerprint") == now["fingerprint"]:
+        return []
+    lines = []
+    for split in dict.fromkeys([*stored.get("sources", {}), *now["sources"]]):
+        before, after = (report.get("sources", {}).get(split) for report in (stored, now))
+        if before != after:
+            lines.append(f"the source of {split} has changed ({_source_text(before)}, now {_source_text(after)})")
+    for name, text in (("tokenizer", "the tokenizer"), ("data", "the rows")):
+        before, after = (report.get("fingerprints", {}).get(name) for report in (stored, now))
+        if before != after and not (name == "data" and lines):
+            lines.append(f"{text} changed (fingerprint {str(before)[:12]}, now {str(after)[:12]})")
+    # What is left is in how texts are cut: lengths, prefix; those are settings, and named as such.
+    return lines or [f"fingerprint {str(stored.get('fingerprint'))[:12]}, now {now['fingerprint'][:12]}"]
+
+
+def _source_text(origins: Any) -> str:
+    """Name the files or the data set of a split, with the beginning of a file's hash."""
+    texts = []
+    for origin in origins or []:
+        name = next((str(origin[key]) for key in ("path", "name", "cut_from") if key in origin), "?")
+        texts.append(f"{name} {str(origin['sha256'])[:12]}" if "sha256" in origin else name)
+    return ", ".join(texts) or "none"
 
 
 def _step_of(line: str) -> float:
@@ -159,9 +273,12 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         RunFailed: naming the file and the reason.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
         with contextlib.suppress(OSError):  # a folder that is gone or read-only refuses this too

@@ -7,10 +7,9 @@ tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -18,15 +17,17 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.checkpoint import Checkpointer, find_checkpoint, load_weights
-from mtloop.config import Config, RunFailed
+from mtloop.checkpoint import choose_checkpoint
+from mtloop.checkpoint.save import Checkpointer
+from mtloop.checkpoint.weights import load_weights
+from mtloop.config import Config, RunFailed, UserError
 from mtloop.evaluate import EvaluationSet, Report, choose_samples, evaluate
 from mtloop.hub import Publisher
 from mtloop.loader import Batch, TrainLoader, Update
 from mtloop.loss import token_loss_sum
 from mtloop.model import shift_right
 from mtloop.run_folder import RunFolder
-from mtloop.runtime import Runtime
+from mtloop.runtime import Interrupted, Runtime, attempt
 from mtloop.state import TrainState
 from mtloop.tracking import Stopwatch, Tracker
 
@@ -56,7 +57,10 @@ class UpdateStats:
 
 @dataclass(kw_only=True)
 class Run:
-    """All that a run is made of, built by entry.build_run."""
+    """All that a run is made of, built by build.build_run.
+
+    data_report is what data.json holds or will hold; different is what --allow_changed let through.
+    """
 
     config: Config
     runtime: Runtime
@@ -74,6 +78,8 @@ class Run:
     tracker: Tracker
     total_steps: int
     publisher: Publisher | None = None
+    data_report: dict[str, Any] = field(default_factory=dict)
+    different: list[str] = field(default_factory=list)
     state: TrainState = field(default_factory=TrainState)
     watch: Stopwatch = field(default_factory=Stopwatch)
     tokens_since_log: int = 0
@@ -87,6 +93,13 @@ class Run:
     def is_out_of_patience(self) -> bool:
         patience = self.config.evaluation.early_stopping_patience
         return patience is not None and self.state.num_evaluations_without_gain >= patience
+
+    @property
+    def is_evaluation_pending(self) -> bool:
+        """Whether the evaluation of this step is still to be made: the first of all, or one that a signal cut short."""
+        if self.state.step == 0:
+            return bool(self.config.evaluation.eval_on_start) and self.state.evaluated_step < 0
+        return self.due("evaluate") and self.state.evaluated_step != self.state.step
 
     @property
     def ending(self) -> str:
@@ -125,29 +138,34 @@ def train(run: Run) -> int | None:
         RunFailed: on every rank, when the run cannot go on.
     """
     restore(run)
-    if run.state.evaluated_step < 0 and run.state.step == 0 and run.config.evaluation.eval_on_start:
-        evaluate_and_record(run)
-        run.checkpointer.save()  # training may never beat it: then it is the best model, and final/ is made of it
-    run.tracker.open_bar(run.state.step)
-    run.watch.skip()
     stop_signal = None
-    updates = run.loader.updates(epoch=run.state.epoch, cursor=run.state.cursor)
-    while not (run.is_done or run.is_out_of_patience or stop_signal):
-        update = next(updates)
-        stats = train_step(run, update)
-        count(run, update, stats)
-        if run.due("log"):
-            log(run, stats)
-        if run.due("evaluate"):
+    try:
+        if run.is_evaluation_pending:
             evaluate_and_record(run)
-        stop_signal = run.runtime.agree_on_signal(run.state.step)
-        if run.due("save") or run.is_out_of_patience or stop_signal:
-            run.checkpointer.save()
-            publish_epoch(run)
-            run.watch.skip()
-    run.tracker.close_bar()
-    if stop_signal is None:
-        finish(run)
+            save(run)  # training may never beat the first one: then it is the best model, and final/ is made of it
+        run.tracker.open_bar(run.state.step)
+        run.watch.skip()
+        updates = run.loader.updates(epoch=run.state.epoch, cursor=run.state.cursor)
+        while not (run.is_done or run.is_out_of_patience or stop_signal):
+            update = next(updates)
+            stats = train_step(run, update)
+            count(run, update, stats)
+            if run.due("log"):
+                log(run, stats)
+            if run.due("evaluate"):
+                evaluate_and_record(run)
+            stop_signal = run.runtime.agree_on_signal(run.state.step)
+            if run.due("save") or run.is_out_of_patience or stop_signal:
+                save(run)
+                stop_signal = stop_signal or run.runtime.agree_on_signal()  # one that came during the save
+        run.tracker.close_bar()
+        if stop_signal is None:
+            finish(run)
+    except Interrupted as stop:  # in an evaluation, on every rank: it is abandoned, and made again after the resume
+        run.tracker.close_bar()
+        stop_signal = stop.number
+        if not run.runtime.on_main(lambda: run.checkpointer.is_saved):
+            save(run)
     return stop_signal
 
 
@@ -242,18 +260,22 @@ def log(run: Run, stats: UpdateStats) -> None:
     """Record the update just made. Collective, and a host sync: the only copy of losses to the host."""
     (loss_sum,) = run.runtime.sum_over_ranks(stats.loss_sum)
     run.seconds_since_log += run.watch.lap()  # what the device had left to do
-    run.tracker.log_update(
-        {
-            "step": run.state.step,
-            "epoch": epoch_of(run),
-            "loss": loss_sum / stats.target_tokens,
-            "grad_norm": stats.grad_norm.item(),
-            "learning_rate": stats.learning_rate,
-            "target_tokens": stats.target_tokens,
-            "tokens_per_s": run.tokens_since_log / run.seconds_since_log,
-        }
-    )
+    record = {
+        "step": run.state.step,
+        "epoch": epoch_of(run),
+        "loss": loss_sum / stats.target_tokens,
+        "grad_norm": stats.grad_norm.item(),
+        "learning_rate": stats.learning_rate,
+        "target_tokens": stats.target_tokens,
+        "tokens_per_s": run.tokens_since_log / run.seconds_since_log,
+    }
+    together(run, lambda: run.tracker.log_update(record))
     run.tokens_since_log, run.seconds_since_log = 0, 0.0
+
+
+def together(run: Run, work: Callable[[], None]) -> None:
+    """Do what main alone may fail in (its disk): every rank raises then, and none is left waiting. Collective."""
+    run.runtime.raise_together(attempt(work)[1])
 
 
 def epoch_of(run: Run) -> float:
@@ -279,6 +301,13 @@ def evaluate_on(run: Run, data: EvaluationSet) -> Report:
         max_tokens=run.config.evaluation.eval_max_tokens,
         target_lang=run.config.data.target_lang,
     )
+    together(run, lambda: record_evaluation(run, data, report))
+    run.watch.skip()
+    return report
+
+
+def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
+    """Write and print what an evaluation found. Main writes; elsewhere nothing happens."""
     step = run.state.step
     run.tracker.log_evaluation(
         data.name, {"step": step, "epoch": epoch_of(run), **report.metrics()}, epoch=epoch_of(run)
@@ -288,24 +317,53 @@ def evaluate_on(run: Run, data: EvaluationSet) -> Report:
         run.tracker.write_hypotheses(step, rows, report.hypotheses, name=data.name)
         chosen = choose_samples(len(rows), seed=run.config.hardware.seed)
         run.tracker.print_samples([(rows[i][1], rows[i][2], report.hypotheses[i]) for i in chosen])
-    run.watch.skip()
-    return report
 
 
 def restore(run: Run) -> None:
-    """Go on from the checkpoint that is asked for, else from the newest, else from nothing. Collective."""
-    path = run.runtime.on_main(lambda: find_checkpoint(run.folder, run.config.output.resume_from_checkpoint))
+    """Go on from the checkpoint that is asked for, else from the newest sound one, else from nothing. Collective."""
+    asked = run.config.output.resume_from_checkpoint
+    path = run.runtime.on_main(lambda: choose_checkpoint(run.folder, asked, run.runtime.say))
     if path is not None:
-        run.checkpointer.restore(path)
-        run.runtime.on_main(run.checkpointer.drop_later)
+        check_origin(run, run.checkpointer.restore(path))
         run.runtime.say(f"resumed from {path}: step {run.state.step:,} of {run.total_steps:,}, epoch {epoch_of(run)}")
-    run.runtime.on_main(lambda: run.folder.drop_after(run.state.step if path is not None else -1))
+
+    def settle_folder() -> None:
+        run.checkpointer.drop_later()
+        run.folder.drop_after(run.state.step if path is not None else -1)
+        if run.different:
+            run.folder.record_changes(run.different, step=run.state.step)
+            run.folder.write_data(run.data_report)
+            run.folder.write_config(run.config)
+
+    run.runtime.on_main(settle_folder)
+    if run.different:
+        run.runtime.say(f"goes on changed from step {run.state.step:,}: {'; '.join(run.different)}")
+
+
+def check_origin(run: Run, record: dict[str, Any]) -> None:
+    """Compare a checkpoint that was just read with the run that takes it over: its data and its plan.
+
+    Raises:
+        UserError: for one of another run on other data, without --allow_changed.
+    """
+    mine, theirs = run.checkpointer.identity, record.get("fingerprints", {})
+    if record.get("run_id", mine["run_id"]) != mine["run_id"]:
+        changed = [name for name in ("data", "tokenizer") if theirs[name] != mine["fingerprints"][name]]
+        if changed and not run.config.output.allow_changed:
+            raise UserError(
+                f"--resume_from_checkpoint {run.config.output.resume_from_checkpoint}: it is of another run, with "
+                f"other {' and '.join(changed)}; give the same, or --allow_changed"
+            )
+        run.runtime.say("the checkpoint is of another run")
+    if theirs.get("plan", mine["fingerprints"]["plan"]) != mine["fingerprints"]["plan"] and run.state.cursor:
+        run.runtime.say(f"the updates of an epoch have changed: epoch {run.state.epoch + 1} begins again")
+        run.state.cursor = 0
 
 
 def finish(run: Run) -> None:
     """Publish final/, evaluate it on the test rows where there are some, draw the curves. Collective."""
     if not run.runtime.on_main(lambda: run.checkpointer.is_saved):
-        run.checkpointer.save()  # resumed from the end of a run in another folder
+        save(run)  # resumed from the end of a run in another folder
     source = run.checkpointer.publish_final(is_best=run.config.evaluation.load_best_model_at_end)
     if run.test is not None:
         load_weights(run.model, source)
@@ -315,12 +373,9 @@ def finish(run: Run) -> None:
         run.publisher.push(run.folder.final_dir, "Training complete")
 
 
-def publish_epoch(run: Run) -> None:
-    """Queue the checkpoint just saved for the Hub, where it ends an epoch and main was told to push."""
+def save(run: Run) -> None:
+    """Save the step, and queue it for the Hub where it ends an epoch and main was told to push. Collective."""
+    run.checkpointer.save()
     if run.publisher is not None and run.state.is_epoch_end:
         run.publisher.push(run.checkpointer.path, f"Training in progress, epoch {run.state.epoch}")
-
-
-def exit_status_of(stop_signal: int | None) -> int:
-    """Map the signal that stopped a saved run to its exit status: 128 + number, USR1 0."""
-    return 0 if stop_signal in (None, signal.SIGUSR1) else 128 + int(stop_signal or 0)
+    run.watch.skip()

@@ -17,6 +17,19 @@ os.environ.update(
 import pytest  # noqa: E402
 
 PROJECT = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser):
+    """Add --full."""
+    parser.addoption("--full", action="store_true", help="every repetition and combination of the long tests")
+
+
+@pytest.fixture(scope="session")
+def is_full(request) -> bool:
+    """Whether the long tests run whole: hours where the default takes minutes."""
+    return request.config.getoption("--full")
+
+
 SHARED_DATA = PROJECT.parent / "shared" / "data"
 
 

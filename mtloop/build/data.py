@@ -68,8 +68,9 @@ def encode_corpus(
     """
     data = config.data
     report = dict(corpus.report)
+    report["fingerprints"] = {"data": corpus.report["fingerprint"], "tokenizer": tokenizer_fingerprint(tokenizer)}
     report["fingerprint"] = hashlib.sha256(
-        f"{report['fingerprint']} {tokenizer_fingerprint(tokenizer)} {data.max_source_length} "
+        f"{report['fingerprints']['data']} {report['fingerprints']['tokenizer']} {data.max_source_length} "
         f"{data.max_target_length} {data.drop_long} {data.source_prefix}".encode()
     ).hexdigest()
 

@@ -6,16 +6,20 @@ configuration that is stored.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import platform
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching import Budget
 from mtloop.build.data import build_tokenizer, encode_corpus
-from mtloop.checkpoint import Checkpointer, sweep
-from mtloop.config import Config, changed, flat, is_from_scratch
+from mtloop.checkpoint import sweep
+from mtloop.checkpoint.save import Checkpointer
+from mtloop.config import Config, changed, differences, flat, is_from_scratch, to_yaml
 from mtloop.corpus import describe, load_corpus
 from mtloop.loader import TrainLoader
 from mtloop.model import build_model, check_positions, load_model, settle_generation
@@ -27,9 +31,12 @@ from mtloop.tokenization import Encoded, target_language_token
 from mtloop.tracking import Tracker
 from mtloop.trainer import Run
 
+# Of these versions the last digit of a number may depend.
+LIBRARIES = ("torch", "transformers", "accelerate", "numpy")
+
 
 def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | None]:
-    """Create the run folder, or recognise it as this run's.
+    """Create the run folder, or recognise it as this run's, and lock it until RunFolder.unlock().
 
     Collective.
 
@@ -37,13 +44,14 @@ def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | 
         The folder, and the configuration stored there (None in a new one).
 
     Raises:
-        UserError: when it cannot be written or holds another run.
+        UserError: when it cannot be written, is in use, or holds another run and --allow_changed is not given.
     """
     assert config.output.output_dir is not None
     folder = RunFolder(Path(config.output.output_dir))
 
     def claim() -> Config | None:
         folder.create()
+        folder.lock(runtime.say)
         stored = folder.check_config(config)
         sweep(folder)
         return stored
@@ -52,8 +60,11 @@ def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | 
 
 
 def settle_budget(config: Config, stored: Config | None, *, num_ranks: int) -> Config:
-    """Turn per-device numbers into sentences per update, once; a resume keeps all that was settled at the start."""
-    if stored is not None:
+    """Turn per-device numbers into sentences per update, once; a resume keeps all that was settled at the start.
+
+    What --allow_changed lets through is settled anew.
+    """
+    if stored is not None and not differences(stored, config):
         return changed(
             config,
             sentences_per_update=stored.batch.sentences_per_update,
@@ -87,26 +98,22 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     runtime.say(*describe(corpus.report))
     tokenizer = build_tokenizer(config, corpus, folder, runtime, is_new=stored is None)
     train_rows, train_set, valid, test, report = encode_corpus(config, corpus, tokenizer, runtime)
-    if stored is not None:
-        runtime.on_main(lambda: folder.check_data(report["fingerprint"]))
+    different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
     model, config = build_settled_model(config, tokenizer, runtime)
     runtime.say(describe_model(model))
     loader = build_loader(config, train_set, tokenizer, runtime)
     total_steps = config.optimizer.max_train_steps or config.optimizer.num_train_epochs * loader.updates_per_epoch
     warmup = warmup_steps(config.optimizer, total_steps=total_steps, is_from_scratch=is_from_scratch(config))
     config = changed(config, num_warmup_steps=warmup)
-    if not runtime.is_sharded:
-        cast(torch.nn.Module, model).to(
-            runtime.device
-        )  # before AdamW is built, which picks its fused form by the device
+    if not runtime.is_sharded:  # before AdamW is built, which picks its fused form by the device
+        cast(torch.nn.Module, model).to(runtime.device)
     optimizer = build_optimizer(model, config.optimizer)
     scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
     wrapped_model, prepared = runtime.accelerator.prepare(model, optimizer)
     wrapped_model.train()
     runtime.say(describe_plan(config, loader, total_steps, warmup))
     if stored is None:
-        runtime.on_main(lambda: folder.write_data(report))
-        runtime.on_main(lambda: folder.write_config(config))  # last: it is what makes the folder this run's
+        runtime.on_main(lambda: folder.start_run(config, report))
     state = TrainState()
     unwrapped = runtime.accelerator.unwrap_model(wrapped_model)
     return Run(
@@ -132,13 +139,46 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
             tokenizer=tokenizer,
             state=state,
             save_total_limit=config.output.save_total_limit,
+            identity=identify(config, report, runtime.on_main(lambda: folder.run_record)),
         ),
         tracker=Tracker(
             folder=folder, runtime=runtime, total_steps=total_steps, uses_trackers=start_trackers(config, runtime)
         ),
         total_steps=total_steps,
         state=state,
+        data_report=report,
+        different=different,
     )
+
+
+def find_changes(config: Config, stored: Config, folder: RunFolder, report: dict[str, Any]) -> list[str]:
+    """List the settings and the data that are not those of the run that goes on.
+
+    Raises:
+        UserError: for other data without --allow_changed; other settings are refused before, by claim_folder.
+    """
+    return differences(stored, config) + folder.check_data(report, allow_changed=config.output.allow_changed)
+
+
+def identify(config: Config, report: dict[str, Any], run_record: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's manifest says of its run, beside the step: JSON values."""
+    batch = config.batch
+    plan = [report["fingerprint"], batch.tokens_per_update, batch.sentences_per_update, config.hardware.seed]
+    return {
+        "run_id": run_record["run_id"],
+        "tokens_per_update": batch.tokens_per_update,
+        "sentences_per_update": batch.sentences_per_update,
+        "max_tokens_per_micro_batch": batch.max_tokens_per_micro_batch,
+        "fingerprints": {
+            **report["fingerprints"],
+            "config": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
+            "plan": hashlib.sha256(repr(plan).encode()).hexdigest(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        },
+    }
 
 
 def build_loader(

@@ -1,7 +1,7 @@
 """Layer 0: what a run is told to do. Owns flags, YAML, recipes, validation and the user-facing errors."""
 
 from mtloop.config.checks import FieldError
-from mtloop.config.errors import RunFailed, UserError
+from mtloop.config.errors import ProcessFailed, RunFailed, UserError
 from mtloop.config.inputs import DataConfig, ModelConfig
 from mtloop.config.names import split_revision
 from mtloop.config.parse import config_from, parse_config
@@ -22,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "OutputConfig",
+    "ProcessFailed",
     "RunFailed",
     "UserError",
     "changed",

@@ -7,3 +7,15 @@ class UserError(ValueError):
 
 class RunFailed(RuntimeError):
     """The run itself failed (disk, a rank, a non-finite gradient): one line on what happened. Exit status 1."""
+
+
+class ProcessFailed(RunFailed):
+    """One process failed alone, and the others cannot be asked any more: each reports for itself.
+
+    Attributes:
+        is_lost_peer: Whether it only saw that another one is gone, which knows more about the reason.
+    """
+
+    def __init__(self, message: str, *, is_lost_peer: bool = False) -> None:
+        super().__init__(message)
+        self.is_lost_peer = is_lost_peer

@@ -38,6 +38,9 @@ class OutputConfig(Group):
     resume_from_checkpoint: str | None = setting(
         None, "go on from latest, best, epoch_N, step_N or a folder (none: the newest there is)", check=not_empty
     )
+    allow_changed: bool = setting(
+        False, "go on in a run folder although settings, data or tokenizer changed; run.json notes what did"
+    )
     logging_steps: int = setting(10, "updates between log lines", check=at_least(1))
     with_tracking: bool = setting(False, "report to a tracker")
     report_to: str = setting("all", f"tracker, used with --with_tracking: {', '.join(TRACKERS)}", check=not_empty)

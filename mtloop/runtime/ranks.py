@@ -1,4 +1,4 @@
-"""Runtime: the only constructor of Accelerator. Ranks, seeds, what ranks tell each other, and stop signals.
+"""Runtime: the only constructor of Accelerator. Ranks, seeds, and what ranks tell each other.
 
 Every other module takes a Runtime and never asks accelerate or torch.distributed itself. Must not know data or models.
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -40,6 +38,7 @@ from mtloop.runtime.machine import (
     keep_freed_memory,
     set_threads,
 )
+from mtloop.runtime.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
     from mtloop.config import HardwareConfig
@@ -60,6 +59,7 @@ class Runtime:
         device: Where tensors go.
         precision: "no", "bf16" or "fp16": what autocast uses.
         num_threads: CPU threads of this process.
+        signals: Whether this process was told to stop.
     """
 
     def __init__(
@@ -115,8 +115,7 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.precision: str = self.accelerator.mixed_precision
         self.is_sharded: bool = self.accelerator.distributed_type == DistributedType.FSDP
-        self.stop_signal: int | None = None
-        self._old_handlers: dict[int, Any] = {}
+        self.signals = StopSignals()
         self._check_launch(hardware)
 
     def _check_launch(self, hardware: HardwareConfig) -> None:
@@ -264,36 +263,33 @@ class Runtime:
         self.raise_together(error)
         return result  # type: ignore[return-value]
 
-    def listen_for_signals(self) -> None:
-        """Note TERM, INT and USR1 in `stop_signal` instead of dying of them; a second INT leaves at once."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            with contextlib.suppress(ValueError):  # a notebook may run us outside the main thread
-                self._old_handlers.setdefault(number, signal.signal(number, self._note_signal))
+    def agree_on_signal(self, step: int | None = None) -> int | None:
+        """Return the signal that any rank got, the same on every rank.
 
-    def _note_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.stop_signal == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        self.stop_signal = number
-
-    def agree_on_signal(self, step: int) -> int | None:
-        """Return the signal that any rank got, the same on every rank. Collective at the same steps on all.
-
-        Waits for the other ranks: each step on CPUs, every STOP_CHECK_EVERY_ON_ACCELERATOR steps elsewhere.
+        Collective, at the same steps on all: waits for the other ranks at each step on CPUs, at every
+        STOP_CHECK_EVERY_ON_ACCELERATOR-th elsewhere, and always where no step is given.
         """
+        mine = self.signals.check()
         if self.num_ranks == 1:
-            return self.stop_signal
-        if self.device.type != "cpu" and step % STOP_CHECK_EVERY_ON_ACCELERATOR:
+            return mine
+        if step is not None and self.device.type != "cpu" and step % STOP_CHECK_EVERY_ON_ACCELERATOR:
             return None
         numbers = torch.zeros(self.num_ranks, dtype=torch.int64, device=self.device)
-        numbers[self.rank] = self.stop_signal or 0
+        numbers[self.rank] = mine or 0
         return int(self.accelerator.reduce(numbers, reduction="sum").max()) or None  # host sync
+
+    def stop_if_told(self) -> None:
+        """Abandon what is going on if any rank was told to stop. Collective.
+
+        Raises:
+            Interrupted: on every rank.
+        """
+        if (number := self.agree_on_signal()) is not None:
+            raise Interrupted(number)
 
     def close(self) -> None:
         """End trackers and the process group, and give the signals back: a notebook goes on after the run."""
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
-        self._old_handlers.clear()
+        self.signals.restore()
         if self.num_ranks > 1:
             # Gloo's thread needs the GIL to drop the tensors of the last collective, and the group's destructor waits
             # for that thread while it holds the GIL (torch 2.13): without this pause one exit in a few hung for ever.

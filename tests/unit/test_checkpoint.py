@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from mtloop.batching import Budget
-from mtloop.checkpoint import Checkpointer, find_checkpoint, list_checkpoints, load_weights, sweep
+from mtloop.checkpoint import choose_checkpoint, find_checkpoint, list_checkpoints, sweep
+from mtloop.checkpoint.save import Checkpointer
+from mtloop.checkpoint.weights import load_weights
 from mtloop.config import OptimizerConfig, RunFailed, UserError
 from mtloop.loader import TrainLoader
 from mtloop.loss import token_loss_sum
+from mtloop.manifest import hash_file, read_manifest, write_manifest
 from mtloop.model import build_model, settle_generation, shift_right
 from mtloop.optim import build_optimizer, build_scheduler
 from mtloop.run_folder import RunFolder
@@ -88,13 +91,14 @@ def new_trained(tiny_configs, marian_tokenizer, encoded_sample, runtime, folder,
     """Build model, optimizer, schedule, loader and checkpointer as build_run does, a tiny model with dropout."""
     tiny_configs["marian"].save_pretrained(tmp_path / "config")
 
-    def build(*, seed=0, save_total_limit=None):
+    def build(*, seed=0, save_total_limit=None, **optimizer_flags):
         torch.manual_seed(seed)
         model = build_model(
             marian_tokenizer, model_size=None, config_name=str(tmp_path / "config"), dropout=0.1, max_length=64
         )
         settle_generation(model, marian_tokenizer, num_beams=3, max_length=20, forced_bos_token_id=None)
-        config = OptimizerConfig(learning_rate=1e-3, adam_beta2=0.98, weight_decay=0.01, lr_scheduler_type="cosine")
+        flags = {"learning_rate": 1e-3, "adam_beta2": 0.98, "weight_decay": 0.01, "lr_scheduler_type": "cosine"}
+        config = OptimizerConfig(**{**flags, **optimizer_flags})
         optimizer = build_optimizer(model, config)
         scheduler = build_scheduler(optimizer, config, num_warmup_steps=2, total_steps=50)
         wrapped_model, prepared = runtime.accelerator.prepare(model, optimizer)
@@ -152,11 +156,18 @@ def hashes_of(path):
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+DAMAGES = ("cut", "empty", "flip", "garbage", "gone")
+
+
 def damage(path, how):
     if how == "cut":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif how == "empty":
         path.write_bytes(b"")
+    elif how == "flip":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     elif how == "garbage":
         path.write_bytes(b"no such format, and no header either")
     else:
@@ -202,47 +213,178 @@ def test_a_save_changes_nothing_of_the_run(new_trained):
     assert trained.checkpointer.model.training
 
 
-def test_a_resume_on_other_threads_says_so(new_trained, folder, capsys):
+def rewrite(path, **change):
+    """Give a checkpoint a manifest that says something else and is whole."""
+    record = read_manifest(path)
+    write_manifest(path, {**record, **change})
+
+
+def test_the_manifest_says_what_the_checkpoint_is_of(new_trained, folder):
     trained = new_trained()
-    trained.save(1)
-    record_path = folder.checkpoints_dir / "step_1" / "training" / "state.json"
-    record = json.loads(record_path.read_text())
-    assert (record["num_ranks"], record["num_threads"], record["precision"]) == (1, 1, "no")
-    trained.checkpointer.restore(folder.checkpoints_dir / "step_1")
-    assert capsys.readouterr().out == ""
-    record_path.write_text(json.dumps({**record, "num_threads": 16}))
-    trained.checkpointer.restore(folder.checkpoints_dir / "step_1")
-    assert "num_threads 1, saved with 16" in capsys.readouterr().out
+    trained.checkpointer.identity = {"run_id": "abc", "fingerprints": {"data": "d", "tokenizer": "t", "config": "c"}}
+    trained.train(11)
+    trained.checkpointer.save()
+    path = folder.checkpoints_dir / "step_11"
+    record = json.loads((path / "training" / "manifest.json").read_text())
+    expected = {
+        "format_version": 2, "run_id": "abc", "step": 11, "epoch": 1, "cursor": 3,
+        "num_ranks": 1, "num_threads": 1, "device": "cpu", "precision": "no",
+        "fingerprints": {"data": "d", "tokenizer": "t", "config": "c"}, "state": trained.state.state_dict(),
+    }  # fmt: skip
+    assert {name: record[name] for name in expected} == expected
+    hashes = hashes_of(path)
+    del hashes["training/manifest.json"]
+    assert {name: entry["sha256"] for name, entry in record["files"].items()} == hashes
+    assert {name: entry["size"] for name, entry in record["files"].items()} == {
+        name: (path / name).stat().st_size for name in hashes
+    }
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "training/optimizer.pt", "training/scheduler.pt", "training/state.json"]
+    ("name", "then", "now"),
+    [
+        ("num_ranks", 3, "1"),
+        ("num_threads", 16, "1"),
+        ("precision", "bf16", "no"),
+        ("max_tokens_per_micro_batch", 7, "4096"),
+    ],
 )
-def test_a_damaged_checkpoint_is_refused_in_one_line(new_trained, folder, name):
+def test_a_resume_under_other_conditions_says_so(new_trained, folder, capsys, name, then, now):
+    trained = new_trained()
+    trained.checkpointer.identity = {"max_tokens_per_micro_batch": 4096, "versions": {"torch": "2", "numpy": "3"}}
+    trained.save(1)
+    path = folder.checkpoints_dir / "step_1"
+    trained.checkpointer.restore(path)
+    assert capsys.readouterr().out == ""
+    rewrite(path, **{name: then})
+    trained.checkpointer.restore(path)
+    assert f"resumed with {name} {now}, saved with {then}: not bitwise the same run" in capsys.readouterr().out
+
+
+def test_a_resume_on_other_libraries_names_those_that_differ(new_trained, folder, capsys):
+    trained = new_trained()
+    trained.checkpointer.identity = {"versions": {"torch": "2.14", "numpy": "3.0"}}
+    trained.save(1)
+    rewrite(folder.checkpoints_dir / "step_1", versions={"torch": "2.13", "numpy": "3.0"})
+    trained.checkpointer.restore(folder.checkpoints_dir / "step_1")
+    assert "resumed with versions torch 2.14, saved with torch 2.13: not" in capsys.readouterr().out
+
+
+def test_settings_that_were_changed_hold_after_a_restore(new_trained, folder):
+    """What --allow_changed lets through must take effect: learning rate, betas, weight decay."""
+    trained = new_trained()
+    trained.train(6)
+    trained.checkpointer.save()
+    other = new_trained(seed=4, learning_rate=3e-3, adam_beta1=0.8, weight_decay=0.2)
+    other.checkpointer.restore(folder.checkpoints_dir / "step_6")
+    groups = other.checkpointer.optimizer.param_groups
+    # Cosine after 2 updates of warm-up: both schedules stand at the same fraction of their peak.
+    fraction = trained.checkpointer.optimizer.param_groups[0]["lr"] / 1e-3
+    assert groups[0]["lr"] == pytest.approx(3e-3 * fraction, rel=1e-12) and 0 < fraction < 1
+    assert groups[0]["betas"] == (0.8, 0.98) and groups[0]["weight_decay"] == 0.2
+    assert_equal(
+        other.checkpointer.optimizer.state_dict()["state"], trained.checkpointer.optimizer.state_dict()["state"]
+    )
+
+
+def every_file(path):
+    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+
+
+def test_every_file_damaged_in_every_way_is_caught_and_the_one_before_taken(new_trained, folder):
+    trained = new_trained()
+    trained.train(1)
+    trained.save(1)
+    trained.train(1)
+    trained.save(2)
+    path = folder.checkpoints_dir / "step_2"
+    names = every_file(path)
+    assert {"model.safetensors", "training/optimizer.pt", "training/manifest.json", "config.yaml"} < set(names)
+    for name in names:
+        whole = (path / name).read_bytes()
+        reasons = {}
+        for how in DAMAGES:
+            damage(path / name, how)
+            said = []
+            assert choose_checkpoint(folder, None, said.append) == folder.checkpoints_dir / "step_1", (name, how)
+            assert len(said) == 1 and said[0].startswith(f"{path} is damaged: {name.split('/')[-1]}") or name in said[0]
+            reasons[how] = said[0]
+            with pytest.raises(UserError, match="--resume_from_checkpoint step_2: .*damaged: .*; sound: step_1$"):
+                choose_checkpoint(folder, "step_2", said.append)
+            (path / name).write_bytes(whole)
+        assert "is missing" in reasons["gone"]
+        assert choose_checkpoint(folder, None, print) == path
+
+
+def test_where_no_sound_one_is_left_training_starts_over_and_nothing_is_lost(new_trained, folder):
+    trained = new_trained()
+    trained.save(1, 2)
+    for step in (1, 2):
+        damage(folder.checkpoints_dir / f"step_{step}" / "model.safetensors", "flip")
+    said = []
+    assert choose_checkpoint(folder, None, said.append) is None
+    assert [line.split(": ")[0].split("/")[-1] for line in said[:2]] == ["step_2 is damaged", "step_1 is damaged"]
+    assert said[2].startswith("no sound checkpoint is left")
+    trained.state.step = 0
+    trained.checkpointer.drop_later()
+    assert names_in(folder.checkpoints_dir) == ["damaged_step_1", "damaged_step_2", "latest"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training/optimizer.pt"])
+def test_a_file_that_hashes_and_does_not_load_is_refused_in_one_line(new_trained, folder, name):
+    """As one written by a program with a fault: the manifest is true to it."""
     trained = new_trained()
     trained.train(1)
     trained.save(1)
     path = folder.checkpoints_dir / "step_1"
-    whole = (path / name).read_bytes()
-    for how in ("cut", "empty", "garbage", "gone"):
-        (path / name).write_bytes(whole)
-        damage(path / name, how)
-        with pytest.raises(UserError) as caught:
-            trained.checkpointer.restore(path)
-        message = str(caught.value)
-        assert f"--resume_from_checkpoint {path}: cannot be read" in message and "\n" not in message
+    damage(path / name, "garbage")
+    rewrite(path, files={**read_manifest(path)["files"], name: hash_file(path / name)})
+    assert choose_checkpoint(folder, None, print) == path
+    with pytest.raises(UserError) as caught:
+        trained.checkpointer.restore(path)
+    message = str(caught.value)
+    assert f"--resume_from_checkpoint {path}: cannot be read" in message and "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "change", [{"format_version": 99}, {"state": {"step": 1, "phase_of_moon": 2}}, {"state": None}]
-)
-def test_a_record_of_another_version_is_refused(new_trained, folder, change):
+@pytest.mark.parametrize("change", [{"state": {"step": 1, "phase_of_moon": 2}}, {"state": None}])
+def test_a_record_of_another_kind_is_refused(new_trained, folder, change):
     trained = new_trained()
     trained.save(1)
-    path = folder.checkpoints_dir / "step_1" / "training" / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    rewrite(folder.checkpoints_dir / "step_1", **change)
     with pytest.raises(UserError, match="cannot be read"):
-        trained.checkpointer.restore(path.parents[1])
+        trained.checkpointer.restore(folder.checkpoints_dir / "step_1")
+
+
+def test_a_newer_format_is_neither_read_nor_passed_over(new_trained, folder):
+    new_trained().save(1, 2)
+    rewrite(folder.checkpoints_dir / "step_2", format_version=3)
+    for asked in (None, "step_2"):
+        with pytest.raises(UserError, match=r"step_2: written by a newer mtloop \(checkpoint format 3, .* up to 2\)"):
+            choose_checkpoint(folder, asked, print)
+
+
+def test_a_checkpoint_of_format_1_is_read(new_trained, folder):
+    """It had no hashes: state.json in place of the manifest, and a schedule.pt that nothing needs."""
+    trained = new_trained()
+    trained.train(5)
+    trained.checkpointer.save()
+    saved = trained.snapshot()
+    path = folder.checkpoints_dir / "step_5"
+    (path / "training" / "manifest.json").unlink()
+    (path / "training" / "scheduler.pt").write_bytes(b"")
+    record = {"format_version": 1, "num_ranks": 1, "num_threads": 1, "precision": "no", "state": saved["state"]}
+    (path / "training" / "state.json").write_text(json.dumps(record))
+    assert choose_checkpoint(folder, None, print) == path
+    other = new_trained(seed=3)
+    other.checkpointer.restore(path)
+    assert_equal(other.snapshot(), saved)
+
+
+def test_steps_are_taken_by_number_whatever_the_clock_says(new_trained, folder):
+    new_trained().save(1, 2, 10)
+    for age, step in enumerate((10, 2, 1)):  # the newest looks like the oldest
+        os.utime(folder.checkpoints_dir / f"step_{step}", (1e9 + age, 1e9 + age))
+    assert choose_checkpoint(folder, None, print) == folder.checkpoints_dir / "step_10"
 
 
 # Rotation and links
@@ -365,6 +507,48 @@ def test_a_kill_at_any_instant_leaves_only_whole_checkpoints(new_trained, folder
             AutoModelForSeq2SeqLM.from_pretrained(path)
             shutil.rmtree(path)
         trained.save(1)
+
+
+def test_a_kill_between_the_two_renames_of_a_step_saved_again_brings_the_old_one_back(new_trained, folder):
+    new_trained().save(1, 2)
+    before = hashes_of(folder.checkpoints_dir / "step_2")
+    (folder.checkpoints_dir / "step_2").rename(folder.checkpoints_dir / ".old-step_2-0a1b2c3d")
+    (folder.checkpoints_dir / ".tmp-step_2-4e5f6a7b").mkdir()
+    sweep(folder)
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_1", "step_2"]
+    assert hashes_of(folder.checkpoints_dir / "step_2") == before
+    # The kill came after the second rename: the new one counts.
+    shutil.copytree(folder.checkpoints_dir / "step_1", folder.checkpoints_dir / ".old-step_2-0a1b2c3d")
+    sweep(folder)
+    assert hashes_of(folder.checkpoints_dir / "step_2") == before
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_1", "step_2"]
+
+
+def test_nothing_is_removed_before_the_new_one_is_read_back(new_trained, folder, monkeypatch):
+    """A disk that takes what it is given and gives back something else."""
+    trained = new_trained(save_total_limit=1)
+    trained.save(1)
+    monkeypatch.setattr(
+        "mtloop.checkpoint.save.sync_tree", lambda path: damage(path / "training" / "optimizer.pt", "flip")
+    )
+    trained.state.step = 2
+    with pytest.raises(RunFailed, match="step_2: the disk does not give back what was written .*optimizer.pt"):
+        trained.checkpointer.save()
+    assert choose_checkpoint(folder, None, lambda line: None) == folder.checkpoints_dir / "step_1"
+
+
+def test_a_save_that_the_disk_cannot_hold_is_not_begun(new_trained, folder, monkeypatch):
+    trained = new_trained()
+    trained.train(1)
+    trained.save(1)
+    needed = sum(file.stat().st_size for file in (folder.checkpoints_dir / "step_1").rglob("*") if file.is_file())
+    disk = shutil.disk_usage(folder.path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: disk._replace(free=needed - 6_000))
+    monkeypatch.setattr(Checkpointer, "_fill", lambda *_: pytest.fail("it was begun"))
+    trained.state.step = 2
+    with pytest.raises(RunFailed, match=r"step_2: .* could not be saved \(it takes .* MB and .* MB are free\)"):
+        trained.checkpointer.save()
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_1"]
 
 
 def test_leftovers_are_swept_and_nothing_else(new_trained, folder):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -67,13 +69,121 @@ def test_a_damaged_config_is_the_users_to_mend(folder):
         folder.check_config(config(folder))
 
 
-def test_other_data_is_refused(folder):
-    folder.check_data("a" * 64)  # nothing stored yet
-    folder.write_data({"fingerprint": "a" * 64, "counts": {"train": 3}, "name": "é"})
-    assert read_json(folder.data_path) == {"fingerprint": "a" * 64, "counts": {"train": 3}, "name": "é"}
-    folder.check_data("a" * 64)
-    with pytest.raises(UserError, match=f"--output_dir .*{'a' * 12}, now {'b' * 12}"):
-        folder.check_data("b" * 64)
+def report(data="a", tokenizer="t", **sources):
+    """A data.json of fingerprints that are one letter 64 times."""
+    prints = {"data": data * 64, "tokenizer": tokenizer * 64}
+    return {"fingerprint": (data + tokenizer) * 32, "fingerprints": prints, "sources": sources, "name": "é"}
+
+
+def source(name, letter):
+    return [{"path": name, "size": 3, "sha256": letter * 64}]
+
+
+def test_other_data_is_refused_with_what_differs(folder):
+    before = report("a", train=source("old.csv", "1"), valid=source("v.csv", "2"))
+    assert folder.check_data(before) == []  # nothing stored yet
+    folder.write_data(before)
+    assert read_json(folder.data_path) == before
+    assert folder.check_data(before) == []
+    assert folder.check_data(report("a", train=source("moved.csv", "1"))) == []  # where a file lies is not what it is
+    cases = {
+        "the source of train has changed \\(old.csv 111111111111, now old.csv 333333333333\\)": report(
+            "b", train=source("old.csv", "3"), valid=source("v.csv", "2")
+        ),
+        "the source of test has changed \\(none, now t.csv 444444444444\\)": report(
+            "b", train=source("old.csv", "1"), valid=source("v.csv", "2"), test=source("t.csv", "4")
+        ),
+        "the tokenizer changed \\(fingerprint tttttttttttt, now uuuuuuuuuuuu\\)": report(
+            "a", "u", train=source("old.csv", "1"), valid=source("v.csv", "2")
+        ),
+        "the rows changed \\(fingerprint aaaaaaaaaaaa, now cccccccccccc\\)": report(
+            "c", train=source("old.csv", "1"), valid=source("v.csv", "2")
+        ),
+    }
+    for line, now in cases.items():
+        with pytest.raises(UserError, match=f"--output_dir .*{line}; give the old data back, --allow_changed"):
+            folder.check_data(now)
+        (let_through,) = folder.check_data(now, allow_changed=True)
+        assert let_through == line.replace("\\", "")
+
+
+def test_changes_that_are_let_through_are_recorded(folder):
+    folder.start_run(config(folder), report())
+    run_id = folder.run_record["run_id"]
+    assert len(run_id) == 32 and folder.run_record["changes"] == []
+    folder.record_changes(["--seed: 1 in the run folder, 2 asked"], step=7)
+    folder.record_changes(["the rows changed"], step=9)
+    assert folder.run_record == {
+        "run_id": run_id,
+        "changes": [
+            {"step": 7, "changed": ["--seed: 1 in the run folder, 2 asked"]},
+            {"step": 9, "changed": ["the rows changed"]},
+        ],
+    }
+
+
+# Two processes
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mtloop.run_folder import RunFolder
+RunFolder(Path(sys.argv[1])).lock(print)
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(folder, project):
+    """Another process that has the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE, text=True, cwd=project
+    )
+    assert process.stdout.readline() == "locked\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_waits_and_is_refused_naming_the_first(folder, holder):
+    said = []
+    with pytest.raises(UserError, match=f"--output_dir {folder.path}: process {holder.pid} on .* is training in it"):
+        folder.lock(said.append, wait_s=0.5)
+    assert len(said) == 1 and f"process {holder.pid}" in said[0]
+    holder.kill()
+    holder.wait()
+    folder.lock(said.append, wait_s=0)  # a dead owner's lock is nobody's
+    assert len(said) == 1 and read_json(folder.path / ".lock")["pid"] == os.getpid()
+    folder.unlock()
+
+
+def test_a_process_that_leaves_in_time_is_waited_for(folder, holder):
+    killer = threading.Timer(0.5, holder.kill)
+    killer.start()
+    folder.lock(lambda line: None, wait_s=30)
+    killer.join()
+    folder.unlock()
+
+
+def test_children_do_not_keep_the_folder(folder):
+    """A loader worker outlives a killed trainer for some seconds."""
+    folder.lock(print, wait_s=0)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the parent closes its end
+        os._exit(0)
+    folder.unlock()
+    probe = subprocess.run(
+        [sys.executable, "-c", HOLD.replace("60", "0"), str(folder.path)], capture_output=True, text=True, check=False
+    )
+    os.close(writer)
+    os.close(reader)
+    os.waitpid(child, 0)
+    assert probe.stdout == "locked\n", probe.stderr
 
 
 def test_a_run_is_finished_when_it_says_so_and_its_model_is_there(folder):

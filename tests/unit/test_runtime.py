@@ -12,7 +12,7 @@ from accelerate.tracking import GeneralTracker
 from torch.utils.data import DataLoader
 
 from mtloop.config import HardwareConfig, RunFailed, UserError
-from mtloop.runtime import Runtime, attempt
+from mtloop.runtime import Interrupted, Runtime, attempt
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -228,16 +228,48 @@ def test_raise_together_raises_only_an_error(runtime):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_sets_the_flag_and_the_process_goes_on(runtime, number):
-    runtime.listen_for_signals()
+    runtime.signals.listen(raises=False)
     assert runtime.agree_on_signal(1) is None
     os.kill(os.getpid(), number)
-    assert runtime.stop_signal == runtime.agree_on_signal(1) == number
+    assert runtime.signals.number == runtime.agree_on_signal(1) == number
+    with pytest.raises(Interrupted) as caught:
+        runtime.stop_if_told()
+    assert caught.value.number == number
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_the_training_ends_it_where_it_is(runtime, number):
+    runtime.signals.listen(raises=True)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        os.kill(os.getpid(), number)
+        time.sleep(5)  # an interrupted sleep, not a delay
+    assert caught.value.number == number
+
+
+def test_a_signal_that_was_ignored_stays_ignored(runtime):
+    """As under nohup."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        runtime.signals.listen(raises=True)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert runtime.agree_on_signal(1) is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+def test_a_launcher_that_is_gone_counts_as_term(runtime):
+    assert runtime.signals.launcher is None  # pytest's parent is no `accelerate launch`
+    assert runtime.agree_on_signal(1) is None
+    runtime.signals.launcher = os.getppid()
+    assert runtime.agree_on_signal(1) is None
+    runtime.signals.launcher = os.getpid()  # some process that is not the parent
+    assert runtime.agree_on_signal(1) == signal.SIGTERM
 
 
 def test_the_end_of_a_run_gives_the_signals_back(runtime):
     before = [signal.getsignal(number) for number in SIGNALS]
-    runtime.listen_for_signals()
-    runtime.listen_for_signals()
+    runtime.signals.listen(raises=False)
+    runtime.signals.listen(raises=False)
     assert [signal.getsignal(number) for number in SIGNALS] != before
     runtime.close()
     assert [signal.getsignal(number) for number in SIGNALS] == before
@@ -248,7 +280,7 @@ def status_after(runtime, *numbers):
     child = os.fork()
     if child == 0:
         try:
-            runtime.listen_for_signals()
+            runtime.signals.listen(raises=False)
             for number in numbers:
                 os.kill(os.getpid(), number)
             time.sleep(0.05)
@@ -259,6 +291,8 @@ def status_after(runtime, *numbers):
 
 def test_a_second_interrupt_leaves_at_once_and_other_pairs_do_not(runtime):
     status = status_after(runtime, signal.SIGINT, signal.SIGINT)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
+    status = status_after(runtime, signal.SIGTERM, signal.SIGINT, signal.SIGINT)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
     for pair in [(signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)]:
         assert os.waitstatus_to_exitcode(status_after(runtime, *pair)) == 9

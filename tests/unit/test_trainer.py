@@ -17,7 +17,6 @@ from mtloop.trainer import (
     accumulate_gradients,
     count,
     epoch_of,
-    exit_status_of,
     mark_last,
     train,
     train_step,
@@ -366,14 +365,14 @@ def test_a_stopped_run_is_saved_and_the_same_run_goes_on_bitwise(new_run, runtim
     whole = new_run("whole", **flags)
     train(whole)
     run = new_run("stopped", **flags)
-    run.runtime.listen_for_signals()
+    run.runtime.signals.listen(raises=False)
     run.optimizer.optimizer.register_step_post_hook(
         lambda *_: os.kill(os.getpid(), signal.SIGTERM) if run.state.step == 1 else None  # in the second update
     )
     assert train(run) == signal.SIGTERM
     assert run.state.step == 2 and [step for step, _ in list_checkpoints(run.folder)] == [2]
     assert not run.folder.final_dir.exists()
-    runtime.stop_signal = None
+    runtime.signals.number = None
     again = new_run("stopped", **flags)
     assert train(again) is None
     assert steps_with(again, "loss") == [1, 2, 3, 4]
@@ -384,10 +383,3 @@ def test_a_stopped_run_is_saved_and_the_same_run_goes_on_bitwise(new_run, runtim
     shutil.rmtree(again.folder.final_dir)
     assert train(new_run("stopped", **flags)) is None
     assert steps_with(again, "loss") == [1, 2, 3, 4] and (again.folder.final_dir / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(
-    ("stop_signal", "status"), [(None, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
-)
-def test_exit_statuses(stop_signal, status):
-    assert exit_status_of(stop_signal) == status

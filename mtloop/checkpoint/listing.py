@@ -1,0 +1,138 @@
+"""Which checkpoints a run folder holds, and which of them is meant. Main only; must not know tensors."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mtloop.checkpoint.folders import discard, link, recover
+from mtloop.config import UserError
+from mtloop.manifest import MANIFEST_NAME, STATE_NAME_OF_FORMAT_1, Damaged, check_files, read_manifest
+from mtloop.run_folder import RunFolder
+
+NEWEST = (None, "latest", "True", "true")
+
+
+def list_checkpoints(folder: RunFolder) -> list[tuple[int, Path]]:
+    """List the published checkpoints by step number, ascending: never by time, which a clock may change."""
+    found = [
+        (int(path.name.removeprefix("step_")), path)
+        for path in folder.checkpoints_dir.glob("step_*")
+        if re.fullmatch(r"step_\d+", path.name) and path.is_dir()
+    ]
+    return sorted(found)
+
+
+def find_checkpoint(folder: RunFolder, asked: str | None) -> Path | None:
+    """Find what --resume_from_checkpoint names; None asks for the newest and may find none. Verifies nothing.
+
+    Args:
+        folder: The run folder.
+        asked: latest, best, epoch_N (1-based), step_N, a path, or None.
+
+    Raises:
+        UserError: when what was asked for is not there, with the ones that are.
+    """
+    checkpoints = list_checkpoints(folder)
+    if asked in NEWEST:
+        if checkpoints:
+            return checkpoints[-1][1]
+        if asked is None:
+            return None
+    assert asked is not None or not checkpoints
+    by_name = {path.name: path for _, path in checkpoints}
+    for _, path in checkpoints:
+        if epoch := epoch_of(path):
+            by_name[f"epoch_{epoch}"] = path
+    best = folder.checkpoints_dir / "best"
+    if best.is_dir():
+        by_name["best"] = best.resolve()
+    if asked in by_name:
+        return by_name[asked]
+    if asked is not None and any((Path(asked) / name).is_file() for name in (MANIFEST_NAME, STATE_NAME_OF_FORMAT_1)):
+        return Path(asked)
+    there = ", ".join(sorted(by_name)) or "none"
+    raise UserError(f"--resume_from_checkpoint {asked}: no such checkpoint in {folder.checkpoints_dir}; there: {there}")
+
+
+def choose_checkpoint(folder: RunFolder, asked: str | None, say: Callable[[str], None]) -> Path | None:
+    """Choose the checkpoint to go on from: the one that is named, else the newest whose hashes hold.
+
+    Args:
+        folder: The run folder.
+        asked: As in find_checkpoint.
+        say: Told of each damaged one that is passed over.
+
+    Returns:
+        None where the folder has no sound one: training starts from the beginning.
+
+    Raises:
+        UserError: when what was asked for is not there or damaged, and for a newer version's format.
+    """
+    path = find_checkpoint(folder, asked)
+    if path is None:
+        return None
+    if asked not in NEWEST:
+        if reason := damage_of(path):
+            sound = [name.name for _, name in list_checkpoints(folder) if name != path and not damage_of(name)]
+            raise UserError(
+                f"--resume_from_checkpoint {asked}: {path} is damaged: {reason}; sound: {', '.join(sound) or 'none'}"
+            )
+        return path
+    for _, path in reversed(list_checkpoints(folder)):
+        reason = damage_of(path)
+        if not reason:
+            return path
+        say(f"{path} is damaged: {reason}; the one before it is taken")
+    say("no sound checkpoint is left: training starts from the beginning")
+    return None
+
+
+def damage_of(path: Path) -> str:
+    """Say what is wrong with a checkpoint, having read all of it; "" for a sound one."""
+    try:
+        check_files(path)
+    except Damaged as damage:
+        return str(damage)
+    return ""
+
+
+def epoch_of(path: Path) -> int | None:
+    """The epoch that a checkpoint ends (1-based); None for one within an epoch, before the first, or unreadable."""
+    try:
+        record: dict[str, Any] = read_manifest(path)
+    except (Damaged, UserError):
+        return None
+    return (record["epoch"] or None) if record["cursor"] == 0 else None
+
+
+def set_aside(folder: RunFolder, path: Path) -> None:
+    """Rename a damaged checkpoint to damaged_step_N: out of every resume's way, and not lost."""
+    aside = path.with_name(f"damaged_{path.name}")
+    if aside.exists():
+        discard(aside)
+    os.replace(path, aside)
+
+
+def link_names(folder: RunFolder, **steps: int) -> None:
+    """Point checkpoints/latest and checkpoints/best at the steps' checkpoints, where they are."""
+    for name, step in steps.items():
+        target = folder.checkpoints_dir / f"step_{step}"
+        if target.is_dir():
+            link(folder.checkpoints_dir / name, target)
+
+
+def sweep(folder: RunFolder) -> None:
+    """Remove what dead saves left behind, or finish what they had begun."""
+    for parent in (folder.path, folder.checkpoints_dir):
+        recover(parent)
+        for pattern in (".tmp-*", ".trash-*", ".push-*"):
+            for path in parent.glob(pattern):
+                if path.is_symlink():
+                    path.unlink(missing_ok=True)
+                else:
+                    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,26 @@
+"""A checkpoint's weights into a model, in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Read a checkpoint's weights into a model in place; tied weights stand in the file once.
+
+    Raises:
+        ValueError: when the file lacks a weight or has one of another name.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        weights.update(load_file(file))
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    derived = set(getattr(model, "all_tied_weights_keys", None) or ()) | set(model._keys_to_ignore_on_save or ())
+    if lacking := set(missing) - derived:
+        raise ValueError(f"{path.name} lacks the weights {sorted(lacking)[:3]}")
+    if unexpected:
+        raise ValueError(f"{path.name} has the weights {sorted(unexpected)[:3]} that the model has not")

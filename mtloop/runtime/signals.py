@@ -1,0 +1,86 @@
+"""Stop signals of one process, and the launcher that may die above it. Must not know other ranks.
+
+A signal is noted and acted upon where the trainer asks, between updates and between batches of an evaluation. Before
+the training begins there is nothing to save: the signal then ends the process's work where it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+import psutil
+
+# HUP is what a terminal sends when it closes; under nohup it is ignored, and stays so.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A stop signal ended what was going on. No Exception: libraries must not take it for an error of theirs."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class StopSignals:
+    """Notes the signals that ask a run to stop.
+
+    Attributes:
+        number: The first signal that came, None before it.
+        launcher: The process of `accelerate launch` that started this one; None where there is none.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.launcher = _find_launcher()
+        self._raises = True
+        self._has_interrupt = False
+        self._old_handlers: dict[int, Any] = {}
+
+    def listen(self, *, raises: bool) -> None:
+        """Take the signals from now on: raise Interrupted at once, or note them. A second INT always leaves at once."""
+        self._raises = raises
+        for number in STOP_SIGNALS:
+            if number in self._old_handlers or signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            with contextlib.suppress(ValueError):  # a notebook may run us outside the main thread
+                self._old_handlers[number] = signal.signal(number, self._take)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._has_interrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        self._has_interrupt |= number == signal.SIGINT
+        self.number = self.number or number
+        if self._raises:
+            raise Interrupted(number)
+
+    def check(self) -> int | None:
+        """Return the signal that came, if one did; a launcher that is gone counts as TERM.
+
+        Under one process accelerate's launcher passes no signal on: TERM, INT or USR1 kill it and orphan the trainer.
+        """
+        if self.number is None and self.launcher is not None and os.getppid() != self.launcher:
+            self.number = int(signal.SIGTERM)
+        return self.number
+
+    def restore(self) -> None:
+        """Give the signals back: a notebook goes on after the run."""
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
+        self._old_handlers.clear()
+
+
+def _find_launcher() -> int | None:
+    """Return the parent's process id if it is `accelerate launch`; a shell, nohup or a scheduler may come and go."""
+    try:
+        parent = psutil.Process(os.getppid())
+        words = parent.cmdline()
+    except psutil.Error:
+        return None
+    is_launcher = "launch" in words and any("accelerate" in os.path.basename(word) for word in words[:4])
+    return parent.pid if is_launcher or any("accelerate-launch" in word for word in words[:3]) else None
