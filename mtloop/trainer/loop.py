@@ -1,0 +1,74 @@
+"""train(): the loop on one screen."""
+
+from __future__ import annotations
+
+from mtloop.checkpoint.weights import load_weights
+from mtloop.runtime import Interrupted
+from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log
+from mtloop.trainer.resume import restore
+from mtloop.trainer.run import Run
+from mtloop.trainer.step import train_step
+
+
+def train(run: Run) -> int | None:
+    """Train to the end, or until a signal, from the newest checkpoint or the start.
+
+    Collective.
+
+    Returns:
+        The signal that stopped the run after its checkpoint was saved, None when the run is done.
+
+    Raises:
+        RunFailed: on every rank, when the run cannot go on.
+    """
+    restore(run)
+    stop_signal = None
+    try:
+        if run.is_evaluation_pending:
+            evaluate_and_record(run)
+            save(run)  # training may never beat the first one: then it is the best model, and final/ is made of it
+        run.tracker.open_bar(run.state.step)
+        run.watch.skip()
+        updates = run.loader.updates(epoch=run.state.epoch, cursor=run.state.cursor)
+        while not (run.is_done or run.is_out_of_patience or stop_signal):
+            update = next(updates)
+            stats = train_step(run, update)
+            count(run, update, stats)
+            if run.due("log"):
+                log(run, stats)
+            if run.due("evaluate"):
+                evaluate_and_record(run)
+            stop_signal = run.runtime.agree_on_signal(run.state.step)
+            if run.due("save") or run.is_out_of_patience or stop_signal:
+                save(run)
+                stop_signal = stop_signal or run.runtime.agree_on_signal()  # one that came during the save
+        run.tracker.close_bar()
+        if stop_signal is None:
+            finish(run)
+    except Interrupted as stop:  # in an evaluation, on every rank: it is abandoned, and made again after the resume
+        run.tracker.close_bar()
+        stop_signal = stop.number
+        if not run.runtime.on_main(lambda: run.checkpointer.is_saved):
+            save(run)
+    return stop_signal
+
+
+def finish(run: Run) -> None:
+    """Publish final/, evaluate it on the test rows where there are some, draw the curves. Collective."""
+    if not run.runtime.on_main(lambda: run.checkpointer.is_saved):
+        save(run)  # resumed from the end of a run in another folder
+    source = run.checkpointer.publish_final(is_best=run.config.evaluation.load_best_model_at_end)
+    if run.test is not None:
+        load_weights(run.model, source)
+        evaluate_on(run, run.test)
+    run.tracker.draw_curves()
+    if run.publisher is not None:
+        run.publisher.push(run.folder.final_dir, "Training complete")
+
+
+def save(run: Run) -> None:
+    """Save the step, and queue it for the Hub where it ends an epoch and main was told to push. Collective."""
+    run.checkpointer.save()
+    if run.publisher is not None and run.state.is_epoch_end:
+        run.publisher.push(run.checkpointer.path, f"Training in progress, epoch {run.state.epoch}")
+    run.watch.skip()

@@ -1,0 +1,51 @@
+"""From a run folder to where its run stood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtloop.checkpoint import choose_checkpoint
+from mtloop.config import UserError
+from mtloop.trainer.report import epoch_of
+from mtloop.trainer.run import Run
+
+
+def restore(run: Run) -> None:
+    """Go on from the checkpoint that is asked for, else from the newest sound one, else from nothing. Collective."""
+    asked = run.config.output.resume_from_checkpoint
+    path = run.runtime.on_main(lambda: choose_checkpoint(run.folder, asked, run.runtime.say))
+    if path is not None:
+        check_origin(run, run.checkpointer.restore(path))
+        run.runtime.say(f"resumed from {path}: step {run.state.step:,} of {run.total_steps:,}, epoch {epoch_of(run)}")
+
+    def settle_folder() -> None:
+        run.checkpointer.drop_later()
+        run.folder.drop_after(run.state.step if path is not None else -1)
+        if run.different:
+            run.folder.record_changes(run.different, step=run.state.step)
+            run.folder.write_data(run.data_report)
+            run.folder.write_config(run.config)
+
+    run.runtime.on_main(settle_folder)
+    if run.different:
+        run.runtime.say(f"goes on changed from step {run.state.step:,}: {'; '.join(run.different)}")
+
+
+def check_origin(run: Run, record: dict[str, Any]) -> None:
+    """Compare a checkpoint that was just read with the run that takes it over: its data and its plan.
+
+    Raises:
+        UserError: for one of another run on other data, without --allow_changed.
+    """
+    mine, theirs = run.checkpointer.identity, record.get("fingerprints", {})
+    if record.get("run_id", mine["run_id"]) != mine["run_id"]:
+        changed = [name for name in ("data", "tokenizer") if theirs[name] != mine["fingerprints"][name]]
+        if changed and not run.config.output.allow_changed:
+            raise UserError(
+                f"--resume_from_checkpoint {run.config.output.resume_from_checkpoint}: it is of another run, with "
+                f"other {' and '.join(changed)}; give the same, or --allow_changed"
+            )
+        run.runtime.say("the checkpoint is of another run")
+    if theirs.get("plan", mine["fingerprints"]["plan"]) != mine["fingerprints"]["plan"] and run.state.cursor:
+        run.runtime.say(f"the updates of an epoch have changed: epoch {run.state.epoch + 1} begins again")
+        run.state.cursor = 0

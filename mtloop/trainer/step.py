@@ -1,0 +1,103 @@
+"""One optimizer step. Shape letters: B sentences, S source tokens, T target tokens, V vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mtloop.loader import Batch, Update
+from mtloop.loss import token_loss_sum
+from mtloop.model import shift_right
+from mtloop.trainer.run import Run
+
+T = TypeVar("T")
+# An fp16 update is repeated with a halved scale this often: 2^10 is far beyond what a sound model needs.
+MAX_OVERFLOW_REPEATS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateStats:
+    """What one optimizer step did.
+
+    Attributes:
+        loss_sum: This rank's sum over its target tokens, a scalar on the device.
+        grad_norm: Before clipping, of the whole update: the same on every rank; a scalar on the device.
+        learning_rate: The rate the step was taken with.
+        target_tokens: Of the whole update, all ranks.
+        is_skipped: Whether the weights were left as they were, for a non-finite gradient norm.
+    """
+
+    loss_sum: Tensor
+    grad_norm: Tensor
+    learning_rate: float
+    target_tokens: int
+    is_skipped: bool = False
+
+
+def train_step(run: Run, update: Update) -> UpdateStats:
+    """Take one optimizer step.
+
+    Collective: every rank calls it with equally many micro-batches. An fp16 update whose gradients overflow is repeated
+    with a lower scale, so that no sentence is lost.
+    """
+    for _ in range(MAX_OVERFLOW_REPEATS + 1):
+        loss_sum = accumulate_gradients(run, update)
+        max_norm = run.config.optimizer.max_grad_norm or math.inf
+        grad_norm = torch.as_tensor(run.runtime.accelerator.clip_grad_norm_(run.wrapped_model.parameters(), max_norm))
+        is_finite = math.isfinite(grad_norm.item())  # host sync; the norm is the same on every rank, so is the verdict
+        scaler = run.runtime.accelerator.scaler
+        if is_finite or scaler is None:
+            break
+        run.optimizer.step()  # the scaler skips the step and lowers the scale
+        run.optimizer.zero_grad()
+    learning_rate = float(run.scheduler.get_last_lr()[0])
+    if is_finite:
+        run.optimizer.step()
+    run.scheduler.step()
+    run.optimizer.zero_grad()
+    return UpdateStats(
+        loss_sum=loss_sum,
+        grad_norm=grad_norm,
+        learning_rate=learning_rate,
+        target_tokens=update.target_tokens,
+        is_skipped=not is_finite,
+    )
+
+
+def accumulate_gradients(run: Run, update: Update) -> Tensor:
+    """Run forward and backward over this rank's micro-batches; the gradient is that of the whole update's mean.
+
+    Returns:
+        fp32 scalar, the sum of this rank's token losses, detached.
+    """
+    run.runtime.reseed(run.state.step)
+    loss_sum = torch.zeros((), device=run.runtime.device)
+    for micro_batch, is_last in mark_last(update.micro_batches):
+        with run.runtime.gradient_sync(run.wrapped_model, enabled=is_last):
+            micro_loss_sum = forward_loss_sum(run, micro_batch)
+            # Data parallelism takes the mean over ranks: undone by num_ranks. target_tokens is the whole update's.
+            run.runtime.accelerator.backward(micro_loss_sum * run.runtime.num_ranks / update.target_tokens)
+        loss_sum += micro_loss_sum.detach()
+    return loss_sum
+
+
+def forward_loss_sum(run: Run, batch: Batch) -> Tensor:
+    """Sum the token losses of input_ids, attention_mask [B, S] and labels [B, T]."""
+    logits = run.wrapped_model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=shift_right(run.model, batch["labels"]),
+        use_cache=False,
+    ).logits
+    return token_loss_sum(logits, batch["labels"], label_smoothing=run.config.optimizer.label_smoothing_factor)
+
+
+def mark_last(items: list[T]) -> Iterator[tuple[T, bool]]:
+    """Yield each item and whether it is the last."""
+    for number, item in enumerate(items, start=1):
+        yield item, number == len(items)
