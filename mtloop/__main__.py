@@ -1,19 +1,34 @@
-"""`python -m mtloop train ...` (or `mtloop train ...`): the commands of the installed package."""
+"""`python -m mtloop COMMAND ...` (or `mtloop COMMAND ...`): the commands of the installed package."""
 
 from __future__ import annotations
 
 import sys
 
-from mtloop.entry import main as train
+USAGE = """usage: python -m mtloop COMMAND ...
+
+  train [RECIPE] [--flag value ...]               train, as train.py does (train --help lists the flags)
+  checkpoint list|verify|prune RUN                what a run folder holds, whether it is sound, and less of it
+  selfcheck [--config_file F] [flags of train]    prove on your own model, data and launch file that the numbers hold"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command that the first argument names, and return its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["train"]:
-        return train(argv[1:])
-    print("usage: python -m mtloop train [RECIPE] [--flag value ...]   (train --help lists the flags)", file=sys.stderr)
-    return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+    command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if command == "train":
+        from mtloop.entry import main as train
+
+        return train(rest)
+    if command == "checkpoint":
+        from mtloop.checkpoint.command import main as checkpoint
+
+        return checkpoint(rest)
+    if command == "selfcheck":
+        from mtloop.selfcheck import main as selfcheck
+
+        return selfcheck(rest)
+    is_help = command in ("-h", "--help")
+    print(USAGE, file=sys.stdout if is_help else sys.stderr)
+    return 0 if is_help else 2
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, r
     from mtloop.build import build_run
     from mtloop.trainer import train
 
-    publisher = _open_publisher(config, runtime, is_resumed=stored is not None)
+    publisher = _open_publisher(config, folder, runtime, is_resumed=stored is not None)
     run = build_run(config, stored, folder, runtime)
     run.publisher = publisher
     runtime.signals.listen(raises=False)
@@ -180,7 +180,7 @@ def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, r
     return status
 
 
-def _open_publisher(config: Config, runtime: Runtime, *, is_resumed: bool) -> Publisher | None:
+def _open_publisher(config: Config, folder: RunFolder, runtime: Runtime, *, is_resumed: bool) -> Publisher | None:
     """Check the Hub before data and model are loaded; the main process gets a publisher where --push_to_hub is given.
 
     A run that resumes goes on without the Hub where that is away, and says so. Collective.
@@ -199,7 +199,7 @@ def _open_publisher(config: Config, runtime: Runtime, *, is_resumed: bool) -> Pu
         runtime.say(f"{error}; training goes on")
         repo_id = config.hub.hub_model_id or os.path.basename(output_dir)
     runtime.say(f"each epoch is pushed to {repo_id}")
-    return Publisher(repo_id, runtime.say) if runtime.is_main else None
+    return Publisher(repo_id, runtime.say, folder.push_path) if runtime.is_main else None
 
 
 def _finish_pushes(run: Run, stop_signal: int | None) -> list[str]:

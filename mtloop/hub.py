@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures.thread
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -71,10 +72,18 @@ def _refusal(error: Exception, name: str) -> str:
 class Publisher:
     """Pushes exports in order from one background thread; what goes wrong is said and kept, never raised."""
 
-    def __init__(self, repo_id: str, say: Callable[[str], None]) -> None:
+    def __init__(self, repo_id: str, say: Callable[[str], None], journal_path: Path | None = None) -> None:
+        """Start the thread.
+
+        Args:
+            repo_id: As check_hub returns it.
+            say: Prints a line; called from the background thread too.
+            journal_path: Gets a line of JSON for each push that arrived: checkpoint, message, commit. None for none.
+        """
         _settle_client()
-        self.repo_id = repo_id  # as check_hub returns it
-        self.say = say  # called from the background thread too
+        self.repo_id = repo_id
+        self.journal_path = journal_path
+        self.say = say
         self._waiting: deque[tuple[Path, str]] = deque()  # snapshot and message; the first is being uploaded
         self._failed: list[str] = []
         self._changed = threading.Condition()
@@ -116,7 +125,10 @@ class Publisher:
                 snapshot, message = self._waiting[0]
             reason = None
             try:
-                HfApi(token=True).upload_folder(repo_id=self.repo_id, folder_path=snapshot, commit_message=message)
+                commit = HfApi(token=True).upload_folder(
+                    repo_id=self.repo_id, folder_path=snapshot, commit_message=message
+                )
+                self._record(snapshot, message, commit.oid)
             except Exception as error:  # of the HTTP client, OSError, ValueError, RuntimeError: training goes on
                 reason = _reason(error)
             shutil.rmtree(snapshot, ignore_errors=True)
@@ -127,6 +139,17 @@ class Publisher:
                 if reason is not None:
                     self._fail(message, reason)
                 self._changed.notify_all()
+
+    def _record(self, snapshot: Path, message: str, commit: str) -> None:
+        if self.journal_path is None:
+            return
+        checkpoint = snapshot.name.removeprefix(".push-").rpartition("-")[0]
+        line = json.dumps({"checkpoint": checkpoint, "message": message, "commit": commit})
+        try:
+            with self.journal_path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            self.say(f"{self.journal_path}: cannot be written ({_reason(error)}); the push itself has arrived")
 
     def _fail(self, message: str, reason: str) -> None:
         self._failed.append(f"{message}: {reason}")

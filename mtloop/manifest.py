@@ -112,6 +112,23 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return record
 
 
+def check_sizes(checkpoint: Path, record: dict[str, Any]) -> None:
+    """Compare the sizes of a checkpoint's files with its manifest, reading none of them.
+
+    Raises:
+        Damaged: naming the first file that is missing, shorter or longer.
+    """
+    for name, expected in record.get("files", {}).items():
+        try:
+            size = (checkpoint / name).stat().st_size
+        except FileNotFoundError:
+            raise Damaged(f"{name} is missing") from None
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read ({error.strerror or error})") from error
+        if size != expected["size"]:
+            raise Damaged(f"{name} has {size:,} bytes and was written with {expected['size']:,}")
+
+
 def check_files(checkpoint: Path) -> dict[str, Any]:
     """Read every file of a checkpoint and compare it with the manifest; return the manifest.
 
@@ -120,18 +137,14 @@ def check_files(checkpoint: Path) -> dict[str, Any]:
         UserError: for the format of a newer version.
     """
     record = read_manifest(checkpoint)
+    check_sizes(checkpoint, record)
     for name, expected in record.get("files", {}).items():
-        path = checkpoint / name
         try:
-            size = path.stat().st_size
-            if size != expected["size"]:
-                raise Damaged(f"{name} has {size:,} bytes and was written with {expected['size']:,}")
-            if hash_file(path) != expected:
-                raise Damaged(f"{name} has another content than was written (sha256)")
-        except FileNotFoundError:
-            raise Damaged(f"{name} is missing") from None
+            found = hash_file(checkpoint / name)
         except OSError as error:
             raise Damaged(f"{name} cannot be read ({error.strerror or error})") from error
+        if found != expected:
+            raise Damaged(f"{name} has another content than was written (sha256)")
     return record
 
 

@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def push_path(self) -> Path:
+        """A line for each push that reached the Hub."""
+        return self.path / "push.jsonl"
+
+    @property
     def hypotheses_dir(self) -> Path:
         return self.path / "hypotheses"
 
@@ -265,6 +270,17 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the JSON objects of a file of lines, without what a kill has cut short; [] where there is no file."""
+    records = []
+    # Not splitlines, which would also cut at what JSON leaves as it is (U+2028).
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            if isinstance(record := json.loads(line), dict):
+                records.append(record)
+    return records
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from mtloop.config import RunFailed
-from mtloop.run_folder import RunFolder
+from mtloop.run_folder import RunFolder, read_json_lines
 from mtloop.runtime import Runtime
 
 TABLE_COLUMNS = (
@@ -176,7 +176,7 @@ class Tracker:
             from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the notebook we may run in
         except ImportError:
             return
-        records = [json.loads(line) for line in self.folder.metrics_path.read_text(encoding="utf-8").splitlines()]
+        records = read_json_lines(self.folder.metrics_path)
         # A loss that was not finite stands as null: one would spoil the running mean of all that follow.
         updates = [record for record in records if record.get("loss") is not None]
         evaluations = [record for record in records if record.get("eval_loss") is not None and "split" not in record]

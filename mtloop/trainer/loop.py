@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mtloop.checkpoint.weights import load_weights
 from mtloop.runtime import Interrupted
-from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log
+from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, together
 from mtloop.trainer.resume import restore
 from mtloop.trainer.run import Run
 from mtloop.trainer.step import train_step
@@ -61,7 +61,7 @@ def finish(run: Run) -> None:
     if run.test is not None:
         load_weights(run.model, source)
         evaluate_on(run, run.test)
-    run.tracker.draw_curves()
+    together(run, run.tracker.draw_curves)
     if run.publisher is not None:
         run.publisher.push(run.folder.final_dir, "Training complete")
 
