@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from mtloop.batching import Budget
-from mtloop.checkpoint import choose_checkpoint, find_checkpoint, list_checkpoints, sweep
+from mtloop.checkpoint import choose_checkpoint, find_checkpoint, list_checkpoints, set_aside, sweep
+from mtloop.checkpoint.command import main as checkpoint
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.weights import load_weights
 from mtloop.config import OptimizerConfig, RunFailed, UserError
@@ -28,6 +30,7 @@ from mtloop.optim import build_optimizer, build_scheduler
 from mtloop.run_folder import RunFolder
 from mtloop.state import TrainState
 
+CONFIG = "dataset_name: demo\nsource_lang: en\ntarget_lang: fr\nmodel_name_or_path: somewhere\nseed: 42\n"
 FAMILIES = ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"]
 
 
@@ -82,7 +85,7 @@ class Trained:
 def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create()
-    folder.config_path.write_text("seed: 42\n")
+    folder.config_path.write_text(CONFIG)
     return folder
 
 
@@ -616,6 +619,100 @@ def test_half_a_checkpoint_is_not_found(four_saved):
     assert [step for step, _ in list_checkpoints(four_saved)] == [5, 8, 10, 16]
 
 
+# The command
+
+
+@pytest.fixture
+def listed(four_saved):
+    """The run of four_saved with two evaluations, one of test rows, and one push."""
+    lines = [
+        {"step": 8, "loss": 2.5},
+        {"step": 8, "bleu": 31.25, "eval_loss": 1.0},
+        {"step": 16, "bleu": 29.5, "eval_loss": 1.1},
+        {"split": "test", "step": 16, "bleu": 99.0},
+    ]
+    four_saved.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 17, "bl')
+    four_saved.push_path.write_text('{"checkpoint": "step_8", "message": "epoch 1", "commit": "abc"}\n')
+    return four_saved
+
+
+def table(capsys):
+    """The rows that were printed: a dict of step, epoch, BLEU, MB, pushed, names and state by checkpoint."""
+    rows = {}
+    for line in capsys.readouterr().out.splitlines():
+        if match := re.match(r" *(\S*step_\d+) +(\S+) +(\d+(?: \+ \d+)?) +(\S+) +([\d.,]+) +(yes|no) +(.*)", line):
+            rows[match[1]] = match.groups()[1:]
+    return rows
+
+
+def test_the_list_says_what_each_checkpoint_is(listed, capsys):
+    assert checkpoint(["list", str(listed.path)]) == 0
+    size = sum(file.stat().st_size for file in (listed.checkpoints_dir / "step_8").rglob("*") if file.is_file()) / 1e6
+    assert table(capsys) == {
+        "step_5": ("5", "0 + 5", "-", f"{size:.1f}", "no", "complete"),
+        "step_8": ("8", "1", "31.25", f"{size:.1f}", "yes", "best  complete"),
+        "step_10": ("10", "1 + 2", "-", f"{size:.1f}", "no", "complete"),
+        "step_16": ("16", "2", "29.50", f"{size:.1f}", "no", "latest  complete"),
+    }
+
+
+def test_verify_reads_every_byte_and_list_does_not(listed, capsys):
+    assert checkpoint(["verify", str(listed.path)]) == 0
+    assert [row[-1].split()[-1] for row in table(capsys).values()] == ["verified"] * 4
+    damage(listed.checkpoints_dir / "step_10" / "model.safetensors", "flip")
+    damage(listed.checkpoints_dir / "step_5" / "training" / "optimizer.pt", "cut")
+    assert checkpoint(["list", str(listed.path)]) == 0
+    found = table(capsys)
+    assert found["step_10"][-1] == "complete" and "damaged: training/optimizer.pt has" in found["step_5"][-1]
+    assert checkpoint(["verify", str(listed.path)]) == 1
+    output = capsys.readouterr().out
+    assert "damaged: model.safetensors has another content than was written (sha256)" in output
+    assert output.splitlines()[-1] == "4 checkpoint(s): 2 verified, 2 damaged"
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"), [([], [8, 16]), (["--save_total_limit", "2"], [8, 10, 16]), (["--save_total_limit", "9"], None)]
+)
+def test_prune_keeps_the_newest_and_the_best(listed, capsys, flags, kept):
+    set_aside(listed, listed.checkpoints_dir / "step_5")
+    assert checkpoint(["prune", str(listed.path), *flags]) == 0
+    assert [step for step, _ in list_checkpoints(listed)] == (kept or [8, 10, 16])
+    assert not (listed.checkpoints_dir / "damaged_step_5").exists() and "damaged_step_5" in capsys.readouterr().out
+    for step, path in list_checkpoints(listed):
+        assert choose_checkpoint(listed, f"step_{step}", print) == path
+
+
+def test_prune_goes_by_what_is_sound(listed, capsys):
+    """The newest is damaged: the one before it is the one to keep."""
+    damage(listed.checkpoints_dir / "step_16" / "training" / "optimizer.pt", "flip")
+    assert checkpoint(["prune", str(listed.path)]) == 0
+    assert [step for step, _ in list_checkpoints(listed)] == [8, 10]
+    assert os.readlink(listed.checkpoints_dir / "latest") == "step_10"
+    for step in (8, 10):
+        damage(listed.checkpoints_dir / f"step_{step}" / "config.yaml", "flip")
+    assert checkpoint(["prune", str(listed.path)]) == 2
+    assert "every checkpoint is damaged; nothing is removed" in capsys.readouterr().err
+    assert [step for step, _ in list_checkpoints(listed)] == [8, 10]
+
+
+def test_prune_keeps_epochs_that_are_still_to_be_pushed(listed):
+    listed.config_path.write_text(CONFIG + "push_to_hub: true\n")
+    listed.push_path.unlink()
+    (listed.checkpoints_dir / "best").unlink()
+    assert checkpoint(["prune", str(listed.path)]) == 0
+    assert [step for step, _ in list_checkpoints(listed)] == [8, 16]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    for arguments in (["list", str(tmp_path)], ["verify", str(tmp_path / "no")], ["prune", str(tmp_path)]):
+        assert checkpoint(arguments) == 2
+        assert "no run folder" in capsys.readouterr().err
+    RunFolder(tmp_path).create()
+    assert checkpoint(["prune", str(tmp_path), "--save_total_limit", "0"]) == 2
+    assert "--save_total_limit 0: give" in capsys.readouterr().err
+    assert checkpoint(["list", str(tmp_path)]) == 0 and "no checkpoint yet" in capsys.readouterr().out
+
+
 # Exports
 
 
@@ -634,7 +731,7 @@ def test_an_export_loads_with_plain_transformers(new_trained, folder, marian_tok
     assert tokenizer(text)["input_ids"] == marian_tokenizer(text)["input_ids"]
     assert tokenizer(text_target=text)["input_ids"] == marian_tokenizer(text_target=text)["input_ids"]
     assert model.generate(**tokenizer(text, return_tensors="pt")).shape[1] <= 20
-    assert (path / "config.yaml").read_text() == "seed: 42\n"
+    assert (path / "config.yaml").read_text() == CONFIG
 
 
 @pytest.mark.parametrize(("is_best", "best", "expected"), [(False, 2, 5), (True, 2, 2), (True, None, 5)])

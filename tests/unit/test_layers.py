@@ -15,7 +15,7 @@ LAYERS = {
     "evaluate": 3,
     "trainer": 4,
     "build": 5,
-    "entry": 6,
+    "entry": 6, "selfcheck": 6,
     "__init__": 7, "__main__": 7,
 }  # fmt: skip
 
