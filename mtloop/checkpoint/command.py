@@ -158,7 +158,7 @@ def _prune(run: Path, save_total_limit: int) -> int:
     folder.lock(print, wait_s=0)
     try:
         entries = list_entries(folder, is_hashing=True)
-        sound = [entry for entry in entries if not entry.damage]
+        sound = [entry for entry in entries if not entry.damage and entry.path.name.startswith("step_")]
         kept = {entry.path for entry in sound[-save_total_limit:]}
         stored = folder.stored_config()
         is_pushing = stored is not None and stored.hub.push_to_hub
