@@ -208,3 +208,16 @@ def test_arguments_that_are_handed_in_win_over_the_command_line(capsys, monkeypa
     monkeypatch.setattr(sys, "argv", ["train.py", "--no_such_flag_at_all"])
     assert main(["--another_one"]) == 2
     assert "--another_one" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_made_longer_with_allow_changed(pairs_path, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(flags_of(pairs_path, folder)) == 0
+    longer = flags_of(pairs_path, folder, max_train_steps=6)
+    assert main(longer) == 2
+    assert "--max_train_steps: 4 in the run folder, 6 asked" in capsys.readouterr().err
+    assert main({**longer, "allow_changed": True}) == 0
+    assert "goes on changed from step 4" in capsys.readouterr().out
+    assert [line["step"] for line in metrics_of(folder) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert status_of(folder)["step"] == 6
+    assert main(longer) == 0 and "nothing to do" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mtloop.checkpoint import list_checkpoints
-from mtloop.config import RunFailed, changed
+from mtloop.config import RunFailed, UserError, changed
 from mtloop.trainer import (
     MAX_OVERFLOW_REPEATS,
     accumulate_gradients,
@@ -383,3 +383,97 @@ def test_a_stopped_run_is_saved_and_the_same_run_goes_on_bitwise(new_run, runtim
     shutil.rmtree(again.folder.final_dir)
     assert train(new_run("stopped", **flags)) is None
     assert steps_with(again, "loss") == [1, 2, 3, 4] and (again.folder.final_dir / "model.safetensors").is_file()
+
+
+# an evaluation that a signal cuts short
+
+
+@pytest.mark.parametrize("eval_on_start", [False, True])
+def test_an_evaluation_that_a_signal_ends_is_made_again_after_the_resume(new_run, runtime, monkeypatch, eval_on_start):
+    flags = {"max_train_steps": 8, "logging_steps": 1, "dropout": 0.1, "eval_on_start": eval_on_start}
+    whole = new_run("whole", **flags)
+    train(whole)
+    run = new_run("stopped", **flags)
+    runtime.signals.listen(raises=False)
+    translated = []
+
+    def stop_in_the_evaluation(*arguments, **options):
+        translated.append(arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return generate(*arguments, **options)
+
+    generate = run.model.generate
+    monkeypatch.setattr(run.model, "generate", stop_in_the_evaluation)
+    run.config = changed(run.config, eval_max_tokens=20)  # a batch a sentence or two: the others are not translated
+    assert train(run) == signal.SIGTERM
+    step = 0 if eval_on_start else 4  # the end of the first epoch
+    assert run.state.step == step and len(translated) == 1
+    assert [number for number, _ in list_checkpoints(run.folder)] == [step]
+    assert not run.folder.metrics_path.exists() or not steps_with(run, "bleu")
+    runtime.signals.number = None
+    again = new_run("stopped", **flags)
+    assert train(again) is None
+    assert steps_with(again, "bleu") == steps_with(whole, "bleu") == [0, 4, 8][not eval_on_start :]
+    scores = [[(r["step"], r["bleu"], r["eval_loss"]) for r in records(one) if "bleu" in r] for one in (whole, again)]
+    assert scores[0] == scores[1] and not has_moved(again, weights_of(whole))
+    assert again.state.state_dict() == {**whole.state.state_dict(), "train_time_s": again.state.train_time_s}
+
+
+# going on changed
+
+
+def test_changed_settings_are_refused_or_let_through_and_recorded(new_run):
+    first = new_run(max_train_steps=2, learning_rate=1e-3, num_warmup_steps=0, lr_scheduler_type="constant")
+    train(first)
+    others = {"num_warmup_steps": 0, "lr_scheduler_type": "constant", "learning_rate": 5e-4, "max_train_steps": 4}
+    with pytest.raises(UserError, match="--learning_rate: 0.001 in the run folder, 0.0005 asked.*--allow_changed"):
+        new_run(**others)
+    run = new_run(**others, allow_changed=True, logging_steps=1)
+    assert [line.split(":")[0] for line in run.different] == ["--learning_rate", "--max_train_steps"]
+    train(run)
+    assert [record["learning_rate"] for record in records(run) if "loss" in record and record["step"] > 2] == [5e-4] * 2
+    (change,) = run.folder.run_record["changes"]
+    assert change["step"] == 2 and change["changed"] == run.different
+    assert run.folder.stored_config().optimizer.learning_rate == 5e-4
+    assert new_run(**others).different == []  # from now on these are the run's own settings
+
+
+def test_changed_data_is_refused_or_let_through_and_the_epoch_begins_again(new_run, pairs_path, tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    pairs = json.loads(pairs_path.read_text())["data"]
+    path.write_text(json.dumps({"data": pairs}))
+    first = new_run(train_file=path, max_train_steps=2, lr_scheduler_type="constant", num_warmup_steps=0)
+    train(first)
+    before = first.checkpointer.identity["fingerprints"]
+    path.write_text(json.dumps({"data": pairs[:40]}))  # 36 to train on: 3 updates an epoch
+    flags = {"train_file": path, "max_train_steps": 8, "lr_scheduler_type": "constant", "num_warmup_steps": 0}
+    with pytest.raises(UserError, match="--max_train_steps"):
+        new_run(**flags)
+    with pytest.raises(UserError, match=r"other data: the source of train has changed \(.*mine.json .*--allow_changed"):
+        new_run(**{**flags, "max_train_steps": 2})
+    run = new_run(**flags, allow_changed=True)
+    capsys.readouterr()
+    train(run)
+    output = capsys.readouterr().out
+    assert "the updates of an epoch have changed: epoch 1 begins again" in output
+    assert "goes on changed from step 2: --max_train_steps" in output
+    assert (run.state.step, run.state.epoch, run.state.cursor) == (8, 2, 0)  # 6 updates of 3 an epoch
+    (change,) = run.folder.run_record["changes"]
+    assert [line.split(" (")[0] for line in change["changed"]][1:] == ["the source of train has changed"]
+    assert run.folder.check_data(run.data_report) == []
+    after = json.loads((run.folder.checkpoints_dir / "step_8" / "training" / "manifest.json").read_text())
+    assert after["fingerprints"]["data"] != before["data"] and after["run_id"] == run.folder.run_record["run_id"]
+
+
+def test_a_checkpoint_of_another_run_is_taken_if_its_data_are_the_same(new_run, pairs_path, tmp_path, capsys):
+    other = new_run("other", max_train_steps=3)
+    train(other)
+    asked = {"resume_from_checkpoint": str(other.folder.checkpoints_dir / "step_3"), "max_train_steps": 5}
+    run = new_run("mine", **asked)
+    train(run)
+    assert "the checkpoint is of another run" in capsys.readouterr().out and run.state.step == 5
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"data": json.loads(pairs_path.read_text())["data"][:40]}))
+    with pytest.raises(UserError, match="--resume_from_checkpoint .*step_3: it is of another run, with other data"):
+        train(new_run("third", **asked, train_file=path))
+    train(new_run("fourth", **asked, train_file=path, allow_changed=True))
