@@ -14,8 +14,10 @@ from typing import Any
 
 import psutil
 
-# HUP is what a terminal sends when it closes; under nohup it is ignored, and stays so.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+# Ignored from the start they stay so: HUP under nohup, INT in a shell's background. A batch script that ignores TERM
+# and USR1 means its launcher alone.
+STAYING_IGNORED = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,7 +47,8 @@ class StopSignals:
         """Take the signals from now on: raise Interrupted at once, or note them. A second INT always leaves at once."""
         self._raises = raises
         for number in STOP_SIGNALS:
-            if number in self._old_handlers or signal.getsignal(number) == signal.SIG_IGN:
+            is_ignored = number in STAYING_IGNORED and signal.getsignal(number) == signal.SIG_IGN
+            if number in self._old_handlers or is_ignored:
                 continue
             with contextlib.suppress(ValueError):  # a notebook may run us outside the main thread
                 self._old_handlers[number] = signal.signal(number, self._take)
