@@ -1,0 +1,104 @@
+"""A run that is killed again and again: start one life of it, kill it, and say what it left."""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from mtloop.checkpoint import list_checkpoints
+from mtloop.checkpoint.listing import damage_of
+from mtloop.run_folder import RunFolder
+from tests.launch import PROJECT, environment, launch_command
+
+
+def newest_sound(folder: Path) -> int | None:
+    """The step of the newest checkpoint whose hashes hold."""
+    sound = [step for step, path in list_checkpoints(RunFolder(folder)) if not damage_of(path)]
+    return sound[-1] if sound else None
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Hidden names, but for the lock."""
+    hidden = [*folder.glob(".*"), *folder.glob("checkpoints/.*"), *folder.glob("tokenizer/.*")]
+    return sorted(path.name for path in hidden if path.name != ".lock")
+
+
+@dataclass
+class Life:
+    """One start of the run, in a process group of its own; its output is collected in a file."""
+
+    folder: Path
+    flags: list
+    num_processes: int
+    process: subprocess.Popen = field(init=False)
+    log: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = self.folder.with_suffix(".log")
+        command = launch_command("train.py", *self.flags, "--output_dir", self.folder, num_processes=self.num_processes)
+        self.process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env=environment(),
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def processes(self) -> list[psutil.Process]:
+        """The launcher, then its ranks, then their children."""
+        with contextlib.suppress(psutil.Error):
+            launcher = psutil.Process(self.process.pid)
+            return [launcher, *launcher.children(recursive=True)]
+        return []
+
+    def wait_for(self, is_there, *, timeout_s: float = 120) -> bool:
+        """Wait until is_there() or the end of the life; return whether it is there. Looks every millisecond."""
+        deadline = time.monotonic() + timeout_s
+        while not is_there():
+            assert time.monotonic() < deadline, self.output[-3000:]
+            if self.is_over:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def has_printed(self, pattern: str) -> bool:
+        return re.search(pattern, self.output) is not None
+
+    def is_saving(self) -> bool:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder / "checkpoints") as entries:
+            return any(entry.name.startswith(".tmp-step_") for entry in entries)
+        return False
+
+    def kill(self, victims: list[psutil.Process]) -> None:
+        """Kill -9 the victims, and wait until nothing of this life is left: launchers and gloo end the others."""
+        whole = self.processes()
+        for process in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(whole, timeout=90)
+        assert not alive, [process.cmdline() for process in alive]
+        self.process.wait()
+
+
+def choose_victims(life: Life, rng: random.Random) -> list[psutil.Process]:
+    """All processes most of the time; of several ranks now and then the launcher or one rank alone."""
+    processes = life.processes()
+    if life.num_processes > 1 and len(processes) > life.num_processes and rng.random() < 0.3:
+        return [rng.choice(processes[: life.num_processes + 1])]
+    return processes
