@@ -19,6 +19,10 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1
 # and USR1 means its launcher alone.
 STAYING_IGNORED = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 
+# Who takes over a process whose parent has died, besides process 1.
+TAKERS_OF_ORPHANS = ("init", "systemd", "tini", "dumb-init", "docker-init", "catatonit")
+NOBODY = 0  # no process has this id
+
 
 class Interrupted(KeyboardInterrupt):
     """A stop signal ended what was going on. No Exception: libraries must not take it for an error of theirs."""
@@ -33,7 +37,8 @@ class StopSignals:
 
     Attributes:
         number: The first signal that came, None before it.
-        launcher: The process of `accelerate launch` that started this one; None where there is none.
+        launcher: The process of `accelerate launch` that started this one, NOBODY if it has died; None where there is
+            none.
     """
 
     def __init__(self) -> None:
@@ -79,11 +84,18 @@ class StopSignals:
 
 
 def _find_launcher() -> int | None:
-    """Return the parent's process id if it is `accelerate launch`; a shell, nohup or a scheduler may come and go."""
+    """Return the process id of `accelerate launch` if it is the parent; shells, nohup and schedulers come and go.
+
+    One that died before it was looked for counts as gone: its variables are there, and init is the parent.
+    """
     try:
         parent = psutil.Process(os.getppid())
-        words = parent.cmdline()
+        words, name = parent.cmdline(), parent.name()
     except psutil.Error:
         return None
-    is_launcher = "launch" in words and any("accelerate" in os.path.basename(word) for word in words[:4])
-    return parent.pid if is_launcher or any("accelerate-launch" in word for word in words[:3]) else None
+    if any("accelerate-launch" in word for word in words[:3]):
+        return parent.pid
+    if "launch" in words and any("accelerate" in os.path.basename(word) for word in words[:4]):
+        return parent.pid
+    was_launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    return NOBODY if was_launched and (parent.pid == 1 or name in TAKERS_OF_ORPHANS) else None

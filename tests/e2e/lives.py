@@ -37,12 +37,15 @@ class Life:
     folder: Path
     flags: list
     num_processes: int
+    script: list = field(default_factory=lambda: ["train.py"])
     process: subprocess.Popen = field(init=False)
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.log = self.folder.with_suffix(".log")
-        command = launch_command("train.py", *self.flags, "--output_dir", self.folder, num_processes=self.num_processes)
+        command = launch_command(
+            *self.script, *self.flags, "--output_dir", self.folder, num_processes=self.num_processes
+        )
         self.process = subprocess.Popen(
             command,
             cwd=PROJECT,

@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -264,6 +266,28 @@ def test_a_launcher_that_is_gone_counts_as_term(runtime):
     assert runtime.agree_on_signal(1) is None
     runtime.signals.launcher = os.getpid()  # some process that is not the parent
     assert runtime.agree_on_signal(1) == signal.SIGTERM
+
+
+ORPHAN = """
+import os, time
+parent = os.getpid()
+if os.fork():
+    os._exit(0)
+while os.getppid() == parent:
+    time.sleep(0.01)
+from mtloop.runtime.signals import StopSignals
+print(StopSignals().check(), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("variables", "found"), [({"TORCHELASTIC_RUN_ID": "none"}, "15"), ({}, "None")])
+def test_a_launcher_that_died_before_its_trainer_looked_counts_too(variables, found):
+    """A trainer that outlives its parent from the start: one that a launcher started, and one under nohup."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "TORCHELASTIC"))}
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN], env={**clean, **variables}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == found, done.stderr
 
 
 def test_the_end_of_a_run_gives_the_signals_back(runtime):
