@@ -1,0 +1,193 @@
+"""One child of a selfcheck: `python -m mtloop.selfcheck.child JOB.json`, plainly or under `accelerate launch`.
+
+A job is {"config": YAML file, "work_dir": folder, "tasks": [{"kind": ..., "name": ..., "flags": [...], ...}]}. Each
+task trains or evaluates in a run folder of its own, work_dir/name, and leaves work_dir/name.json.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtloop.build import build_run, claim_folder, settle_budget
+from mtloop.checkpoint.weights import load_weights
+from mtloop.config import Config, RunFailed, UserError, changed, parse_config, to_yaml
+from mtloop.evaluate import EvaluationSet, Report, evaluate
+from mtloop.loader import Update
+from mtloop.run_folder import write_atomically
+from mtloop.runtime import Runtime
+from mtloop.tracking import silence_libraries
+from mtloop.trainer import Run, UpdateStats, count, loop, train_step
+
+# A corpus of 200 rows has no 8,000 pieces: the first size that it has is taken.
+VOCAB_SIZES = (4_000, 2_000, 1_000, 504, 320, 200, 120)
+NUM_PROBED = 4
+
+
+def main(job_path: str) -> int:
+    """Do the tasks of a job. Collective: every process of the launch calls it."""
+    silence_libraries()
+    job = json.loads(Path(job_path).read_text(encoding="utf-8"))
+    work_dir = Path(job["work_dir"])
+    try:
+        hardware = parse_config([job["config"], *job["tasks"][0]["flags"]]).hardware
+        runtime = Runtime(hardware)
+        for task in job["tasks"]:
+            do = {"updates": train_updates, "run": train_whole, "evaluate": evaluate_weights}[task["kind"]]
+            config = parse_config([job["config"], *task["flags"], "--output_dir", str(work_dir / task["name"])])
+            result = do(task, config, runtime, work_dir)
+            if runtime.is_main:
+                write_atomically(work_dir / f"{task['name']}.json", json.dumps(result))
+            gc.collect()  # a model a task: the next one needs the memory
+            runtime.accelerator.free_memory()
+        runtime.close()
+    except (UserError, RunFailed) as error:
+        status = 2 if isinstance(error, UserError) else 1
+        if os.environ.get("RANK", "0") == "0":
+            write_atomically(work_dir / "error.json", json.dumps({"status": status, "message": str(error)}))
+        return status
+    return 0
+
+
+def build(config: Config, runtime: Runtime) -> Run:
+    """Build a run as train.py does, with as many pieces as its few rows have."""
+    sizes = [size for size in VOCAB_SIZES if size < (config.model.vocab_size or 0)]
+    while True:
+        folder, stored = claim_folder(config, runtime)
+        try:
+            return build_run(settle_budget(config, stored, num_ranks=runtime.num_ranks), stored, folder, runtime)
+        except UserError as error:
+            if not sizes or "--vocab_size" not in str(error):
+                raise
+            config = changed(config, vocab_size=sizes.pop(0))
+
+
+def record_of(run: Run, update: Update, stats: UpdateStats) -> dict[str, Any]:
+    """What an update was made of. Collective."""
+    (loss_sum,) = run.runtime.sum_over_ranks(stats.loss_sum)
+    return {
+        "step": run.state.step + 1,
+        "epoch": run.state.epoch,
+        "ids": update.sentence_ids.tolist(),
+        "loss": loss_sum / update.target_tokens,
+        "grad_norm": stats.grad_norm.item(),
+        "num_micro_batches": run.runtime.gather_objects([len(update.micro_batches)]),
+    }
+
+
+def train_updates(task: dict[str, Any], config: Config, runtime: Runtime, work_dir: Path) -> dict[str, Any]:
+    """Train the updates of a run one by one, and save the last."""
+    run = build(config, runtime)
+    built_s = time.time() - task["started"]
+    records: list[dict[str, Any]] = []
+    seconds: list[float] = []
+    for update in updates_of(run):
+        start = time.perf_counter()
+        stats = train_step(run, update)
+        records.append(record_of(run, update, stats))
+        seconds.append(time.perf_counter() - start)
+        count(run, update, stats)
+        if len(seconds) == 2 and task.get("is_probe"):
+            probe(run, work_dir, built_s, seconds[1])
+    run.checkpointer.save()
+    lengths = run.loader.source_lengths + run.loader.target_lengths
+    return {
+        "records": records,
+        "num_rows": len(run.train_rows),
+        "num_ranks": runtime.num_ranks,
+        "num_threads": runtime.num_threads,
+        "device": runtime.device.type,
+        "updates_per_epoch": run.loader.updates_per_epoch,
+        "tokens_per_update": int(lengths.sum()) // run.loader.updates_per_epoch,
+        "config": to_yaml(run.config),
+        "checkpoint": str(run.checkpointer.path),
+    }
+
+
+def updates_of(run: Run) -> Iterator[Update]:
+    """All updates of a run, from its first."""
+    for update, _ in zip(run.loader.updates(epoch=0, cursor=0), range(run.total_steps), strict=False):
+        yield update
+
+
+def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
+    """Tell the parent what a start, an update and the translation of a sentence take. Collective."""
+    few = min(NUM_PROBED, len(run.valid.rows))
+    report = evaluate_set(run, first_rows(run.valid, few))
+    seconds = {
+        "start": built_s,
+        "update": update_s,
+        "evaluation": report.time_s / few * len(run.valid.rows),
+        "num_ranks": run.runtime.num_ranks,
+    }
+    if run.runtime.is_main:
+        write_atomically(work_dir / "probe.json", json.dumps(seconds))
+
+
+def first_rows(data: EvaluationSet, few: int) -> EvaluationSet:
+    return replace(
+        data,
+        rows=data.rows.select(range(few)),
+        encoded=data.encoded.select(range(few)),
+        source_lengths=data.source_lengths[:few],
+        target_lengths=data.target_lengths[:few],
+    )
+
+
+def evaluate_set(run: Run, data: EvaluationSet) -> Report:
+    config = run.config
+    return evaluate(
+        run.model,
+        run.tokenizer,
+        data,
+        run.runtime,
+        max_tokens=config.evaluation.eval_max_tokens,
+        target_lang=config.data.target_lang,
+    )
+
+
+def train_whole(task: dict[str, Any], config: Config, runtime: Runtime, work_dir: Path) -> dict[str, Any]:
+    """Train with the real loop, from the newest checkpoint if there is one; die at task["kill_step"] where given."""
+    run = build(config, runtime)
+    log = work_dir / f"{task['name']}.{task['log']}.jsonl"
+    loop.train_step = logged(loop.train_step, log, kill_step=task.get("kill_step"))
+    loop.train(run)
+    digest = hashlib.sha256((run.folder.final_dir / "model.safetensors").read_bytes()).hexdigest()
+    return {"sha256": digest, "num_rows": len(run.train_rows)}
+
+
+def logged(step: Callable[..., UpdateStats], log: Path, *, kill_step: int | None) -> Callable[..., UpdateStats]:
+    """A train_step that leaves a line for each update, and kills its process with no warning after one."""
+
+    def logged_step(run: Run, update: Update) -> UpdateStats:
+        stats = step(run, update)
+        record = record_of(run, update, stats)
+        if run.runtime.is_main:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        if record["step"] == kill_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return stats
+
+    return logged_step
+
+
+def evaluate_weights(task: dict[str, Any], config: Config, runtime: Runtime, work_dir: Path) -> dict[str, Any]:
+    """Evaluate the weights of a checkpoint."""
+    run = build(config, runtime)
+    load_weights(run.model, Path(task["checkpoint"]))
+    report = evaluate_set(run, run.valid)
+    return {**report.metrics(), "hypotheses": report.hypotheses}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,295 @@
+"""The parent of a selfcheck: it starts the children, tells how long it will take, and prints the table."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from mtloop.config import Config, RunFailed, UserError, changed, parse_config, resolve, to_yaml
+from mtloop.selfcheck.compare import (
+    Record,
+    Row,
+    compare_coverage,
+    compare_evaluations,
+    compare_updates,
+    compare_weights,
+    table,
+)
+
+NUM_UPDATES = 20
+# 200 rows in all; an update small enough for several in an epoch of them.
+MAX_TRAIN_ROWS, MAX_EVAL_ROWS = 160, 40
+MAX_TOKENS_PER_UPDATE, MAX_SENTENCES_PER_UPDATE = 1_000, 16
+DROPOUT = 0.1  # of the interrupted run: without it, random numbers that a resume gets wrong would not show
+ONE_MICRO_BATCH = 1_000_000
+CHILD_TIMEOUT_S = 3_600.0
+
+DESCRIPTION = """Prove on your own model, data and launch file that the numbers hold: in fp32 and on at most 200
+rows, 20 updates as one micro-batch, as many, and on all processes; a run that is killed and resumed; one evaluation on
+one and on all processes. All other flags are those of train.py. Status 1 if anything differs."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0 all equal; 1 something differs, or a child failed; 2 the user's mistake.
+    """
+    parser = argparse.ArgumentParser(prog="mtloop selfcheck", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--config_file", metavar="F", help="the launch file, as for `accelerate launch`")
+    parser.add_argument("--num_processes", metavar="N", help="processes, as for `accelerate launch`")
+    given, rest = parser.parse_known_args(argv)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    work_dir = Path(tempfile.mkdtemp(prefix="mtloop-selfcheck-"))
+    try:
+        if given.config_file is not None and not Path(given.config_file).is_file():
+            raise UserError(f"--config_file {given.config_file}: no such file; accelerate_configs/ has some")
+        launch = [f"--{name}={value}" for name, value in vars(given).items() if value is not None]
+        check = Selfcheck(config=shrink(resolve(parse_config(rest))), launch=launch, work_dir=work_dir)
+        rows = check.run()
+    except UserError as error:
+        print(f"mtloop: error: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"mtloop: error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(work_dir, ignore_errors=True)
+    print("", *table(rows), sep="\n")
+    differing = [row.name for row in rows if not row.is_equal]
+    print(f"not equal: {', '.join(differing)}" if differing else "all equal")
+    return 1 if differing else 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # through the finally clauses, which end the children
+
+
+def shrink(config: Config) -> Config:
+    """Make a configuration small enough to be run six times."""
+
+    def at_most(limit: int, value: int | None) -> int:
+        return limit if value is None else min(limit, value)
+
+    batch, data = config.batch, config.data
+    values: dict[str, Any] = {
+        "max_train_steps": NUM_UPDATES,
+        "max_train_samples": at_most(MAX_TRAIN_ROWS, data.max_train_samples),
+        "max_eval_samples": at_most(MAX_EVAL_ROWS, data.max_eval_samples),
+        "test_file": None,
+        "mixed_precision": "no",
+        "dropout": 0.0,
+        "eval_on_start": False,
+        "eval_steps": NUM_UPDATES,
+        "save_steps": None,
+        "save_total_limit": None,
+        "early_stopping_patience": None,
+        "load_best_model_at_end": False,
+        "resume_from_checkpoint": None,
+        "allow_changed": False,
+        "push_to_hub": False,
+        "with_tracking": False,
+        "expect_processes": None,
+    }
+    if config.optimizer.num_warmup_steps is not None:
+        values["num_warmup_steps"] = min(config.optimizer.num_warmup_steps, NUM_UPDATES // 2)
+    if batch.tokens_per_update is not None:
+        values["tokens_per_update"] = min(batch.tokens_per_update, MAX_TOKENS_PER_UPDATE)
+    if batch.sentences_per_update is not None:
+        values["sentences_per_update"] = min(batch.sentences_per_update, MAX_SENTENCES_PER_UPDATE)
+    return changed(config, **values)
+
+
+@dataclass
+class Selfcheck:
+    """Four children, and what they found.
+
+    Attributes:
+        config: What every child starts from.
+        launch: Flags for `accelerate launch`.
+        work_dir: Where children write.
+    """
+
+    config: Config
+    launch: list[str]
+    work_dir: Path
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> list[Row]:
+        """Start the children one after the other and compare what they wrote.
+
+        Raises:
+            UserError, RunFailed: when a child ends with one.
+        """
+        config_path = self.work_dir / "config.yaml"
+        config_path.write_text(to_yaml(self.config), encoding="utf-8")
+        print("selfcheck: two updates and some translations first, to say how long it will take ...", flush=True)
+        random = ["--dropout", str(DROPOUT)]
+        checkpoint = str(self.work_dir / "all" / "checkpoints" / f"step_{NUM_UPDATES}")
+        self._start("all processes", [
+            {"kind": "updates", "name": "all", "flags": [], "is_probe": True},
+            {"kind": "evaluate", "name": "all_evaluated", "flags": [], "checkpoint": checkpoint},
+            {"kind": "run", "name": "whole", "flags": random, "log": "whole"},
+        ])  # fmt: skip
+        everyone = self.results["all"]
+        # What was settled for all processes holds for one: the sentences of an update given per device, warm-up, beams.
+        config_path.write_text(everyone["config"], encoding="utf-8")
+        threads = ["--cpu_threads", str(everyone["num_threads"])]
+        one = [*threads, "--max_tokens_per_micro_batch", str(ONE_MICRO_BATCH)]
+        many = [*threads, "--max_tokens_per_micro_batch", str(max(1, everyone["tokens_per_update"] // 4))]
+        self._start("one process", [
+            {"kind": "updates", "name": "one", "flags": one},
+            {"kind": "updates", "name": "many", "flags": many},
+            {"kind": "evaluate", "name": "one_evaluated", "flags": threads, "checkpoint": checkpoint},
+        ], is_launched=False)  # fmt: skip
+        save_step = choose_save_step(everyone["updates_per_epoch"])
+        interrupted = {"kind": "run", "name": "broken", "flags": [*random, "--save_steps", str(save_step)]}
+        killed = {**interrupted, "log": "killed", "kill_step": save_step + 2}
+        self._start("all processes, to be killed", [killed], is_killed=True)
+        self._start("all processes, resumed", [{**interrupted, "log": "resumed"}])
+        return self._compare()
+
+    def _compare(self) -> list[Row]:
+        results = self.results
+        everyone, one, many = (results[name] for name in ("all", "one", "many"))
+        whole = self._log("whole", "whole")
+        killed, resumed = (self._log("broken", name) for name in ("killed", "resumed"))
+        joined = [record for record in killed if record["step"] < resumed[0]["step"]] + resumed
+        num_ranks = everyone["num_ranks"]
+        processes = f"1 and {num_ranks} process{'es' if num_ranks > 1 else ''}"
+        if num_ranks == 1:
+            processes += " (the launch starts no more: give --config_file)"
+        numbers = [max(record["num_micro_batches"][0] for record in result["records"]) for result in (one, many)]
+        rows = [
+            compare_coverage("every sentence once an epoch", one["records"], one["num_rows"]),
+            compare_coverage("likewise, killed and resumed", joined, one["num_rows"]),
+            compare_updates(f"{numbers[0]} and {numbers[1]} micro-batches", one["records"], many["records"]),
+            compare_updates(f"updates on {processes}", one["records"], everyone["records"]),
+            compare_updates("killed and resumed: updates", whole, joined, is_bitwise=everyone["device"] == "cpu"),
+        ]
+        if everyone["device"] == "cpu":  # an accelerator's sums have no fixed order
+            steps = f"killed after update {killed[-1]['step']}, resumed after {resumed[0]['step'] - 1}"
+            digests = (results[name]["sha256"] for name in ("whole", "broken"))
+            rows.append(compare_weights("killed and resumed: weights", *digests, steps=steps))
+        rows.append(
+            compare_evaluations(f"evaluation on {processes}", results["one_evaluated"], results["all_evaluated"])
+        )
+        return rows
+
+    def _log(self, name: str, log: str) -> list[Record]:
+        path = self.work_dir / f"{name}.{log}.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def _start(
+        self, what: str, tasks: list[dict[str, Any]], *, is_launched: bool = True, is_killed: bool = False
+    ) -> None:
+        """Run one child to its end and take over what it wrote."""
+        job_path = self.work_dir / "job.json"
+        tasks[0]["started"] = time.time()
+        for task in tasks[1:]:
+            task["started"] = tasks[0]["started"]
+        job = {"config": str(self.work_dir / "config.yaml"), "work_dir": str(self.work_dir), "tasks": tasks}
+        job_path.write_text(json.dumps(job), encoding="utf-8")
+        command = [sys.executable, "-m"]
+        if is_launched:
+            command += ["accelerate.commands.accelerate_cli", "launch", *self.launch]
+            command += [f"--main_process_port={_free_port()}", "-m"]
+        log_path = self.work_dir / "child.log"
+        project = str(Path(__file__).parents[2])
+        paths = [project, *filter(None, [os.environ.get("PYTHONPATH")])]
+        with log_path.open("w") as log:
+            child = subprocess.Popen(
+                [*command, "mtloop.selfcheck.child", str(job_path)],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                status = self._wait(child)
+            finally:
+                _end_processes(child)
+        for task in tasks:
+            path = self.work_dir / f"{task['name']}.json"
+            if path.exists():
+                self.results[task["name"]] = json.loads(path.read_text(encoding="utf-8"))
+        if (status == 0) == is_killed:
+            self._fail(what, log_path)
+        print(f"done: {what}", flush=True)
+
+    def _wait(self, child: subprocess.Popen) -> int:
+        """Wait for a child; say how long all will take once the first has measured it."""
+        probe_path = self.work_dir / "probe.json"
+        deadline = time.monotonic() + CHILD_TIMEOUT_S
+        while child.poll() is None:
+            if probe_path.exists():
+                print(estimate(json.loads(probe_path.read_text(encoding="utf-8"))), flush=True)
+                probe_path.unlink()
+            if time.monotonic() > deadline:
+                raise RunFailed(f"a child did not end within {CHILD_TIMEOUT_S:g} s")
+            time.sleep(0.1)
+        return child.returncode
+
+    def _fail(self, what: str, log_path: Path) -> None:
+        error_path = self.work_dir / "error.json"
+        if error_path.exists():
+            error = json.loads(error_path.read_text(encoding="utf-8"))
+            raise (UserError if error["status"] == 2 else RunFailed)(error["message"])
+        lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        print(*(f"    {line}" for line in lines[-15:]), sep="\n", file=sys.stderr)
+        raise RunFailed(f"the child on {what} failed; its last lines stand above")
+
+
+def choose_save_step(updates_per_epoch: int) -> int:
+    """The step to save at: neither it nor the next one ends an epoch, so that the resume begins within one."""
+    steps = [step for step in range(8, 13) if step % updates_per_epoch and (step + 1) % updates_per_epoch]
+    return steps[0] if steps else 8  # of one or two updates an epoch: at the end of one
+
+
+def estimate(seconds: dict[str, float]) -> str:
+    """Say how long a selfcheck takes, from what a start, an update and an evaluation took."""
+    # All processes: 20 updates, 20 with dropout, 10 before the kill and 12 after it. One process: twice 20.
+    num_updates = 62 + 40 * seconds["num_ranks"]
+    num_evaluations = 3 + seconds["num_ranks"]
+    parts = (4 * seconds["start"], num_updates * seconds["update"], num_evaluations * seconds["evaluation"])
+    return (
+        f"this takes about {_minutes(sum(parts))}: 4 starts of {seconds['start']:.0f} s, some {num_updates:.0f} "
+        f"updates of {seconds['update']:.2f} s, {num_evaluations:.0f} evaluations of up to "
+        f"{seconds['evaluation']:.0f} s"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_processes(child: subprocess.Popen) -> None:
+    """Leave no process behind: ranks have sessions of their own, and a launcher of one process orphans its trainer."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(child.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    child.kill()
+    child.wait()
