@@ -83,6 +83,7 @@ class Runtime:
         Raises:
             UserError: for a launch that cannot be what was wanted (process counts that disagree, FSDP on a CPU, ...).
         """
+        self.signals = StopSignals()
         is_cpu = hardware.use_cpu or flag("ACCELERATE_USE_CPU") or not has_accelerator()
         self.seed = hardware.seed
         self.num_threads = set_threads(hardware.cpu_threads)
@@ -91,21 +92,8 @@ class Runtime:
         precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_tiny_model=is_tiny_model)
         check_environment(precision, is_cpu=is_cpu)
         try:
-            self.accelerator = Accelerator(
-                # With cpu=True a multi-GPU launch file gives real gloo ranks; without, each would believe it is alone.
-                cpu=is_cpu,
-                mixed_precision=precision,
-                log_with=report_to,
-                project_dir=project_dir,
-                # Accumulation is ours: accelerate's would divide the loss a second time and step schedules per rank. A
-                # plain number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
-                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-                step_scheduler_with_optimizer=False,
-                kwargs_handlers=[
-                    InitProcessGroupKwargs(timeout=timedelta(seconds=hardware.process_timeout)),
-                    DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                ],
-            )
+            with self.signals.leaving_with_launcher():
+                self.accelerator = self._accelerator(hardware, precision, is_cpu, project_dir, report_to)
         except ValueError as error:
             problem = " ".join(str(error).split())
             raise UserError(f"--mixed_precision {precision or 'of the launch file'}: {problem}") from error
@@ -115,8 +103,27 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.precision: str = self.accelerator.mixed_precision
         self.is_sharded: bool = self.accelerator.distributed_type == DistributedType.FSDP
-        self.signals = StopSignals()
         self._check_launch(hardware)
+
+    @staticmethod
+    def _accelerator(
+        hardware: HardwareConfig, precision: str | None, is_cpu: bool, project_dir: str | None, report_to: str | None
+    ) -> Accelerator:
+        return Accelerator(
+            # With cpu=True a multi-GPU launch file gives real gloo ranks; without, each would believe it is alone.
+            cpu=is_cpu,
+            mixed_precision=precision,
+            log_with=report_to,
+            project_dir=project_dir,
+            # Accumulation is ours: accelerate's would divide the loss a second time and step schedules per rank. A
+            # plain number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=hardware.process_timeout)),
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            ],
+        )
 
     def _check_launch(self, hardware: HardwareConfig) -> None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))

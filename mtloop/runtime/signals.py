@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -75,6 +78,29 @@ class StopSignals:
         if self.number is None and self.launcher is not None and os.getppid() != self.launcher:
             self.number = int(signal.SIGTERM)
         return self.number
+
+    @contextlib.contextmanager
+    def leaving_with_launcher(self) -> Iterator[None]:
+        """End this process at once if its launcher dies meanwhile: for the time before there is anything to save.
+
+        The launcher of several processes keeps the store at which they meet; without it they would wait for it as long
+        as --process_timeout lets them.
+        """
+        is_over = threading.Event()
+
+        def watch() -> None:
+            while not is_over.wait(0.2):
+                if self.launcher is not None and os.getppid() != self.launcher:
+                    print(
+                        "mtloop: stopped: the launcher is gone, before the training began", file=sys.stderr, flush=True
+                    )
+                    os._exit(128 + signal.SIGTERM)
+
+        threading.Thread(target=watch, name="mtloop-launcher", daemon=True).start()
+        try:
+            yield
+        finally:
+            is_over.set()
 
     def restore(self) -> None:
         """Give the signals back: a notebook goes on after the run."""

@@ -138,6 +138,16 @@ def test_other_signals_on_two_processes(whole, tmp_path, number, status):
         assert_goes_on(life, whole(2))
 
 
+def test_a_launcher_that_is_killed_at_the_start_takes_its_ranks_with_it(tmp_path):
+    """It keeps the store at which the ranks meet: they would wait for that for half an hour."""
+    life = Life(tmp_path / "run", FLAGS, 2)
+    assert life.wait_for(lambda: len(life.processes()) == 3)
+    ranks = life.processes()[1:]
+    life.kill(life.processes()[:1])
+    assert not any(rank.is_running() for rank in ranks)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_signal_while_the_data_are_read_ends_the_run_at_once(tmp_path):
     signs = tmp_path
     command = [sys.executable, "tests/e2e/worker_moments.py", "building", signs, *FLAGS, "--output_dir", signs / "run"]
