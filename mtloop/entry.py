@@ -42,9 +42,13 @@ def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None) -> in
         The exit status: 0 done, already finished, or saved on USR1; 1 the run failed; 2 the user's mistake; 3 trained,
         but not all pushed; 129, 130 or 143 saved on HUP, INT or TERM.
     """
+    return _reported(lambda: _train(config_from(_own_arguments() if config is None else config)))
+
+
+def _reported(work: Callable[[], int]) -> int:
+    """Do work and return its status; what ends it early is printed in one line and has a status of its own."""
     try:
-        asked = config_from(_own_arguments() if config is None else config)
-        return _train(asked)
+        return work()
     except UserError as error:
         return _report(str(error), 2)
     except ProcessFailed as error:
@@ -88,7 +92,8 @@ def _train(asked: Config) -> int:
         project_dir=output.output_dir,
         report_to=output.report_to if output.with_tracking else None,
     )
-    try:
+
+    def train() -> int:
         runtime.say(runtime.describe())
         if config.data.dataset_name == "demo":
             runtime.say(DEMO_LINE)
@@ -96,6 +101,10 @@ def _train(asked: Config) -> int:
         if output.report_to != "all" and not output.with_tracking:
             runtime.say("--report_to has no effect without --with_tracking")
         return _train_in_folder(config, runtime)
+
+    try:
+        # Reported before the end of the ranks' common ground: the launcher kills those that are left of a failed run.
+        return _reported(train)
     finally:
         runtime.close()
 

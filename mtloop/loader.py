@@ -6,6 +6,7 @@ tokens.
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -178,14 +179,21 @@ class TrainLoader:
             worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
         )
-        for index, micro_batches in zip(remaining, self.place(loader), strict=True):
-            ids = plan.sentence_ids(index)
-            yield Update(
-                sentence_ids=ids,
-                target_tokens=int(self.target_lengths[ids].sum(dtype=np.int64)),
-                updates_in_epoch=plan.num_updates,
-                micro_batches=micro_batches,
-            )
+        others = set(multiprocessing.active_children())
+        try:
+            for index, micro_batches in zip(remaining, self.place(loader), strict=True):
+                ids = plan.sentence_ids(index)
+                yield Update(
+                    sentence_ids=ids,
+                    target_tokens=int(self.target_lengths[ids].sum(dtype=np.int64)),
+                    updates_in_epoch=plan.num_updates,
+                    micro_batches=micro_batches,
+                )
+        finally:
+            # They ignore TERM, with which torch ends those that are left over; one that waits for a lock of a killed
+            # one would hold up the end of this process for ever.
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
 
 
 def _only(updates: list[list[Batch]]) -> list[Batch]:

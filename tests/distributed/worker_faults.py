@@ -1,0 +1,125 @@
+"""Worker: train.py itself with one fault: worker_faults.py FAULT FOLDER [flags of train.py].
+
+FOLDER gets status_R, what main() returned on rank R, and what the fault has to show.
+"""
+
+import errno
+import hashlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+import mtloop.evaluate as evaluate
+from mtloop import main
+from mtloop.checkpoint.save import Checkpointer
+from mtloop.trainer import loop, step
+
+RANK = int(os.environ.get("RANK", "0"))
+STEP = 20  # in the update after this many
+NAN_STEP = 5
+
+
+def before(work, fault, *, when):
+    def wrapped(*arguments, **options):
+        if when(*arguments):
+            fault(*arguments)
+        return work(*arguments, **options)
+
+    return wrapped
+
+
+def raises(error):
+    def fault(*_):
+        raise error
+
+    return fault
+
+
+def turn_into_folder(run, update):
+    """metrics.jsonl can no longer be appended to, not even by root."""
+    path = run.folder.metrics_path
+    path.unlink()
+    path.mkdir()
+
+
+def kill_a_loader_worker(run, update):
+    victim = psutil.Process().children()[0]
+    victim.kill()
+    victim.wait()
+
+
+def poisoned(loss, folder):
+    """Rank 1's loss of one update is no number; each rank writes down its weights around that update."""
+
+    def poisoned_step(run, update):
+        if run.state.step + 1 != NAN_STEP:
+            return original(run, update)
+        (folder / f"before_{RANK}").write_text(digest_of(run))
+        if RANK == 1:
+            step.token_loss_sum = lambda *arguments, **options: loss(*arguments, **options) * float("nan")
+        stats = original(run, update)
+        step.token_loss_sum = loss
+        (folder / f"after_{RANK}").write_text(digest_of(run))
+        return stats
+
+    original = loop.train_step
+    loop.train_step = poisoned_step
+
+
+def digest_of(run):
+    digest = hashlib.sha256()
+    for tensor in run.model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def with_a_clock_that_jumps(train_step):
+    """A day back, then two days ahead, in the middle of the run."""
+    clock = time.time
+
+    def stepped(run, update):
+        if run.state.step == STEP - 10:
+            time.time = lambda: clock() - 86_400
+        if run.state.step == STEP:
+            time.time = lambda: clock() + 86_400
+        return train_step(run, update)
+
+    return stepped
+
+
+def inject(fault, folder):
+    at_step = {"when": lambda run, _: run.state.step == STEP and RANK == 1}
+    on_main = {"when": lambda run, _: run.state.step == STEP and RANK == 0}
+    full = OSError(errno.ENOSPC, "No space left on device")
+    if fault == "save":
+        Checkpointer._fill = before(Checkpointer._fill, raises(full), when=lambda *_: RANK == 0)
+    elif fault == "score":
+        evaluate.score = before(evaluate.score, raises(ValueError("no score")), when=lambda *_: True)
+    elif fault == "metrics":
+        loop.train_step = before(loop.train_step, turn_into_folder, **on_main)
+    elif fault == "raise":
+        loop.train_step = before(loop.train_step, raises(KeyError("a fault of rank 1")), **at_step)
+    elif fault == "die":
+        loop.train_step = before(loop.train_step, lambda *_: os.kill(os.getpid(), signal.SIGKILL), **at_step)
+    elif fault == "hang":
+        loop.train_step = before(loop.train_step, lambda *_: time.sleep(1_000), **at_step)
+    elif fault == "loader":
+        loop.train_step = before(loop.train_step, kill_a_loader_worker, **on_main)
+    elif fault == "nan":
+        poisoned(step.token_loss_sum, folder)
+    else:
+        assert fault == "clock"
+        loop.train_step = with_a_clock_that_jumps(loop.train_step)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[2])
+    folder.mkdir(exist_ok=True)
+    inject(sys.argv[1], folder)
+    status = main(sys.argv[3:])
+    (folder / f"status_{RANK}").write_text(str(status))
+    sys.exit(status)
