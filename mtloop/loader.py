@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,14 +151,14 @@ class TrainLoader:
     def updates_per_epoch(self) -> int:
         return count_updates(self.target_lengths, self.budget)
 
-    def updates(self, *, epoch: int, cursor: int) -> Iterator[Update]:
+    def updates(self, *, epoch: int, cursor: int) -> Generator[Update, None, None]:
         """Yield updates without end, from update `cursor` of epoch `epoch` (both 0-based) on."""
         while True:
             plan = plan_epoch(self.source_lengths, self.target_lengths, self.budget, seed=self.seed, epoch=epoch)
             yield from self._epoch(plan, cursor)
             epoch, cursor = epoch + 1, 0
 
-    def _epoch(self, plan: EpochPlan, cursor: int) -> Iterator[Update]:
+    def _epoch(self, plan: EpochPlan, cursor: int) -> Generator[Update, None, None]:
         rows = _Updates(
             encoded=self.encoded,
             source_lengths=self.source_lengths,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from mtloop.checkpoint.weights import load_weights
 from mtloop.runtime import Interrupted
 from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, together
@@ -29,19 +31,19 @@ def train(run: Run) -> int | None:
             save(run)  # training may never beat the first one: then it is the best model, and final/ is made of it
         run.tracker.open_bar(run.state.step)
         run.watch.skip()
-        updates = run.loader.updates(epoch=run.state.epoch, cursor=run.state.cursor)
-        while not (run.is_done or run.is_out_of_patience or stop_signal):
-            update = next(updates)
-            stats = train_step(run, update)
-            count(run, update, stats)
-            if run.due("log"):
-                log(run, stats)
-            if run.due("evaluate"):
-                evaluate_and_record(run)
-            stop_signal = run.runtime.agree_on_signal(run.state.step)
-            if run.due("save") or run.is_out_of_patience or stop_signal:
-                save(run)
-                stop_signal = stop_signal or run.runtime.agree_on_signal()  # one that came during the save
+        with contextlib.closing(run.loader.updates(epoch=run.state.epoch, cursor=run.state.cursor)) as updates:
+            while not (run.is_done or run.is_out_of_patience or stop_signal):
+                update = next(updates)
+                stats = train_step(run, update)
+                count(run, update, stats)
+                if run.due("log"):
+                    log(run, stats)
+                if run.due("evaluate"):
+                    evaluate_and_record(run)
+                stop_signal = run.runtime.agree_on_signal(run.state.step)
+                if run.due("save") or run.is_out_of_patience or stop_signal:
+                    save(run)
+                    stop_signal = stop_signal or run.runtime.agree_on_signal()  # one that came during the save
         run.tracker.close_bar()
         if stop_signal is None:
             finish(run)

@@ -52,6 +52,12 @@ def kill_a_loader_worker(run, update):
     victim.wait()
 
 
+def hang(run, update):
+    """For ever, but for the launcher's TERM: without it the test would wait until the launcher kills, 30 s later."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(1_000)
+
+
 def poisoned(loss, folder):
     """Rank 1's loss of one update is no number; each rank writes down its weights around that update."""
 
@@ -106,7 +112,7 @@ def inject(fault, folder):
     elif fault == "die":
         loop.train_step = before(loop.train_step, lambda *_: os.kill(os.getpid(), signal.SIGKILL), **at_step)
     elif fault == "hang":
-        loop.train_step = before(loop.train_step, lambda *_: time.sleep(1_000), **at_step)
+        loop.train_step = before(loop.train_step, hang, **at_step)
     elif fault == "loader":
         loop.train_step = before(loop.train_step, kill_a_loader_worker, **on_main)
     elif fault == "nan":
