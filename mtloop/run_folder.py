@@ -106,7 +106,8 @@ class RunFolder:
         deadline, has_said = time.monotonic() + wait_s, False
         while True:
             try:
-                # A POSIX lock: the kernel drops it with its process, and loader workers do not inherit it.
+                # A POSIX lock: the kernel drops it with its process, and loader workers do not inherit it. It also
+                # goes when this process closes the file anywhere else: nobody opens it while it is held.
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except (BlockingIOError, PermissionError):  # POSIX allows either

@@ -52,8 +52,12 @@ def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | 
     def claim() -> Config | None:
         folder.create()
         folder.lock(runtime.say)
-        stored = folder.check_config(config)
-        sweep(folder)
+        try:
+            stored = folder.check_config(config)
+            sweep(folder)
+        except BaseException:
+            folder.unlock()
+            raise
         return stored
 
     return folder, runtime.on_main(claim)

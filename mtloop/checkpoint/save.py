@@ -107,7 +107,12 @@ class Checkpointer:
         try:
             self._check_room(weights)
             self._fill(partial, weights)
+            if target.exists():  # this step was saved before
+                self._read_back(partial)
             publish(partial, target)
+        except RunFailed:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         except UNWRITABLE as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunFailed(
@@ -161,11 +166,7 @@ class Checkpointer:
         }
 
     def _prune(self) -> None:
-        """Remove the checkpoints beyond --save_total_limit, once the one just saved has been read back.
-
-        Raises:
-            RunFailed: when it is not as it was written; nothing is removed then.
-        """
+        """Remove the checkpoints beyond --save_total_limit, once the one just saved has been read back."""
         if self.save_total_limit is None:
             return
         superfluous = [
@@ -175,14 +176,22 @@ class Checkpointer:
         ]
         if not superfluous:
             return
-        for_each_file(self.path, lambda _, file: forget_cached(file))
-        if reason := damage_of(self.path):
+        self._read_back(self.path)
+        for path in superfluous:
+            discard(path)
+
+    def _read_back(self, path: Path) -> None:
+        """Make sure that the disk holds what was written, before another checkpoint gives way to it.
+
+        Raises:
+            RunFailed: when it does not.
+        """
+        for_each_file(path, lambda _, file: forget_cached(file))
+        if reason := damage_of(path):
             raise RunFailed(
                 f"{self.path}: the disk does not give back what was written ({reason}); the earlier checkpoints are "
                 "kept: check the disk, then start the same command again"
             )
-        for path in superfluous:
-            discard(path)
 
     def drop_later(self) -> None:
         """Clear the way beyond the current step, which a resume makes again: remove the sound, set aside the damaged.

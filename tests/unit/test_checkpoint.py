@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from mtloop.batching import Budget
 from mtloop.checkpoint import choose_checkpoint, find_checkpoint, list_checkpoints, set_aside, sweep
@@ -482,6 +483,7 @@ def test_a_save_that_fails_half_way_leaves_the_earlier_one(new_trained, folder, 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 def test_a_kill_at_any_instant_leaves_only_whole_checkpoints(new_trained, folder):
     """A child saves step after step with a limit of one; it is killed 5 times, 10 to 90 ms after it began to save."""
+    disable_progress_bar()  # its lock lies in memory that both processes share: a killed child may hold it for ever
     trained = new_trained(save_total_limit=1)
     trained.train(1)
     trained.save(1)
@@ -538,6 +540,17 @@ def test_nothing_is_removed_before_the_new_one_is_read_back(new_trained, folder,
     with pytest.raises(RunFailed, match="step_2: the disk does not give back what was written .*optimizer.pt"):
         trained.checkpointer.save()
     assert choose_checkpoint(folder, None, lambda line: None) == folder.checkpoints_dir / "step_1"
+
+
+def test_a_step_saved_again_replaces_the_old_one_only_once_it_is_read_back(new_trained, folder, monkeypatch):
+    trained = new_trained()
+    trained.save(1)
+    before = hashes_of(folder.checkpoints_dir / "step_1")
+    monkeypatch.setattr("mtloop.checkpoint.save.sync_tree", lambda path: damage(path / "model.safetensors", "flip"))
+    with pytest.raises(RunFailed, match="step_1: the disk does not give back what was written .*model.safetensors"):
+        trained.checkpointer.save()
+    assert hashes_of(folder.checkpoints_dir / "step_1") == before
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_1"]
 
 
 def test_a_save_that_the_disk_cannot_hold_is_not_begun(new_trained, folder, monkeypatch):
