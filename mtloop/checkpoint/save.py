@@ -250,7 +250,7 @@ class Checkpointer:
         except (*UNREADABLE, Damaged) as error:
             raise UserError(
                 f"--resume_from_checkpoint {path}: cannot be read ({type(error).__name__}: {_reason(error)}); name "
-                f"an earlier one, such as {self.folder.checkpoints_dir}/step_N"
+                f"an earlier one, such as {self.folder.checkpoints_dir}/step_N, or give another --output_dir"
             ) from error
         return record
 

@@ -13,11 +13,16 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
     """Read a checkpoint's weights into a model in place; tied weights stand in the file once.
 
     Raises:
-        ValueError: when the file lacks a weight or has one of another name.
+        ValueError: when the file lacks a weight or has one of another name or shape.
     """
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):
         weights.update(load_file(file))
+    own = model.state_dict()
+    for name, weight in weights.items():
+        if name in own and own[name].shape != weight.shape:
+            shapes = f"{list(weight.shape)} there and {list(own[name].shape)} here"
+            raise ValueError(f"{path.name} is of another model: {name} is {shapes}")
     missing, unexpected = model.load_state_dict(weights, strict=False)
     derived = set(getattr(model, "all_tied_weights_keys", None) or ()) | set(model._keys_to_ignore_on_save or ())
     if lacking := set(missing) - derived:
