@@ -28,6 +28,13 @@ def launch_command(script: str | Path, *arguments: object, num_processes: int = 
     return [*command, str(script), *map(str, arguments)]
 
 
+def start_command(script: str | Path, *arguments: object, num_processes: int = 1) -> list[str]:
+    """The command line of a run: plain python for 1 process, which spares the launcher's start, else launch_command."""
+    if num_processes == 1:
+        return [sys.executable, str(script), *map(str, arguments)]
+    return launch_command(script, *arguments, num_processes=num_processes)
+
+
 def environment(**extra: str) -> dict[str, str]:
     """The test's own environment, with the project importable and nothing of a launcher in it."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_"))}

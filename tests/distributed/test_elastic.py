@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.launch import launch_command, run
+from tests.launch import run, start_command
 
 pytestmark = pytest.mark.distributed
 
@@ -23,7 +23,7 @@ def train(tmp_path, name, *segments):
     folder, log = tmp_path / name, tmp_path / f"{name}.jsonl"
     for num_processes, stop_step in segments:
         worker = ["tests/distributed/worker_train.py", num_processes, stop_step, log]
-        done = run(launch_command(*worker, *FLAGS, "--output_dir", folder, num_processes=num_processes))
+        done = run(start_command(*worker, *FLAGS, "--output_dir", folder, num_processes=num_processes))
         assert (folder / "status.json").exists(), done.stderr[-3000:]
         status = json.loads((folder / "status.json").read_text())
         expected = ("stopped", 143, stop_step) if stop_step else ("finished", 0, NUM_UPDATES)

@@ -11,7 +11,7 @@ import pytest
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.run_folder import RunFolder
-from tests.launch import PROJECT, environment, launch_command, run
+from tests.launch import PROJECT, environment, run, start_command
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -26,7 +26,7 @@ def fail(tmp_path, fault, *flags, num_processes=2):
     """Run with a fault; return what was printed and status.json. The launcher ends, and leaves nobody behind."""
     folder = tmp_path / "run"
     words = ["tests/distributed/worker_faults.py", fault, tmp_path / "signs", *FLAGS, *flags, "--output_dir", folder]
-    done = run(launch_command(*words, num_processes=num_processes), timeout_s=120)
+    done = run(start_command(*words, num_processes=num_processes), timeout_s=120)
     left = [
         process.pid for process in psutil.process_iter(["cmdline"]) if str(folder) in (process.info["cmdline"] or ())
     ]
@@ -40,7 +40,7 @@ def errors_of(done):
 
 def assert_goes_on(tmp_path, step, num_processes=2):
     folder = tmp_path / "run"
-    done = run(launch_command("train.py", *FLAGS, "--output_dir", folder, num_processes=num_processes))
+    done = run(start_command("train.py", *FLAGS, "--output_dir", folder, num_processes=num_processes))
     assert done.returncode == 0, done.stderr[-3000:]
     assert ("resumed from" in done.stdout) == (step > 0)
     if step:

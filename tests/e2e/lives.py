@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import psutil
 from mtloop.checkpoint import list_checkpoints
 from mtloop.checkpoint.listing import damage_of
 from mtloop.run_folder import RunFolder
-from tests.launch import PROJECT, environment, launch_command
+from tests.launch import PROJECT, environment, start_command
 
 
 def newest_sound(folder: Path) -> int | None:
@@ -38,16 +39,15 @@ class Life:
     flags: list
     num_processes: int
     script: list = field(default_factory=lambda: ["train.py"])
+    command: Callable = start_command
     process: subprocess.Popen = field(init=False)
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.log = self.folder.with_suffix(".log")
-        command = launch_command(
-            *self.script, *self.flags, "--output_dir", self.folder, num_processes=self.num_processes
-        )
+        words = [*self.script, *self.flags, "--output_dir", self.folder]
         self.process = subprocess.Popen(
-            command,
+            self.command(*words, num_processes=self.num_processes),
             cwd=PROJECT,
             env=environment(),
             stdout=self.log.open("w"),
@@ -64,7 +64,7 @@ class Life:
         return self.process.poll() is not None
 
     def processes(self) -> list[psutil.Process]:
-        """The launcher, then its ranks, then their children."""
+        """The first process (the launcher, where there is one), then its children: its ranks, then theirs."""
         with contextlib.suppress(psutil.Error):
             launcher = psutil.Process(self.process.pid)
             return [launcher, *launcher.children(recursive=True)]

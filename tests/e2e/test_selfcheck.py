@@ -1,5 +1,7 @@
 """selfcheck passes on the product and fails, naming the row, on a copy of it in which an invariant is broken."""
 
+import gzip
+import itertools
 import re
 import shutil
 import subprocess
@@ -33,12 +35,15 @@ def test_the_demo_passes_on_two_processes(tmp_path):
     assert "bitwise the same weights" in rows["killed and resumed: weights"][1]
     assert re.search(r"this takes about \d+ (s|min): 4 starts of ", done.stdout)
     assert done.stdout.splitlines()[-1] == "all equal"
-    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.glob("mtloop-*"))  # the launcher leaves folders of its own
 
 
-def test_real_data_pass(kde_path):
-    """As a user would: KDE English-French, a new tokenizer, one process."""
-    flags = ["--train_file", kde_path, "--source_lang", "en", "--target_lang", "fr", "--train_tokenizer"]
+def test_real_data_pass(kde_path, tmp_path):
+    """As a user would: 3,000 pairs of KDE English-French, a new tokenizer, one process."""
+    path = tmp_path / "kde.jsonl"
+    with gzip.open(kde_path, "rt", encoding="utf-8") as file:
+        path.write_text("".join(itertools.islice(file, 3_000)), encoding="utf-8")
+    flags = ["--train_file", path, "--source_lang", "en", "--target_lang", "fr", "--train_tokenizer"]
     flags += ["--vocab_size", "8000", "--model_size", "tiny", "--num_beams", "1", "--val_max_target_length", "24"]
     done = run([sys.executable, "-m", "mtloop", "selfcheck", *map(str, flags)])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -57,7 +62,7 @@ BROKEN = {
     "a batch repeated": (
         "loader.py",
         "remaining = range(cursor, plan.num_updates)",
-        "remaining = [max(0, cursor - 1), *range(cursor, plan.num_updates - 1)]",
+        "remaining = range(max(0, cursor - 1), plan.num_updates)",
         {"likewise, killed and resumed", "killed and resumed: updates", "killed and resumed: weights"},
     ),
     "the reseeding removed": (

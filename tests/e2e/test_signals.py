@@ -19,7 +19,7 @@ from mtloop.checkpoint import list_checkpoints
 from mtloop.run_folder import RunFolder
 from tests.e2e.lives import Life, leftovers
 from tests.e2e.test_resume import assert_same_run, metrics
-from tests.launch import PROJECT, environment, launch_command, run
+from tests.launch import PROJECT, environment, launch_command, run, start_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -33,12 +33,10 @@ MOMENTS = ("training", "evaluation", "saving")
 ALL = list(itertools.product((1, 2), ("launcher", "rank", "group"), (0, 2), MOMENTS))
 # Every value of each, and what is known to be hard: launchers that orphan, workers that die first.
 SOME = [
-    (1, "launcher", 0, "training"),
     (1, "launcher", 0, "evaluation"),
     (1, "group", 2, "saving"),
-    (2, "launcher", 0, "saving"),
+    (2, "launcher", 0, "training"),
     (2, "rank", 2, "evaluation"),
-    (2, "group", 2, "training"),
 ]
 
 
@@ -47,6 +45,9 @@ def pytest_generate_tests(metafunc):
         combinations = ALL if metafunc.config.getoption("--full") else SOME
         names = ["-".join(map(str, combination)) for combination in combinations]
         metafunc.parametrize("combination", combinations, ids=names)
+    if "other_signal" in metafunc.fixturenames:
+        others = [(signal.SIGUSR1, 0), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+        metafunc.parametrize("other_signal", others if metafunc.config.getoption("--full") else others[:2])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def whole(tmp_path_factory):
     def of(num_processes):
         if num_processes not in made:
             folder = made[num_processes] = tmp_path_factory.mktemp("whole") / "run"
-            done = run(launch_command("train.py", *FLAGS, "--output_dir", folder, num_processes=num_processes))
+            done = run(start_command("train.py", *FLAGS, "--output_dir", folder, num_processes=num_processes))
             assert done.returncode == 0, done.stderr[-3000:]
         return made[num_processes]
 
@@ -68,7 +69,13 @@ def begin(tmp_path, moment, num_processes, *flags):
     """Start a run and wait for the moment."""
     folder, signs = tmp_path / "run", tmp_path / "signs"
     signs.mkdir()
-    life = Life(folder, [*FLAGS, *flags], num_processes, script=["tests/e2e/worker_moments.py", moment, signs])
+    life = Life(
+        folder,
+        [*FLAGS, *flags],
+        num_processes,
+        script=["tests/e2e/worker_moments.py", moment, signs],
+        command=launch_command,
+    )
     assert life.wait_for((signs / moment).exists), life.output[-3000:]
     return life, signs
 
@@ -102,9 +109,8 @@ def assert_stopped(life, signs, number, exit_status):
 
 
 def assert_goes_on(life, whole, *flags):
-    done = run(
-        launch_command("train.py", *FLAGS, *flags, "--output_dir", life.folder, num_processes=life.num_processes)
-    )
+    words = ["train.py", *FLAGS, *flags, "--output_dir", life.folder]
+    done = run(start_command(*words, num_processes=life.num_processes))
     assert done.returncode == 0, done.stderr[-3000:]
     for path in (life.folder / "checkpoints").glob("step_*"):  # one more than the other has, where it was stopped
         if not (whole / "checkpoints" / path.name).exists():
@@ -128,8 +134,8 @@ def test_term_anywhere_at_any_moment(whole, tmp_path, combination):
     assert_goes_on(life, whole(num_processes), *workers)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGUSR1, 0), (signal.SIGHUP, 129)])
-def test_other_signals_on_two_processes(whole, tmp_path, number, status):
+def test_other_signals_on_two_processes(whole, tmp_path, other_signal):
+    number, status = other_signal
     life, signs = begin(tmp_path, "training", 2)
     launcher_status = send(life, "rank", number)
     assert_stopped(life, signs, number, status)

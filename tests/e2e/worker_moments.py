@@ -58,7 +58,8 @@ def reporting(train, folder: Path):
 if __name__ == "__main__":
     moment, folder = sys.argv[1], Path(sys.argv[2])
     if moment == "training":
-        loop.train_step = shown(loop.train_step, folder, moment, when=lambda run, _: run.state.step == 49)
+        at_step = lambda run, _: run.state.step == 49  # noqa: E731
+        loop.train_step = shown(loop.train_step, folder, moment, when=at_step, after_s=0.5)
     elif moment == "evaluation":
         evaluate.generate_hypotheses = shown(slow_generation(evaluate.generate_hypotheses), folder, moment)
     elif moment == "saving":
