@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mtloop.config import config_from, flat, parse_config, resolve, to_yaml
+from mtloop.config import changed, config_from, flat, parse_config, resolve, to_yaml
 from mtloop.selfcheck import main
 from mtloop.selfcheck.compare import (
     Row,
@@ -113,7 +113,7 @@ def test_the_table_says_what_is_not_equal():
     assert table(rows) == ["short        equal      1", "a long name  NOT EQUAL  2"]
 
 
-def test_the_children_train_what_was_asked_but_less_and_exactly():
+def test_the_children_train_what_was_asked_but_less_and_exactly(tmp_path):
     asked = {
         "train_file": "a.jsonl", "validation_file": "b.jsonl", "test_file": "c.jsonl", "source_lang": "en",
         "target_lang": "fr", "model_name_or_path": "m", "learning_rate": 3e-4, "weight_decay": 0.1,
@@ -130,17 +130,9 @@ def test_the_children_train_what_was_asked_but_less_and_exactly():
     assert values["test_file"] is values["early_stopping_patience"] is values["expect_processes"] is None
     assert not values["push_to_hub"] and not values["with_tracking"]
     # It is handed over as YAML.
-    assert parse_config_text(to_yaml(small)) == small
-
-
-def parse_config_text(text, tmp_name="config.yaml"):
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / tmp_name
-        path.write_text(text)
-        return parse_config([str(path)])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(small), encoding="utf-8")
+    assert changed(parse_config([str(path)]), **flat(small)) == parse_config([str(path)])
 
 
 @pytest.mark.parametrize("updates_per_epoch", range(1, 30))
