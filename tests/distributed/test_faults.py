@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 # One epoch of 36 updates, saved every 10.
 FLAGS = [
     "demo", "--mixed_precision", "no", "--cpu_threads", "1", "--max_train_samples", "600", "--max_eval_samples", "20",
-    "--vocab_size", "400", "--num_beams", "1", "--num_train_epochs", "1", "--logging_steps", "1", "--save_steps", "10",
+    "--vocab_size", "400", "--num_beams", "1", "--val_max_target_length", "16",
+    "--num_train_epochs", "1", "--logging_steps", "1", "--save_steps", "10",
 ]  # fmt: skip
 
 

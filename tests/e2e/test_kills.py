@@ -24,7 +24,8 @@ def flags(num_epochs):
     """The demo, made short: some 24 updates an epoch, a save every 4, the two newest and the best kept."""
     return [
         "demo", "--mixed_precision", "no", "--cpu_threads", "1", "--dropout", "0.1", "--max_train_samples", "600",
-        "--max_eval_samples", "40", "--vocab_size", "400", "--num_beams", "1", "--num_train_epochs", str(num_epochs),
+        "--max_eval_samples", "40", "--vocab_size", "400", "--num_beams", "1", "--val_max_target_length", "16",
+        "--num_train_epochs", str(num_epochs),
         "--logging_steps", "1", "--save_steps", "4", "--save_total_limit", "2",
     ]  # fmt: skip
 

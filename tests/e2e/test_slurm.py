@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 FLAGS = [
     "demo", "--mixed_precision", "no", "--max_train_samples", "600", "--max_eval_samples", "20", "--vocab_size", "400",
-    "--num_train_epochs", "4", "--num_beams", "1", "--logging_steps", "1", "--cpu_threads", "1",
+    "--num_train_epochs", "4", "--num_beams", "1", "--val_max_target_length", "16",
+    "--logging_steps", "1", "--cpu_threads", "1",
 ]  # fmt: skip
 
 # One task a node, each in a session of its own, as slurmstepd starts them.
