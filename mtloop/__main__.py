@@ -8,6 +8,7 @@ USAGE = """usage: python -m mtloop COMMAND ...
 
   train [RECIPE] [--flag value ...]               train, as train.py does (train --help lists the flags)
   checkpoint list|verify|prune RUN                what a run folder holds, whether it is sound, and less of it
+  push RUN [--epoch N]                            push to the Hub what of a run is not there yet
   selfcheck [--config_file F] [flags of train]    prove on your own model, data and launch file that the numbers hold"""
 
 
@@ -22,6 +23,10 @@ def main(argv: list[str] | None = None) -> int:
         from mtloop.checkpoint.command import main as checkpoint
 
         return checkpoint(rest)
+    if command == "push":
+        from mtloop.hub.command import main as push
+
+        return push(rest)
     if command == "selfcheck":
         from mtloop.selfcheck import main as selfcheck
 

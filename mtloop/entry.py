@@ -14,14 +14,10 @@ from typing import TYPE_CHECKING, Any
 from mtloop.config import Config, ProcessFailed, RunFailed, UserError, config_from, differences, resolve, resolved_lines
 
 if TYPE_CHECKING:
-    from mtloop.hub import Publisher
     from mtloop.run_folder import RunFolder
     from mtloop.runtime import Runtime
-    from mtloop.trainer import Run
 
 STATUS_NOT_PUSHED = 3
-# Seconds that the end of a run waits for its pushes; a signal leaves less, since SIGKILL often follows after 30 s.
-PUSH_TIMEOUT_S, PUSH_GRACE_S = 600.0, 10.0
 DEMO_LINE = (
     "This is the built-in demo. Your own: --train_file pairs.jsonl --source_lang en --target_lang fr "
     "--model_name_or_path Helsinki-NLP/opus-mt-en-fr"
@@ -111,21 +107,40 @@ def _train(asked: Config) -> int:
 
 def _train_in_folder(config: Config, runtime: Runtime) -> int:
     from mtloop.build import claim_folder, settle_budget
+    from mtloop.checkpoint.listing import HUB
 
     runtime.signals.listen(raises=True)
     folder, stored = claim_folder(config, runtime)
     try:
+        asked = config.output.resume_from_checkpoint or ""
+        if asked.startswith(HUB):
+            from mtloop.hub.download import fetch
+
+            runtime.on_main(lambda: fetch(folder, asked, runtime.say))
         is_same = stored is None or not differences(stored, config)
         # Before status.json is touched: a checkpoint that is not there must leave a finished run finished.
         goes_back = runtime.on_main(lambda: _goes_back(config, folder))
         if runtime.on_main(lambda: folder.is_finished) and not goes_back and is_same:
             runtime.say(f"{folder.path}: this run is finished, the model is in {folder.final_dir}; nothing to do")
-            return 0
+            return _push_rest(config, folder, runtime)
         config = settle_budget(config, stored, num_ranks=runtime.num_ranks)
         _note(folder, runtime, "running")
         return _note_failure(lambda: _build_and_train(config, stored, folder, runtime), folder, runtime)
     finally:
         folder.unlock()
+
+
+def _push_rest(config: Config, folder: RunFolder, runtime: Runtime) -> int:
+    """Push what the Hub lacks of a finished run, where --push_to_hub is given, and return the exit status."""
+    from mtloop.hub.drain import queue_missing
+    from mtloop.trainer.pushing import drain, open_publisher, settle_target
+
+    target = settle_target(config, folder, runtime, is_resumed=True)
+    publisher = open_publisher(config, folder, runtime, target)
+    if publisher is not None:
+        queue_missing(publisher, with_epochs=config.hub.hub_strategy != "end")
+    unpushed = drain(publisher, runtime, timeout_s=config.hub.push_timeout, stop_signal=None)
+    return STATUS_NOT_PUSHED if unpushed else 0
 
 
 def _note_failure(work: Callable[[], int], folder: RunFolder, runtime: Runtime) -> int:
@@ -168,14 +183,23 @@ def _goes_back(config: Config, folder: RunFolder) -> bool:
 def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> int:
     from mtloop.build import build_run
     from mtloop.trainer import train
+    from mtloop.trainer.pushing import drain, drain_alone, open_publisher, settle_target
 
-    publisher = _open_publisher(config, folder, runtime, is_resumed=stored is not None)
+    target = settle_target(config, folder, runtime, is_resumed=stored is not None)
     run = build_run(config, stored, folder, runtime)
-    run.publisher = publisher
+    run.publisher = open_publisher(config, folder, runtime, target)
+    if run.publisher is not None:
+        run.checkpointer.is_awaited = run.publisher.is_awaited
     runtime.signals.listen(raises=False)
-    stop_signal = train(run)
+    try:
+        stop_signal = train(run)
+    except Exception as error:
+        drain_alone(run, error)
+        raise
+    unpushed = drain(run.publisher, runtime, timeout_s=config.hub.push_timeout, stop_signal=stop_signal)
+    if run.publisher is not None:
+        run.checkpointer.prune()  # what was kept for the Hub
     status = _status_of(stop_signal)
-    unpushed = _finish_pushes(run, stop_signal)
     if stop_signal is None:
         status = STATUS_NOT_PUSHED if unpushed else 0
         message = f"trained {run.state.step:,} updates; the model is in {folder.final_dir}{run.ending}"
@@ -187,34 +211,6 @@ def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, r
         _note(folder, runtime, "stopped", exit_status=status, message=message, step=run.state.step)
     runtime.say(message)
     return status
-
-
-def _open_publisher(config: Config, folder: RunFolder, runtime: Runtime, *, is_resumed: bool) -> Publisher | None:
-    """Check the Hub before data and model are loaded; the main process gets a publisher where --push_to_hub is given.
-
-    A run that resumes goes on without the Hub where that is away, and says so. Collective.
-    """
-    if not config.hub.push_to_hub:
-        return None
-    from mtloop.hub import Publisher, check_hub
-
-    assert config.output.output_dir is not None
-    output_dir = config.output.output_dir
-    try:
-        repo_id = runtime.on_main(lambda: check_hub(config.hub, output_dir))
-    except UserError as error:
-        if not is_resumed:
-            raise
-        runtime.say(f"{error}; training goes on")
-        repo_id = config.hub.hub_model_id or os.path.basename(output_dir)
-    runtime.say(f"each epoch is pushed to {repo_id}")
-    return Publisher(repo_id, runtime.say, folder.push_path) if runtime.is_main else None
-
-
-def _finish_pushes(run: Run, stop_signal: int | None) -> list[str]:
-    """Wait for what is still on its way to the Hub; return what did not arrive, the same on every rank. Collective."""
-    timeout_s = PUSH_GRACE_S if stop_signal else PUSH_TIMEOUT_S
-    return run.runtime.on_main(lambda: run.publisher.close(timeout_s) if run.publisher is not None else [])
 
 
 def _note(folder: RunFolder, runtime: Runtime, status: str, *, is_alone: bool = False, **entries: Any) -> None:

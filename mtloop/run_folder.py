@@ -181,19 +181,23 @@ class RunFolder:
 
     def start_run(self, config: Config, report: dict[str, Any]) -> None:
         """Make the folder a new run's: an id, what it trains on, and its settings."""
-        write_atomically(self.run_path, json.dumps({"run_id": uuid.uuid4().hex, "changes": []}, indent=2) + "\n")
+        # A run that goes on from a checkpoint of another machine has its id from there.
+        self.update_record(run_id=self.run_record["run_id"] or uuid.uuid4().hex)
         self.write_data(report)
         self.write_config(config)  # last: it is what makes the folder this run's
 
     @property
     def run_record(self) -> dict[str, Any]:
-        """The run's id, and what --allow_changed has let through since."""
+        """The run's id, what --allow_changed has let through since, where it is pushed, what final/ is made of."""
         return {"run_id": "", "changes": [], **read_json(self.run_path)}
 
     def record_changes(self, different: list[str], *, step: int) -> None:
         """Note that the run goes on changed from `step` on."""
-        record = self.run_record
-        record["changes"].append({"step": step, "changed": different})
+        self.update_record(changes=[*self.run_record["changes"], {"step": step, "changed": different}])
+
+    def update_record(self, **entries: Any) -> None:
+        """Change entries of run.json."""
+        record = {**self.run_record, **entries}
         write_atomically(self.run_path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def write_config(self, config: Config) -> None:

@@ -1,7 +1,8 @@
 """A Hugging Face Hub on loopback, for the real client: repositories, LFS uploads, commits, downloads, tags, faults.
 
-Owns nothing of mtloop. Everything is kept in memory. A client must be started with HF_ENDPOINT=server.url and
-HF_HUB_DISABLE_XET=1 in its environment: huggingface_hub reads both once, when it is imported.
+Owns nothing of mtloop. Blobs and commits are kept on disk, in a folder that goes with the server. A client must be
+started with HF_ENDPOINT=server.url and HF_HUB_DISABLE_XET=1 in its environment: huggingface_hub reads both once, when
+it is imported.
 
 Source: the requests that huggingface_hub 1.33 and 2.4 make.
 """
@@ -9,42 +10,64 @@ Source: the requests that huggingface_hub 1.33 and 2.4 make.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import socket
+import struct
+import tempfile
 import threading
-from dataclasses import dataclass, field
+import time
+from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
+
+import yaml
 
 USER = "tester"
 ORGANISATION = "team"  # the user may write there
 WRITE_TOKEN = "write-token-of-the-tests"  # not like a real one: only who knows it can strike it out
 READ_TOKEN = "hf_readTokenOfTheTests"
-LFS_SUFFIXES = (".safetensors", ".spm", ".bin")
+LFS_SUFFIXES = (".safetensors", ".spm", ".bin", ".pt")
 
 
-class Commit(NamedTuple):
+@dataclass
+class Commit:
     """A commit and all files as they stand after it: path -> sha256."""
 
     oid: str
     message: str
     files: dict[str, str]
+    description: str = ""
 
 
 @dataclass
 class Repo:
-    """A repository, its commits oldest first."""
+    """A repository: its branches, each a list of commits, oldest first, and its tags, name -> commit."""
 
     name: str
-    commits: list[Commit] = field(default_factory=list)
+    branches: dict[str, list[Commit]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    is_private: bool = False
+
+    @property
+    def commits(self) -> list[Commit]:
+        return self.branches["main"]
+
+    def branch(self, name: str) -> list[Commit]:
+        if name not in self.branches:
+            raise Refusal(404, f"no such branch: {name}", "RevisionNotFound")
+        return self.branches[name]
 
     def at(self, revision: str) -> Commit:
-        """Return the commit of main, of a tag or of an id."""
-        wanted = self.commits[-1].oid if revision == "main" else self.tags.get(revision, revision)
-        found = [commit for commit in self.commits if commit.oid == wanted]
+        """Return the newest commit of a branch, or that of a tag or of an id."""
+        if revision in self.branches:
+            return self.branches[revision][-1]
+        wanted = self.tags.get(revision, revision)
+        found = [commit for commits in self.branches.values() for commit in commits if commit.oid == wanted]
         if not found:
             raise Refusal(404, "no such revision", "RevisionNotFound")
         return found[0]
@@ -52,20 +75,50 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose "METHOD /path" holds the pattern: a status, or silence."""
+    """What happens to the next `times` requests whose "METHOD /path" holds the pattern.
+
+    Attributes:
+        pattern: A regular expression.
+        times: How many requests.
+        status: Answered with instead of what was asked for.
+        retry_after: Seconds, in a header of that answer.
+        silence_s: Nothing is said for so long, and then the request is served; infinity: until the server closes.
+        reset: "before" or "after" it was served, or "within" its body: the connection is cut.
+        drip_s: Seconds between two bytes of the answer.
+    """
 
     pattern: str
     times: int
     status: int | None = None
-    silence_s: float | None = None  # None: until the server closes
+    retry_after: int | None = None
+    silence_s: float = 0.0
+    reset: str = ""
+    drip_s: float = 0.0
 
 
 class Refusal(Exception):
     """An answer other than 200."""
 
-    def __init__(self, status: int, text: str, code: str = "", **body: Any) -> None:
-        self.status, self.text, self.code = status, text, code
+    def __init__(self, status: int, text: str, code: str = "", headers: dict[str, str] | None = None, **body: Any):
+        self.status, self.text, self.code, self.headers = status, text, code, headers or {}
         self.body = {"error": text, **body}
+
+
+class Blobs:
+    """Contents by their sha256, as files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+
+    def __contains__(self, sha: str) -> bool:
+        return (self._folder / sha).exists()
+
+    def __getitem__(self, sha: str) -> bytes:
+        return (self._folder / sha).read_bytes()
+
+    def __setitem__(self, sha: str, content: bytes) -> None:
+        (self._folder / sha).write_bytes(content)
 
 
 class HubServer:
@@ -73,56 +126,89 @@ class HubServer:
 
     Attributes:
         url: What HF_ENDPOINT must be.
+        folder: Where blobs/ and repos.json are.
         requests: Every request received, as "METHOD /path".
+        cards: Every README.md that was sent to /api/validate-yaml.
     """
 
     def __init__(self) -> None:
+        self._home = tempfile.TemporaryDirectory(prefix="hub-")
+        self.folder = Path(self._home.name)
         self.repos: dict[str, Repo] = {}
-        self.blobs: dict[str, bytes] = {}
+        self.blobs = Blobs(self.folder / "blobs")
         self.requests: list[str] = []
+        self.cards: list[str] = []
         self.lock = threading.RLock()
         self.closing = threading.Event()
         self._faults: list[Fault] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._listen(0)
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def _listen(self, port: int) -> None:
+        self._server: Any = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
         self._server.daemon_threads = True
         self._server.hub = self
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> HubServer:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
+        self._home.cleanup()
+
+    def leave(self) -> None:
+        """Be gone: nobody listens, and what is under way is cut."""
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
 
-    def commits(self, repo: str) -> list[tuple[str, dict[str, str]]]:
+    def come_back(self) -> None:
+        """Listen again, on the same port, with all that was stored."""
+        self.closing.clear()
+        self._listen(self.port)
+        self.__enter__()
+
+    def commits(self, repo: str, branch: str = "main") -> list[tuple[str, dict[str, str]]]:
         """Return (message, all files after it as path -> sha256) of each commit but the empty first."""
         with self.lock:
-            return [(commit.message, commit.files) for commit in self.repos[repo].commits[1:]]
+            return [(commit.message, commit.files) for commit in self.repos[repo].branches[branch][1:]]
 
-    def fail(self, path_regex: str, status: int, times: int = 1) -> None:
-        """Answer the next `times` requests whose "METHOD /path" holds the pattern with a status."""
-        self._faults.append(Fault(path_regex, times, status=status))
+    def keep(self) -> None:
+        """Write down the repositories as they stand."""
+        text = json.dumps({name: asdict(repo) for name, repo in self.repos.items()})
+        (self.folder / "repos.json").write_text(text)
 
-    def hang(self, path_regex: str, times: int = 1_000_000, *, silence_s: float | None = None) -> None:
-        """Say nothing to matching requests for `silence_s` seconds and then serve them; None: for ever."""
-        self._faults.append(Fault(path_regex, times, silence_s=silence_s))
+    def fail(self, pattern: str, status: int, times: int = 1, *, retry_after: int | None = None) -> None:
+        """Answer with a status."""
+        self._faults.append(Fault(pattern, times, status=status, retry_after=retry_after))
 
-    def mishandle(self, request: str, authorization: str) -> None:
-        """Let the first fault that matches happen; a status comes with a text that gives the token away."""
+    def hang(self, pattern: str, times: int = 1_000_000, *, silence_s: float = float("inf")) -> None:
+        """Say nothing for so long, and then serve."""
+        self._faults.append(Fault(pattern, times, silence_s=silence_s))
+
+    def reset(self, pattern: str, times: int = 1, *, when: str = "before") -> None:
+        """Cut the connection before or after serving, or within the body."""
+        self._faults.append(Fault(pattern, times, reset=when))
+
+    def drip(self, pattern: str, times: int = 1, *, every_s: float) -> None:
+        """Serve, and send the answer byte by byte."""
+        self._faults.append(Fault(pattern, times, drip_s=every_s))
+
+    def heal(self) -> None:
+        """Forget the faults."""
+        self._faults.clear()
+
+    def next_fault(self, request: str) -> Fault:
+        """Note the request and take the first fault that it meets."""
         with self.lock:
             self.requests.append(request)
             fault = next((f for f in self._faults if f.times > 0 and re.search(f.pattern, request)), None)
             if fault is None:
-                return
+                return Fault("", 0)
             fault.times -= 1
-        if fault.status is not None:
-            raise Refusal(fault.status, f"injected for {authorization}")
-        self.closing.wait(fault.silence_s)
-        if self.closing.is_set():
-            raise ConnectionAbortedError
+            return fault
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -137,17 +223,39 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub: HubServer = self.server.hub
         path = unquote(urlsplit(self.path).path)
-        body = self._read_body()
+        if hub.closing.is_set():
+            return self._cut()
+        fault = hub.next_fault(f"{self.command} {path}")
+        body = self._read_body(half=fault.reset == "within")
+        if fault.silence_s:
+            hub.closing.wait(None if fault.silence_s == float("inf") else fault.silence_s)
+        if hub.closing.is_set() or fault.reset in ("before", "within"):
+            return self._cut()
         try:
-            hub.mishandle(f"{self.command} {path}", self.headers.get("Authorization") or "")
+            if fault.status is not None:
+                headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+                # The text gives the token away: whoever prints it must strike it out.
+                raise Refusal(fault.status, f"injected for {self.headers.get('Authorization')}", headers=headers)
             with hub.lock:
-                self._answer(200, self._route(hub, path, body))
+                content = self._route(hub, path, body)
+                hub.keep()
+            if fault.reset == "after":
+                return self._cut()
+            self._answer(200, content, drip_s=fault.drip_s)
         except Refusal as refusal:
-            self._answer(refusal.status, refusal.body, {"X-Error-Code": refusal.code, "X-Error-Message": refusal.text})
-        except ConnectionError:  # the client gave up, or the server is closing
+            told = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.text, **refusal.headers}
+            self._answer(refusal.status, refusal.body, told)
+        except ConnectionError:  # the client gave up
             self.close_connection = True
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    def _cut(self) -> None:
+        """Reset the connection: no goodbye, whatever was written."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def _route(self, hub: HubServer, path: str, body: bytes) -> Any:
         verb = "GET" if self.command == "HEAD" else self.command
@@ -170,17 +278,19 @@ class _Handler(BaseHTTPRequestHandler):
         if may == "write" and token != WRITE_TOKEN:
             raise Refusal(403, "Forbidden: this token may only read")
 
-    def _read_body(self) -> bytes:
+    def _read_body(self, *, half: bool = False) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0) // (2 if half else 1))
         chunks = []
         while size := int(self.rfile.readline(), 16):
             chunks.append(self.rfile.read(size))
             self.rfile.readline()
+            if half:
+                break
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+    def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None, *, drip_s: float = 0.0) -> None:
         if not isinstance(content, Download):
             content = Download(json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
         payload, headers = content
@@ -188,8 +298,15 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(payload))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        if not drip_s:
             self.wfile.write(payload)
+            return
+        for byte in payload:
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(drip_s)
 
 
 class Download(NamedTuple):
@@ -217,13 +334,29 @@ def create_repo(hub: HubServer, body: bytes) -> Any:
         raise Refusal(403, f"Forbidden: you may not write to {owner}")
     if name in hub.repos:
         raise Refusal(409, "You already created this model repo", url=f"{hub.url}/{name}")
-    first = hashlib.sha1(name.encode()).hexdigest()
-    hub.repos[name] = Repo(name, [Commit(first, "initial commit", {})])
+    first = Commit(hashlib.sha1(name.encode()).hexdigest(), "initial commit", {})
+    hub.repos[name] = Repo(name, {"main": [first]}, is_private=bool(asked.get("private")))
     return {"url": f"{hub.url}/{name}"}
 
 
-def preupload(hub: HubServer, body: bytes, repo: Repo) -> Any:
-    there, answers = repo.commits[-1].files, []
+def validate_yaml(hub: HubServer, body: bytes) -> Any:
+    """Judge a card as the Hub does: YAML that cannot be read, or a license that is none, is an error."""
+    content = json.loads(body)["content"]
+    hub.cards.append(content)
+    errors = []
+    try:
+        data = yaml.safe_load(content.split("---")[1])
+        if data.get("license") not in (None, "apache-2.0", "mit", "cc-by-4.0", "other"):
+            errors.append({"message": '"license" must be one of [apache-2.0, mit, cc-by-4.0, other, ...]'})
+    except (yaml.YAMLError, IndexError, AttributeError) as error:
+        errors.append({"message": f"the metadata cannot be read: {error}"})
+    if errors:
+        raise Refusal(400, "invalid metadata", errors=errors, warnings=[])
+    return {"errors": [], "warnings": []}
+
+
+def preupload(hub: HubServer, body: bytes, repo: Repo, branch: str) -> Any:
+    there, answers = repo.branch(branch)[-1].files, []
     for path in [file["path"] for file in json.loads(body)["files"]]:
         oid = blob_id(hub, path, there[path]) if path in there else None
         mode = "lfs" if is_lfs(path) else "regular"
@@ -248,17 +381,18 @@ def lfs_put(hub: HubServer, body: bytes, oid: str) -> Any:
 
 
 def lfs_verify(hub: HubServer, body: bytes, oid: str) -> Any:
-    if len(hub.blobs.get(oid, b"")) != json.loads(body)["size"]:
+    if oid not in hub.blobs or len(hub.blobs[oid]) != json.loads(body)["size"]:
         raise Refusal(404, "the object is not there")
     return {}
 
 
-def commit(hub: HubServer, body: bytes, repo: Repo) -> Any:
-    files, message = dict(repo.commits[-1].files), ""
+def commit(hub: HubServer, body: bytes, repo: Repo, branch: str) -> Any:
+    commits = repo.branch(branch)
+    files, header = dict(commits[-1].files), {}
     for entry in map(json.loads, body.splitlines()):
         value = entry["value"]
         if entry["key"] == "header":
-            message = value["summary"]
+            header = value
         elif entry["key"] == "file":
             content = base64.b64decode(value["content"])
             files[value["path"]] = hashlib.sha256(content).hexdigest()
@@ -269,14 +403,27 @@ def commit(hub: HubServer, body: bytes, repo: Repo) -> Any:
             files[value["path"]] = value["oid"]
         elif entry["key"] == "deletedFile":
             del files[value["path"]]
-    oid = hashlib.sha1(repr((repo.commits[-1].oid, message, files)).encode()).hexdigest()
-    repo.commits.append(Commit(oid, message, files))
+    if header.get("parentCommit") not in (None, commits[-1].oid):
+        raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+    oid = hashlib.sha1(repr((commits[-1].oid, header, files)).encode()).hexdigest()
+    commits.append(Commit(oid, header["summary"], files, header.get("description", "")))
     return {"commitUrl": f"{hub.url}/{repo.name}/commit/{oid}", "commitOid": oid}
+
+
+def list_commits(hub: HubServer, body: bytes, repo: Repo, at: str) -> Any:
+    date = "2026-11-24T12:00:00.000Z"
+    return [
+        {"id": one.oid, "title": one.message, "message": one.description, "authors": [{"user": USER}], "date": date}
+        for one in reversed(repo.branch(at))
+    ]
 
 
 def revision(hub: HubServer, body: bytes, repo: Repo, at: str = "main") -> Any:
     found = repo.at(at)
-    return {"id": "", "sha": found.oid, "siblings": [{"rfilename": path} for path in found.files]}
+    info = {"id": repo.name, "sha": found.oid, "private": repo.is_private}
+    if "README.md" in found.files:
+        info["cardData"] = yaml.safe_load(hub.blobs[found.files["README.md"]].decode().split("---")[1])
+    return {**info, "siblings": [{"rfilename": path} for path in found.files]}
 
 
 def tree(hub: HubServer, body: bytes, repo: Repo, at: str) -> Any:
@@ -290,9 +437,12 @@ def tree(hub: HubServer, body: bytes, repo: Repo, at: str) -> Any:
 
 
 def refs(hub: HubServer, body: bytes, repo: Repo) -> Any:
-    main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commits[-1].oid}
+    branches = [
+        {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commits[-1].oid}
+        for name, commits in repo.branches.items()
+    ]
     tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": oid} for name, oid in repo.tags.items()]
-    return {"branches": [main], "tags": tags, "converts": []}
+    return {"branches": branches, "tags": tags, "converts": []}
 
 
 def tag(hub: HubServer, body: bytes, repo: Repo, at: str) -> Any:
@@ -300,6 +450,20 @@ def tag(hub: HubServer, body: bytes, repo: Repo, at: str) -> Any:
     if name in repo.tags:
         raise Refusal(409, "the tag exists")
     repo.tags[name] = repo.at(at).oid
+    return {}
+
+
+def delete_tag(hub: HubServer, body: bytes, repo: Repo, at: str) -> Any:
+    if at not in repo.tags:
+        raise Refusal(404, "no such tag", "RevisionNotFound")
+    del repo.tags[at]
+    return {}
+
+
+def create_branch(hub: HubServer, body: bytes, repo: Repo, at: str) -> Any:
+    if at in repo.branches:
+        raise Refusal(409, "the branch exists")
+    repo.branches[at] = list(repo.commits)
     return {}
 
 
@@ -314,20 +478,23 @@ def resolve(hub: HubServer, body: bytes, repo: Repo, at: str, path: str) -> Down
     return Download(hub.blobs[sha], headers)
 
 
-_NAME, _AT = r"(?P<repo>[^/]+/[^/]+)", r"(?P<at>[^/]+)"
+_NAME, _AT, _BRANCH = r"(?P<repo>[^/]+/[^/]+)", r"(?P<at>[^/]+)", r"(?P<branch>[^/]+)"
 _OBJECT = r"/lfs/(?P<oid>[0-9a-f]{64})"
 ROUTES: list[tuple[str, str, str, Any]] = [  # method, path, who may, what answers
     ("GET", "/api/whoami-v2", "read", lambda *_: {"type": "user", "name": USER}),
     ("POST", "/api/repos/create", "write", create_repo),
-    ("POST", "/api/validate-yaml", "read", lambda *_: {"errors": [], "warnings": []}),
+    ("POST", "/api/validate-yaml", "anyone", validate_yaml),
     ("GET", f"/api/models/{_NAME}/auth-check/write", "write", lambda *_: {}),
     ("GET", f"/api/models/{_NAME}", "read", revision),
     ("GET", f"/api/models/{_NAME}/revision/{_AT}", "read", revision),
     ("GET", f"/api/models/{_NAME}/tree/{_AT}", "read", tree),
     ("GET", f"/api/models/{_NAME}/refs", "read", refs),
     ("POST", f"/api/models/{_NAME}/tag/{_AT}", "write", tag),
-    ("POST", f"/api/models/{_NAME}/preupload/main", "write", preupload),
-    ("POST", f"/api/models/{_NAME}/commit/main", "write", commit),
+    ("DELETE", f"/api/models/{_NAME}/tag/{_AT}", "write", delete_tag),
+    ("POST", f"/api/models/{_NAME}/branch/{_AT}", "write", create_branch),
+    ("GET", f"/api/models/{_NAME}/commits/{_AT}", "read", list_commits),
+    ("POST", f"/api/models/{_NAME}/preupload/{_BRANCH}", "write", preupload),
+    ("POST", f"/api/models/{_NAME}/commit/{_BRANCH}", "write", commit),
     ("POST", f"/{_NAME}.git/info/lfs/objects/batch", "write", lfs_batch),
     ("PUT", _OBJECT, "anyone", lfs_put),
     ("POST", f"{_OBJECT}/verify", "write", lfs_verify),

@@ -143,7 +143,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
             tokenizer=tokenizer,
             state=state,
             save_total_limit=config.output.save_total_limit,
-            identity=identify(config, report, runtime.on_main(lambda: folder.run_record)),
+            identity=identify(config, report, runtime.on_main(lambda: folder.run_record), hardware=runtime.describe()),
         ),
         tracker=Tracker(
             folder=folder, runtime=runtime, total_steps=total_steps, uses_trackers=start_trackers(config, runtime)
@@ -164,7 +164,7 @@ def find_changes(config: Config, stored: Config, folder: RunFolder, report: dict
     return differences(stored, config) + folder.check_data(report, allow_changed=config.output.allow_changed)
 
 
-def identify(config: Config, report: dict[str, Any], run_record: dict[str, Any]) -> dict[str, Any]:
+def identify(config: Config, report: dict[str, Any], run_record: dict[str, Any], *, hardware: str) -> dict[str, Any]:
     """What a checkpoint's manifest says of its run, beside the step: JSON values."""
     batch = config.batch
     plan = [report["fingerprint"], batch.tokens_per_update, batch.sentences_per_update, config.hardware.seed]
@@ -178,6 +178,7 @@ def identify(config: Config, report: dict[str, Any], run_record: dict[str, Any])
             "config": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
             "plan": hashlib.sha256(repr(plan).encode()).hexdigest(),
         },
+        "hardware": hardware,
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in LIBRARIES},

@@ -15,6 +15,7 @@ from mtloop.manifest import MANIFEST_NAME, STATE_NAME_OF_FORMAT_1, Damaged, chec
 from mtloop.run_folder import RunFolder
 
 NEWEST = (None, "latest", "True", "true")
+HUB = "hub:"
 
 
 def list_checkpoints(folder: RunFolder) -> list[tuple[int, Path]]:
@@ -32,12 +33,14 @@ def find_checkpoint(folder: RunFolder, asked: str | None) -> Path | None:
 
     Args:
         folder: The run folder.
-        asked: latest, best, epoch_N (1-based), step_N, a path, or None.
+        asked: latest, best, epoch_N (1-based), step_N, a path, hub:NAME (fetched already: the newest), or None.
 
     Raises:
         UserError: when what was asked for is not there, with the ones that are.
     """
     checkpoints = list_checkpoints(folder)
+    if asked is not None and asked.startswith(HUB):  # fetched already
+        asked = None
     if asked in NEWEST:
         if checkpoints:
             return checkpoints[-1][1]
@@ -76,7 +79,7 @@ def choose_checkpoint(folder: RunFolder, asked: str | None, say: Callable[[str],
     path = find_checkpoint(folder, asked)
     if path is None:
         return None
-    if asked not in NEWEST:
+    if asked not in NEWEST and not asked.startswith(HUB):
         if reason := damage_of(path):
             sound = [name.name for _, name in list_checkpoints(folder) if name != path and not damage_of(name)]
             raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Checkpointer:
         tokenizer: Saved into each export.
         state: The counters; restored in place.
         save_total_limit: Checkpoints kept, the best not counted; None keeps all.
+        is_awaited: Whether somebody else still needs a checkpoint, which is then not pruned. Main only.
         identity: What the run is, for the manifest: run_id, budgets, fingerprints, versions ...; JSON values.
     """
 
@@ -78,6 +80,7 @@ class Checkpointer:
     tokenizer: PreTrainedTokenizerBase
     state: TrainState
     save_total_limit: int | None = None
+    is_awaited: Callable[[Path], bool] = lambda path: False
     identity: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -120,7 +123,7 @@ class Checkpointer:
                 "there is room and the folder can be written, the same command goes on from the newest"
             ) from error
         link_names(self.folder, latest=self.state.step, best=self.state.best_step)
-        self._prune()
+        self.prune()
 
     def _check_room(self, weights: dict[str, torch.Tensor]) -> None:
         """Refuse to begin what the disk cannot hold.
@@ -165,14 +168,14 @@ class Checkpointer:
             "precision": runtime.precision,
         }
 
-    def _prune(self) -> None:
-        """Remove the checkpoints beyond --save_total_limit, once the one just saved has been read back."""
+    def prune(self) -> None:
+        """Remove the checkpoints beyond --save_total_limit, once the one just saved has been read back. Main only."""
         if self.save_total_limit is None:
             return
         superfluous = [
             path
             for step, path in list_checkpoints(self.folder)[: -self.save_total_limit]
-            if step not in (self.state.best_step, self.state.step)
+            if step not in (self.state.best_step, self.state.step) and not self.is_awaited(path)
         ]
         if not superfluous:
             return
@@ -284,6 +287,9 @@ class Checkpointer:
             shutil.copytree(source, partial, ignore=shutil.ignore_patterns("training"))
             sync_tree(partial)
             publish(partial, final)
+            with contextlib.suppress(Damaged):
+                manifest = read_manifest(source)
+                self.folder.update_record(final={"step": manifest["step"], "manifest": manifest.get("sha256", "")})
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunFailed(f"{final}: cannot be written ({_reason(error)})") from error

@@ -8,10 +8,11 @@ from mtloop.config.parse import config_from, parse_config
 from mtloop.config.resolution import differences, resolve, resolved_lines
 from mtloop.config.surroundings import HardwareConfig, HubConfig, OutputConfig
 from mtloop.config.training import BatchConfig, EvaluationConfig, OptimizerConfig
-from mtloop.config.whole import Config, changed, check_complete, flat, is_from_scratch
+from mtloop.config.whole import DEFAULTS, Config, changed, check_complete, flat, is_from_scratch
 from mtloop.config.yaml_file import recipe_names, to_yaml
 
 __all__ = [
+    "DEFAULTS",
     "BatchConfig",
     "Config",
     "DataConfig",

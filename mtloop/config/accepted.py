@@ -23,7 +23,7 @@ _EVAL = "use --eval_steps N, or leave it out to evaluate after every epoch"
 _WHOLE = "a checkpoint always holds the model, the optimizer and the position in the data"
 _RESUME = "a resumed run goes on at its position in the data; use --resume_from_checkpoint latest"
 _OVERWRITE = "a run folder is never overwritten: give another --output_dir or --resume_from_checkpoint latest"
-_HUB = "use --push_to_hub and --hub_model_id; a checkpoint is published as soon as it is saved"
+_HUB = "an epoch is pushed as soon as it is saved, in order, and none is left out"
 _WARMUP = "use --num_warmup_steps"
 _TOKENIZER = "the tokenizer is the one that the model's folder names"
 _COLUMNS = "columns are named with --source_column and --target_column"
@@ -126,8 +126,6 @@ VALUES = {
     "generation_num_beams": "use --num_beams",
     "gradient_checkpointing_kwargs": _MEMORY,
     "half_precision_backend": "use --mixed_precision fp16",
-    "hub_revision": "it is published on the branch main",
-    "hub_strategy": _HUB,
     "lang": "use --source_lang and --target_lang",
     "length_column_name": _GROUPED,
     "liger_kernel_config": _NOT_HERE,
@@ -194,7 +192,6 @@ CHANGES_RESULT = frozenset(
         "generation_config",
         "generation_max_length",
         "generation_num_beams",
-        "hub_revision",
         "max_length",
         "max_predict_samples",
         "max_steps",
@@ -218,7 +215,6 @@ REFUSED = {
     "hub_token": _TOKEN,
     "push_to_hub_token": _TOKEN,
     "token": _TOKEN,
-    "hub_private_repo": "refused, because an unread flag would publish: make the private repository on the Hub first",
 }
 
 

@@ -17,14 +17,13 @@ from transformers.hf_argparser import HfArgumentParser
 from mtloop.config import accepted
 from mtloop.config.checks import OWN_METADATA, FieldError
 from mtloop.config.errors import UserError
-from mtloop.config.whole import DATA_FIELDS, GROUPS, MODEL_FIELDS, Config, check_complete, group_fields
+from mtloop.config.whole import DATA_FIELDS, DEFAULTS, GROUPS, MODEL_FIELDS, Config, check_complete, group_fields
 from mtloop.config.yaml_file import MAPPING_FIELD, Entry, json_text, read_source, recipe_names
 
 DEMO = "demo"
 FLAG = re.compile(r"--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 UNSET = object()
 
-DEFAULTS = {one.name: one.default for _, one in group_fields()}
 LIST_FIELDS = frozenset({"train_file", "validation_file", "test_file"})
 # One of these families says how large an update is; a flag of one replaces a recipe's of another.
 BUDGET_FAMILIES = (

@@ -36,7 +36,9 @@ class OutputConfig(Group):
         None, "checkpoints kept; the best one is never deleted (none: all)", check=at_least(1)
     )
     resume_from_checkpoint: str | None = setting(
-        None, "go on from latest, best, epoch_N, step_N or a folder (none: the newest there is)", check=not_empty
+        None,
+        "go on from latest, best, epoch_N, step_N, a folder or hub:NAME[@REVISION] (none: the newest there is)",
+        check=not_empty,
     )
     allow_changed: bool = setting(
         False, "go on in a run folder although settings, data or tokenizer changed; run.json notes what did"
@@ -62,9 +64,22 @@ class HubConfig(Group):
 
     _argument_group_name = "hub"
 
-    push_to_hub: bool = setting(False, "publish checkpoints on the Hub while training goes on")
+    push_to_hub: bool = setting(False, "push the model to the Hub while training goes on")
     hub_model_id: str | None = setting(
         None, "repository, name or owner/name (none: the run folder's name)", check=not_empty
+    )
+    hub_private_repo: bool = setting(False, "create the repository as a private one")
+    hub_revision: str = setting("main", "branch that is pushed to", check=not_empty)
+    hub_license: str | None = setting(None, "license for the card (none: the base model's)", check=not_empty)
+    hub_strategy: Literal["every_save", "end", "checkpoint"] = setting(
+        "every_save",
+        "every_save: each epoch and the end; end: the end alone; checkpoint: as every_save, with what a resume needs",
+    )
+    hub_overwrite: bool = setting(False, "let the tags of another run in the repository give way")
+    push_timeout: float = setting(
+        600.0,
+        "seconds after which a push is cut off and tried again, and that the end of the run waits for pushes",
+        check=above_zero,
     )
 
 

@@ -49,6 +49,9 @@ def group_fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
             yield group, one
 
 
+DEFAULTS = {one.name: one.default for _, one in group_fields()}
+
+
 def flat(config: Config) -> dict[str, Any]:
     """Return every field's value by flag name."""
     return {one.name: getattr(getattr(config, group), one.name) for group, one in group_fields()}

@@ -6,6 +6,7 @@ import contextlib
 
 from mtloop.checkpoint.weights import load_weights
 from mtloop.runtime import Interrupted
+from mtloop.trainer.pushing import push_epoch, push_final, queue_earlier
 from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, together
 from mtloop.trainer.resume import restore
 from mtloop.trainer.run import Run
@@ -24,6 +25,7 @@ def train(run: Run) -> int | None:
         RunFailed: on every rank, when the run cannot go on.
     """
     restore(run)
+    queue_earlier(run)
     stop_signal = None
     try:
         if run.is_evaluation_pending:
@@ -64,13 +66,11 @@ def finish(run: Run) -> None:
         load_weights(run.model, source)
         evaluate_on(run, run.test)
     together(run, run.tracker.draw_curves)
-    if run.publisher is not None:
-        run.publisher.push(run.folder.final_dir, "Training complete")
+    push_final(run)
 
 
 def save(run: Run) -> None:
-    """Save the step, and queue it for the Hub where it ends an epoch and main was told to push. Collective."""
+    """Save the step, and queue it for the Hub where it ends an epoch. Collective."""
     run.checkpointer.save()
-    if run.publisher is not None and run.state.is_epoch_end:
-        run.publisher.push(run.checkpointer.path, f"Training in progress, epoch {run.state.epoch}")
+    push_epoch(run)
     run.watch.skip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtloop.checkpoint import choose_checkpoint
+from mtloop.checkpoint.listing import HUB
 from mtloop.config import UserError
 from mtloop.trainer.report import epoch_of
 from mtloop.trainer.run import Run
@@ -38,13 +39,16 @@ def check_origin(run: Run, record: dict[str, Any]) -> None:
         UserError: for one of another run on other data, without --allow_changed.
     """
     mine, theirs = run.checkpointer.identity, record.get("fingerprints", {})
-    if record.get("run_id", mine["run_id"]) != mine["run_id"]:
+    asked = run.config.output.resume_from_checkpoint or ""
+    is_foreign = record.get("run_id", mine["run_id"]) != mine["run_id"]
+    if is_foreign or asked.startswith(HUB):  # this machine's data may not be that of the one that pushed
         changed = [name for name in ("data", "tokenizer") if theirs[name] != mine["fingerprints"][name]]
         if changed and not run.config.output.allow_changed:
             raise UserError(
-                f"--resume_from_checkpoint {run.config.output.resume_from_checkpoint}: it is of another run, with "
-                f"other {' and '.join(changed)}; give the same, or --allow_changed"
+                f"--resume_from_checkpoint {asked}: it was trained on other {' and '.join(changed)}; give the same, or "
+                "--allow_changed"
             )
+    if is_foreign:
         run.runtime.say("the checkpoint is of another run")
     if theirs.get("plan", mine["fingerprints"]["plan"]) != mine["fingerprints"]["plan"] and run.state.cursor:
         run.runtime.say(f"the updates of an epoch have changed: epoch {run.state.epoch + 1} begins again")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.config import Config
 from mtloop.evaluate import EvaluationSet
-from mtloop.hub import Publisher
+from mtloop.hub.publisher import Publisher
 from mtloop.loader import TrainLoader
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime

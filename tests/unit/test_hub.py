@@ -1,201 +1,397 @@
-"""hub: what is pushed arrives whole and in order, what is not is told, and nothing of it holds the process up."""
+"""hub: each epoch reaches the Hub exactly once and in order, whatever the server does; what does not is told."""
 
-import hashlib
 import json
+import os
+import signal
+import subprocess
 import sys
-from pathlib import Path
+import time
 
+import psutil
 import pytest
 
-from mtloop.config import HubConfig, UserError
-from mtloop.hub import check_hub
+from mtloop.hub import publisher as publisher_module
+from mtloop.hub.client import without_token
+from mtloop.hub.drain import Drain, queue_missing
+from mtloop.hub.parts import Target, epoch_part, epochs_to_push, final_part, pushed
+from mtloop.hub.publisher import Publisher
+from mtloop.hub.upload import read_key
+from mtloop.manifest import read_manifest
+from mtloop.run_folder import RunFolder, read_json_lines
+from tests.hub_runs import RUN_ID, hashes, make_run, write_checkpoint
 from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo
-from tests.launch import free_port, run
+from tests.launch import PROJECT
 
-EXPORT = {
-    "model.safetensors": b"weights" * 10_000,
-    "source.spm": b"pieces",
-    "config.json": b"{}",
-    "README.md": b"---\nlanguage: fr\n---\n",
-    "more/notes.txt": b"",
-}
-
-HEAD = """
-import json, os, shutil, sys, time
-from pathlib import Path
-given, told = json.loads(sys.argv[1]), {}
-"""
+REPO = "tester/model"
+TARGET = Target(repo_id=REPO)
+EPOCHS = [f"Training in progress, epoch {epoch}" for epoch in (1, 2, 3)]
+WHOLE = [*EPOCHS, "Training complete"]
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    """A server with an empty repository; the children of this process push there."""
     with HubServer() as started:
+        create_repo(started, b'{"name": "model"}')
+        settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": started.url}
+        for name, value in {**settings, "HF_TOKEN": WRITE_TOKEN}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(publisher_module, "MAX_WAIT_S", 0.1)  # between attempts, unless the server asks for more
         yield started
 
 
 @pytest.fixture
-def drive(server, tmp_path_factory):
-    """Run a program with the real client against the server; it gets arguments as `given` and fills `told`."""
+def open_publisher():
+    """Make publishers whose lines are kept in `.said`; they are closed at the end."""
+    opened = []
 
-    def start(program, given, *, url=server.url, token=WRITE_TOKEN):
-        settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": url, "HF_TOKEN": token}
-        done = run(
-            [sys.executable, "-c", f"{HEAD}{program}print(json.dumps(told))", json.dumps(given)],
-            timeout_s=40,  # below REQUEST_TIMEOUT_S: a process that waits for a silent server fails here
-            HF_HOME=str(tmp_path_factory.mktemp("home")),
-            **settings,
-        )
-        assert done.returncode == 0 and done.stderr == "", done.stderr
-        assert token not in done.stdout
-        return json.loads(done.stdout)
+    def start(folder, target=TARGET, **settings):
+        said = []
+        publisher = Publisher(folder=folder, target=target, say=said.append, **{"push_timeout_s": 30.0, **settings})
+        publisher.said = said
+        opened.append(publisher)
+        return publisher
 
-    return start
+    yield start
+    for publisher in opened:
+        publisher.close()
 
 
-@pytest.fixture
-def repo(server):
-    """An empty repository."""
-    create_repo(server, b'{"name": "model"}')
-    return "tester/model"
+def push_all(publisher, *, timeout_s=40.0):
+    """Queue what is missing, wait, and return the lines of what is not there."""
+    queue_missing(publisher, with_epochs=True)
+    waiting = Drain(publisher, timeout_s, publisher.say)
+    while waiting.wait():
+        pass
+    return waiting.finish()
 
 
-def export(checkpoints: Path, name: str) -> dict[str, str]:
-    """Write a checkpoint whose weights hold its name; return path -> sha256 of what belongs on the Hub."""
-    files = {**EXPORT, "model.safetensors": name.encode() + EXPORT["model.safetensors"]}
-    for path, content in {**files, "training/optimizer.pt": b"not for the Hub"}.items():
-        (checkpoints / name / path).parent.mkdir(parents=True, exist_ok=True)
-        (checkpoints / name / path).write_bytes(content)
-    return {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+def titles(server, branch="main"):
+    return [message for message, _ in server.commits(REPO, branch)]
 
 
-PUSH = """
-from mtloop.hub import Publisher
-checkpoints, said = Path(given["checkpoints"]), []
-publisher = Publisher(given["repo"], said.append)
-start = time.monotonic()
-for name in given["names"]:
-    publisher.push(checkpoints / name, f"Checkpoint {name}")
-    shutil.rmtree(checkpoints / name, ignore_errors=True)
-told["push_s"] = time.monotonic() - start
-start = time.monotonic()
-told["failed"] = publisher.close(given["timeout_s"])
-told["close_s"] = time.monotonic() - start
-told["again"], told["said"], told["left"] = publisher.close(0), said, sorted(os.listdir(checkpoints))
-"""
-
-DOWNLOAD = """
-import hashlib
-from huggingface_hub import snapshot_download
-folder = Path(snapshot_download(given["repo"]))
-files = [path for path in folder.rglob("*") if path.is_file()]
-told["back"] = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-"""
+def assert_whole(server, folder, epochs=3):
+    """Every epoch and the end, once and in order, tagged, and with the bytes that were saved."""
+    assert titles(server) == [*EPOCHS[:epochs], "Training complete"]
+    repo = server.repos[REPO]
+    for number, commit in enumerate(repo.commits[1:-1], start=1):
+        assert repo.tags[f"epoch-{number}"] == commit.oid
+        manifest = read_manifest(folder.checkpoints_dir / f"step_{10 * number}")
+        assert read_key(commit.description) == (RUN_ID, f"epoch {number}", manifest["sha256"])
+        saved = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        for name, sha in commit.files.items():
+            if name not in ("README.md", "metrics.jsonl"):
+                assert sha == saved[name], name
+    assert set(repo.tags) == {f"epoch-{number}" for number in range(1, epochs + 1)}
+    lines = read_json_lines(folder.push_path)
+    assert [line["part"] for line in lines] == [*(f"epoch {number}" for number in range(1, epochs + 1)), "final"]
+    assert [line["commit"] for line in lines] == [commit.oid for commit in repo.commits[1:]]
 
 
-def test_pushes_arrive_whole_and_in_order_although_the_checkpoints_are_gone(server, drive, repo, tmp_path):
-    names = ["step_10", "step_20", "step_30"]
-    files = [export(tmp_path, name) for name in names]
-    server.hang("POST .*/preupload", times=1, silence_s=1)  # all checkpoints are removed before the first upload
-    told = drive(PUSH + DOWNLOAD, {"repo": repo, "checkpoints": str(tmp_path), "names": names, "timeout_s": 30})
-    assert server.commits(repo) == [(f"Checkpoint {name}", of) for name, of in zip(names, files, strict=True)]
-    assert told["back"] == files[-1]
-    assert told["failed"] == told["said"] == [] and told["left"] == []
-    assert told["push_s"] < 1 <= told["close_s"] + told["push_s"]  # the silence passed in close, not in push
+def test_each_epoch_and_the_end_arrive_once_in_order(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, is_finished=True)
+    publisher = open_publisher(folder)
+    assert push_all(publisher) == []
+    assert_whole(server, folder)
+    names = ["README.md", "config.json", "generation_config.json", "metrics.jsonl", "model.safetensors", "source.spm"]
+    for commit in server.repos[REPO].commits[1:]:
+        assert sorted(commit.files) == [*names, "tokenizer_config.json"]
+    said = [line for line in publisher.said if not line.startswith("waiting for the Hub: ")]
+    assert said[:4] == [f"pushed to {REPO}: {name}" for name in ("epoch 1", "epoch 2", "epoch 3", "final")]
+    assert said[4:] == [f"on the Hub as {REPO}: epoch 1, epoch 2, epoch 3, final"]
+    # What was known at an epoch's end stands in its metrics, and no more.
+    for number, commit in enumerate(server.repos[REPO].commits[1:4], start=1):
+        lines = [json.loads(line) for line in server.blobs[commit.files["metrics.jsonl"]].splitlines()]
+        assert max(line["step"] for line in lines) == 10 * number and len(lines) == 1 + 3 * number
+    assert f"Bearer {WRITE_TOKEN}" not in "".join(publisher.said)
 
 
-def test_a_failed_push_is_told_and_the_next_one_arrives(server, drive, repo, tmp_path):
-    second = export(tmp_path, "step_20")
-    export(tmp_path, "step_10")
-    server.fail("POST .*/commit", 500)
-    names = ["step_10", "step_20", "step_30"]  # there is no step_30
-    told = drive(PUSH, {"repo": repo, "checkpoints": str(tmp_path), "names": names, "timeout_s": 30})
-    assert server.commits(repo) == [("Checkpoint step_20", second)]
-    lines = sorted(told["failed"])
-    assert len(lines) == 2 and lines == sorted(told["again"])
-    assert lines[0].startswith("Checkpoint step_10: Server error '500 Internal Server Error'")
-    assert "injected for Bearer (token)" in lines[0] and "\n" not in lines[0]
-    assert lines[1].startswith("Checkpoint step_30: ") and "No such file" in lines[1]
-    assert sorted(told["said"]) == [f"not pushed to the Hub: {line}" for line in lines]
-    assert told["left"] == []
+FAULTS = {
+    "500 on the commit": lambda server: server.fail("POST .*/commit/", 500, times=3),
+    "503 on everything": lambda server: server.fail(".", 503, times=5),
+    "408": lambda server: server.fail("POST .*/preupload", 408, times=2),
+    "429 with Retry-After": lambda server: server.fail("POST .*/commit/", 429, retry_after=1),
+    "a competing commit": lambda server: server.fail("POST .*/commit/", 412, times=2),
+    "a tag that fails": lambda server: server.fail("POST .*/tag/", 502, times=2),
+    "the lookup fails": lambda server: server.fail("GET .*/commits/", 500, times=2),
+    "reset before the commit is stored": lambda server: server.reset("POST .*/commit/", times=2),
+    "reset after the commit is stored": lambda server: server.reset("POST .*/commit/", times=3, when="after"),
+    "reset after the tag is stored": lambda server: server.reset("POST .*/tag/", times=2, when="after"),
+    "cut in the middle of a PUT": lambda server: server.reset("PUT ", times=2, when="within"),
+    "silence": lambda server: server.hang("POST .*/commit/", times=1),
+    "a slow drip": lambda server: server.drip("POST .*/commit/", every_s=0.3),
+    "an address that has expired": lambda server: server.fail("PUT ", 403, times=1),
+}
 
 
-def test_a_silent_server_holds_up_neither_push_nor_close_nor_the_exit(server, drive, repo, tmp_path):
-    for name in ("step_10", "step_20"):
-        export(tmp_path, name)
-    server.hang("PUT /lfs")  # two files of step_10: the client uploads them in threads of its own
-    given = {"repo": repo, "checkpoints": str(tmp_path), "names": ["step_10", "step_20"], "timeout_s": 1.5}
-    told = drive(PUSH, given)
-    assert len([request for request in server.requests if request.startswith("PUT")]) == 2
-    assert told["failed"] == [
-        f"Checkpoint {name}: not uploaded within 1.5 s of the end" for name in ("step_10", "step_20")
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_that_passes_loses_and_doubles_nothing(server, open_publisher, tmp_path, name):
+    folder = make_run(tmp_path, epochs=1, is_finished=True)
+    FAULTS[name](server)
+    # Silence and the drip end with the push: it is cut off after 3 s, and its connection with it.
+    publisher = open_publisher(folder, push_timeout_s=3.0)
+    start = time.monotonic()
+    assert push_all(publisher) == [], publisher.said
+    assert_whole(server, folder, epochs=1)
+    if name.startswith("429"):
+        assert time.monotonic() - start >= 1.0
+    if name in ("silence", "a slow drip"):
+        assert any("cut off after 3 s (--push_timeout); it is tried again" in line for line in publisher.said)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (lambda server: server.fail("POST .*/commit/", 401), "401"),
+        (lambda server: server.fail("POST .*/preupload", 403), "403"),
+        (lambda server: server.fail("GET .*/commits/", 404), "404"),
+        (lambda server: server.fail("PUT ", 413, times=9), "413"),
+        (lambda server: server.fail("POST .*/commit/", 400, times=3), "400"),
+    ],
+    ids=["401", "403", "404", "413", "400 three times"],
+)
+def test_a_refusal_stops_the_pushing_with_one_line_and_the_rest_is_pushed_later(
+    server, open_publisher, tmp_path, fault, reason
+):
+    folder = make_run(tmp_path, is_finished=True)
+    fault(server)
+    publisher = open_publisher(folder)
+    unpushed = push_all(publisher)
+    assert [line.partition(": ")[0] for line in unpushed] == ["epoch 1", "epoch 2", "epoch 3", "final"]
+    assert reason in unpushed[0] and unpushed[1].endswith("not tried yet")
+    loud = [line for line in publisher.said if "which gets nothing more of this run" in line]
+    assert len(loud) == 1 and f"python -m mtloop push {folder.path}" in loud[0]
+    assert WRITE_TOKEN not in "".join(publisher.said) and titles(server) == []
+    server.heal()
+    assert push_all(open_publisher(folder)) == []
+    assert_whole(server, folder)
+
+
+def test_what_arrived_before_its_line_in_the_journal_is_found_and_not_pushed_again(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, is_finished=True)
+    assert push_all(open_publisher(folder)) == []
+    lines = folder.push_path.read_text().splitlines()
+    folder.push_path.write_text(f"{lines[0]}\n{lines[1][:40]}")  # a kill has cut it
+    assert [part.name for part in epochs_to_push(folder, TARGET)] == ["epoch 2", "epoch 3"]
+    assert push_all(open_publisher(folder)) == []
+    assert titles(server) == WHOLE
+    assert [line["commit"] for line in read_json_lines(folder.push_path)] == [
+        json.loads(line)["commit"] for line in lines
     ]
-    assert told["push_s"] < 1 and 1.5 <= told["close_s"] < 3 and told["left"] == []
 
 
-CHECK = """
-import mtloop.hub
-from mtloop.config import HubConfig, UserError
-mtloop.hub.REQUEST_TIMEOUT_S = given["request_timeout_s"]
-told["answers"] = []
-for token, model_id, folder in given["cases"]:
-    os.environ.pop("HF_TOKEN", None)
-    os.environ.update({"HF_TOKEN": token} if token else {})
-    try:
-        answer = mtloop.hub.check_hub(HubConfig(push_to_hub=True, hub_model_id=model_id), folder)
-    except UserError as error:
-        answer = f"UserError: {error}"
-    told["answers"].append(answer)
+def test_a_file_that_is_not_as_it_was_saved_is_not_pushed(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=3)
+    with (folder.checkpoints_dir / "step_10" / "model.safetensors").open("r+b") as file:
+        file.write(b"W")
+    (folder.checkpoints_dir / "step_20" / "source.spm").unlink()
+    publisher = open_publisher(folder)
+    unpushed = push_all(publisher)
+    assert len(unpushed) == 2 and "model.safetensors has another content than was saved" in unpushed[0]
+    assert "source.spm cannot be read" in unpushed[1]
+    assert titles(server) == EPOCHS[2:]
+
+
+def test_an_epoch_trained_anew_takes_its_tag_along(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=2)
+    assert push_all(open_publisher(folder)) == []
+    publisher = open_publisher(folder)
+    publisher.push(epoch_part(folder, write_checkpoint(folder, 2, text="anew")))
+    while publisher.wait(1):
+        pass
+    assert titles(server) == [*EPOCHS[:2], EPOCHS[1]]
+    repo = server.repos[REPO]
+    assert repo.tags == {"epoch-1": repo.commits[1].oid, "epoch-2": repo.commits[3].oid}
+
+
+def test_an_older_epoch_never_takes_the_place_of_a_newer_one(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=2)
+    publisher = open_publisher(folder)
+    publisher.push(epoch_part(folder, folder.checkpoints_dir / "step_20"))
+    while publisher.wait(1):
+        pass
+    assert titles(server) == [EPOCHS[1]] and epochs_to_push(folder, TARGET) == []
+    # Another place has none of them yet.
+    elsewhere = Target(repo_id="tester/other")
+    assert [part.name for part in epochs_to_push(folder, elsewhere)] == ["epoch 1", "epoch 2"]
+
+
+def test_tags_of_another_run_stay_unless_they_may_be_replaced(server, open_publisher, tmp_path):
+    theirs = make_run(tmp_path / "theirs", epochs=3, run_id="another")
+    assert push_all(open_publisher(theirs)) == []
+    mine = make_run(tmp_path / "mine", epochs=1)
+    publisher = open_publisher(mine)
+    (line,) = push_all(publisher)
+    assert "the tag epoch-1 is of another run: give --hub_revision BRANCH, or --hub_overwrite" in line
+    assert titles(server) == EPOCHS
+    assert push_all(open_publisher(mine, overwrite=True)) == []
+    assert titles(server) == [*EPOCHS, EPOCHS[0]]
+    # Epochs 2 and 3 of the other run would be taken for this one's.
+    assert server.repos[REPO].tags == {"epoch-1": server.repos[REPO].commits[-1].oid}
+
+
+def test_another_branch_has_tags_of_its_own(server, open_publisher, tmp_path):
+    server.repos[REPO].branches["small"] = list(server.repos[REPO].commits)
+    target = Target(repo_id=REPO, revision="small")
+    assert push_all(open_publisher(make_run(tmp_path, epochs=1), target)) == []
+    assert titles(server) == [] and titles(server, "small") == EPOCHS[:1]
+    assert set(server.repos[REPO].tags) == {"small-epoch-1"}
+
+
+def test_what_a_model_left_behind_goes_and_what_a_user_put_there_stays(server, open_publisher, tmp_path):
+    for name in ("model-00001-of-00002.safetensors", "pytorch_model.bin", "vocab.json", "LICENSE", "images/curve.png"):
+        server.blobs["0" * 64] = b"old"
+        server.repos[REPO].commits[0].files[name] = "0" * 64
+    assert push_all(open_publisher(make_run(tmp_path, epochs=1))) == []
+    files = server.repos[REPO].commits[-1].files
+    assert {"LICENSE", "images/curve.png"} <= set(files)
+    assert not {"model-00001-of-00002.safetensors", "pytorch_model.bin", "vocab.json"} & set(files)
+
+
+def test_the_strategy_checkpoint_pushes_what_a_resume_needs_and_the_end_takes_it_away(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=1, is_finished=True)
+    assert push_all(open_publisher(folder, with_training=True)) == []
+    epoch, final = server.repos[REPO].commits[1:]
+    saved = hashes(folder.checkpoints_dir / "step_10")
+    assert saved.items() <= epoch.files.items() and "training/optimizer.pt" in saved
+    assert not any(name.startswith("training/") or name == "config.yaml" for name in final.files)
+
+
+def test_the_strategy_end_pushes_the_end_alone(server, open_publisher, tmp_path):
+    publisher = open_publisher(make_run(tmp_path, is_finished=True))
+    queue_missing(publisher, with_epochs=False)
+    while publisher.wait(1):
+        pass
+    assert titles(server) == ["Training complete"] and server.repos[REPO].tags == {}
+
+
+def test_final_is_pushed_without_its_checkpoint(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=1, is_finished=True)
+    (folder.checkpoints_dir / "step_10").rename(tmp_path / "away")
+    assert push_all(open_publisher(folder)) == []
+    assert titles(server) == ["Training complete"]
+
+
+def test_a_silent_server_holds_up_neither_push_nor_end_and_its_checkpoints_stay(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=2)
+    server.hang("PUT ")
+    publisher = open_publisher(folder)
+    start = time.monotonic()
+    queue_missing(publisher, with_epochs=True)
+    assert time.monotonic() - start < 1
+    while not any(request.startswith("PUT") for request in server.requests):
+        time.sleep(0.01)
+    (child,) = psutil.Process().children()
+    unpushed = push_all(publisher, timeout_s=1.0)
+    assert time.monotonic() - start < 8
+    assert [line.partition(": ")[0] for line in unpushed] == ["epoch 1", "epoch 2"]
+    assert not child.is_running() and not psutil.Process().children()
+    assert publisher.is_awaited(folder.checkpoints_dir / "step_10")
+    assert not publisher.is_awaited(folder.checkpoints_dir / "step_30")
+
+
+def test_a_server_that_asks_for_more_time_than_there_is_ends_the_wait_at_once(server, open_publisher, tmp_path):
+    server.fail("POST .*/commit/", 429, times=9, retry_after=1000)
+    start = time.monotonic()
+    (line,) = push_all(open_publisher(make_run(tmp_path, epochs=1)), timeout_s=60.0)
+    assert line.startswith("epoch 1: ") and time.monotonic() - start < 20
+
+
+def test_a_server_that_is_away_is_waited_for(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=1, is_finished=True)
+    server.leave()
+    publisher = open_publisher(folder)
+    queue_missing(publisher, with_epochs=True)
+    time.sleep(1.5)
+    server.come_back()
+    assert push_all(publisher) == []
+    assert_whole(server, folder, epochs=1)
+
+
+PARENT = """
+import subprocess, sys, time
+from pathlib import Path
+from mtloop.hub.drain import queue_missing
+from mtloop.hub.parts import Target
+from mtloop.hub.publisher import Publisher
+from mtloop.run_folder import RunFolder
+folder, target = RunFolder(Path(sys.argv[1])), Target(repo_id=sys.argv[2])
+publisher = Publisher(folder=folder, target=target, say=print, push_timeout_s=60.0)
+queue_missing(publisher, with_epochs=True)
+time.sleep(60)
 """
 
 
-def check(drive, cases, request_timeout_s=30, **settings):
-    told = drive(CHECK, {"cases": cases, "request_timeout_s": request_timeout_s}, **settings)
-    for answer, (token, _, _) in zip(told["answers"], cases, strict=True):
-        assert "\n" not in answer and (not token or token not in answer)
-    return told["answers"]
+def test_a_push_ends_with_the_run_that_is_killed(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=1)
+    server.hang("POST .*/commit/", times=1)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), REPO], cwd=PROJECT)
+    while not any("/commit/" in request for request in server.requests):
+        time.sleep(0.01)
+    (child,) = psutil.Process(parent.pid).children()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    gone, alive = psutil.wait_procs([child], timeout=5)
+    assert gone and not alive
+    assert push_all(open_publisher(folder)) == []
+    assert titles(server) == EPOCHS[:1]
 
 
-def test_the_check_names_the_repository_and_refuses_who_may_not_write(server, drive):
-    cases = [
-        (WRITE_TOKEN, None, "/runs/en-fr/"),
-        (WRITE_TOKEN, "model", "/runs/en-fr"),
-        (WRITE_TOKEN, "team/model", "/runs/en-fr"),
-        (WRITE_TOKEN, "team/model", "/runs/en-fr"),  # it exists by now
-        (READ_TOKEN, "team/model", "/runs/en-fr"),
-        (READ_TOKEN, None, "/runs/new"),
-        (WRITE_TOKEN, "somebody/model", "/runs/en-fr"),
-        ("hf_nobody", "team/model", "/runs/en-fr"),
-        (None, "team/model", "/runs/en-fr"),
-        (WRITE_TOKEN, "team/mo del", "/runs/en-fr"),
-        (WRITE_TOKEN, None, "/runs/my run"),
-    ]
-    answers = check(drive, cases)
-    assert answers[:4] == ["tester/en-fr", "tester/model", "team/model", "team/model"]
-    assert set(server.repos) == {"tester/en-fr", "tester/model", "team/model"}
-    for answer, name, status in zip(
-        answers[4:8], ["team/model", "tester/new", "somebody/model", "team/model"], [403, 403, 403, 401], strict=True
-    ):
-        assert answer.startswith(f"UserError: --push_to_hub: the token may not write to '{name}' (status {status})")
-        assert "HF_TOKEN" in answer and "hf auth login" in answer
-    assert answers[8] == "UserError: --push_to_hub: there is no token for the Hub; set HF_TOKEN or run `hf auth login`"
-    for answer, name in zip(answers[9:], ["team/mo del", "my run"], strict=True):
-        assert answer.startswith(f"UserError: --push_to_hub: '{name}' cannot be a repository's name (")
-        assert answer.endswith("give --hub_model_id OWNER/NAME")
+def test_a_push_ignores_the_signals_that_are_meant_for_the_run(server, open_publisher, tmp_path):
+    server.hang("POST .*/commit/", times=1, silence_s=1.0)
+    publisher = open_publisher(make_run(tmp_path, epochs=1))
+    queue_missing(publisher, with_epochs=True)
+    while not any("/commit/" in request for request in server.requests):
+        time.sleep(0.01)
+    (child,) = psutil.Process().children()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        child.send_signal(number)
+    assert push_all(publisher) == [] and len([r for r in server.requests if "/commit/" in r]) == 1
 
 
-def test_the_check_gives_up_on_a_silent_server(server, drive):
-    server.hang("GET /api/whoami")
-    (answer,) = check(drive, [(WRITE_TOKEN, None, "/runs/en-fr")], request_timeout_s=0.5)
-    assert answer.startswith("UserError: --push_to_hub: 'en-fr' is out of reach") and "Timeout" in answer
-    assert answer.endswith("without network leave --push_to_hub out")
+def test_the_token_comes_by_the_environment_alone(server, open_publisher, tmp_path):
+    server.hang("POST .*/commit/", times=1, silence_s=1.0)
+    publisher = open_publisher(make_run(tmp_path, epochs=1))
+    queue_missing(publisher, with_epochs=True)
+    while not any("/commit/" in request for request in server.requests):
+        time.sleep(0.01)
+    (child,) = psutil.Process().children()
+    assert child.environ()["HF_TOKEN"] == WRITE_TOKEN and WRITE_TOKEN not in " ".join(child.cmdline())
+    assert push_all(publisher) == []
 
 
-def test_the_check_says_that_nobody_answers(drive):
-    url = f"http://127.0.0.1:{free_port()}"
-    (answer,) = check(drive, [(WRITE_TOKEN, "team/model", "/runs/en-fr")], url=url)
-    assert answer.startswith(f"UserError: --push_to_hub: 'team/model' is out of reach at {url} (ConnectError: ")
+def test_what_looks_like_a_token_is_struck_out(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret-of-mine")
+    assert without_token(f"a secret-of-mine, {READ_TOKEN}") == "a (token), (token)"
 
 
-def test_the_check_says_that_offline_mode_is_on():
-    with pytest.raises(UserError, match=r"^--push_to_hub: HF_HUB_OFFLINE .* unset it, or leave --push_to_hub out$"):
-        check_hub(HubConfig(push_to_hub=True, hub_model_id="team/model"), "/runs/en-fr")
+def test_no_token_stops_the_pushing(server, open_publisher, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    (line,) = push_all(open_publisher(make_run(tmp_path, epochs=1)))
+    assert line.startswith("epoch 1: ") and "401" in line
+
+
+def test_a_journal_that_cannot_be_written_is_told_and_the_push_stands(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=1)
+    folder.push_path.mkdir()  # even root cannot write there
+    publisher = Publisher(folder=folder, target=TARGET, say=(said := []).append, push_timeout_s=30.0)
+    publisher.push(epoch_part(folder, folder.checkpoints_dir / "step_10"))
+    while publisher.wait(1):
+        pass
+    assert publisher.close() == [] and titles(server) == EPOCHS[:1]
+    assert any("push.jsonl: cannot be written" in line for line in said)
+
+
+def test_parts_are_known_by_run_and_content(tmp_path):
+    folder = make_run(tmp_path, epochs=2)
+    write_checkpoint(folder, 2, cursor=3)  # within an epoch: none of the Hub's business
+    assert epoch_part(folder, folder.checkpoints_dir / "step_23") is None
+    assert final_part(folder) is None
+    part = epoch_part(folder, folder.checkpoints_dir / "step_20")
+    assert read_key(f"Training in progress\n{part.describe()}") == part.key == (RUN_ID, "epoch 2", part.manifest)
+    assert read_key("Upload README.md with huggingface_hub") == ()
+    again = epoch_part(folder, write_checkpoint(folder, 2, text="anew"))
+    assert again.key[:2] == part.key[:2] and again.manifest != part.manifest
+    assert pushed(RunFolder(tmp_path), TARGET) == set()
+    assert os.path.exists(part.folder)

@@ -1,0 +1,136 @@
+"""`python -m mtloop push RUN`: push what of a run is not on the Hub yet, from any machine with its folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mtloop.checkpoint import list_checkpoints
+from mtloop.config import HubConfig, UserError
+from mtloop.hub.drain import Drain, is_end_missing, queue_missing
+from mtloop.hub.export import files_of
+from mtloop.hub.parts import Part, Target, epoch_part, epochs_to_push, final_part
+from mtloop.hub.preflight import check_hub
+from mtloop.hub.publisher import Publisher
+from mtloop.run_folder import RunFolder, read_json
+
+STATUS_NOT_PUSHED = 3
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0; 2 for a mistake of the user; 3 when something did not reach the Hub; 130 for Ctrl-C.
+    """
+    given = vars(_parser().parse_args(argv))
+    folder = RunFolder(given.pop("run"))
+    try:
+        return _push(folder, epoch=given.pop("epoch"), shows_card=given.pop("show_card"), given=given)
+    except UserError as error:
+        print(f"mtloop: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mtloop push",
+        description="Push the epochs and the end of a run that are not on the Hub yet, in order.",
+        epilog="The flags are those of train.py; left out, they are as the run was started with.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
+    parser.add_argument("--epoch", type=int, metavar="N", help="push this epoch alone; the branch then ends with it")
+    parser.add_argument("--show_card", action="store_true", help="print the model card and push nothing")
+    parser.add_argument("--hub_model_id", metavar="NAME")
+    parser.add_argument("--hub_revision", metavar="BRANCH")
+    parser.add_argument("--hub_license", metavar="LICENSE")
+    parser.add_argument("--hub_strategy", choices=("every_save", "end", "checkpoint"))
+    parser.add_argument("--hub_private_repo", action="store_true", default=None)
+    parser.add_argument("--hub_overwrite", action="store_true", default=None)
+    parser.add_argument("--push_timeout", type=float, metavar="SECONDS", help="that one push may take")
+    return parser
+
+
+def _push(folder: RunFolder, *, epoch: int | None, shows_card: bool, given: dict[str, Any]) -> int:
+    stored = folder.stored_config()
+    if stored is None:
+        raise UserError(f"{folder.path}: no run folder (it has no config.yaml); give the --output_dir of a run")
+    record = folder.run_record.get("hub", {})
+    known = {"hub_model_id": record.get("repo_id"), "hub_revision": record.get("revision")}
+    settings = {name: value for name, value in {**known, **given}.items() if value is not None}
+    hub: HubConfig = replace(stored.hub, push_to_hub=True, **settings)
+    asked = _epoch_asked(folder, epoch)
+    if shows_card:
+        name = hub.hub_model_id or folder.path.resolve().name
+        target = Target(repo_id=name, revision=hub.hub_revision, license=hub.hub_license or record.get("license"))
+        part = asked or final_part(folder) or _newest_epoch(folder)
+        print(files_of(folder, part, target, with_training=False)["README.md"]["text"], end="")
+        return 0
+    folder.lock(print, wait_s=0)
+    try:
+        return _push_parts(folder, hub, asked, base_model=stored.model.model_name_or_path)
+    finally:
+        folder.unlock()
+
+
+def _push_parts(folder: RunFolder, hub: HubConfig, asked: Part | None, *, base_model: str | None) -> int:
+    target = check_hub(hub, output_dir=str(folder.path), run_id=folder.run_record["run_id"], base_model=base_model)
+    folder.update_record(hub=asdict(target))
+    publisher = Publisher(
+        folder=folder,
+        target=target,
+        say=print,
+        push_timeout_s=hub.push_timeout,
+        with_training=hub.hub_strategy == "checkpoint",
+        overwrite=hub.hub_overwrite,
+    )
+    if asked is not None:
+        publisher.push(asked)
+    else:
+        queue_missing(publisher, with_epochs=hub.hub_strategy != "end")
+    if not publisher.outcomes:
+        print(f"nothing to push: {target.repo_id} has all that is here ({folder.push_path})")
+    waiting = Drain(publisher, hub.push_timeout * max(1, len(publisher.outcomes)), print)
+    try:
+        while waiting.wait():
+            pass
+    except KeyboardInterrupt:
+        waiting.finish()
+        return 130
+    unpushed = waiting.finish()
+    if (
+        not unpushed
+        and folder.is_finished
+        and not epochs_to_push(folder, target)
+        and not is_end_missing(folder, target)
+    ):
+        status = read_json(folder.status_path)
+        message = f"trained {status['step']:,} updates; all is pushed to {target.repo_id}"
+        folder.write_status("finished", exit_status=0, message=message, step=status["step"])
+    return STATUS_NOT_PUSHED if unpushed else 0
+
+
+def _epoch_asked(folder: RunFolder, epoch: int | None) -> Part | None:
+    if epoch is None:
+        return None
+    parts = {part.epoch: part for part in _epochs(folder)}
+    if epoch not in parts:
+        there = ", ".join(str(number) for number in parts) or "none"
+        raise UserError(f"--epoch {epoch}: no checkpoint of {folder.path} ends this epoch; there: {there}")
+    return parts[epoch]
+
+
+def _newest_epoch(folder: RunFolder) -> Part:
+    parts = _epochs(folder)
+    if not parts:
+        raise UserError(f"{folder.path}: no epoch is done yet")
+    return parts[-1]
+
+
+def _epochs(folder: RunFolder) -> list[Part]:
+    return [part for _, path in list_checkpoints(folder) if (part := epoch_part(folder, path)) is not None]

@@ -1,0 +1,251 @@
+"""The publisher: pushes a run's epochs in order, each in a child process, while training goes on.
+
+One thread on the main process starts one child after the other and waits for it; nothing of the network happens in
+the process that trains. What cannot be pushed stays queued and is tried again; what goes wrong is said, never raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
+
+import mtloop
+from mtloop.hub.client import DOUBTFUL, REQUEST_TIMEOUT_S, RETRY, reason_of, without_token
+from mtloop.hub.export import files_of
+from mtloop.hub.parts import Part, Target, record_push
+from mtloop.hub.upload import DONE, LOST
+from mtloop.run_folder import RunFolder
+
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0
+# A push that fails for a reason that may be its own is given up after so many attempts, and with it all later ones.
+MAX_DOUBTFUL = 3
+
+
+@dataclass
+class Attempts:
+    """How often the part at the head of the queue was tried, and when it may be tried again."""
+
+    num_failed: int = 0
+    num_doubtful: int = 0
+    num_cut: int = 0
+    not_before: float = 0.0
+    is_asked_to_wait: bool = False
+
+
+@dataclass(kw_only=True)
+class Publisher:
+    """Pushes parts of one run in order.
+
+    Attributes:
+        folder: The run folder.
+        target: Where to.
+        say: Prints a line; called from the background thread too.
+        push_timeout_s: Seconds after which a push is cut off and begun again; each time twice as long.
+        with_training: Whether epochs go with what a resume needs.
+        overwrite: Whether tags of other runs give way.
+        outcomes: What became of each part: "" when it is on the Hub, else why not.
+    """
+
+    folder: RunFolder
+    target: Target
+    say: Callable[[str], None]
+    push_timeout_s: float
+    with_training: bool = False
+    overwrite: bool = False
+    outcomes: dict[Part, str] = field(default_factory=dict)
+    _queue: list[Part] = field(default_factory=list)
+    _attempts: Attempts = field(default_factory=Attempts)
+    _is_stopped: bool = False
+    _child: subprocess.Popen[bytes] | None = None
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _thread: threading.Thread | None = None
+
+    def push(self, part: Part) -> None:
+        """Queue a part and return at once."""
+        with self._changed:
+            if part in self.outcomes:
+                return
+            self.outcomes[part] = "not tried yet"
+            self._queue.append(part)
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="mtloop-publisher", daemon=True)
+                self._thread.start()
+
+    def is_awaited(self, path: Path) -> bool:
+        """Whether a folder is still to be pushed: rotation leaves it alone."""
+        return any(outcome and part.folder == path for part, outcome in list(self.outcomes.items()))
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the queue at most so long; return whether there is still something to wait for."""
+        with self._changed:
+            return not self._changed.wait_for(lambda: self._is_stopped or not self._queue, timeout_s)
+
+    def hurry(self) -> None:
+        """Try again now: the end of the run is waiting. What the server asks for is kept."""
+        with self._changed:
+            if not self._attempts.is_asked_to_wait:
+                self._attempts.not_before = 0.0
+            self._changed.notify_all()
+
+    @property
+    def not_before(self) -> float:
+        """When the next attempt may be made, on the clock of time.monotonic()."""
+        return self._attempts.not_before
+
+    @property
+    def head(self) -> str:
+        """The name of the part that is being pushed, and how many are left."""
+        with self._changed:
+            return f"{self._queue[0].name}, {len(self._queue)} left" if self._queue else "nothing left"
+
+    def close(self) -> list[str]:
+        """End the push that is under way, and push no more.
+
+        Returns:
+            A line, name and reason, for each part that is not on the Hub.
+        """
+        with self._changed:
+            self._is_stopped = True
+            if self._child is not None:
+                with contextlib.suppress(OSError):
+                    self._child.kill()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=10.0)  # a child that was killed is gone; a disk may hang
+        return [f"{part.name}: {reason}" for part, reason in self.outcomes.items() if reason]
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_stopped or self._queue)
+                while not self._is_stopped and (wait_s := self._attempts.not_before - time.monotonic()) > 0:
+                    self._changed.wait(wait_s)
+                if self._is_stopped:
+                    return
+                part = self._queue[0]
+            try:
+                answer = self._attempt(part)
+            except Exception as error:  # a disk that is full, a process that cannot be started
+                answer = {"verdict": DOUBTFUL, "reason": reason_of(error), "wait_s": 0.0}
+            self._settle(part, answer)
+
+    def _attempt(self, part: Part) -> dict[str, Any]:
+        """Run one child, and return its answer."""
+        timeout_s = self.push_timeout_s * 2**self._attempts.num_cut
+        job = {
+            "repo_id": self.target.repo_id,
+            "revision": self.target.revision,
+            "key": part.key,
+            "message": part.message,
+            "description": part.describe(),
+            "files": files_of(self.folder, part, self.target, with_training=self.with_training),
+            "tag": None if part.epoch is None else self.target.tag_of(part.epoch),
+            "tag_prefix": self.target.tag_prefix,
+            "overwrite": self.overwrite,
+            "request_timeout_s": min(REQUEST_TIMEOUT_S, timeout_s),
+            "parent": os.getpid(),
+        }
+        # Files and not pipes: a loader worker forked meanwhile would keep a pipe open for as long as it lives.
+        with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as errors:
+            asked.write(json.dumps(job).encode() + b"\n")
+            asked.seek(0)
+            with self._changed:
+                if self._is_stopped:
+                    return {"verdict": RETRY, "reason": "the run ended", "wait_s": 0.0}
+                self._child = start_upload(asked, told, errors)
+            try:
+                self._child.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+                self._attempts.num_cut += 1
+                reason = f"cut off after {timeout_s:g} s (--push_timeout)"
+                return {"verdict": RETRY, "reason": reason, "wait_s": 0.0}
+            told.seek(0)
+            with contextlib.suppress(ValueError):
+                answer: dict[str, Any] = json.loads(told.read())
+                return answer
+            errors.seek(0)
+            last = without_token(errors.read().decode(errors="replace")).strip().rpartition("\n")[2]
+            return {"verdict": DOUBTFUL, "reason": last or f"it ended with {self._child.returncode}", "wait_s": 0.0}
+
+    def _settle(self, part: Part, answer: dict[str, Any]) -> None:
+        """Take an answer in: the part leaves the queue, or is tried again, or nothing is pushed any more."""
+        verdict, reason = answer["verdict"], answer["reason"]
+        with self._changed:
+            self._child = None
+            if verdict == DONE:
+                self._record(part, answer["commit"])
+                reason = ""
+            self.outcomes[part] = reason
+            attempts = self._attempts
+            if verdict in (DONE, LOST):
+                self._queue.pop(0)
+                self._attempts = Attempts()
+            elif not self._is_stopped:
+                attempts.num_failed += 1
+                attempts.num_doubtful += verdict == DOUBTFUL
+                wait_s = max(answer["wait_s"], min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (attempts.num_failed - 1)))
+                attempts.not_before, attempts.is_asked_to_wait = time.monotonic() + wait_s, answer["wait_s"] > 0
+            will_retry = verdict == RETRY or (verdict == DOUBTFUL and attempts.num_doubtful < MAX_DOUBTFUL)
+            is_over = self._is_stopped
+            if verdict not in (DONE, LOST) and not will_retry:
+                self._is_stopped = True
+            self._changed.notify_all()
+        if not is_over:
+            self._tell(part, verdict, reason, attempts, will_retry=will_retry)
+
+    def _tell(self, part: Part, verdict: str, reason: str, attempts: Attempts, *, will_retry: bool) -> None:
+        """Say what came of a push: nothing of the second failure and all that follow it."""
+        with contextlib.suppress(OSError, ValueError):  # standard output may be closed
+            if verdict == DONE:
+                self.say(f"pushed to {self.target.repo_id}: {part.name}")
+            elif verdict == LOST:
+                self.say(f"NOT PUSHED to the Hub: {part.name}: {reason}")
+            elif not will_retry:
+                self.say(
+                    f"NOT PUSHED to the Hub, which gets nothing more of this run: {part.name}: {reason}. Training goes "
+                    f"on; push the rest with: {push_command(self.folder)}"
+                )
+            elif attempts.num_failed == 1:
+                self.say(f"not yet pushed to the Hub: {part.name}: {reason}; it is tried again")
+
+    def _record(self, part: Part, commit: str) -> None:
+        try:
+            record_push(self.folder, part, self.target, commit=commit)
+        except OSError as error:  # the next start finds it on the Hub
+            self.say(f"{self.folder.push_path}: cannot be written ({reason_of(error)}); the push itself has arrived")
+
+
+def start_upload(asked: Any, told: Any, errors: Any) -> subprocess.Popen[bytes]:
+    """Start the child process of a push, which gets the token through its environment and no signal of a terminal."""
+    paths = [str(Path(mtloop.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if token := get_token():
+        environment["HF_TOKEN"] = token
+    return subprocess.Popen(
+        [sys.executable, "-m", "mtloop.hub.upload"],
+        stdin=asked,
+        stdout=told,
+        stderr=errors,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def push_command(folder: RunFolder) -> str:
+    """The command that pushes what is missing."""
+    return f"python -m mtloop push {folder.path}"

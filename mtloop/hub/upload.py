@@ -1,0 +1,180 @@
+"""One push, as a process of its own: `python -m mtloop.hub.upload` reads a job and says how it went.
+
+The job is a line of JSON on standard input, the answer one on standard output; the token comes from HF_TOKEN. The
+process can be killed at any instant. It ends with the process that started it, so that a run that was killed leaves
+nobody behind who pushes what its successor pushes too.
+
+Source: git's compare-and-swap by parentCommit is what keeps a part from being committed twice: the commit is refused
+(412) when anything has come onto the branch since the parts there were looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+from mtloop.hub.client import DOUBTFUL, STOP, reason_of, settle_client, verdict_of
+
+DONE, LOST = "done", "lost"
+# What from_pretrained would read beside, or in place of, what is pushed.
+REPLACED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*",
+    "training/*",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.spm",
+    "*.model",
+    "config.yaml",
+)
+KEY_LINES = ("Mtloop-Run: ", "Mtloop-Part: ", "Mtloop-Manifest: ")
+
+
+class Refused(Exception):
+    """The repository is not this run's to push to."""
+
+
+class Lost(Exception):
+    """What should be pushed is not as it was saved, and never will be."""
+
+
+def read_key(description: str) -> tuple[str, ...]:
+    """Read the run's id, the part and the manifest's hash from a commit's description; () from another's."""
+    lines = description.splitlines()
+    found = [next((line[len(start) :] for line in lines if line.startswith(start)), "") for start in KEY_LINES]
+    return tuple(found) if all(found) else ()
+
+
+def push(job: dict[str, Any]) -> dict[str, Any]:
+    """Commit a part unless it is there, and tag it.
+
+    Args:
+        job: repo_id, revision; key (run id, part, manifest); message, description; files: path in the repository ->
+            {"path": local file, "sha256": as it was saved or None} or {"text": content}; tag (None for none) and
+            tags: those that are named as epochs of the branch match `tag_prefix` and a number; overwrite: whether
+            tags of other runs give way.
+
+    Returns:
+        commit, and is_new: whether it was made now.
+
+    Raises:
+        Refused, Lost, and whatever the client raises.
+    """
+    api = HfApi()
+    repo_id, revision = job["repo_id"], job["revision"]
+    commits = api.list_repo_commits(repo_id, revision=revision)
+    keys = {commit.commit_id: read_key(f"{commit.title}\n{commit.message}") for commit in commits}
+    wanted = tuple(job["key"])
+    commit = next((commit_id for commit_id, key in keys.items() if key == wanted), None)
+    own = {commit_id for commit_id, key in keys.items() if key and key[0] == wanted[0]}
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+    if job["tag"] in tags and tags[job["tag"]] not in own and not job["overwrite"]:
+        raise Refused(f"the tag {job['tag']} is of another run: give --hub_revision BRANCH, or --hub_overwrite")
+    is_new = commit is None
+    if commit is None:
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *additions(job["files"]),
+            *deletions(api.list_repo_files(repo_id, revision=revision), job),
+        ]
+        commit = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=job["message"],
+            commit_description=job["description"],
+            revision=revision,
+            parent_commit=commits[0].commit_id,
+        ).oid
+    for tag, target in tags.items():
+        if job["overwrite"] and is_epoch_tag(tag, job["tag_prefix"]) and target not in own:
+            api.delete_tag(repo_id, tag=tag)
+    if job["tag"] is not None and tags.get(job["tag"]) != commit:
+        if tags.get(job["tag"]) in own:  # the epoch was trained anew: create_tag moves none
+            api.delete_tag(repo_id, tag=job["tag"])
+        api.create_tag(repo_id, tag=job["tag"], revision=commit)
+    return {"commit": commit, "is_new": is_new}
+
+
+def is_epoch_tag(tag: str, prefix: str) -> bool:
+    return tag.startswith(prefix) and tag[len(prefix) :].isdigit()
+
+
+def additions(files: dict[str, dict[str, Any]]) -> list[CommitOperationAdd]:
+    """Name the files of a commit; the client reads and hashes each.
+
+    Raises:
+        Lost: for a file that is gone or has another content than was saved.
+    """
+    operations = []
+    for name, file in files.items():
+        try:
+            operation = CommitOperationAdd(name, file["text"].encode() if "text" in file else file["path"])
+        except (OSError, ValueError) as error:
+            raise Lost(f"{file.get('path', name)} cannot be read ({error})") from error
+        if file.get("sha256") not in (None, operation.upload_info.sha256.hex()):
+            raise Lost(f"{file['path']} has another content than was saved (sha256)")
+        operations.append(operation)
+    return operations
+
+
+def deletions(there: list[str], job: dict[str, Any]) -> list[CommitOperationDelete]:
+    """Name what the repository holds of an earlier model and this part does not replace."""
+    return [
+        CommitOperationDelete(name, is_folder=False)
+        for name in there
+        if name not in job["files"] and any(fnmatch.fnmatchcase(name, pattern) for pattern in REPLACED)
+    ]
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """Push, and say how it went: verdict, reason, and wait_s where the server asks to wait."""
+    try:
+        return {"verdict": DONE, "reason": "", "wait_s": 0.0, **push(job)}
+    except Lost as error:
+        return {"verdict": LOST, "reason": reason_of(error), "wait_s": 0.0}
+    except Refused as error:
+        return {"verdict": STOP, "reason": reason_of(error), "wait_s": 0.0}
+    except Exception as error:  # of the HTTP client, OSError, ValueError, RuntimeError
+        verdict, wait_s = verdict_of(error)
+        kind = f"{type(error).__name__}: " if verdict == DOUBTFUL else ""
+        return {"verdict": verdict, "reason": kind + reason_of(error), "wait_s": wait_s}
+
+
+def follow_parent(parent: int) -> None:
+    """End this process, at once, when the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(1)
+
+
+def main() -> None:
+    """Read the job, do it, print the answer, and leave whatever thread of the client still hangs."""
+    # Signals that are meant for the run may reach its children too; this one lives and dies with its parent.
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(10)  # training goes first
+    job = json.loads(sys.stdin.readline())
+    if os.name == "posix":
+        threading.Thread(target=follow_parent, args=(job["parent"],), daemon=True).start()
+    settle_client(job["request_timeout_s"])
+    sys.stdout.write(json.dumps(answer(job)) + "\n")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

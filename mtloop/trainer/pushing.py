@@ -1,0 +1,129 @@
+"""What a run pushes and when. Main alone has a publisher; what says Collective is called by every rank."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from mtloop.config import Config
+from mtloop.hub.drain import Drain, queue_missing
+from mtloop.hub.parts import Part, Target, epoch_part, final_part
+from mtloop.hub.preflight import OutOfReach, check_hub
+from mtloop.hub.publisher import Publisher
+from mtloop.run_folder import RunFolder
+from mtloop.runtime import Runtime
+from mtloop.trainer.run import Run
+
+
+def settle_target(config: Config, folder: RunFolder, runtime: Runtime, *, is_resumed: bool) -> Target | None:
+    """Find where a run is pushed to, None without --push_to_hub; the first time the Hub itself is asked. Collective.
+
+    Raises:
+        UserError: on every rank, as check_hub does. A run that resumes goes on where the Hub is only out of reach.
+    """
+    if not config.hub.push_to_hub:
+        return None
+
+    def settle() -> Target:
+        hub, record = config.hub, folder.run_record
+        stored = record.get("hub")
+        if stored is not None:
+            target = Target(**stored)
+            asked = hub.hub_model_id or target.repo_id
+            if hub.hub_revision == target.revision and asked in (target.repo_id, target.repo_id.split("/")[-1]):
+                return Target(**{**stored, "license": hub.hub_license or target.license})
+        try:
+            return check_hub(
+                hub,
+                output_dir=str(folder.path),
+                run_id=record["run_id"],
+                base_model=config.model.model_name_or_path,
+            )
+        except OutOfReach as error:
+            if not is_resumed or "/" not in (hub.hub_model_id or ""):
+                raise
+            runtime.say(f"{error}; training goes on, and what cannot be pushed yet is queued")
+            return Target(repo_id=str(hub.hub_model_id), revision=hub.hub_revision, license=hub.hub_license)
+
+    target = runtime.on_main(settle)
+    what = "the end of the run" if config.hub.hub_strategy == "end" else "each epoch"
+    runtime.say(f"{what} is pushed to {target.repo_id}, branch {target.revision}")
+    return target
+
+
+def open_publisher(config: Config, folder: RunFolder, runtime: Runtime, target: Target | None) -> Publisher | None:
+    """Make main's publisher and note in run.json where it pushes to; None elsewhere and without a target."""
+    if target is None or not runtime.is_main:
+        return None
+    if folder.run_record.get("hub") != asdict(target):
+        folder.update_record(hub=asdict(target))
+    return Publisher(
+        folder=folder,
+        target=target,
+        say=runtime.say,
+        push_timeout_s=config.hub.push_timeout,
+        with_training=config.hub.hub_strategy == "checkpoint",
+        overwrite=config.hub.hub_overwrite,
+    )
+
+
+def queue_earlier(run: Run) -> None:
+    """Queue the epochs before the one that the run goes on from, and that one, which the journal lacks."""
+    if run.publisher is not None:
+        # One whose evaluation was cut short is saved again after it is made.
+        before_step = run.state.step + (0 if run.is_evaluation_pending else 1)
+        queue_missing(run.publisher, with_epochs=_with_epochs(run), before_step=before_step)
+
+
+def push_epoch(run: Run) -> None:
+    """Queue the checkpoint just saved, where it ends an epoch and nothing of it is still to be made."""
+    if run.publisher is not None and run.state.is_epoch_end and _with_epochs(run) and not run.is_evaluation_pending:
+        _push(run, epoch_part(run.folder, run.checkpointer.path))
+
+
+def push_final(run: Run) -> None:
+    """Queue the end of the run."""
+    if run.publisher is not None:
+        _push(run, final_part(run.folder))
+
+
+def _with_epochs(run: Run) -> bool:
+    return run.config.hub.hub_strategy != "end"
+
+
+def _push(run: Run, part: Part | None) -> None:
+    assert run.publisher is not None
+    if part is None:
+        run.runtime.say("a checkpoint just saved cannot be read back, and is not pushed")
+        return
+    run.publisher.push(part)
+
+
+def drain(publisher: Publisher | None, runtime: Runtime, *, timeout_s: float, stop_signal: int | None) -> list[str]:
+    """Wait for the pushes, at most `timeout_s` seconds and after a signal its grace. Collective.
+
+    Returns:
+        A line for each part that is not on the Hub, the same on every rank.
+    """
+    waiting = Drain(publisher, timeout_s, runtime.say) if publisher is not None else None
+    is_told = False
+    # In slices: ranks that waited for all of it in one collective would lose patience (--process_timeout).
+    while runtime.on_main(lambda: waiting is not None and waiting.wait()):
+        if not is_told and (stop_signal or runtime.agree_on_signal()):
+            is_told = True
+            if waiting is not None:
+                waiting.shorten()
+    return runtime.on_main(lambda: waiting.finish() if waiting is not None else [])
+
+
+def drain_alone(run: Run, error: Exception) -> None:
+    """Wait for the pushes of a run that failed; the other ranks may be gone. Not collective."""
+    publisher, runtime = run.publisher, run.runtime
+    if publisher is None:
+        return
+    waiting = Drain(publisher, run.config.hub.push_timeout, runtime.say)
+    if publisher.wait(0.0):
+        runtime.say(f"the run has failed ({type(error).__name__}: {error}); its pushes are still under way")
+    while waiting.wait():
+        if runtime.signals.check() is not None:
+            waiting.shorten()
+    waiting.finish()
