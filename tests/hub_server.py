@@ -334,8 +334,9 @@ def create_repo(hub: HubServer, body: bytes) -> Any:
         raise Refusal(403, f"Forbidden: you may not write to {owner}")
     if name in hub.repos:
         raise Refusal(409, "You already created this model repo", url=f"{hub.url}/{name}")
+    is_private = bool(asked.get("private")) or asked.get("visibility") == "private"  # huggingface_hub 1 and 2
     first = Commit(hashlib.sha1(name.encode()).hexdigest(), "initial commit", {})
-    hub.repos[name] = Repo(name, {"main": [first]}, is_private=bool(asked.get("private")))
+    hub.repos[name] = Repo(name, {"main": [first]}, is_private=is_private)
     return {"url": f"{hub.url}/{name}"}
 
 

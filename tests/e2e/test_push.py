@@ -1,20 +1,36 @@
-"""A training run that pushes: each epoch arrives, and a Hub that fails never stops the training."""
+"""A training run that pushes: each epoch arrives once whatever happens to the Hub or to the run, and training never
+waits for it.
+"""
 
+import ast
 import hashlib
 import json
+import re
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
+from mtloop.hub.card import escape
+from mtloop.hub.upload import read_key
+from mtloop.manifest import read_manifest
+from mtloop.run_folder import RunFolder, read_json, read_json_lines
 from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
-from tests.launch import launch_command, run
+from tests.launch import PROJECT, environment, run, start_command
 
 pytestmark = pytest.mark.e2e
 
-FLAGS = [
-    "demo", "--max_train_samples", "300", "--max_eval_samples", "20", "--vocab_size", "320", "--num_train_epochs", "2",
-    "--num_beams", "1", "--save_total_limit", "1", "--push_to_hub", "--hub_model_id", "tester/demo",
+REPO = "tester/demo"
+TRAIN = [
+    "demo", "--max_train_samples", "300", "--max_eval_samples", "20", "--vocab_size", "320", "--num_train_epochs", "3",
+    "--num_beams", "1", "--logging_steps", "1", "--dropout", "0.1",
 ]  # fmt: skip
+PUSH = ["--push_to_hub", "--hub_model_id", REPO]
+WHOLE = [*(f"Training in progress, epoch {epoch}" for epoch in (1, 2, 3)), "Training complete"]
 
 
 @pytest.fixture
@@ -27,39 +43,250 @@ def settings(server, token=WRITE_TOKEN):
     return {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": server.url, "HF_TOKEN": token}
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_every_epoch_and_the_end_are_pushed_once(server, tmp_path, num_processes):
-    folder = tmp_path / "run"
-    command = launch_command("train.py", *FLAGS, "--output_dir", folder, num_processes=num_processes)
-    done = run(command, **settings(server))
+class Training:
+    """A run under way; its output is collected in a file beside its folder."""
+
+    def __init__(self, server, folder, *flags, num_processes=1, token=WRITE_TOKEN, push=PUSH):
+        self.folder, self.log = RunFolder(folder), Path(f"{folder}.log")
+        words = ["train.py", *TRAIN, *push, "--output_dir", folder, *flags]
+        self.process = subprocess.Popen(
+            start_command(*words, num_processes=num_processes),
+            cwd=PROJECT,
+            env=environment(**settings(server, token)),
+            stdout=self.log.open("a"),
+            stderr=subprocess.STDOUT,
+        )
+
+    @property
+    def output(self):
+        return self.log.read_text()
+
+    @property
+    def last_step(self):
+        return max((line["step"] for line in read_json_lines(self.folder.metrics_path)), default=0)
+
+    def wait_for(self, is_there, timeout_s=120):
+        deadline = time.monotonic() + timeout_s
+        while not is_there():
+            assert time.monotonic() < deadline and self.process.poll() is None, self.output[-3000:]
+            time.sleep(0.005)
+
+    def end(self, timeout_s=120):
+        """Wait for the end, make sure that the token is nowhere, and return the status."""
+        status = self.process.wait(timeout_s)
+        for path in [self.log, *self.folder.path.rglob("*")]:
+            assert not path.is_file() or WRITE_TOKEN.encode() not in path.read_bytes(), path
+        return status
+
+
+def titles(server):
+    return [title for title, _ in server.commits(REPO)]
+
+
+def assert_whole(server, folder):
+    """Three epochs and the end: once each, in order, tagged; as the journal says."""
+    assert titles(server) == WHOLE
+    repo = server.repos[REPO]
+    assert repo.tags == {f"epoch-{number}": commit.oid for number, commit in enumerate(repo.commits[1:4], start=1)}
+    lines = read_json_lines(folder.push_path)
+    assert [(line["part"], line["commit"]) for line in lines] == [
+        (read_key(commit.description)[1], commit.oid) for commit in repo.commits[1:]
+    ]
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    """The same training without a Hub, every checkpoint kept: what must have been pushed, by epoch."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    done = run([sys.executable, "train.py", *TRAIN, "--output_dir", str(folder)])
     assert done.returncode == 0, done.stderr[-3000:]
-    messages = [message for message, _ in server.commits("tester/demo") if "raining" in message]
-    # The last epoch is final/ to the byte, and the Hub's client makes no commit without a change.
-    assert messages == ["Training in progress, epoch 1", "Training in progress, epoch 2"]
-    _, files = server.commits("tester/demo")[-1]
-    assert files["model.safetensors"] == hashlib.sha256((folder / "final/model.safetensors").read_bytes()).hexdigest()
+    steps = sorted((folder / "checkpoints").glob("step_*"), key=lambda path: int(path.name[5:]))
+    return [hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest() for path in steps]
+
+
+def weights(server):
+    """sha256 of the weights after each commit."""
+    return [files["model.safetensors"] for _, files in server.commits(REPO)]
+
+
+def test_two_processes_push_each_epoch_once_and_none_waits(server, tmp_path):
+    server.hang("PUT ", times=1, silence_s=6.0)
+    training = Training(server, tmp_path / "run", num_processes=2)
+    training.wait_for(lambda: any(request.startswith("PUT") for request in server.requests))
+    before = training.last_step
+    training.wait_for(lambda: training.last_step > before + 5)  # both ranks make an update, or neither
+    assert titles(server) == []
+    assert training.end() == 0, training.output[-3000:]
+    assert_whole(server, training.folder)
+    assert len([request for request in server.requests if "/commit/" in request]) == 4
+    _, files = server.commits(REPO)[-1]
     assert {"model.safetensors", "config.json", "generation_config.json", "source.spm", "vocab.json"} <= set(files)
-    assert not any(name.startswith("training/") for name in files)
-    assert json.loads((folder / "status.json").read_text())["exit_status"] == 0
-    assert not list((folder / "checkpoints").glob(".push-*"))
+    assert not any(name.startswith("training/") or name == "config.yaml" for name in files)
 
 
-def test_a_hub_that_fails_leaves_the_run_trained_and_status_3(server, tmp_path):
-    server.fail(r"/commit/main", 403, times=100)
+def test_rotation_leaves_alone_what_is_being_pushed(server, tmp_path, plain):
+    server.hang("PUT ", times=3, silence_s=4.0)
+    training = Training(server, tmp_path / "run", "--save_total_limit", "1")
+    training.wait_for(lambda: len(list(training.folder.checkpoints_dir.glob("step_*"))) == 3)
+    assert training.end() == 0, training.output[-3000:]
+    assert_whole(server, training.folder)
+    assert weights(server) == [*plain, plain[-1]]
+    checkpoints = training.folder.checkpoints_dir  # all is pushed now
+    assert set(checkpoints.glob("step_*")) == {(checkpoints / name).resolve() for name in ("latest", "best")}
+
+
+def test_a_server_that_is_away_for_the_middle_of_the_run_misses_nothing(server, tmp_path, plain):
+    training = Training(server, tmp_path / "run")
+    training.wait_for(lambda: training.last_step > 5)
+    server.leave()
+    training.wait_for(lambda: training.last_step > 45)
+    server.come_back()
+    assert training.end() == 0, training.output[-3000:]
+    assert_whole(server, training.folder)
+    assert weights(server) == [*plain, plain[-1]]
+
+
+def test_a_run_killed_in_the_middle_of_a_push_leaves_each_epoch_there_once(server, tmp_path, plain):
+    server.hang("POST .*/commit/", times=1, silence_s=3.0)  # stored, three seconds after the run is dead
     folder = tmp_path / "run"
-    done = run([sys.executable, "train.py", *FLAGS, "--output_dir", str(folder)], **settings(server))
-    assert done.returncode == 3, done.stderr[-3000:]
-    status = json.loads((folder / "status.json").read_text())
-    assert (status["status"], status["exit_status"]) == ("finished", 3)
-    assert "Training in progress, epoch 1" in status["message"]
-    assert (folder / "final" / "model.safetensors").exists()
-    assert WRITE_TOKEN not in done.stdout + done.stderr + (folder / "status.json").read_text()
+    first = Training(server, folder)
+    first.wait_for(lambda: any("/commit/" in request for request in server.requests))
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    second = Training(server, folder)
+    assert second.end() == 0, second.output[-3000:]
+    assert_whole(server, second.folder)
+    assert weights(server) == [*plain, plain[-1]]
+
+
+def test_a_silent_server_delays_the_end_by_no_more_than_asked_and_push_completes_it(server, tmp_path):
+    server.hang("POST .*/preupload")
+    training = Training(server, tmp_path / "run", "--push_timeout", "3")
+    training.wait_for(lambda: "waiting for the Hub" in training.output)
+    start = time.monotonic()
+    status = training.end()
+    assert status == 3 and time.monotonic() - start < 8, training.output[-3000:]
+    report = read_json(training.folder.status_path)
+    assert (report["status"], report["exit_status"]) == ("finished", 3) and "epoch 1: " in report["message"]
+    assert f"push what is missing with: python -m mtloop push {training.folder.path}" in training.output
+    assert (training.folder.final_dir / "model.safetensors").exists()
+    server.heal()
+    done = run([sys.executable, "-m", "mtloop", "push", str(training.folder.path)], **settings(server))
+    assert done.returncode == 0, done.stderr
+    assert_whole(server, training.folder)
+    assert read_json(training.folder.status_path)["exit_status"] == 0
+
+
+def test_a_hub_that_refuses_stops_the_pushing_and_the_same_command_completes_it(server, tmp_path):
+    server.fail("/commit/main", 403)
+    training = Training(server, tmp_path / "run")
+    assert training.end() == 3, training.output[-3000:]
+    assert training.output.count("which gets nothing more of this run") == 1 and titles(server) == []
+    assert len([request for request in server.requests if "/commit/" in request]) == 1
+    again = Training(server, tmp_path / "run")
+    assert again.end() == 0
+    assert_whole(server, again.folder)
+
+
+def test_a_run_that_is_told_to_stop_gives_its_pushes_a_grace_and_makes_them_up(server, tmp_path, plain):
+    server.hang("PUT ")
+    training = Training(server, tmp_path / "run")
+    training.wait_for(lambda: training.last_step > 25)
+    training.process.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    assert training.end() == 143, training.output[-3000:]
+    assert time.monotonic() - start < 20  # the grace is 10 s
+    assert "NOT PUSHED to the Hub: epoch 1: " in training.output
+    assert not [p for p in psutil.process_iter(["cmdline"]) if "mtloop.hub.upload" in (p.info["cmdline"] or [])]
+    server.heal()
+    # The Hub is away as the run begins again: it goes on, and the queue waits.
+    server.leave()
+    again = Training(server, tmp_path / "run")
+    again.wait_for(lambda: again.last_step > 45)
+    server.come_back()
+    assert again.end() == 0, again.output[-3000:]
+    assert_whole(server, again.folder)
+    assert weights(server) == [*plain, plain[-1]]
+
+
+def test_an_epoch_whose_evaluation_was_cut_short_is_pushed_once_with_its_scores(server, tmp_path):
+    flags = ["--max_eval_samples", "200", "--num_beams", "4", "--num_train_epochs", "1", "--eval_max_tokens", "64"]
+    training = Training(server, tmp_path / "run", *flags)
+    training.wait_for(lambda: training.last_step == 19)
+    training.process.send_signal(signal.SIGTERM)
+    assert training.end() == 143, training.output[-3000:]
+    assert titles(server) == []
+    again = Training(server, tmp_path / "run", *flags)
+    assert again.end() == 0, again.output[-3000:]
+    assert titles(server) == [WHOLE[0], WHOLE[-1]]
+    assert re.search(r"\| 1 \| 19 \|.*\*\*", server.blobs[server.repos[REPO].commits[1].files["README.md"]].decode())
+
+
+def test_another_machine_goes_on_from_the_hub(server, tmp_path, plain):
+    flags = ["--hub_strategy", "checkpoint"]
+    first = Training(server, tmp_path / "run", *flags)
+    first.wait_for(lambda: len(server.repos.get(REPO).commits if REPO in server.repos else []) > 1)
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    time.sleep(0.5)  # its push, if one was under way, is gone by now
+    second = Training(server, tmp_path / "elsewhere", *flags, "--resume_from_checkpoint", f"hub:{REPO}")
+    assert second.end() == 0, second.output[-3000:]
+    assert f"fetching {REPO}@main" in second.output and "resumed from" in second.output
+    assert_whole(server, second.folder)
+    assert weights(server) == [*plain, plain[-1]]
+    assert {line["epoch"] for line in read_json_lines(second.folder.metrics_path) if "bleu" in line} == {1.0, 2.0, 3.0}
+
+
+def test_other_data_than_the_checkpoint_of_the_hub_was_trained_on_are_refused(server, tmp_path):
+    first = Training(server, tmp_path / "run", "--hub_strategy", "checkpoint", "--num_train_epochs", "1")
+    assert first.end() == 0, first.output[-3000:]
+    flags = ["--resume_from_checkpoint", f"hub:{REPO}", "--max_train_samples", "200"]
+    second = Training(server, tmp_path / "elsewhere", *flags, push=[])
+    assert second.end() == 2
+    assert "it was trained on other data" in second.output and "--allow_changed" in second.output
 
 
 def test_a_token_that_may_not_write_is_refused_before_anything_is_loaded(server, tmp_path):
-    done = run(
-        [sys.executable, "train.py", *FLAGS, "--output_dir", str(tmp_path / "run")], **settings(server, READ_TOKEN)
-    )
-    assert done.returncode == 2
-    assert "--push_to_hub" in done.stderr and READ_TOKEN not in done.stderr
-    assert "rows loaded" not in done.stdout
+    training = Training(server, tmp_path / "run", token=READ_TOKEN)
+    assert training.end() == 2
+    assert "--push_to_hub: the token may not write to 'tester/demo' (status 403)" in training.output
+    assert READ_TOKEN not in training.output and "rows loaded" not in training.output
+
+
+EVALUATE = """
+import json, sys
+from huggingface_hub import snapshot_download
+from mtloop.config import HardwareConfig
+from mtloop.demo import demo_pairs
+from mtloop.metrics import score
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+folder = snapshot_download(sys.argv[1])
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+pairs = demo_pairs("validation")
+hypotheses = []
+for start in range(0, len(pairs), 50):
+    batch = tokenizer([source for source, _ in pairs[start : start + 50]], return_tensors="pt", padding=True)
+    hypotheses += tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True)
+print(json.dumps(score(hypotheses, [reference for _, reference in pairs], target_lang="fr").bleu))
+"""
+
+
+def test_the_card_tells_the_truth_about_what_is_downloaded(server, demo_run, tmp_path):
+    """The default run, pushed: what comes back, loaded by transformers alone, has the BLEU of the card."""
+    command = [sys.executable, "-m", "mtloop", "push", str(demo_run.folder), "--hub_model_id", REPO]
+    done = run(command, **settings(server))
+    assert done.returncode == 0, done.stderr
+    assert titles(server) == WHOLE
+    home = {"HF_HOME": str(tmp_path)}
+    card = server.blobs[server.repos[REPO].commits[-1].files["README.md"]].decode()
+    done = run([sys.executable, "-c", EVALUATE, REPO], **settings(server), **home)
+    bleu = json.loads(done.stdout.splitlines()[-1])
+    assert bleu > 20 and f"**BLEU {bleu:.2f}, " in card, (bleu, card[:2000])
+    assert card in server.cards  # the Hub has judged its metadata
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = run([sys.executable, "-c", snippet], **settings(server), **home)
+    assert done.returncode == 0, done.stderr
+    (translation,) = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert f"| {escape(translation)} |" in card  # the first of its examples
+    manifest = read_manifest(next((demo_run.folder / "checkpoints").glob("latest")))
+    assert weights(server)[-1] == manifest["files"]["model.safetensors"]["sha256"]

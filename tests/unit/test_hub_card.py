@@ -1,0 +1,172 @@
+"""hub.card: the card's metadata pass the Hub's classes, its numbers are the run's, and it gives nothing away."""
+
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+
+from mtloop.config import parse_config
+from mtloop.hub.card import (
+    choose,
+    collect,
+    data_name,
+    dataset_id,
+    duration,
+    epoch_rows,
+    escape,
+    hub_name,
+    language_of,
+    write_card,
+)
+from mtloop.hub.export import files_of
+from mtloop.hub.parts import Target, epoch_part, final_part
+from mtloop.manifest import read_manifest
+from tests.hub_runs import RUN_ID, SIGNATURES, evaluation, make_run
+
+TARGET = Target(repo_id="team/en-fr")
+FINE_TUNING = ("--model_name_or_path", "Helsinki-NLP/opus-mt-en-fr@abc", "--source_lang", "en", "--target_lang", "fr")
+
+
+def card_of(folder, step=20, target=TARGET):
+    """The card of an epoch, loaded by the Hub's own class; step None: of the end."""
+    part = final_part(folder) if step is None else epoch_part(folder, folder.checkpoints_dir / f"step_{step}")
+    return ModelCard(files_of(folder, part, target, with_training=False)["README.md"]["text"])
+
+
+def test_the_metadata_are_those_of_the_run(tmp_path):
+    folder = make_run(tmp_path, *FINE_TUNING, "--dataset_name", "kde4", is_finished=True)
+    data = card_of(folder, None, Target(repo_id="team/en-fr", license="apache-2.0")).data
+    assert (data.language, data.license, data.pipeline_tag) == (["en", "fr"], "apache-2.0", "translation")
+    assert (data.base_model, data.datasets) == ("Helsinki-NLP/opus-mt-en-fr", ["Helsinki-NLP/kde4"])
+    assert (data.library_name, data.metrics) == ("transformers", ["bleu", "chrf"])
+    assert data.model_name == "en-fr" and {"translation", "mtloop"} <= set(data.tags)
+    assert data.widget == [{"text": "source 0"}, {"text": "source 3"}, {"text": "source 6"}]
+    bleu, chrf = data.eval_results
+    assert (bleu.metric_type, bleu.metric_value, bleu.metric_config) == ("bleu", 60.0, SIGNATURES["bleu_signature"])
+    assert (chrf.metric_type, chrf.metric_value, chrf.metric_config) == ("chrf", 70.0, SIGNATURES["chrf_signature"])
+    assert (bleu.dataset_type, bleu.dataset_name, bleu.dataset_split) == ("Helsinki-NLP/kde4", "kde4", "validation")
+
+
+def test_nothing_is_invented(tmp_path):
+    data = card_of(make_run(tmp_path, epochs=2)).data
+    assert data.license is None and data.base_model is None and data.datasets is None
+    assert data.eval_results[0].dataset_type == "mtloop-demo"
+
+
+def test_each_epoch_has_a_row_and_the_one_before_training_comes_first(tmp_path):
+    folder = make_run(tmp_path, is_finished=True)
+    rows = [line for line in card_of(folder, None).text.splitlines() if line.startswith("| ") and "|---" not in line]
+    # The loss of epoch 1: (4.0 * 100 + 2.0 * 300) / 400 target tokens.
+    assert rows[1:5] == [
+        "| before training | 0 |  | 5.0000 | 1.00 | 11.00 |",
+        "| 1 | 10 | 2.5000 | 4.0000 | 20.00 | 30.00 |",
+        "| 2 | 20 | 1.2500 | 3.0000 | 40.00 | 50.00 |",
+        "| 3 | 30 | 0.8333 | 2.0000 | **60.00** | 70.00 |",
+    ]
+    # An epoch's card knows nothing of what came later.
+    assert "| 3 | 30 |" not in card_of(folder, 20).text and "**40.00**" in card_of(folder, 20).text
+
+
+def test_rows_of_evaluations_within_epochs():
+    lines = [
+        {**evaluation(0, bleu=1.0), "step": 4, "epoch": 0.4},
+        {**evaluation(0, bleu=2.0), "step": 8, "epoch": 0.8},
+        {**evaluation(1, bleu=3.0), "split": "test"},
+        {"step": 12, "epoch": 1.2, "loss": None, "target_tokens": 5},
+        {**evaluation(2, bleu=4.0), "step": 13, "epoch": 1.3},
+    ]
+    assert [(label, line["bleu"], loss) for label, line, loss in epoch_rows(lines)] == [
+        ("0.8", 2.0, None),
+        ("1.3", 4.0, None),
+    ]
+
+
+def test_the_state_of_the_training_is_told(tmp_path):
+    folder = make_run(tmp_path, is_finished=True)
+    assert "**Training in progress**: these are the weights after epoch 2 of 3, update 20." in card_of(folder).text
+    assert "Training is complete; these are the weights after 30 updates." in card_of(folder, None).text
+    text = card_of(folder).text
+    for told in ("device cpu · 2 processes", "torch 2.13.0", "1 h 1 min of updates", RUN_ID, "f" * 16, "2 (empty)"):
+        assert told in text, told
+
+
+def test_scores_on_test_rows_come_with_the_end(tmp_path):
+    folder = make_run(tmp_path, is_finished=True)
+    with folder.metrics_path.open("a") as file:
+        file.write(json.dumps({"split": "test", **evaluation(3, bleu=55.5)}) + "\n")
+    assert "**BLEU 55.50, chrF 65.50** on 30 test sentences." in card_of(folder, None).text
+    assert [result.dataset_split for result in card_of(folder, None).data.eval_results[2:]] == ["test", "test"]
+    assert "55.50" not in card_of(folder, 30).text
+
+
+def test_ten_examples_are_shown_as_they_are(tmp_path):
+    folder = make_run(tmp_path, epochs=2)
+    odd = {"index": 0, "source": "<b>a|b</b>\n*x* [y](z)", "reference": "r", "hypothesis": "`h`"}
+    path = folder.hypotheses_dir / "step_20.jsonl"
+    path.write_text(json.dumps(odd) + "\n" + path.read_text().split("\n", 1)[1])
+    rows = [line for line in card_of(folder).text.splitlines() if "hypothesis" in line or "&lt;b" in line]
+    assert len(rows) == 10
+    assert rows[0] == "| &lt;b&gt;a\\|b&lt;/b&gt; \\*x\\* \\[y\\](z) | \\`h\\` | r |"
+    assert rows[1] == "| source 3 | hypothesis 3 of 20 | reference 3 |"
+    assert len(escape("x" * 1000)) == 300
+
+
+def test_settings_that_differ_are_listed_without_this_machines_paths(tmp_path):
+    (tmp_path / "base").mkdir()
+    files = ["--train_file", str(tmp_path / "secret" / "a.jsonl"), "--source_lang", "eng_Latn", "--target_lang", "fr"]
+    words = ["--model_name_or_path", str(tmp_path / "base"), *files, "--learning_rate", "3e-4", "--push_to_hub"]
+    card = card_of(make_run(tmp_path / "run", *words, epochs=2))
+    assert "| learning_rate | 0.0003 |" in card.text and "| train_file | a.jsonl |" in card.text
+    assert str(tmp_path) not in str(card) and "secret" not in str(card) and "push_to_hub" not in card.text
+    assert card.data.language == ["eng", "fr"] and card.data.base_model is None
+    assert "the local model base" in card.text and card.data.eval_results[0].dataset_type == "a-jsonl"
+    assert "adam_beta1" not in card.text  # as the default is
+
+
+def test_the_snippet_names_branch_and_languages(tmp_path):
+    folder = make_run(tmp_path, *FINE_TUNING, "--dataset_name", "demo", "--source_prefix", "translate: ", epochs=2)
+    step = folder.checkpoints_dir / "step_20"
+    (step / "tokenizer_config.json").write_text('{"src_lang": "en", "tgt_lang": "fr"}')
+    part = epoch_part(folder, step)
+    facts = collect(folder, part, Target(repo_id="team/en-fr", revision="big"), record=read_manifest(step))
+    text = write_card(facts)
+    assert 'from_pretrained("team/en-fr", revision="big", src_lang="en", tgt_lang="fr")' in text
+    assert 'tokenizer(["translate: source 0"]' in text and "--model_name_or_path team/en-fr@big" in text
+
+
+def test_a_run_without_any_evaluation_has_a_card(tmp_path):
+    folder = make_run(tmp_path, epochs=2)
+    folder.metrics_path.unlink()
+    card = card_of(folder)
+    assert "## Results" not in card.text and "## Examples" not in card.text and card.data.eval_results is None
+
+
+@pytest.mark.parametrize(
+    ("code", "language"),
+    [
+        ("en", "en"),
+        ("en_XX", "en"),
+        ("eng_Latn", "eng"),
+        ("zh-CN", "zh"),
+        ("pt_BR", "pt"),
+        ("French", None),
+        (None, None),
+    ],
+)
+def test_language_of(code, language):
+    assert language_of(code) == language
+
+
+def test_names_of_the_hub(tmp_path):
+    assert hub_name("google-t5/t5-small@v1") == "google-t5/t5-small" and hub_name("t5-small") == "t5-small"
+    assert [hub_name(name) for name in (None, str(tmp_path), "./m", "/m", "a/b/c")] == [None] * 5
+    for name, found in (("demo", None), ("opus:KDE4/v2", None), ("kde4", "Helsinki-NLP/kde4"), ("a/b@c", "a/b")):
+        config = parse_config([*FINE_TUNING, "--dataset_name", name])
+        assert dataset_id(config) == found
+    assert data_name(parse_config([*FINE_TUNING, "--train_file", "/x/y.en", "/x/y.fr"])) == "y.en"
+
+
+def test_small_helpers():
+    assert [duration(s) for s in (7.4, 75, 3700)] == ["7 s", "1 min 15 s", "1 h 1 min"]
+    assert [row["i"] for row in choose([{"i": i} for i in range(25)])] == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert choose([{"i": 1}]) == [{"i": 1}]

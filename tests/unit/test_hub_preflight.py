@@ -1,0 +1,294 @@
+"""hub: who may push where is known before a run begins; a checkpoint fetched back is whole; `mtloop push`."""
+
+import json
+import sys
+
+import pytest
+
+from mtloop.config import HubConfig, UserError
+from mtloop.hub.preflight import check_hub
+from mtloop.run_folder import RunFolder, read_json
+from tests.hub_runs import RUN_ID, finish, hashes, make_run, write_checkpoint
+from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo
+from tests.launch import free_port, run
+
+HEAD = """
+import json, os, sys
+from pathlib import Path
+given, told = json.loads(sys.argv[1]), {}
+"""
+
+
+@pytest.fixture
+def server():
+    with HubServer() as started:
+        yield started
+
+
+@pytest.fixture
+def start(server, tmp_path_factory):
+    """Run a command with the real client against the server; the token never shows."""
+
+    def start(*words, url=server.url, token=WRITE_TOKEN, **settings):
+        settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": url, "HF_TOKEN": token, **settings}
+        home = str(tmp_path_factory.mktemp("home"))
+        done = run([sys.executable, *map(str, words)], timeout_s=40, HF_HOME=home, **settings)
+        assert token not in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return start
+
+
+@pytest.fixture
+def drive(start):
+    """Run a program; it gets arguments as `given` and fills `told`."""
+
+    def drive(program, given, **settings):
+        done = start("-c", f"{HEAD}{program}print(json.dumps(told))", json.dumps(given), **settings)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return drive
+
+
+CHECK = """
+import mtloop.hub.preflight
+from dataclasses import asdict
+from mtloop.config import HubConfig, UserError
+mtloop.hub.preflight.settle_client.__defaults__ = (given["request_timeout_s"],)
+told["answers"] = []
+for token, flags, folder in given["cases"]:
+    os.environ.pop("HF_TOKEN", None)
+    os.environ.update({"HF_TOKEN": token} if token else {})
+    more = {name: flags.pop(name) for name in ("run_id", "base_model") if name in flags}
+    try:
+        answer = asdict(mtloop.hub.preflight.check_hub(HubConfig(push_to_hub=True, **flags), output_dir=folder, **more))
+    except UserError as error:
+        answer = f"{type(error).__name__}: {error}"
+    told["answers"].append(answer)
+"""
+
+
+def check(drive, cases, request_timeout_s=30, **settings):
+    told = drive(CHECK, {"cases": cases, "request_timeout_s": request_timeout_s}, **settings)
+    for answer, (token, _, _) in zip(told["answers"], cases, strict=True):
+        assert "\n" not in str(answer) and (not token or token not in str(answer))
+    return told["answers"]
+
+
+def named(name):
+    return {"hub_model_id": name} if name else {}
+
+
+def test_the_check_names_the_repository_and_refuses_who_may_not_write(server, drive):
+    cases = [
+        (WRITE_TOKEN, None, "/runs/en-fr/"),
+        (WRITE_TOKEN, "model", "/runs/en-fr"),
+        (WRITE_TOKEN, "team/model", "/runs/en-fr"),
+        (WRITE_TOKEN, "team/model", "/runs/en-fr"),  # it exists by now
+        (READ_TOKEN, "team/model", "/runs/en-fr"),
+        (READ_TOKEN, None, "/runs/new"),
+        (WRITE_TOKEN, "somebody/model", "/runs/en-fr"),
+        ("hf_nobody", "team/model", "/runs/en-fr"),
+        (None, "team/model", "/runs/en-fr"),
+        (WRITE_TOKEN, "team/mo del", "/runs/en-fr"),
+        (WRITE_TOKEN, None, "/runs/my run"),
+    ]
+    answers = check(drive, [(token, named(name), folder) for token, name, folder in cases])
+    names = ["tester/en-fr", "tester/model", "team/model", "team/model"]
+    assert answers[:4] == [{"repo_id": name, "revision": "main", "license": None} for name in names]
+    assert set(server.repos) == {"tester/en-fr", "tester/model", "team/model"}
+    for answer, name, status in zip(
+        answers[4:8], ["team/model", "tester/new", "somebody/model", "team/model"], [403, 403, 403, 401], strict=True
+    ):
+        assert answer.startswith(f"UserError: --push_to_hub: the token may not write to '{name}' (status {status})")
+        assert "HF_TOKEN" in answer and "hf auth login" in answer
+    assert answers[8] == "UserError: --push_to_hub: there is no token for the Hub; set HF_TOKEN or run `hf auth login`"
+    for answer, name in zip(answers[9:], ["team/mo del", "my run"], strict=True):
+        assert answer.startswith(f"UserError: --push_to_hub: '{name}' cannot be a repository's name (")
+        assert answer.endswith("give --hub_model_id OWNER/NAME")
+
+
+def test_private_repositories_and_branches_are_made(server, drive):
+    create_repo(server, b'{"name": "public"}')
+    flags = {"hub_model_id": "tester/new", "hub_private_repo": True, "hub_revision": "small"}
+    answers = check(
+        drive,
+        [
+            (WRITE_TOKEN, flags, "/r"),
+            (WRITE_TOKEN, flags, "/r"),
+            (WRITE_TOKEN, {**flags, **named("tester/public")}, "/r"),
+        ],
+    )
+    assert answers[0] == answers[1] == {"repo_id": "tester/new", "revision": "small", "license": None}
+    assert server.repos["tester/new"].is_private and set(server.repos["tester/new"].branches) == {"main", "small"}
+    assert answers[2].startswith("UserError: --hub_private_repo: tester/public exists and is public")
+
+
+def test_the_license_is_the_base_models_or_the_one_that_is_given(server, drive, tmp_path):
+    create_repo(server, b'{"name": "base"}')
+    server.blobs["a" * 64] = b"---\nlicense: cc-by-4.0\n---\n"
+    server.repos["tester/base"].commits[0].files["README.md"] = "a" * 64
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    (tmp_path / "bare").mkdir()
+    asked = [
+        {"base_model": "tester/base"},
+        {"base_model": "tester/base@main"},
+        {"base_model": str(tmp_path)},
+        {"base_model": str(tmp_path / "bare")},
+        {"base_model": "tester/nowhere"},
+        {"base_model": "tester/base", "hub_license": "apache-2.0"},
+        {"hub_license": "as you like"},
+    ]
+    answers = check(drive, [(WRITE_TOKEN, {**flags, **named("tester/model")}, "/r") for flags in asked])
+    licenses = [answer["license"] for answer in answers[:-1]]
+    assert licenses == ["cc-by-4.0", "cc-by-4.0", "mit", None, None, "apache-2.0"]
+    assert answers[-1].startswith("UserError: --hub_license as you like: the Hub refuses it (")
+
+
+def test_epochs_of_another_run_are_refused_before_anything_is_trained(server, drive):
+    create_repo(server, b'{"name": "model"}')
+    repo = server.repos["tester/model"]
+    repo.tags["epoch-1"] = repo.commits[0].oid
+    asked = [{}, {"hub_overwrite": True}, {"hub_revision": "small"}, {"run_id": "of this run"}]
+    answers = check(drive, [(WRITE_TOKEN, {**flags, **named("tester/model")}, "/r") for flags in asked])
+    for answer in (answers[0], answers[3]):
+        assert answer.startswith(
+            "UserError: --push_to_hub: tester/model holds the epochs of another run (tags epoch-1);"
+        )
+        assert "--hub_revision BRANCH" in answer and "--hub_overwrite" in answer
+    assert answers[1]["revision"] == "main" and answers[2]["revision"] == "small"
+
+
+def test_the_check_gives_up_on_a_silent_server(server, drive):
+    server.hang("GET /api/whoami")
+    (answer,) = check(drive, [(WRITE_TOKEN, {}, "/runs/en-fr")], request_timeout_s=0.5)
+    assert answer.startswith("OutOfReach: --push_to_hub: 'en-fr' is out of reach") and "Timeout" in answer
+    assert answer.endswith("without network leave --push_to_hub out")
+
+
+def test_the_check_says_that_nobody_answers(drive):
+    url = f"http://127.0.0.1:{free_port()}"
+    (answer,) = check(drive, [(WRITE_TOKEN, named("team/model"), "/runs/en-fr")], url=url)
+    assert answer.startswith(f"OutOfReach: --push_to_hub: 'team/model' is out of reach at {url} (ConnectError: ")
+
+
+def test_the_check_says_that_offline_mode_is_on():
+    with pytest.raises(UserError, match=r"^--push_to_hub: HF_HUB_OFFLINE .* unset it, or leave --push_to_hub out$"):
+        check_hub(HubConfig(push_to_hub=True, hub_model_id="team/model"), output_dir="/runs/en-fr")
+
+
+FETCH = """
+from mtloop.config import UserError
+from mtloop.hub.download import fetch
+from mtloop.run_folder import RunFolder
+folder = RunFolder(Path(given["folder"]))
+folder.create()
+told["said"] = []
+try:
+    fetch(folder, given["asked"], told["said"].append)
+except UserError as error:
+    told["error"] = str(error)
+"""
+
+
+@pytest.fixture
+def pushed_run(server, start, tmp_path):
+    """A run of two epochs and its end, pushed with what a resume needs."""
+    folder = make_run(tmp_path / "run", epochs=2, is_finished=True)
+    flags = ["--hub_model_id", "tester/model", "--hub_strategy", "checkpoint"]
+    done = start("-m", "mtloop", "push", folder.path, *flags)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("asked", "epoch"), [("hub:tester/model", 2), ("hub:tester/model@epoch-1", 1)])
+def test_a_checkpoint_comes_back_as_it_was_saved(server, drive, pushed_run, tmp_path, asked, epoch):
+    new = RunFolder(tmp_path / "new")
+    told = drive(FETCH, {"folder": str(new.path), "asked": asked})
+    # main holds the finished model alone: the newest epoch is taken.
+    assert told == {"said": [f"fetching tester/model@epoch-{epoch} ..."]}
+    name = f"step_{10 * epoch}"
+    assert hashes(new.checkpoints_dir / name) == hashes(pushed_run.checkpoints_dir / name)
+    assert new.run_record["run_id"] == RUN_ID
+    steps = [json.loads(line)["step"] for line in new.metrics_path.read_text().splitlines()]
+    assert max(steps) == 10 * epoch
+    again = drive(FETCH, {"folder": str(new.path), "asked": asked})
+    assert again == {"said": [f"{new.path} has checkpoints of its own: {asked} is not fetched again"]}
+
+
+def test_what_cannot_be_fetched_is_told_in_a_line(server, start, drive, tmp_path):
+    folder = make_run(tmp_path / "run", epochs=2, is_finished=True)
+    assert start("-m", "mtloop", "push", folder.path, "--hub_model_id", "tester/model").returncode == 0
+    new = str(tmp_path / "new")
+    error = drive(FETCH, {"folder": new, "asked": "hub:tester/model"})["error"]
+    assert "tester/model@main was pushed without what a resume needs (--hub_strategy checkpoint)" in error
+    for asked in ("hub:tester/nowhere", "hub:tester/model@epoch-9", "hub:no name"):
+        error = drive(FETCH, {"folder": new, "asked": asked})["error"]
+        assert error.startswith(f"--resume_from_checkpoint {asked}: cannot be fetched (") and "\n" not in error
+    assert hashes(tmp_path / "new") == {}
+
+
+def test_a_checkpoint_that_changed_on_its_way_is_refused(server, drive, pushed_run, tmp_path):
+    commit = server.repos["tester/model"].commits[1]
+    server.blobs["b" * 64] = b"other weights"
+    commit.files["model.safetensors"] = "b" * 64
+    told = drive(FETCH, {"folder": str(tmp_path / "new"), "asked": "hub:tester/model@epoch-1"})
+    assert "tester/model@epoch-1 is not as it was saved: model.safetensors has 13 bytes" in told["error"]
+
+
+def test_push_pushes_what_is_missing_and_says_so(server, start, tmp_path):
+    folder = make_run(tmp_path / "run", epochs=2)
+    server_titles = lambda: [title for title, _ in server.commits("tester/run")]  # noqa: E731
+    done = start("-m", "mtloop", "push", folder.path)
+    assert done.returncode == 0 and "on the Hub as tester/run: epoch 1, epoch 2" in done.stdout
+    done = start("-m", "mtloop", "push", folder.path)
+    assert done.returncode == 0 and "nothing to push: tester/run has all that is here" in done.stdout
+    write_checkpoint(folder, 3)
+    finish(folder, step=30)
+    folder.write_status("finished", exit_status=3, message="not all was pushed", step=30)
+    server.fail("POST .*/commit/", 403, times=1)
+    done = start("-m", "mtloop", "push", folder.path)
+    assert done.returncode == 3 and f"push what is missing with: python -m mtloop push {folder.path}" in done.stdout
+    assert read_json(folder.status_path)["exit_status"] == 3
+    done = start("-m", "mtloop", "push", folder.path)
+    assert done.returncode == 0
+    assert server_titles() == [*(f"Training in progress, epoch {n}" for n in (1, 2, 3)), "Training complete"]
+    assert read_json(folder.status_path)["exit_status"] == 0
+
+
+def test_push_pushes_one_epoch_and_shows_the_card(server, start, tmp_path):
+    folder = make_run(tmp_path / "run", epochs=3)
+    done = start("-m", "mtloop", "push", folder.path, "--epoch", 2, "--hub_model_id", "team/model")
+    assert done.returncode == 0
+    assert [title for title, _ in server.commits("team/model")] == ["Training in progress, epoch 2"]
+    assert folder.run_record["hub"] == {"repo_id": "team/model", "revision": "main", "license": None}
+    done = start("-m", "mtloop", "push", folder.path, "--epoch", 3, "--show_card")
+    assert done.returncode == 0 and done.stdout.startswith("---\n") and "after epoch 3 of 3" in done.stdout
+    assert len(server.commits("team/model")) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--epoch", "7"], "--epoch 7: no checkpoint of {run} ends this epoch; there: 1, 2"),
+        (["--hub_model_id", "a b/c"], "--push_to_hub: 'a b/c' cannot be a repository's name"),
+        (["--push_timeout", "0"], "--push_timeout: 0.0: give a number above 0"),
+    ],
+)
+def test_mistakes_of_push_are_told_in_a_line(server, start, tmp_path, flags, error):
+    folder = make_run(tmp_path / "run", epochs=2)
+    done = start("-m", "mtloop", "push", folder.path, *flags)
+    assert done.returncode == 2 and done.stderr.startswith(f"mtloop: error: {error.format(run=folder.path)}")
+
+
+def test_push_wants_a_run_folder_that_nobody_trains_in(start, tmp_path):
+    done = start("-m", "mtloop", "push", tmp_path)
+    assert done.returncode == 2 and f"{tmp_path}: no run folder (it has no config.yaml)" in done.stderr
+    folder = make_run(tmp_path / "run", epochs=1)
+    folder.lock(print)
+    try:
+        done = start("-m", "mtloop", "push", folder.path)
+    finally:
+        folder.unlock()
+    assert done.returncode == 2 and "is training in it" in done.stderr
