@@ -92,19 +92,19 @@ def list_entries(folder: RunFolder, *, is_hashing: bool) -> list[Entry]:
     """Describe every checkpoint, by step, then those set aside as damaged; with is_hashing every byte is read."""
     lines = read_json_lines(folder.metrics_path)
     bleus = {line["step"]: line["bleu"] for line in lines if "bleu" in line and "split" not in line}
-    pushed = {line.get("checkpoint") for line in read_json_lines(folder.push_path)}
+    pushed = {line.get("manifest") for line in read_json_lines(folder.push_path)}
     steps = list_checkpoints(folder)
     aside = sorted(
         (int(path.name.removeprefix("damaged_step_")), path) for path in folder.checkpoints_dir.glob("damaged_step_*")
     )
     return [
-        _describe(folder, step, path, bleu=bleus.get(step), is_pushed=path.name in pushed, is_hashing=is_hashing)
+        _describe(folder, step, path, bleu=bleus.get(step), pushed=pushed, is_hashing=is_hashing)
         for step, path in (*steps, *aside)
     ]
 
 
 def _describe(
-    folder: RunFolder, step: int, path: Path, *, bleu: float | None, is_pushed: bool, is_hashing: bool
+    folder: RunFolder, step: int, path: Path, *, bleu: float | None, pushed: set[Any], is_hashing: bool
 ) -> Entry:
     record: dict[str, Any] = {}
     try:
@@ -123,7 +123,7 @@ def _describe(
         epoch=f"{record['epoch']}{cursor}" if record else "?",
         bleu=bleu,
         num_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        is_pushed=is_pushed,
+        is_pushed="sha256" in record and record["sha256"] in pushed,
         names=tuple(link.name for link in links if link.is_symlink() and link.resolve() == path.resolve()),
         damage=damage,
         state=f"damaged: {damage}" if damage else sound,

@@ -645,7 +645,8 @@ def listed(four_saved):
         {"split": "test", "step": 16, "bleu": 99.0},
     ]
     four_saved.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 17, "bl')
-    four_saved.push_path.write_text('{"checkpoint": "step_8", "message": "epoch 1", "commit": "abc"}\n')
+    manifest = read_manifest(four_saved.checkpoints_dir / "step_8")["sha256"]
+    four_saved.push_path.write_text(json.dumps({"part": "epoch 1", "manifest": manifest, "commit": "abc"}) + "\n")
     return four_saved
 
 
@@ -759,7 +760,8 @@ def test_the_final_model_is_the_best_or_the_last(new_trained, folder, is_best, b
     assert source == folder.checkpoints_dir / f"step_{expected}"
     its_files = {name: value for name, value in hashes_of(source).items() if not name.startswith("training/")}
     assert hashes_of(folder.final_dir) == its_files and "model.safetensors" in its_files
-    assert names_in(folder.path) == ["checkpoints", "config.yaml", "final"]
+    assert names_in(folder.path) == ["checkpoints", "config.yaml", "final", "run.json"]
+    assert folder.run_record["final"] == {"step": expected, "manifest": read_manifest(source)["sha256"]}
 
 
 def test_a_final_model_that_cannot_be_written_leaves_the_old_one(new_trained, folder, limit_file_size):
@@ -772,7 +774,7 @@ def test_a_final_model_that_cannot_be_written_leaves_the_old_one(new_trained, fo
         trained.checkpointer.publish_final(is_best=False)
     limit_file_size(2**40)
     assert hashes_of(folder.final_dir) == before
-    assert names_in(folder.path) == ["checkpoints", "config.yaml", "final"]
+    assert names_in(folder.path) == ["checkpoints", "config.yaml", "final", "run.json"]
 
 
 # Weights

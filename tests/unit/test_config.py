@@ -373,10 +373,6 @@ def test_a_token_in_a_file_is_refused_and_not_repeated(tmp_path):
     assert "mine.yaml:2: --hub_token: refused" in line and "SECRET" not in line
 
 
-def test_a_flag_whose_loss_would_publish_is_refused():
-    assert "--hub_private_repo: refused" in refusal(["--hub_private_repo", "true"])
-
-
 # YAML
 
 

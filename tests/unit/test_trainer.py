@@ -474,6 +474,6 @@ def test_a_checkpoint_of_another_run_is_taken_if_its_data_are_the_same(new_run, 
     assert "the checkpoint is of another run" in capsys.readouterr().out and run.state.step == 5
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"data": json.loads(pairs_path.read_text())["data"][:40]}))
-    with pytest.raises(UserError, match="--resume_from_checkpoint .*step_3: it is of another run, with other data"):
+    with pytest.raises(UserError, match="--resume_from_checkpoint .*step_3: it was trained on other data"):
         train(new_run("third", **asked, train_file=path))
     train(new_run("fourth", **asked, train_file=path, allow_changed=True))
