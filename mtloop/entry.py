@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mtloop.run_folder import RunFolder
     from mtloop.runtime import Runtime
 
-STATUS_NOT_PUSHED = 3
 DEMO_LINE = (
     "This is the built-in demo. Your own: --train_file pairs.jsonl --source_lang en --target_lang fr "
     "--model_name_or_path Helsinki-NLP/opus-mt-en-fr"
@@ -132,14 +131,17 @@ def _train_in_folder(config: Config, runtime: Runtime) -> int:
 
 def _push_rest(config: Config, folder: RunFolder, runtime: Runtime) -> int:
     """Push what the Hub lacks of a finished run, where --push_to_hub is given, and return the exit status."""
-    from mtloop.hub.drain import queue_missing
+    from mtloop.hub.drain import STATUS_NOT_PUSHED, note_pushed, queue_missing
     from mtloop.trainer.pushing import drain, open_publisher, settle_target
 
+    with_epochs = config.hub.hub_strategy != "end"
     target = settle_target(config, folder, runtime, is_resumed=True)
     publisher = open_publisher(config, folder, runtime, target)
     if publisher is not None:
-        queue_missing(publisher, with_epochs=config.hub.hub_strategy != "end")
+        queue_missing(publisher, with_epochs=with_epochs)
     unpushed = drain(publisher, runtime, timeout_s=config.hub.push_timeout, stop_signal=None)
+    if publisher is not None:
+        note_pushed(folder, publisher.target, with_epochs=with_epochs)
     return STATUS_NOT_PUSHED if unpushed else 0
 
 
@@ -182,6 +184,7 @@ def _goes_back(config: Config, folder: RunFolder) -> bool:
 
 def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> int:
     from mtloop.build import build_run
+    from mtloop.hub.drain import STATUS_NOT_PUSHED
     from mtloop.trainer import train
     from mtloop.trainer.pushing import drain, drain_alone, open_publisher, settle_target
 
@@ -197,8 +200,8 @@ def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, r
         drain_alone(run, error)
         raise
     unpushed = drain(run.publisher, runtime, timeout_s=config.hub.push_timeout, stop_signal=stop_signal)
-    if run.publisher is not None:
-        run.checkpointer.prune()  # what was kept for the Hub
+    if target is not None:
+        runtime.on_main(run.checkpointer.prune)  # what was kept for the Hub
     status = _status_of(stop_signal)
     if stop_signal is None:
         status = STATUS_NOT_PUSHED if unpushed else 0

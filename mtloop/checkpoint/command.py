@@ -161,7 +161,7 @@ def _prune(run: Path, save_total_limit: int) -> int:
         sound = [entry for entry in entries if not entry.damage and entry.path.name.startswith("step_")]
         kept = {entry.path for entry in sound[-save_total_limit:]}
         stored = folder.stored_config()
-        is_pushing = stored is not None and stored.hub.push_to_hub
+        is_pushing = stored is not None and stored.hub.push_to_hub and stored.hub.hub_strategy != "end"
         for entry in sound:
             if "best" in entry.names or (is_pushing and epoch_of(entry.path) and not entry.is_pushed):
                 kept.add(entry.path)

@@ -20,12 +20,16 @@ RETRIED = (408, 409, 412, 425, 429)
 STOPPING = (401, 403, 404, 413)
 
 
-def settle_client(request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-    """Make the client give up on a silent server, and keep its bars and retries out of the output."""
+def settle_client(request_timeout_s: float | None = None) -> None:
+    """Make the client give up on a silent server, and keep its bars and retries out of the output.
+
+    Args:
+        request_timeout_s: None for REQUEST_TIMEOUT_S.
+    """
 
     def client_with_timeout() -> Any:
         client = default_client_factory()
-        client.timeout = request_timeout_s  # it comes with none
+        client.timeout = request_timeout_s or REQUEST_TIMEOUT_S  # it comes with none
         return client
 
     set_client_factory(client_with_timeout)

@@ -11,14 +11,12 @@ from typing import Any
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.config import HubConfig, UserError
-from mtloop.hub.drain import Drain, is_end_missing, queue_missing
+from mtloop.hub.drain import STATUS_NOT_PUSHED, Drain, note_pushed, queue_missing
 from mtloop.hub.export import files_of
-from mtloop.hub.parts import Part, Target, epoch_part, epochs_to_push, final_part
+from mtloop.hub.parts import Part, Target, epoch_part, final_part
 from mtloop.hub.preflight import check_hub
 from mtloop.hub.publisher import Publisher
-from mtloop.run_folder import RunFolder, read_json
-
-STATUS_NOT_PUSHED = 3
+from mtloop.run_folder import RunFolder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,6 +79,7 @@ def _push(folder: RunFolder, *, epoch: int | None, shows_card: bool, given: dict
 def _push_parts(folder: RunFolder, hub: HubConfig, asked: Part | None, *, base_model: str | None) -> int:
     target = check_hub(hub, output_dir=str(folder.path), run_id=folder.run_record["run_id"], base_model=base_model)
     folder.update_record(hub=asdict(target))
+    with_epochs = hub.hub_strategy != "end"
     publisher = Publisher(
         folder=folder,
         target=target,
@@ -92,7 +91,7 @@ def _push_parts(folder: RunFolder, hub: HubConfig, asked: Part | None, *, base_m
     if asked is not None:
         publisher.push(asked)
     else:
-        queue_missing(publisher, with_epochs=hub.hub_strategy != "end")
+        queue_missing(publisher, with_epochs=with_epochs)
     if not publisher.outcomes:
         print(f"nothing to push: {target.repo_id} has all that is here ({folder.push_path})")
     waiting = Drain(publisher, hub.push_timeout * max(1, len(publisher.outcomes)), print)
@@ -103,15 +102,7 @@ def _push_parts(folder: RunFolder, hub: HubConfig, asked: Part | None, *, base_m
         waiting.finish()
         return 130
     unpushed = waiting.finish()
-    if (
-        not unpushed
-        and folder.is_finished
-        and not epochs_to_push(folder, target)
-        and not is_end_missing(folder, target)
-    ):
-        status = read_json(folder.status_path)
-        message = f"trained {status['step']:,} updates; all is pushed to {target.repo_id}"
-        folder.write_status("finished", exit_status=0, message=message, step=status["step"])
+    note_pushed(folder, target, with_epochs=with_epochs)
     return STATUS_NOT_PUSHED if unpushed else 0
 
 

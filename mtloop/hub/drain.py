@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from mtloop.hub.parts import FINAL, Target, epochs_to_push, final_part, pushed
 from mtloop.hub.publisher import Publisher, push_command
-from mtloop.run_folder import RunFolder
+from mtloop.run_folder import RunFolder, read_json
 
 # After a signal: SIGKILL often follows it within 30 s, and the save has taken some of them.
 GRACE_S = 10.0
+STATUS_NOT_PUSHED = 3  # of train.py and of push
 SLICE_S, PROGRESS_EVERY_S = 0.5, 15.0
 
 
@@ -81,6 +82,15 @@ def queue_missing(publisher: Publisher, *, with_epochs: bool, before_step: int |
         final = final_part(folder)
         assert final is not None
         publisher.push(final)
+
+
+def note_pushed(folder: RunFolder, target: Target, *, with_epochs: bool) -> None:
+    """Give status.json the exit status 0, once a finished run of which something was not pushed is on the Hub."""
+    status = read_json(folder.status_path)
+    is_behind = status.get("exit_status") == STATUS_NOT_PUSHED and folder.is_finished
+    if is_behind and not is_end_missing(folder, target) and not (with_epochs and epochs_to_push(folder, target)):
+        message = f"trained {status['step']:,} updates; all is pushed to {target.repo_id}"
+        folder.write_status("finished", exit_status=0, message=message, step=status["step"])
 
 
 def is_end_missing(folder: RunFolder, target: Target) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mtloop.checkpoint import epoch_of, list_checkpoints
 from mtloop.config import UserError
+from mtloop.hub.upload import is_epoch_tag
 from mtloop.manifest import Damaged, read_manifest
 from mtloop.run_folder import RunFolder, read_json_lines
 
@@ -46,7 +47,7 @@ class Target:
 
     def owns_tag(self, tag: str) -> bool:
         """Whether a tag is named as an epoch of this target."""
-        return re.fullmatch(re.escape(self.tag_prefix) + r"\d+", tag) is not None
+        return is_epoch_tag(tag, self.tag_prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,24 @@ def epoch_part(folder: RunFolder, checkpoint: Path) -> Part | None:
         step=record["step"],
         epoch=epoch,
         run_id=folder.run_record["run_id"],
-        manifest=record.get("sha256", f"format 1, step {record['step']}"),
+        manifest=manifest_hash(record),
     )
+
+
+def manifest_hash(record: dict[str, Any]) -> str:
+    """The hash by which a checkpoint is known; one of format 1 has none and is known by its step."""
+    return str(record.get("sha256", f"format 1, step {record['step']}"))
+
+
+def loss_of(part: Part) -> str:
+    """Say why a part can never be pushed: it is gone, or another by now; "" while it is there."""
+    if part.epoch is None:
+        return "" if part.folder.is_dir() else f"{part.folder} is gone"
+    try:
+        is_same = manifest_hash(read_manifest(part.folder)) == part.manifest
+    except (Damaged, UserError) as error:
+        return f"{part.folder}: {error}"
+    return "" if is_same else f"{part.folder} is another by now"
 
 
 def final_part(folder: RunFolder) -> Part | None:

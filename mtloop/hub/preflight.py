@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, constants
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from mtloop.config import HubConfig, UserError, split_revision
 from mtloop.hub.client import RETRY, reason_of, settle_client, status_of, verdict_of
@@ -83,13 +83,13 @@ def _check_license(target: Target, asked: str | None) -> None:
     """Let the Hub judge the license's name now: it would refuse the first epoch's card."""
     if target.license is None:
         return
-    try:
-        ModelCard(f"---\n{ModelCardData(license=target.license).to_yaml()}\n---\n").validate()
-    except ValueError as error:
+    card = f"---\n{ModelCardData(license=target.license).to_yaml()}\n---\n"
+    # Not ModelCard.validate, which asks huggingface.co whatever HF_ENDPOINT says (huggingface_hub 1.33).
+    answer = get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json={"repoType": "model", "content": card})
+    if answer.status_code == 400:
+        reasons = "; ".join(error["message"] for error in answer.json().get("errors", []))
         flag = f"--hub_license {asked}" if asked else f"the base model's license {target.license!r}"
-        raise UserError(
-            f"{flag}: the Hub refuses it ({reason_of(error)}); give --hub_license, as apache-2.0"
-        ) from error
+        raise UserError(f"{flag}: the Hub refuses it ({reasons}); give --hub_license, as apache-2.0")
 
 
 def license_of(api: HfApi, base_model: str | None) -> str | None:

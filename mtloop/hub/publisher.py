@@ -24,13 +24,14 @@ from huggingface_hub import get_token
 import mtloop
 from mtloop.hub.client import DOUBTFUL, REQUEST_TIMEOUT_S, RETRY, reason_of, without_token
 from mtloop.hub.export import files_of
-from mtloop.hub.parts import Part, Target, record_push
+from mtloop.hub.parts import Part, Target, loss_of, record_push
 from mtloop.hub.upload import DONE, LOST
 from mtloop.run_folder import RunFolder
 
 FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0
 # A push that fails for a reason that may be its own is given up after so many attempts, and with it all later ones.
-MAX_DOUBTFUL = 3
+MAX_DOUBTFUL = 8
+NOT_IN_TIME = "not uploaded in time"
 
 
 @dataclass
@@ -144,6 +145,8 @@ class Publisher:
 
     def _attempt(self, part: Part) -> dict[str, Any]:
         """Run one child, and return its answer."""
+        if reason := loss_of(part):
+            return {"verdict": LOST, "reason": reason, "wait_s": 0.0}
         timeout_s = self.push_timeout_s * 2**self._attempts.num_cut
         job = {
             "repo_id": self.target.repo_id,
@@ -164,7 +167,7 @@ class Publisher:
             asked.seek(0)
             with self._changed:
                 if self._is_stopped:
-                    return {"verdict": RETRY, "reason": "the run ended", "wait_s": 0.0}
+                    return {"verdict": RETRY, "reason": NOT_IN_TIME, "wait_s": 0.0}
                 self._child = start_upload(asked, told, errors)
             try:
                 self._child.wait(timeout_s)
@@ -178,6 +181,8 @@ class Publisher:
             with contextlib.suppress(ValueError):
                 answer: dict[str, Any] = json.loads(told.read())
                 return answer
+            if self._is_stopped:
+                return {"verdict": RETRY, "reason": NOT_IN_TIME, "wait_s": 0.0}
             errors.seek(0)
             last = without_token(errors.read().decode(errors="replace")).strip().rpartition("\n")[2]
             return {"verdict": DOUBTFUL, "reason": last or f"it ended with {self._child.returncode}", "wait_s": 0.0}

@@ -4,8 +4,8 @@ The job is a line of JSON on standard input, the answer one on standard output; 
 process can be killed at any instant. It ends with the process that started it, so that a run that was killed leaves
 nobody behind who pushes what its successor pushes too.
 
-Source: git's compare-and-swap by parentCommit is what keeps a part from being committed twice: the commit is refused
-(412) when anything has come onto the branch since the parts there were looked up.
+No part is committed twice: each is looked up first, and the commit names the one that it was looked up in as its
+parent, so that the Hub refuses it (412) when anything has come onto the branch since.
 """
 
 from __future__ import annotations

@@ -186,6 +186,7 @@ def test_a_hub_that_refuses_stops_the_pushing_and_the_same_command_completes_it(
     again = Training(server, tmp_path / "run")
     assert again.end() == 0
     assert_whole(server, again.folder)
+    assert read_json(again.folder.status_path)["exit_status"] == 0
 
 
 def test_a_run_that_is_told_to_stop_gives_its_pushes_a_grace_and_makes_them_up(server, tmp_path, plain):

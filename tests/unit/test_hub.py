@@ -146,9 +146,9 @@ def test_a_fault_that_passes_loses_and_doubles_nothing(server, open_publisher, t
         (lambda server: server.fail("POST .*/preupload", 403), "403"),
         (lambda server: server.fail("GET .*/commits/", 404), "404"),
         (lambda server: server.fail("PUT ", 413, times=9), "413"),
-        (lambda server: server.fail("POST .*/commit/", 400, times=3), "400"),
+        (lambda server: server.fail("POST .*/commit/", 400, times=8), "400"),
     ],
-    ids=["401", "403", "404", "413", "400 three times"],
+    ids=["401", "403", "404", "413", "400 again and again"],
 )
 def test_a_refusal_stops_the_pushing_with_one_line_and_the_rest_is_pushed_later(
     server, open_publisher, tmp_path, fault, reason
@@ -190,6 +190,19 @@ def test_a_file_that_is_not_as_it_was_saved_is_not_pushed(server, open_publisher
     assert len(unpushed) == 2 and "model.safetensors has another content than was saved" in unpushed[0]
     assert "source.spm cannot be read" in unpushed[1]
     assert titles(server) == EPOCHS[2:]
+
+
+def test_what_is_gone_when_its_turn_comes_is_told_and_the_next_one_arrives(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=3)
+    server.hang("GET .*/commits/", times=1, silence_s=1.0)
+    publisher = open_publisher(folder)
+    queue_missing(publisher, with_epochs=True)
+    while not any("/commits/" in request for request in server.requests):
+        time.sleep(0.01)
+    (folder.checkpoints_dir / "step_20").rename(tmp_path / "away")
+    (line,) = push_all(publisher)
+    assert line == f"epoch 2: {folder.checkpoints_dir / 'step_20'}: training/manifest.json is missing"
+    assert titles(server) == [EPOCHS[0], EPOCHS[2]]
 
 
 def test_an_epoch_trained_anew_takes_its_tag_along(server, open_publisher, tmp_path):

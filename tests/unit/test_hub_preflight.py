@@ -52,10 +52,10 @@ def drive(start):
 
 
 CHECK = """
-import mtloop.hub.preflight
+import mtloop.hub.client, mtloop.hub.preflight
 from dataclasses import asdict
 from mtloop.config import HubConfig, UserError
-mtloop.hub.preflight.settle_client.__defaults__ = (given["request_timeout_s"],)
+mtloop.hub.client.REQUEST_TIMEOUT_S = given["request_timeout_s"]
 told["answers"] = []
 for token, flags, folder in given["cases"]:
     os.environ.pop("HF_TOKEN", None)
