@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["main"]
+__all__ = ["Translator", "main"]
 __version__ = "0.1.0"
 
 
@@ -11,3 +11,12 @@ def main(config: Any = None) -> int:
     from mtloop.entry import main as train
 
     return train(config)
+
+
+def __getattr__(name: str) -> Any:
+    """Import Translator, and torch with it, when it is asked for."""
+    if name == "Translator":
+        from mtloop.translate.translator import Translator
+
+        return Translator
+    raise AttributeError(f"module 'mtloop' has no attribute {name!r}")

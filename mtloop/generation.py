@@ -6,6 +6,7 @@ Must not know references, scores or files. Shape letters: B sentences, S source 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -42,10 +43,40 @@ def deal_batches(
         yield row_ids, {name: tensor.to(runtime.device) for name, tensor in batch.items()}
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Hypothesis:
+    """One translation of one row.
+
+    Attributes:
+        pieces: int64 [T], special tokens included.
+        score: Log-probability in nats per generated token, with beam search as it ranks them.
+    """
+
+    pieces: NDArray[np.int64]
+    score: float
+
+
 def generate_hypotheses(
     model: PreTrainedModel, encoded: Dataset, batches: list[NDArray[np.int64]], runtime: Runtime, *, pad_id: int
 ) -> list[NDArray[np.int64]]:
+    """Translate every row exactly once: generate_n_best without scores and with one translation.
+
+    Returns:
+        N arrays of piece ids by row index, special tokens included, the same on every rank.
+    """
+    table = _generate(model, encoded, batches, runtime, pad_id=pad_id)
+    return _by_row_index(table, len(encoded))
+
+
+def generate_n_best(
+    model: PreTrainedModel,
+    encoded: Dataset,
+    batches: list[NDArray[np.int64]],
+    runtime: Runtime,
+    *,
+    pad_id: int,
+    n_best: int = 1,
+) -> list[list[Hypothesis]]:
     """Translate every row exactly once.
 
     Collective: every rank calls it with the same batches.
@@ -56,20 +87,58 @@ def generate_hypotheses(
         batches: Row indices of each batch, from plan_evaluation; together each of the N rows once.
         runtime: The ranks to share the work with.
         pad_id: The tokenizer's padding id.
+        n_best: Translations of each row, at most the model's beams.
 
     Returns:
-        N arrays of piece ids by row index, special tokens included, the same on every rank.
+        N lists of n_best hypotheses, best first, by row index; the same on every rank.
 
     Raises:
         RuntimeError: when a row came back not exactly once.
     """
+    table = _generate(model, encoded, batches, runtime, pad_id=pad_id, n_best=n_best, with_scores=True)
+    rows = _by_row_index(table, len(encoded) * n_best)
+    found = [Hypothesis(row[1:], float(row[:1].view(np.float64)[0])) for row in rows]
+    return [found[start : start + n_best] for start in range(0, len(found), n_best)]
+
+
+@torch.no_grad()
+def _generate(
+    model: PreTrainedModel,
+    encoded: Dataset,
+    batches: list[NDArray[np.int64]],
+    runtime: Runtime,
+    *,
+    pad_id: int,
+    n_best: int = 1,
+    with_scores: bool = False,
+) -> Tensor:
+    """Gather a table from all ranks: int64 [rows x n_best, 1 or 2 + T], row number, score's bits, pieces."""
     tables = [torch.full((0, 1), NOTHING, dtype=torch.int64, device=runtime.device)]
+    options: dict[str, Any] = {}
+    if with_scores:
+        options = {"num_return_sequences": n_best, "return_dict_in_generate": True, "output_scores": True}
     # One autocast around a whole batch: the bf16 copies of the weights are then made once, not once a piece.
     for row_ids, batch in deal_batches(batches, encoded, runtime, pad_id=pad_id):
         with runtime.accelerator.autocast():
-            pieces = cast(Any, model).generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        tables.append(torch.cat([torch.from_numpy(row_ids).to(pieces.device)[:, None], pieces], dim=1))
-    return _by_row_index(runtime.gather_rows(_stack(tables), pad_id=NOTHING).cpu(), len(encoded))
+            answer = cast(Any, model).generate(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
+            )
+        pieces = answer.sequences if with_scores else answer
+        numbers = (torch.from_numpy(row_ids)[:, None] * n_best + torch.arange(n_best)).flatten().to(pieces.device)
+        columns = [numbers[:, None], pieces]
+        if with_scores:
+            columns.insert(1, _scores(model, answer).cpu().double().view(torch.int64).to(pieces.device)[:, None])
+        tables.append(torch.cat(columns, dim=1))
+    return runtime.gather_rows(_stack(tables), pad_id=NOTHING).cpu()
+
+
+def _scores(model: PreTrainedModel, answer: Any) -> Tensor:
+    """Log-probability per generated token, [B x n_best]: the beam's own, or for a greedy search the mean."""
+    if answer.get("sequences_scores") is not None:
+        return answer.sequences_scores
+    steps = cast(Any, model).compute_transition_scores(answer.sequences, answer.scores, normalize_logits=True)
+    is_real = torch.isfinite(steps) & (answer.sequences[:, -steps.shape[1] :] != model.generation_config.pad_token_id)
+    return steps.masked_fill(~is_real, 0.0).sum(dim=1) / is_real.sum(dim=1).clamp(min=1)
 
 
 def _stack(tables: list[Tensor]) -> Tensor:

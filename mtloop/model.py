@@ -226,13 +226,20 @@ def check_positions(model: PreTrainedModel, *, max_source_length: int, max_targe
     Raises:
         UserError: naming the flag and the most that the model takes.
     """
-    # M2M100 and NLLB extend their table as needed; T5's relative positions have none.
-    if model.config.model_type == "m2m_100" or not hasattr(model.config, "max_position_embeddings"):
+    limit = position_limit(model)
+    if limit is None:
         return
-    limit = model.config.max_position_embeddings
     for flag, length in (("--max_source_length", max_source_length), ("--max_target_length", max_target_length)):
         if length > limit:
             raise UserError(f"{flag} {length}: this model has {limit} positions; give at most {limit}")
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The longest text that a model's table of positions takes, in tokens; None where it takes any."""
+    # M2M100 and NLLB extend their table as needed; T5's relative positions have none.
+    if model.config.model_type == "m2m_100":
+        return None
+    return getattr(model.config, "max_position_embeddings", None)
 
 
 def settle_generation(

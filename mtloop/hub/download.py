@@ -34,6 +34,7 @@ def fetch(folder: RunFolder, asked: str, say: Callable[[str], None]) -> None:
         return
     name, _, revision = asked.removeprefix(HUB).partition("@")
     settle_client()
+    say(f"looking for {asked} ...")
     partial = partial_name(folder.checkpoints_dir / "hub")  # swept by the next start when anything goes wrong
     try:
         revision = revision or _newest_resumable(name)

@@ -118,8 +118,8 @@ def _encode_batch(
     source_prefix: str,
 ) -> dict[str, list[Any]]:
     sources = [source_prefix + text for text in batch["source"]]
-    input_ids, source_is_long = _encode_side(tokenizer, "text", sources, max_source_length)
-    labels, target_is_long = _encode_side(tokenizer, "text_target", batch["target"], max_target_length)
+    input_ids, source_is_long = encode_side(tokenizer, "text", sources, max_source_length)
+    labels, target_is_long = encode_side(tokenizer, "text_target", batch["target"], max_target_length)
     return {
         "input_ids": input_ids,
         "labels": labels,
@@ -128,10 +128,20 @@ def _encode_batch(
     }
 
 
-def _encode_side(
+def encode_side(
     tokenizer: PreTrainedTokenizerBase, side: str, texts: list[str], max_length: int
 ) -> tuple[list[list[int]], list[bool]]:
-    """Encode one side whole, then the few texts over the limit again, so that the tokenizer itself does the cutting."""
+    """Encode one side whole, then the few texts over the limit again, so that the tokenizer itself does the cutting.
+
+    Args:
+        tokenizer: As load_tokenizer or train_tokenizer returned it.
+        side: "text" for sources, "text_target" for targets.
+        texts: N texts, N >= 1.
+        max_length: Cap in tokens, special tokens included.
+
+    Returns:
+        N lists of piece ids, and whether each text was cut.
+    """
     options = {"return_attention_mask": False, "verbose": False}
     ids = tokenizer(**{side: texts}, **options)["input_ids"]
     is_long = [len(row) > max_length for row in ids]

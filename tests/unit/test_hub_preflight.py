@@ -207,7 +207,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(server, drive, pushed_run, tmp_
     new = RunFolder(tmp_path / "new")
     told = drive(FETCH, {"folder": str(new.path), "asked": asked})
     # main holds the finished model alone: the newest epoch is taken.
-    assert told == {"said": [f"fetching tester/model@epoch-{epoch} ..."]}
+    assert told == {"said": [f"looking for {asked} ...", f"fetching tester/model@epoch-{epoch} ..."]}
     name = f"step_{10 * epoch}"
     assert hashes(new.checkpoints_dir / name) == hashes(pushed_run.checkpoints_dir / name)
     assert new.run_record["run_id"] == RUN_ID

@@ -12,7 +12,7 @@ LAYERS = {
     "corpus": 1, "tokenization": 1, "model": 1, "optim": 1, "loader": 1, "runtime": 1, "manifest": 1,
     "run_folder": 1,
     "generation": 2, "checkpoint": 2, "tracking": 2,
-    "evaluate": 3, "hub": 3,
+    "evaluate": 3, "hub": 3, "translate": 3,
     "trainer": 4,
     "build": 5,
     "entry": 6, "selfcheck": 6,

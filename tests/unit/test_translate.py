@@ -1,0 +1,294 @@
+"""translate: every text once and in order, whatever its batch, its file, and what is in it."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import mtloop
+from mtloop.config import HardwareConfig, UserError
+from mtloop.runtime import Runtime
+from mtloop.translate import command
+from mtloop.translate.command import main
+from mtloop.translate.files import Entry, Writer, read_entries
+from mtloop.translate.translator import Translation, Translator, model_folder
+
+
+@pytest.fixture(scope="module")
+def model_path(tiny_model, marian_tokenizer, tmp_path_factory):
+    """A folder that loads: a Marian that has learnt a little, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model.save_pretrained(folder)
+    marian_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def sentences(sample_rows):
+    return [sample_rows[number]["source"] for number in range(60)]
+
+
+@pytest.fixture
+def translator(model_path, runtime):
+    return Translator(str(model_path), num_beams=2, max_target_length=24, runtime=runtime)
+
+
+@pytest.fixture
+def run_command(model_path, fresh_accelerate, capfdbinary):
+    """Run the command; return its status, standard output and error."""
+
+    def run(*words):
+        flags = ["--model", str(model_path), "--num_beams", "1", "--max_target_length", "16", "--cpu_threads", "1"]
+        status = main([*map(str, words), *flags])
+        captured = capfdbinary.readouterr()
+        return status, captured.out.decode(), captured.err.decode()
+
+    return run
+
+
+# Translator
+
+
+def test_a_text_gives_a_text_and_a_list_gives_a_list(translator, sentences):
+    one = translator(sentences[0])
+    assert isinstance(one, str) and one
+    assert translator([sentences[0], "", " \t", sentences[1]])[:3] == [one, "", ""]
+    assert translator([]) == []
+
+
+def test_it_is_what_plain_generate_gives(model_path, marian_tokenizer, tiny_model, translator, sentences):
+    batch = marian_tokenizer(sentences[:1], return_tensors="pt")
+    with torch.no_grad():
+        pieces = tiny_model.generate(**batch, num_beams=2, max_length=24, do_sample=False)
+    expected = marian_tokenizer.batch_decode(pieces, skip_special_tokens=True)
+    assert translator(sentences[:1]) == expected
+
+
+def test_the_batches_change_nothing(model_path, runtime, sentences, translator):
+    expected = translator(sentences)
+    assert len(set(expected)) > 5
+    for budget in (1, 40, 100_000):
+        other = Translator(
+            str(model_path), num_beams=2, max_target_length=24, max_tokens_per_batch=budget, runtime=runtime
+        )
+        assert other(sentences) == expected
+    assert translator(sentences[::-1]) == expected[::-1]
+    assert translator(sentences[:3] * 4) == expected[:3] * 4
+
+
+def test_the_best_come_first_with_their_scores(model_path, runtime, sentences):
+    translator = Translator(str(model_path), num_beams=4, n_best=3, max_target_length=24, runtime=runtime)
+    found = translator.translate(sentences[:8])
+    for candidates in found:
+        scores = [candidate.score for candidate in candidates]
+        assert len(candidates) == 3 and scores == sorted(scores, reverse=True) and scores[0] < 0
+    with pytest.raises(UserError, match="--n_best 3: --num_beams is 2; give at least as many beams"):
+        Translator(str(model_path), num_beams=2, n_best=3, runtime=runtime)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_score_is_the_mean_log_probability_of_the_pieces(
+    model_path, runtime, marian_tokenizer, tiny_model, num_beams, sentences
+):
+    translator = Translator(str(model_path), num_beams=num_beams, max_target_length=40, runtime=runtime)
+    (found,) = translator.translate(sentences[:1])[0]
+    assert not found.is_cut
+    batch = marian_tokenizer(sentences[:1], return_tensors="pt")
+    with torch.no_grad():
+        pieces = tiny_model.generate(**batch, num_beams=num_beams, max_length=40, do_sample=False)
+        logits = tiny_model(**batch, decoder_input_ids=pieces[:, :-1]).logits
+    # generate never lets the padding piece through (bad_words_ids), and norms over what is left.
+    logits[:, :, marian_tokenizer.pad_token_id] = -torch.inf
+    steps = logits.log_softmax(dim=-1).gather(2, pieces[:, 1:, None])
+    # Beam search norms before it strikes the padding piece out, greedy search after: the piece is all but impossible.
+    assert found.score == pytest.approx(steps.mean().item(), abs=2e-2)
+
+
+def test_what_is_cut_is_told(model_path, runtime, sentences):
+    translator = Translator(str(model_path), num_beams=1, max_source_length=4, max_target_length=3, runtime=runtime)
+    (short,), (long,) = translator.translate(["Yes", sentences[0]])
+    assert (short.is_source_cut, long.is_source_cut, long.is_cut) == (False, True, True)
+
+
+def test_lengths_beyond_the_model_are_refused(model_path, runtime):
+    with pytest.raises(UserError, match="--max_source_length 9999: this model has 512 positions"):
+        Translator(str(model_path), max_source_length=9999, runtime=runtime)
+
+
+def test_a_model_that_is_not_there_is_named_by_its_flag_here(runtime, tmp_path):
+    with pytest.raises(UserError, match=r"^--model '.*nowhere': there is no such folder"):
+        Translator(str(tmp_path / "nowhere"), runtime=runtime)
+
+
+def test_a_run_folder_means_its_final_model_else_its_newest_checkpoint(tmp_path):
+    assert model_folder("team/model@v1") == "team/model@v1"
+    assert model_folder(str(tmp_path)) == str(tmp_path)
+    for name in ("checkpoints/step_9", "checkpoints/step_10", "final"):
+        (tmp_path / name).mkdir(parents=True)
+    assert model_folder(str(tmp_path)) == str(tmp_path / "checkpoints" / "step_10")
+    (tmp_path / "final" / "config.json").write_text("{}")
+    assert model_folder(str(tmp_path)) == str(tmp_path / "final")
+    (tmp_path / "config.json").write_text("{}")
+    assert model_folder(str(tmp_path)) == str(tmp_path)
+
+
+def test_the_package_offers_it_and_is_light_without_it(model_path, fresh_accelerate):
+    assert mtloop.Translator is Translator
+    with pytest.raises(AttributeError, match="no attribute 'Translater'"):
+        mtloop.Translater  # noqa: B018
+    translator = mtloop.Translator(str(model_path), num_beams=1, runtime=Runtime(HardwareConfig(cpu_threads=1)))
+    assert isinstance(translator("Yes"), str)
+    translator.close()
+
+
+# Files
+
+
+def entries(content, name, **places):
+    return list(read_entries(io.BytesIO(content), name, **{"column": None, "source_lang": "en", **places}))
+
+
+def test_only_newlines_end_a_line():
+    content = "\ufeffa\x0bb\x0cc\u2028d\x85e\r\n\n \nf\rg".encode()
+    assert entries(content, "x.txt") == [
+        Entry("a\x0bb\x0cc\u2028d\x85e", "\r\n"), Entry("", "\n"), Entry(" ", "\n"), Entry("f\rg", ""),
+    ]  # fmt: skip
+    assert entries(b"", "x.txt") == []
+
+
+def test_rows_name_their_text():
+    rows = ['{"translation": {"en": "a", "fr": "b"}, "id": 7}', "", '{"en": "c"}', '{"source": "d"}', '{"text": "e"}']
+    found = entries("\n".join(rows).encode(), "x.jsonl")
+    assert [entry.text for entry in found] == ["a", "c", "d", "e"] and found[0].origin["id"] == 7
+    assert [entry.text for entry in entries(b'{"m": "a", "en": "b"}', "x.jsonl", column="m")] == ["a"]
+    table = b'id\ten\n1\t"a ""quoted""\tb"\n2\tc\n'
+    assert [entry.text for entry in entries(table, "x.tsv")] == ['a "quoted"\tb', "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("x.txt", b"a\n\xff\n", r"x.txt:2: no UTF-8 \(byte 1\)"),
+        ("x.jsonl", b'{"en": "a"}\nnot\n', "x.jsonl:2: no JSON"),
+        ("x.jsonl", b"[1]\n", "x.jsonl:1: no object"),
+        (
+            "x.jsonl",
+            b'{"de": "a", "id": 1}\n',
+            "x.jsonl:1: no column en or source or text; give --source_column; there: de, id",
+        ),
+        ("x.jsonl", b'{"en": 5}\n', "x.jsonl:1: en is no text but 5"),
+        ("x.csv", b"en,id\na\n", "x.csv:2: fewer fields than the first line names"),
+        ("x.csv", b"en\na,b\n", "x.csv:2: more fields than the first line names"),
+        ("x.csv", b'en\n"a\n', "x.csv: cannot be read as a table"),
+    ],
+)
+def test_a_broken_line_is_named(name, content, reason):
+    with pytest.raises(UserError, match=reason):
+        entries(content, name)
+
+
+def write(name, rows, *, n_best=1, with_scores=False):
+    file = io.BytesIO()
+    writer = Writer(file, name, n_best=n_best, with_scores=with_scores)
+    for entry, candidates in rows:
+        writer.write([entry], [candidates])
+    return file.getvalue().decode()
+
+
+def test_the_output_is_of_the_kind_that_its_name_says():
+    best, other = Translation(text="x\ny", score=-0.5), Translation(text='"z"', score=-1.25)
+    rows = [(Entry("a", "\r\n"), [best]), (Entry("b", ""), [other])]
+    assert write("o.txt", rows) == 'x y\r\n"z"'
+    assert write("o.txt", rows, with_scores=True) == '0 ||| x y ||| -0.5000\r\n1 ||| "z" ||| -1.2500\n'
+    assert write("o.txt", [(Entry("a", "\n"), [best, other])], n_best=2) == '0 ||| x y\n0 ||| "z"\n'
+    assert [json.loads(line) for line in write("o.jsonl", rows).splitlines()] == [
+        {"source": "a", "hypothesis": "x\ny"}, {"source": "b", "hypothesis": '"z"'},
+    ]  # fmt: skip
+    row = Entry("a", {"id": "7", "en": "a"})
+    assert json.loads(write("o.jsonl", [(row, [best, other])], n_best=2, with_scores=True)) == {
+        "id": "7", "en": "a", "hypothesis": ["x\ny", '"z"'], "score": [-0.5, -1.25],
+    }  # fmt: skip
+    table = write("o.csv", [(row, [best]), (row, [other])], with_scores=True)
+    assert list(csv.DictReader(io.StringIO(table))) == [
+        {"id": "7", "en": "a", "hypothesis": "x\ny", "score": "-0.5000"},
+        {"id": "7", "en": "a", "hypothesis": '"z"', "score": "-1.2500"},
+    ]
+
+
+# The command
+
+
+def test_a_file_is_translated_line_by_line(run_command, sentences, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "BLOCK_SIZE", 7)  # several blocks
+    source, target = tmp_path / "in.txt", tmp_path / "new" / "out.txt"
+    source.write_text("\n".join([*sentences[:20], "", sentences[0]]))
+    status, out, err = run_command(source, "-o", target)
+    assert (status, out) == (0, "") and "Traceback" not in err
+    lines = target.read_text().split("\n")
+    assert len(lines) == 22 and lines[20] == "" and lines[21] == lines[0] != ""
+    assert [path.name for path in target.parent.iterdir()] == ["out.txt"]
+    status, out, _ = run_command(source)
+    assert (status, out) == (0, target.read_text())
+
+
+def test_standard_input_and_sentences(run_command, sentences, monkeypatch):
+    status, expected, _ = run_command("--text", sentences[0], "--text", sentences[1])
+    assert status == 0 and len(expected.splitlines()) == 2
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(sentences[:2]).encode())))
+    status, out, _ = run_command("-")
+    assert (status, out) == (0, expected.removesuffix("\n"))
+
+
+def test_several_files_go_into_a_folder(run_command, sentences, tmp_path):
+    (tmp_path / "a.txt").write_text(sentences[0])
+    (tmp_path / "b.jsonl").write_text(json.dumps({"source": sentences[0], "id": 1}))
+    (tmp_path / "c.txt").write_text("")
+    names = [tmp_path / name for name in ("a.txt", "b.jsonl", "c.txt")]
+    status, _, _ = run_command(*names, "-o", tmp_path / "out")
+    assert status == 0
+    best = (tmp_path / "out" / "a.txt").read_text()
+    row = json.loads((tmp_path / "out" / "b.jsonl").read_text())
+    assert row == {"source": sentences[0], "id": 1, "hypothesis": best}
+    assert (tmp_path / "out" / "c.txt").read_text() == ""
+
+
+def test_what_is_cut_is_counted_and_named(run_command, sentences, tmp_path):
+    (tmp_path / "a.txt").write_text(f"Yes\n\n{sentences[0]}\n")
+    status, _, err = run_command(tmp_path / "a.txt", "--max_source_length", "4")
+    assert status == 0
+    assert "a.txt: 1 over the longest source and cut (--max_source_length 4): number 3" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "give FILE... (- for standard input), or --text SENTENCE, and not both"),
+        (["{in}", "--text", "a"], "give FILE... (- for standard input), or --text SENTENCE, and not both"),
+        (["{in}", "--n_best", "0"], "--n_best 0: give a whole number of at least 1"),
+        (["{in}", "--num_beams", "x"], "argument --num_beams: invalid int value: 'x'"),
+        (["{in}x"], "{in}x: no such file"),
+        (["{in}", "{dir}"], "several files need -o FOLDER"),
+        (["{in}", "-o", "{in}"], "-o {in}: that is the input itself; give another"),
+        (["{in}", "-o", "{in}/out.txt"], "-o {in}/out.txt: "),
+        (["{in}", "--beams", "4"], "unrecognized arguments: --beams 4"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run_command, tmp_path, words, reason):
+    source = tmp_path / "in.txt"
+    source.write_text("Yes\n")
+    places = {"in": source, "dir": tmp_path}
+    status, out, err = run_command(*[word.format(**places) for word in words])
+    (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]
+    assert status == 2 and out == "" and line.startswith(f"mtloop: error: {reason.format(**places)}")
+
+
+def test_a_broken_line_leaves_no_half_output(run_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "BLOCK_SIZE", 1)
+    (tmp_path / "in.jsonl").write_text('{"source": "Yes"}\nnot\n')
+    status, _, err = run_command(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")
+    assert status == 2 and "in.jsonl:2: no JSON" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+    assert not Path(tmp_path / "out.jsonl").exists()
