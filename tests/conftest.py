@@ -30,6 +30,14 @@ def is_full(request) -> bool:
     return request.config.getoption("--full")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave what is marked `full` to --full."""
+    if not config.getoption("--full"):
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="runs with --full"))
+
+
 SHARED_DATA = PROJECT.parent / "shared" / "data"
 
 

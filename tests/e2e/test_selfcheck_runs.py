@@ -38,6 +38,7 @@ def test_the_demo_passes_on_two_processes(tmp_path):
     assert not list(tmp_path.glob("mtloop-*"))  # the launcher leaves folders of its own
 
 
+@pytest.mark.full
 def test_real_data_pass(kde_path, tmp_path):
     """As a user would: 3,000 pairs of KDE English-French, a new tokenizer, one process."""
     path = tmp_path / "kde.jsonl"
@@ -74,7 +75,11 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+# One of them in every run of the tests; each takes half a minute.
+EACH = [pytest.param(name, marks=[pytest.mark.full] if number else []) for number, name in enumerate(BROKEN)]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_a_broken_invariant_is_found(tmp_path, name):
     file, line, instead, expected = BROKEN[name]
     shutil.copytree(PROJECT / "mtloop", tmp_path / "mtloop", ignore=shutil.ignore_patterns("__pycache__"))
