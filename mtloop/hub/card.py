@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -184,6 +185,9 @@ def _usage(facts: Facts) -> str:
         languages = f', src_lang="{data.source_lang}", tgt_lang="{data.target_lang}"'
     text = _source_text(facts, next((row["source"] for row in choose(facts.examples)), "..."))
     name = target.repo_id + ("" if target.revision == MAIN_BRANCH else f"@{target.revision}")
+    options = f" --source_lang {data.source_lang} --target_lang {data.target_lang}" if languages else ""
+    if data.source_prefix:
+        options += f" --source_prefix {shlex.quote(data.source_prefix)}"
     codes = f" --source_lang {data.source_lang} --target_lang {data.target_lang}" if data.source_lang else ""
     return f"""## How to use it
 
@@ -199,9 +203,10 @@ output = model.generate(**batch)  # beams, length and target language are in its
 print(tokenizer.batch_decode(output, skip_special_tokens=True))
 ```
 
-With mtloop, fine-tune it on your own sentence pairs:
+With mtloop, translate files, or fine-tune it on your own sentence pairs:
 
 ```bash
+python -m mtloop translate FILE -o OUT --model {name}{options}
 accelerate launch train.py --model_name_or_path {name} --train_file pairs.jsonl{codes}
 ```"""
 

@@ -44,7 +44,8 @@ def main() -> None:
                 pushing = ["--push_to_hub", "--hub_model_id", f"tester/run-{number}"]
                 # One upload more than the end of the run lets the last epoch arrive or be cut: not measured.
                 pushing += ["--push_timeout", str(given.upload_s * 1.5)]
-                more = pushing if name == "with pushes" else []
+                # Other weights each time: the server would know the ones it has.
+                more = ["--seed", str(number), *(pushing if name == "with pushes" else [])]
                 num_before = sum(request.startswith("PUT") for request in server.requests)
                 times.append(
                     loop_seconds(Path(home) / f"{name}-{number}", *flags, *more, **settings, HF_TOKEN=WRITE_TOKEN)

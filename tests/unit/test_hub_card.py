@@ -131,6 +131,8 @@ def test_the_snippet_names_branch_and_languages(tmp_path):
     facts = collect(folder, part, Target(repo_id="team/en-fr", revision="big"), record=read_manifest(step))
     text = write_card(facts)
     assert 'from_pretrained("team/en-fr", revision="big", src_lang="en", tgt_lang="fr")' in text
+    options = "--source_lang en --target_lang fr --source_prefix 'translate: '"
+    assert f"mtloop translate FILE -o OUT --model team/en-fr@big {options}" in text
     assert 'tokenizer(["translate: source 0"]' in text and "--model_name_or_path team/en-fr@big" in text
 
 
