@@ -4,6 +4,7 @@ Must not know tokenizers, ranks or models. All rows live in memory-mapped Arrow 
 private memory of a process does not grow with the corpus, and a second process finds the first one's files.
 """
 
-from mtloop.corpus.load import Corpus, describe, load_corpus
+from mtloop.corpus.load import Corpus, describe, load_corpus, load_test_set
+from mtloop.corpus.rows import Columns
 
-__all__ = ["Corpus", "describe", "load_corpus"]
+__all__ = ["Columns", "Corpus", "describe", "load_corpus", "load_test_set"]

@@ -68,6 +68,28 @@ def load_corpus(data: DataConfig, *, trust_remote_code: bool = False, cache_dir:
         raise RunFailed(f"cannot write the rows to the datasets cache (HF_DATASETS_CACHE, HF_HOME): {error}") from error
 
 
+def load_test_set(
+    flag: str, files: list[str], columns: Columns, *, cache_dir: str | None = None
+) -> tuple[Dataset, dict[str, Any]]:
+    """Load files to score on: rows of source and target, and the counts of what was dropped.
+
+    Args:
+        flag: What named the files, for messages.
+        files: One file of rows, several, a glob, or two aligned text files, source first.
+        columns: Where the texts stand.
+        cache_dir: As in load_corpus.
+
+    Raises:
+        UserError: for whatever the user can mend.
+        RunFailed: for a cache that cannot be written.
+    """
+    try:
+        rows, counts = _drop(flag, load_files(flag, files, columns, Store(cache_dir, False)).rows)
+    except OSError as error:
+        raise RunFailed(f"cannot write the rows to the datasets cache (HF_DATASETS_CACHE, HF_HOME): {error}") from error
+    return rows.select_columns(["index", "source", "target"]), {**counts, "kept": len(rows)}
+
+
 def describe(report: dict[str, Any]) -> list[str]:
     """Return one line per split for a human: rows loaded, dropped by reason, kept."""
     lines = []
