@@ -216,6 +216,15 @@ def tiny_model(short_set, marian_tokenizer):
 
 
 @pytest.fixture(scope="session")
+def model_path(tiny_model, marian_tokenizer, tmp_path_factory) -> Path:
+    """A folder that loads: tiny_model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model.save_pretrained(folder)
+    marian_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_configs(marian_tokenizer):
     """A config of each seq2seq family by name, one layer of width 16 a side, for the vocabulary of marian_tokenizer."""
     from transformers import BartConfig, M2M100Config, MarianConfig, MBartConfig, PegasusConfig, T5Config

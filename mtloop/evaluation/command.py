@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from mtloop.config import Config, HardwareConfig, RunFailed, UserError
+from mtloop.config import Config, UserError
 from mtloop.run_folder import RunFolder, write_atomically
+from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime
 
 if TYPE_CHECKING:
     from mtloop.metrics import Interval
     from mtloop.runtime import Runtime
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,25 +55,12 @@ class Verdict:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command. Collective: every process of a launch calls it.
-
-    Returns:
-        0; 1 when it failed; 2 for a mistake of the user; 130 for Ctrl-C.
-    """
-    try:
-        given = _parser().parse_args(argv)
-        _check(given)
-        return _evaluate(given)
-    except (UserError, RunFailed) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"mtloop: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        return 130
+    """Run the command and return its status. Collective: every process of a launch calls it."""
+    return reported(_evaluate, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="mtloop evaluate",
         description="Translate test sets and score them with sacreBLEU: BLEU, chrF and TER, 95 %% confidence intervals "
         "by bootstrap, and the difference from a baseline with its p-value.",
@@ -93,25 +74,15 @@ def _parser() -> argparse.ArgumentParser:
         "validation and test rows)")  # fmt: skip
     for name in ("source_lang", "target_lang", "source_column", "target_column", "source_prefix"):
         add(f"--{name}", metavar="TEXT", help="as in train.py (none: as the run of --model was trained)")
-    add("--num_beams", type=int, metavar="N", help="beams of the search (none: the model's own, else 4)")
-    add("--max_tokens_per_batch", type=int, default=2000, metavar="N", help="source tokens of a batch: memory (2000)")
     add("--max_samples", type=int, metavar="N", help="the first N rows of each test set")
     add("--num_resamples", type=int, default=1000, metavar="N", help="of the bootstrap (1000)")
     add("-o", "--output", metavar="DIR", help="a folder for report.json and the hypotheses of each test set")
-    add(
-        "--mixed_precision", choices=("no", "bf16", "fp16", "auto"), help="arithmetic (none: what the launch file says)"
-    )
-    add("--use_cpu", action="store_true", help="although an accelerator is present")
-    add("--cpu_threads", type=int, metavar="N", help="CPU threads a process (none: the cores shared out)")
-    add("--trust_remote_code", action="store_true", help="run code that the model's repository brings along")
+    add_model_flags(parser)
     return parser
 
 
 def _check(given: argparse.Namespace) -> None:
-    for name in ("num_beams", "max_tokens_per_batch", "max_samples", "num_resamples"):
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: give a whole number of at least 1")
+    check_counts(given, "num_beams", "max_tokens_per_batch", "max_samples", "num_resamples")
     names = [_named(text)[0] for text in given.test_set]
     if len(set(names)) < len(names):
         raise UserError(f"--test_set: two of the same name ({', '.join(names)}); call them NAME=FILE")
@@ -126,14 +97,10 @@ def _named(text: str) -> tuple[str, list[str]]:
     return name or Path(paths[0]).name.split(".")[0], paths
 
 
-def _evaluate(given: argparse.Namespace) -> int:
-    from mtloop.runtime import Runtime
-    from mtloop.tracking import silence_libraries
-
-    silence_libraries()
-    runtime = Runtime(
-        HardwareConfig(mixed_precision=given.mixed_precision, use_cpu=given.use_cpu, cpu_threads=given.cpu_threads)
-    )
+def _evaluate(argv: Sequence[str]) -> None:
+    given = _parser().parse_args(argv)
+    _check(given)
+    runtime = start_runtime(given)
     try:
         trained = stored_config(given.model)
         for name in ("source_lang", "target_lang", "source_column", "target_column", "source_prefix"):
@@ -145,7 +112,6 @@ def _evaluate(given: argparse.Namespace) -> int:
         runtime.on_main(lambda: _write(Path(given.output), given, verdicts) if given.output else None)
     finally:
         runtime.close()
-    return 0
 
 
 def stored_config(model: str) -> Config | None:

@@ -10,11 +10,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtloop.checkpoint.folders import partial_name
-from mtloop.config import HardwareConfig, RunFailed, UserError
+from mtloop.config import UserError
 from mtloop.translate.files import Entry, Writer, opened, read_entries
+from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime
 
 if TYPE_CHECKING:
     from mtloop.translate.translator import Translation
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 # Texts that are sorted and batched together: more need fewer padded tokens, and wait longer for the first.
 BLOCK_SIZE = 4096
 MAX_SHOWN = 5
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 @dataclass
@@ -63,28 +59,12 @@ class Warnings:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command. Collective: every process of a launch calls it.
-
-    Returns:
-        0; 1 when it failed; 2 for a mistake of the user; 130 for Ctrl-C.
-    """
-    is_main = os.environ.get("RANK", "0") == "0"
-    try:
-        given = _parser().parse_args(argv)
-        return _translate(given)
-    except (UserError, RunFailed) as error:
-        if is_main:
-            print(f"mtloop: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except BrokenPipeError:  # whoever read the output has gone (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 130
+    """Run the command and return its status. Collective: every process of a launch calls it."""
+    return reported(_translate, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="mtloop translate",
         description="Translate files in order, every line once. `accelerate launch -m mtloop translate ...` spreads "
         "them over processes.",
@@ -100,28 +80,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--target_lang", metavar="CODE", help="for models of several languages")
     add("--source_prefix", metavar="TEXT", help="put before every text, for T5 models")
     add("--source_column", metavar="NAME", help="where the text of a row stands (none: source_lang, source, text)")
-    add("--num_beams", type=int, metavar="N", help="beams of the search (none: the model's own, else 4)")
     add("--n_best", type=int, default=1, metavar="N", help="translations of each text, as `number ||| translation`")
     add("--scores", action="store_true", help="add the log-probability per token")
-    add("--max_tokens_per_batch", type=int, default=2000, metavar="N", help="source tokens of a batch: memory (2000)")
     add("--max_source_length", type=int, metavar="N", help="longest text, in tokens (none: all that the model takes)")
     add("--max_target_length", type=int, metavar="N", help="longest translation, in tokens (none: the model's own)")
-    add(
-        "--mixed_precision", choices=("no", "bf16", "fp16", "auto"), help="arithmetic (none: what the launch file says)"
-    )
-    add("--use_cpu", action="store_true", help="although an accelerator is present")
-    add("--cpu_threads", type=int, metavar="N", help="CPU threads a process (none: the cores shared out)")
-    add("--trust_remote_code", action="store_true", help="run code that the model's repository brings along")
+    add_model_flags(parser)
     return parser
 
 
 def _check(given: argparse.Namespace) -> None:
     if bool(given.files) == bool(given.text):
         raise UserError("give FILE... (- for standard input), or --text SENTENCE, and not both")
-    for name in ("num_beams", "n_best", "max_tokens_per_batch", "max_source_length", "max_target_length"):
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: give a whole number of at least 1")
+    check_counts(given, "num_beams", "n_best", "max_tokens_per_batch", "max_source_length", "max_target_length")
     if len(given.files) > 1 and (given.output is None or Path(given.output).is_file()):
         raise UserError("several files need -o FOLDER, where each gets a file of its name")
     names = [Path(name).name for name in given.files]
@@ -140,16 +110,12 @@ def _output_of(name: str, given: argparse.Namespace) -> Path:
     return output / (Path(name).name if name != "-" else "stdin.txt") if is_folder else output
 
 
-def _translate(given: argparse.Namespace) -> int:
+def _translate(argv: Sequence[str]) -> None:
+    given = _parser().parse_args(argv)
     _check(given)
-    from mtloop.runtime import Runtime
-    from mtloop.tracking import silence_libraries
     from mtloop.translate.translator import Translator
 
-    silence_libraries()
-    runtime = Runtime(
-        HardwareConfig(mixed_precision=given.mixed_precision, use_cpu=given.use_cpu, cpu_threads=given.cpu_threads)
-    )
+    runtime = start_runtime(given)
     names = ("model", "source_lang", "target_lang", "source_prefix", "num_beams", "n_best", "max_tokens_per_batch",
              "max_source_length", "max_target_length", "trust_remote_code")  # fmt: skip
     try:
@@ -158,7 +124,6 @@ def _translate(given: argparse.Namespace) -> int:
             _translate_file(translator, name, given)
     finally:
         runtime.close()
-    return 0
 
 
 def _translate_file(translator: Any, name: str | None, given: argparse.Namespace) -> None:

@@ -16,15 +16,6 @@ BAD = [text.replace("folder", "house").replace("file", "door") if i % 2 else "no
 NEAR = [REFERENCES[0].replace("opens", "closes"), *BAD[1:]]
 
 
-@pytest.fixture(scope="module")
-def model_path(tiny_model, marian_tokenizer, tmp_path_factory):
-    """A Marian that has learnt a little, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model.save_pretrained(folder)
-    marian_tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def rows_path(sample_rows, tmp_path):
     path = tmp_path / "news.jsonl"

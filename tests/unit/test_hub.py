@@ -66,6 +66,12 @@ def push_all(publisher, *, timeout_s=40.0):
     return waiting.finish()
 
 
+def wait_for(server, text):
+    """Wait for a request that holds the text."""
+    while not any(text in request for request in server.requests):
+        time.sleep(0.01)
+
+
 def titles(server, branch="main"):
     return [message for message, _ in server.commits(REPO, branch)]
 
@@ -197,8 +203,7 @@ def test_what_is_gone_when_its_turn_comes_is_told_and_the_next_one_arrives(serve
     server.hang("GET .*/commits/", times=1, silence_s=1.0)
     publisher = open_publisher(folder)
     queue_missing(publisher, with_epochs=True)
-    while not any("/commits/" in request for request in server.requests):
-        time.sleep(0.01)
+    wait_for(server, "/commits/")
     (folder.checkpoints_dir / "step_20").rename(tmp_path / "away")
     (line,) = push_all(publisher)
     assert line == f"epoch 2: {folder.checkpoints_dir / 'step_20'}: training/manifest.json is missing"
@@ -292,8 +297,7 @@ def test_a_silent_server_holds_up_neither_push_nor_end_and_its_checkpoints_stay(
     start = time.monotonic()
     queue_missing(publisher, with_epochs=True)
     assert time.monotonic() - start < 1
-    while not any(request.startswith("PUT") for request in server.requests):
-        time.sleep(0.01)
+    wait_for(server, "PUT ")
     (child,) = psutil.Process().children()
     unpushed = push_all(publisher, timeout_s=1.0)
     assert time.monotonic() - start < 8
@@ -339,8 +343,7 @@ def test_a_push_ends_with_the_run_that_is_killed(server, open_publisher, tmp_pat
     folder = make_run(tmp_path, epochs=1)
     server.hang("POST .*/commit/", times=1)
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), REPO], cwd=PROJECT)
-    while not any("/commit/" in request for request in server.requests):
-        time.sleep(0.01)
+    wait_for(server, "/commit/")
     (child,) = psutil.Process(parent.pid).children()
     parent.send_signal(signal.SIGKILL)
     parent.wait()
@@ -354,8 +357,7 @@ def test_a_push_ignores_the_signals_that_are_meant_for_the_run(server, open_publ
     server.hang("POST .*/commit/", times=1, silence_s=1.0)
     publisher = open_publisher(make_run(tmp_path, epochs=1))
     queue_missing(publisher, with_epochs=True)
-    while not any("/commit/" in request for request in server.requests):
-        time.sleep(0.01)
+    wait_for(server, "/commit/")
     (child,) = psutil.Process().children()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         child.send_signal(number)
@@ -366,8 +368,7 @@ def test_the_token_comes_by_the_environment_alone(server, open_publisher, tmp_pa
     server.hang("POST .*/commit/", times=1, silence_s=1.0)
     publisher = open_publisher(make_run(tmp_path, epochs=1))
     queue_missing(publisher, with_epochs=True)
-    while not any("/commit/" in request for request in server.requests):
-        time.sleep(0.01)
+    wait_for(server, "/commit/")
     (child,) = psutil.Process().children()
     assert child.environ()["HF_TOKEN"] == WRITE_TOKEN and WRITE_TOKEN not in " ".join(child.cmdline())
     assert push_all(publisher) == []

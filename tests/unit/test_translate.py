@@ -17,15 +17,6 @@ from mtloop.translate.files import Entry, Writer, read_entries
 from mtloop.translate.translator import Translation, Translator, model_folder
 
 
-@pytest.fixture(scope="module")
-def model_path(tiny_model, marian_tokenizer, tmp_path_factory):
-    """A folder that loads: a Marian that has learnt a little, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model.save_pretrained(folder)
-    marian_tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def sentences(sample_rows):
     return [sample_rows[number]["source"] for number in range(60)]
