@@ -4,13 +4,14 @@ Must not know a model's tokenizer, ranks or files. Shape letter: N segments. A s
 corpus, never averaged over batches.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
+
+from mtloop.languages import base_code
 
 NUM_RESAMPLES = 1000
 _DEFAULT_TOKENIZER = "13a"
@@ -21,8 +22,6 @@ _TOKENIZERS_BY_LANGUAGE = {
     "ja": ("ja-mecab", "char"),
     "ko": ("ko-mecab", "char"),
 }
-# Three-letter codes as NLLB writes them (zho_Hans, jpn_Jpan, kor_Hang).
-_TWO_LETTER_CODES = {"zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +189,7 @@ def _check_counts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
 
 
 def _bleu_metric(target_lang: str | None) -> BLEU:
-    language = re.split("[-_]", target_lang or "")[0].lower()
-    language = _TWO_LETTER_CODES.get(language, language)
+    language = base_code(target_lang) if target_lang else ""
     *preferred, last = _TOKENIZERS_BY_LANGUAGE.get(language, (_DEFAULT_TOKENIZER,))
     for name in preferred:
         try:

@@ -91,7 +91,8 @@ def _convert(
     local: tuple[Any, dict[str, list[InputFile]]],
 ) -> Raw:
     columns.check(f"{name} ({split})", rows.column_names, languages_in(rows.features.arrow_schema))
-    wanted = [column for column in dict.fromkeys((TRANSLATION, *columns.names)) if column in rows.column_names]
+    names = [columns.key(name, rows.column_names) for name in columns.names]
+    wanted = [column for column in dict.fromkeys((TRANSLATION, *names)) if column in rows.column_names]
     packed = store.convert(rows.select_columns(wanted), columns)
     content, files = local
     if content is None:

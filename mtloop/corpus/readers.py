@@ -133,7 +133,8 @@ def _parquet_rows(file: InputFile, columns: Columns) -> Iterator[Mapping[str, An
         with pq.ParquetFile(file.path, memory_map=True) as table:
             schema = table.schema_arrow
             columns.check(file.name, schema.names, languages_in(schema))
-            wanted = [name for name in (TRANSLATION, *columns.names) if name in schema.names]
+            names = [columns.key(name, schema.names) for name in columns.names]
+            wanted = [name for name in (TRANSLATION, *names) if name in schema.names]
             for batch in table.iter_batches(batch_size=_PARQUET_BATCH, columns=wanted):
                 yield from batch.to_pylist()
     except UserError:

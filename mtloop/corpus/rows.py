@@ -9,9 +9,10 @@ from typing import Any
 from datasets import Features, Value
 
 from mtloop.config import UserError
+from mtloop.languages import find_key
 
 # Part of every cache key and fingerprint: raise it when the same input gives other rows than before.
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 # The number stored with each row is the position here; 0 is a row that is kept.
 REASONS = ("kept", "missing_language", "wrong_type", "empty")
 RAW_FEATURES = Features(
@@ -53,8 +54,11 @@ class Columns:
                 return None, None
             if not isinstance(place, Mapping):
                 return NOT_A_TEXT, NOT_A_TEXT
-        source, target = self.names
-        return place.get(source), place.get(target)
+        return tuple(place.get(self.key(name, place)) for name in self.names)  # type: ignore[return-value]
+
+    def key(self, name: str | None, keys: Iterable[str]) -> str | None:
+        """Return the key of a row that `name` means: a column as it stands, a language in any code (fr, fra_Latn)."""
+        return name if name is None or self.source_column else find_key(name, keys) or name
 
     def check(self, where: str, columns: Collection[str], languages: Collection[str]) -> None:
         """Refuse a source whose rows cannot have what is wanted.
@@ -81,7 +85,7 @@ class Columns:
             if name is None:
                 remedy = "name the two columns with --source_column and --target_column"
                 raise UserError(f"{where} has no column {TRANSLATION!r}: {remedy} (columns there: {there})")
-            if name not in present:
+            if self.key(name, present) not in present:
                 raise UserError(f"{flag} {name}: no row of {where} has this {what}; there: {there}")
 
 

@@ -12,6 +12,7 @@ from mtloop.corpus.readers import aligned_rows, record_rows
 from mtloop.corpus.rows import Columns, pack
 from mtloop.corpus.store import Raw, Store, digest
 from mtloop.demo import demo_pairs
+from mtloop.languages import base_code
 
 
 def load_files(flag: str, patterns: list[str], columns: Columns, store: Store) -> Raw:
@@ -58,9 +59,11 @@ def load_demo(columns: Columns, store: Store) -> dict[str, Raw]:
     Raises:
         UserError: for other languages.
     """
-    languages = (columns.source_lang, columns.target_lang)
+    languages = tuple(base_code(code or "none") for code in (columns.source_lang, columns.target_lang))
     if languages not in (("en", "fr"), ("fr", "en")):
-        raise UserError(f"--dataset_name demo has English and French only, not {languages[0]} to {languages[1]}")
+        raise UserError(
+            f"--dataset_name demo has English and French only, not {columns.source_lang} to {columns.target_lang}"
+        )
     raws = {}
     for split, demo_split in (("train", "train"), ("valid", "validation")):
         pairs_sha256 = digest(demo_pairs(demo_split))

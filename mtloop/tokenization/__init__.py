@@ -5,14 +5,19 @@ Must not know models, ranks or where rows come from. Shape letter: N rows.
 
 from mtloop.tokenization.encoding import Encoded, encode_rows, encode_side
 from mtloop.tokenization.identity import tokenizer_fingerprint
-from mtloop.tokenization.loading import load_tokenizer, target_language_token
+from mtloop.tokenization.loading import for_languages, load_tokenizer, target_language_token
+from mtloop.tokenization.prefixes import can_tell_pairs_apart, remember_prefix, source_prefix
 from mtloop.tokenization.training import train_tokenizer
 
 __all__ = [
     "Encoded",
+    "can_tell_pairs_apart",
     "encode_rows",
     "encode_side",
+    "for_languages",
     "load_tokenizer",
+    "remember_prefix",
+    "source_prefix",
     "target_language_token",
     "tokenizer_fingerprint",
     "train_tokenizer",

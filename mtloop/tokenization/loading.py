@@ -1,6 +1,6 @@
 """Load a tokenizer from a folder or the Hub and set its languages. Owns language codes and the advice when it fails."""
 
-import difflib
+import copy
 import warnings
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mtloop.config import UserError, split_revision
+from mtloop.languages import advise, match_language
 
 # Marian's normaliser, which the advice is about, is never called (transformers 5.23). A filter for the whole process,
 # because worker processes unpickle the tokenizer and would each print it again.
@@ -21,7 +22,7 @@ def load_tokenizer(
 
     Args:
         name_or_path: A local folder, or a Hub name as `name` or `name@revision`.
-        source_lang: Language code as the tokenizer writes it (en_XX, en, eng_Latn); others than multilingual ignore it.
+        source_lang: Language, in any code (fr, fr_FR, fra_Latn) or by name; others than multilingual ignore it.
         target_lang: Likewise.
         trust_remote_code: Run code that the repository brings along.
 
@@ -38,10 +39,28 @@ def load_tokenizer(
         raise UserError(_loading_advice(name_or_path, name, "it has no vocabulary file"))
     if tokenizer.pad_token_id is None:
         raise UserError(f"tokenizer {name_or_path!r} has no padding token: choose a translation model's tokenizer")
+    set_languages(tokenizer, source_lang, target_lang)
+    return tokenizer
+
+
+def for_languages(
+    tokenizer: PreTrainedTokenizerBase, source_lang: str | None, target_lang: str | None
+) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer for another pair of languages."""
+    other = copy.deepcopy(tokenizer)
+    set_languages(other, source_lang, target_lang)
+    return other
+
+
+def set_languages(tokenizer: PreTrainedTokenizerBase, source_lang: str | None, target_lang: str | None) -> None:
+    """Set the two languages of a multilingual tokenizer (mBART, M2M100, NLLB); any other is left as it is.
+
+    Raises:
+        UserError: a language that it does not have.
+    """
     if _is_multilingual(tokenizer):
         tokenizer.src_lang = _language_code(tokenizer, "src_lang", "--source_lang", source_lang)
         tokenizer.tgt_lang = _language_code(tokenizer, "tgt_lang", "--target_lang", target_lang)
-    return tokenizer
 
 
 def target_language_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -85,23 +104,35 @@ def _is_multilingual(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _language_code(tokenizer: PreTrainedTokenizerBase, attribute: str, flag: str, wanted: str | None) -> str:
-    """Return the wanted code, or the one stored in the tokenizer's folder, checked against the tokenizer's own list."""
-    known = _known_language_codes(tokenizer)
+    """Return the tokenizer's own code of the language that is wanted, or the one stored in its folder."""
+    known = known_languages(tokenizer)
     # Without a stored target language the stored source language is a default that save_pretrained wrote down.
     stored = tokenizer.init_kwargs.get(attribute) if tokenizer.init_kwargs.get("tgt_lang") else None
     code = wanted or stored
     if code is None:
         raise UserError(f"{flag} is missing: this multilingual tokenizer needs one of its codes, such as {known[0]!r}")
-    if code not in known:
-        nearest = difflib.get_close_matches(code, known, n=5, cutoff=0.3) or known[:5]
-        raise UserError(
-            f"{flag} {code!r} is no code of this tokenizer: use one of its own, such as {', '.join(nearest)}"
-        )
-    return code
+    return resolve_language(code, known, flag)
 
 
-def _known_language_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def resolve_language(wanted: str, known: list[str], flag: str) -> str:
+    """Return the one code of `known` that means the language.
+
+    Raises:
+        UserError: for an unknown or an ambiguous one, with the candidates.
+    """
+    found = match_language(wanted, known)
+    if len(found) != 1:
+        raise UserError(f"{flag} {wanted!r} is no one language of this tokenizer: {advise(wanted, known)}")
+    return found[0]
+
+
+def known_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """List the codes of a multilingual tokenizer as it writes them; Marian's are `>>fra<<`. [] for a bilingual one."""
     if getattr(tokenizer, "lang_code_to_id", None):
         return sorted(tokenizer.lang_code_to_id)
-    named = {str(token) for token in tokenizer.special_tokens_map.values()}
-    return sorted(token for token in tokenizer.all_special_tokens if token not in named)
+    if _is_multilingual(tokenizer):
+        named = {str(token) for token in tokenizer.special_tokens_map.values()}
+        return sorted(token for token in tokenizer.all_special_tokens if token not in named)
+    # A single one says nothing that the model does not know.
+    codes = sorted(getattr(tokenizer, "supported_language_codes", []))
+    return codes if len(codes) > 1 else []

@@ -21,6 +21,7 @@ from transformers import M2M100Tokenizer, MarianTokenizer, MBart50Tokenizer, MBa
 from mtloop.config import UserError
 from mtloop.tokenization import (
     encode_rows,
+    for_languages,
     load_tokenizer,
     target_language_token,
     tokenizer_fingerprint,
@@ -117,7 +118,7 @@ import json, sys
 from pathlib import Path
 import datasets
 from mtloop.config import UserError
-from mtloop.tokenization import encode_rows, load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from mtloop.tokenization import encode_rows, for_languages, load_tokenizer, tokenizer_fingerprint, train_tokenizer
 
 texts, vocab_size, folder, names, rows = json.loads(sys.argv[1])
 
@@ -368,16 +369,35 @@ def test_multilingual_tokenizers_write_and_force_their_codes(request, family):
     assert tokenizer.convert_tokens_to_ids(token.replace(target_lang, source_lang)) in tokenizer("open")["input_ids"]
 
 
+@pytest.mark.parametrize("family", CODES)
+def test_any_code_or_name_of_a_language_will_do(request, family):
+    target = {"uk_UA": ("uk", "ukr_Cyrl", "Ukrainian")}.get(CODES[family][1], ("fr", "fra_Latn", "French"))
+    for source_lang, target_lang in zip(("en", "eng_Latn", "English"), target, strict=True):
+        folder = str(request.getfixturevalue(family))
+        tokenizer = load_tokenizer(folder, source_lang=source_lang, target_lang=target_lang)
+        assert (tokenizer.src_lang, tokenizer.tgt_lang) == CODES[family]
+
+
+def test_a_copy_for_other_languages_leaves_the_tokenizer_alone(mbart_dir):
+    tokenizer = load_tokenizer(str(mbart_dir), source_lang="en", target_lang="fr")
+    before = tokenizer("open", text_target="open")
+    other = for_languages(tokenizer, "fr", "en")
+    after = other("open", text_target="open")
+    assert after["input_ids"][-1] == before["labels"][-1] == tokenizer.convert_tokens_to_ids("fr_XX")
+    assert after["labels"][-1] == before["input_ids"][-1] == tokenizer.convert_tokens_to_ids("en_XX")
+    assert tokenizer("open", text_target="open") == before
+
+
 @pytest.mark.parametrize(
-    ("family", "wrong", "right"),
-    [("mbart_dir", "fr", "fr_XX"), ("nllb_dir", "fra", "fra_Latn"), ("m2m_dir", "fr_XX", "fr")],
+    ("family", "wrong", "advice"),
+    [("mbart_dir", "Klingon", "known are"), ("nllb_dir", "tlh", "known are"), ("m2m_dir", "fr-fr-fr-fr", "known are")],
 )
-def test_a_foreign_code_is_refused_with_the_nearest_of_the_tokenizer_s_own(request, family, wrong, right):
+def test_a_foreign_language_is_refused_with_what_there_is(request, family, wrong, advice):
     folder = request.getfixturevalue(family)
-    with pytest.raises(UserError, match=f"--target_lang '{wrong}' .*{right}"):
+    with pytest.raises(UserError, match=f"--target_lang '{wrong}' .*{advice}"):
         load_tokenizer(str(folder), source_lang=CODES[family][0], target_lang=wrong)
     with pytest.raises(UserError, match=f"--source_lang '{wrong}'"):
-        load_tokenizer(str(folder), source_lang=wrong, target_lang=right)
+        load_tokenizer(str(folder), source_lang=wrong, target_lang=CODES[family][1])
 
 
 def test_special_tokens_are_no_languages(nllb_dir):

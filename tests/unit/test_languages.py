@@ -1,0 +1,82 @@
+"""languages: any spelling of a code finds the code that a model or a file has, and no other."""
+
+import pytest
+
+from mtloop.languages import advise, base_code, find_key, language_name, match_language
+
+NLLB = ["eng_Latn", "fra_Latn", "zho_Hans", "zho_Hant", "arb_Arab", "arz_Arab", "nob_Latn", "nno_Latn", "pes_Arab"]
+NLLB += ["prs_Arab", "srp_Cyrl", "hrv_Latn", "lvs_Latn", "est_Latn", "por_Latn", "spa_Latn"]
+MBART = ["ar_AR", "de_DE", "en_XX", "es_XX", "fr_XX", "pt_XX", "zh_CN"]
+M2M100 = ["ar", "en", "fr", "he", "no", "ns", "pt", "sr", "zh"]
+MARIAN = [">>fr<<", ">>fr_CA<<", ">>fr_FR<<", ">>pt<<", ">>pt_br<<", ">>zho<<", ">>cmn_Hans<<", ">>sr_Latn<<"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "code"),
+    [
+        *[(wanted, NLLB, "fra_Latn") for wanted in ("fr", "fra", "fr_FR", "fr-CA", "FRA_latn", "French", "français")],
+        *[(wanted, MBART, "fr_XX") for wanted in ("fr", "fra", "fr_FR", "fra_Latn", "french")],
+        *[(wanted, M2M100, "fr") for wanted in ("fr", "fra", "fr_XX", "fra_Latn", "French")],
+        *[(wanted, MARIAN, ">>fr<<") for wanted in ("fr", "fra_Latn", "French", ">>fr<<")],
+        ("fr_CA", MARIAN, ">>fr_CA<<"),
+        ("pt-BR", MARIAN, ">>pt_br<<"),
+        ("zh", MARIAN, ">>zho<<"),
+        ("cmn_Hans", MARIAN, ">>cmn_Hans<<"),
+        ("zh_TW", NLLB, "zho_Hant"),  # the region says the script
+        ("zh_CN", NLLB, "zho_Hans"),
+        ("Simplified Chinese", NLLB, "zho_Hans"),
+        ("zh", MBART, "zh_CN"),  # the only one
+        ("ar", NLLB, "arb_Arab"),  # Standard Arabic, not Egyptian
+        ("no", NLLB, "nob_Latn"),
+        ("nn", NLLB, "nno_Latn"),
+        ("nb", M2M100, "no"),
+        ("lv", NLLB, "lvs_Latn"),
+        ("iw", M2M100, "he"),
+        ("ns", M2M100, "ns"),  # no code of any standard, but M2M100's
+    ],
+)
+def test_one_code_is_found(wanted, known, code):
+    assert match_language(wanted, known) == [code]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "codes"),
+    [
+        ("zh", NLLB, ["zho_Hans", "zho_Hant"]),
+        ("Chinese", NLLB, ["zho_Hans", "zho_Hant"]),
+        ("fa", NLLB, ["pes_Arab", "prs_Arab"]),  # Iran's and Afghanistan's
+        ("fr", [">>fr_CA<<", ">>fr_FR<<"], [">>fr_CA<<", ">>fr_FR<<"]),
+    ],
+)
+def test_an_ambiguous_one_lists_the_candidates(wanted, known, codes):
+    assert match_language(wanted, known) == codes
+    assert advise(wanted, known) == f"it may be {', '.join(codes)}: give one of them"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known"),
+    [("de", NLLB), ("zh_TW", MBART), ("sr_Latn", NLLB), ("pt_BR", [">>pt_PT<<"]), ("xyzzy", NLLB), ("", NLLB)],
+)
+def test_another_language_script_or_region_is_not_taken(wanted, known):
+    assert match_language(wanted, known) == []
+
+
+def test_advice_names_what_is_near():
+    assert advise("spa_Latin", NLLB).startswith("known are spa_Latn")
+    assert advise("tlh", M2M100).endswith("and 1 more")
+
+
+def test_keys_of_rows():
+    assert find_key("fra_Latn", ["en", "fr"]) == "fr"
+    assert find_key("fr", ["fr", "fr_FR"]) == "fr"
+    assert find_key("fr", ["fr_CA", "fr_FR"]) is None
+    assert find_key("de", ["en", "fr"]) is None
+
+
+def test_names_and_base_codes():
+    assert [language_name(code) for code in ("en", "en_XX", "eng_Latn", "fra", "zz9")] == [
+        "English", "English", "English", "French", "zz9",
+    ]  # fmt: skip
+    assert [base_code(code) for code in ("cmn_Hans", "fra_Latn", "French", "jpn_Jpan", ">>pt_br<<")] == [
+        "zh", "fr", "fr", "ja", "pt",
+    ]  # fmt: skip
