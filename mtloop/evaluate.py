@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtloop.batching import plan_evaluation
 from mtloop.generation import deal_batches, generate_hypotheses
 from mtloop.loss import token_loss_sum
-from mtloop.metrics import Scores, score
+from mtloop.metrics import Scores, Tally, scores_of, tally
 from mtloop.model import shift_right
 from mtloop.runtime import Runtime
 
@@ -57,6 +57,7 @@ class Report:
         time_s: Seconds of the whole evaluation.
         sentences_per_s: Rows over the seconds spent translating.
         hypotheses: By row; on the main process only, empty elsewhere.
+        counted: What the scores are made of, to be resampled; on the main process only, None elsewhere.
     """
 
     loss_per_token: float
@@ -66,6 +67,7 @@ class Report:
     time_s: float
     sentences_per_s: float
     hypotheses: list[str]
+    counted: Tally | None = None
 
     def metrics(self) -> dict[str, Any]:
         """The entries of a metrics line."""
@@ -118,16 +120,18 @@ def evaluate(
     end = time.perf_counter()
     model.train(was_training)
 
-    def score_all() -> tuple[list[str], Scores]:
+    def count_all() -> tuple[list[str], Tally]:
         hypotheses = tokenizer.batch_decode([row.tolist() for row in pieces], skip_special_tokens=True)
-        return hypotheses, score(hypotheses, data.rows["target"][:], target_lang)
+        return hypotheses, tally(hypotheses, data.rows["target"][:], target_lang)
 
     hypotheses: list[str] = []
     error = None
     scores: Any = None
+    counted: Tally | None = None
     if runtime.is_main:
         try:
-            hypotheses, scores = score_all()
+            hypotheses, counted = count_all()
+            scores = scores_of(counted)
         except Exception as caught:  # the other ranks must not be left waiting for the scores
             error = caught
     runtime.raise_together(error)
@@ -142,6 +146,7 @@ def evaluate(
         time_s=time_s,
         sentences_per_s=len(data.rows) / translation_s,
         hypotheses=hypotheses,
+        counted=counted,
     )
 
 

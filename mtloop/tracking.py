@@ -21,12 +21,13 @@ from mtloop.run_folder import RunFolder, read_json_lines
 from mtloop.runtime import Runtime
 
 TABLE_COLUMNS = (
-    ("epoch", 7),
+    ("epoch", 6),
     ("step", 8),
     ("train loss", 10),
     ("eval loss", 9),
     ("perplexity", 10),
-    ("BLEU", 6),
+    ("BLEU", 12),
+    ("gain", 16),
     ("chrF", 6),
     ("tokens/s", 8),
     ("sent/s", 7),
@@ -119,24 +120,27 @@ class Tracker:
                 self.runtime.say(f"tracking stops, training goes on: {type(error).__name__}: {error}")
 
     def _print_row(self, name: str, record: dict[str, Any], *, epoch: float) -> None:
+        columns = [column for column in TABLE_COLUMNS if column[0] != "gain" or "bleu_gain" in record]
         if not self._has_header:
             self._has_header = True
-            self.runtime.say("", "  ".join(title.rjust(width) for title, width in TABLE_COLUMNS))
+            self.runtime.say("", "  ".join(title.rjust(width) for title, width in columns))
         latest = self._latest
         elapsed = int(time.perf_counter() - self.start_s)
+        gain = [f"{record['bleu_gain']:+.2f} (p {record['bleu_p_value']:.3f})"] if "bleu_gain" in record else []
         cells = (
             "test" if name == "test" else f"{epoch:.4g}",
             f"{record['step']:,}",
             f"{latest['loss']:.4f}" if latest else "-",
             f"{record['eval_loss']:.4f}",
             f"{record['perplexity']:,.2f}" if record["perplexity"] < 1e6 else f"{record['perplexity']:.1e}",
-            f"{record['bleu']:.2f}",
+            f"{record['bleu']:.2f}" + (f" ±{record['bleu_ci']:.2f}" if "bleu_ci" in record else ""),
+            *gain,
             f"{record['chrf']:.2f}",
             f"{latest['tokens_per_s']:,.0f}" if latest else "-",
             f"{record['sentences_per_s']:,.1f}",
             f"{elapsed // 3600}:{elapsed // 60 % 60:02}:{elapsed % 60:02}",
         )
-        self.runtime.say("  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, TABLE_COLUMNS, strict=True)))
+        self.runtime.say("  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, columns, strict=True)))
 
     def print_samples(self, samples: list[tuple[str, str, str]]) -> None:
         """Print (source, reference, hypothesis) triples."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max_samples", type=int, metavar="N", help="the first N rows of each test set")
     add("--num_resamples", type=int, default=1000, metavar="N", help="of the bootstrap (1000)")
     add("-o", "--output", metavar="DIR", help="a folder for report.json and the hypotheses of each test set")
+    add("--compare", metavar="FILE.html", help="a page with every sentence, its translations and chrF, in one file that "
+        "needs no network; with --baseline, by gain and loss")  # fmt: skip
     add_model_flags(parser)
     return parser
 
@@ -86,6 +89,14 @@ def _check(given: argparse.Namespace) -> None:
     names = [_named(text)[0] for text in given.test_set]
     if len(set(names)) < len(names):
         raise UserError(f"--test_set: two of the same name ({', '.join(names)}); call them NAME=FILE")
+    if given.compare is not None:  # told now, and not when all is translated
+        path = Path(given.compare)
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise UserError(
+                f"--compare {path}: give the page to write, FILE.html; a model to compare with is --baseline"
+            )
+        if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UserError(f"--compare {path}: no file can be written there; give another place")
 
 
 def _named(text: str) -> tuple[str, list[str]]:
@@ -110,6 +121,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         verdicts = _judge(given, test_sets, runtime)
         runtime.say(*table(verdicts, has_baseline=given.baseline is not None))
         runtime.on_main(lambda: _write(Path(given.output), given, verdicts) if given.output else None)
+        runtime.on_main(lambda: _write_page(Path(given.compare), given, verdicts) if given.compare else None)
     finally:
         runtime.close()
 
@@ -237,3 +249,12 @@ def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> 
             lines.append(json.dumps({**row, **({} if other is None else {"baseline": other})}, ensure_ascii=False))
         write_atomically(folder / f"{test_set.name}.jsonl", "".join(line + "\n" for line in lines))
     write_atomically(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_page(path: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> None:
+    from mtloop.evaluation.page import page
+
+    write_atomically(path, page(verdicts, model=given.model, baseline=given.baseline))
+    print(
+        f"{path}: every sentence, {'by gain and loss' if given.baseline else 'by chrF; --baseline compares two models'}"
+    )

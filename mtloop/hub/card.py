@@ -26,6 +26,10 @@ MAX_EXAMPLE_LENGTH = 300
 # Where the run stood on one machine, and where it is pushed: nothing that it was trained with.
 UNTOLD = {"output_dir", "overwrite_cache", "resume_from_checkpoint", "allow_changed", "preprocessing_num_workers"}
 FILE_SETTINGS = {"train_file", "validation_file", "test_file", "model_name_or_path", "tokenizer_name", "config_name"}
+CHANCE_TEXT = (
+    "± is half of the 95 % confidence interval by bootstrap; in parentheses, where the model was evaluated before "
+    "training, the difference from that and the p-value of the paired bootstrap test."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,18 +230,28 @@ def _results(facts: Facts) -> str:
         mark = "**" if line["step"] == facts.scores.get("step") else ""
         table.append(
             f"| {label} | {line['step']:,} | {training} | {_number(line['eval_loss'], 4)} | "
-            f"{mark}{_number(line['bleu'], 2)}{mark} | {_number(line['chrf'], 2)} |"
+            f"{mark}{_number(line['bleu'], 2)}{mark}{_chance(line, 'bleu')} | "
+            f"{_number(line['chrf'], 2)}{_chance(line, 'chrf')} |"
         )
     scores = facts.scores or rows[-1][1]
     table += [
         "",
         "Losses are cross-entropies in nats per target token; in training, of the updates logged in the epoch.",
+        *([CHANCE_TEXT] if any("bleu_ci" in line for _, line, _ in rows) else []),
         "Hypotheses are scored against the raw references with sacreBLEU:",
         "",
         f"- BLEU `{scores['bleu_signature']}`",
         f"- chrF `{scores['chrf_signature']}`",
     ]
     return "\n".join(table)
+
+
+def _chance(line: dict[str, Any], metric: str) -> str:
+    """Show what chance makes of a score: ` ± 1.20 (+13.70, p = 0.001)`; nothing where that was not computed."""
+    text = f" ± {line[f'{metric}_ci']:.2f}" if f"{metric}_ci" in line else ""
+    if f"{metric}_gain" in line:
+        text += f" ({line[f'{metric}_gain']:+.2f}, p = {line[f'{metric}_p_value']:.3f})"
+    return text
 
 
 def epoch_rows(lines: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float | None]]:

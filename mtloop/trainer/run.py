@@ -15,6 +15,7 @@ from mtloop.config import Config
 from mtloop.evaluate import EvaluationSet
 from mtloop.hub.publisher import Publisher
 from mtloop.loader import TrainLoader
+from mtloop.metrics import Tally
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 from mtloop.state import TrainState
@@ -25,7 +26,8 @@ from mtloop.tracking import Stopwatch, Tracker
 class Run:
     """All that a run is made of, built by build.build_run.
 
-    data_report is what data.json holds or will hold; different is what --allow_changed let through.
+    data_report is what data.json holds or will hold; different is what --allow_changed let through; counted_at_start is
+    of the validation hypotheses of the pretrained model, on main once they were read.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Run:
     different: list[str] = field(default_factory=list)
     state: TrainState = field(default_factory=TrainState)
     watch: Stopwatch = field(default_factory=Stopwatch)
+    counted_at_start: Tally | None = None
     tokens_since_log: int = 0
     seconds_since_log: float = 0.0
 

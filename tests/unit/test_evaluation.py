@@ -54,7 +54,7 @@ def test_intervals_are_those_of_sacrebleu(tmp_path):
         assert interval.score == pytest.approx(line["score"], abs=1e-4)
         assert interval.mean == pytest.approx(line["confidence_mean"], abs=1e-4)
         assert interval.half_width == pytest.approx(line["confidence_var"], abs=1e-4)
-        assert interval.p_value is None
+        assert interval.p_value is None and interval.signature == line["signature"]
 
 
 def test_the_paired_test_is_that_of_sacrebleu(tmp_path):

@@ -1,0 +1,130 @@
+"""The page of `--compare`: every sentence with its translations and chrF, in one file that loads nothing.
+
+Texts get into it in two ways: escaped, in the head; and as JSON in which no markup is left, from which page.js takes
+them as text. Must not know models: it is handed what an evaluation found.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import html
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from mtloop.metrics import sentence_chrf
+
+if TYPE_CHECKING:
+    from mtloop.evaluation.command import Verdict
+
+METRICS = {"BLEU": "BLEU", "chrF2": "chrF", "TER": "TER, lower is better"}
+_MARKS = r"!-/:-@\[-`{-~«»“”‘’…。、，！？：；（）「」"
+_WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # kana and Chinese characters
+# Spaces, single marks, single characters of scripts without spaces, and the runs between: words.
+_PIECES = re.compile(rf"\s+|[{_MARKS}{_WITHOUT_SPACES}]|[^\s{_MARKS}{_WITHOUT_SPACES}]+")
+
+
+def page(verdicts: Sequence[Verdict], *, model: str, baseline: str | None) -> str:
+    """Write the page for a model, and the baseline that it is compared with; None without one."""
+    texts = files("mtloop.evaluation")
+    script = texts.joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    data = {"baseline": baseline, "sets": [{"name": one.test_set.name, "rows": _rows(one)} for one in verdicts]}
+    title = f"{_short(model)} against {_short(baseline)}" if baseline is not None else _short(model)
+    return Template(texts.joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(title),
+        head=_head(verdicts, model, baseline),
+        data=_json(data),
+        script=script,
+        script_hash=f"sha256-{digest}",  # the browser runs this script and no other, and fetches nothing
+    )
+
+
+def _short(model: str) -> str:
+    return model.rstrip("/").rsplit("/", 1)[-1] or model
+
+
+def _json(data: Any) -> str:
+    """Write JSON that can stand in a script element: no character of it means anything to HTML."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _rows(verdict: Verdict) -> list[dict[str, Any]]:
+    """List what page.js shows of each row; hypotheses are cut where they differ from the other, or the reference."""
+    test_set, others = verdict.test_set, verdict.baseline_hypotheses
+    chrf = sentence_chrf(verdict.hypotheses, test_set.references)
+    other_chrf = None if others is None else sentence_chrf(others, test_set.references)
+    rows = []
+    texts = zip(test_set.sources, test_set.references, verdict.hypotheses, strict=True)
+    for number, (source, reference, hypothesis) in enumerate(texts):
+        segments, other_segments = differing(hypothesis, reference if others is None else others[number])
+        row = {"source": source, "reference": reference, "model": segments, "chrf": round(chrf[number], 2)}
+        if other_chrf is not None:
+            row |= {"baseline": other_segments, "baselineChrf": round(other_chrf[number], 2)}
+        rows.append(row)
+    return rows
+
+
+def differing(text: str, other: str) -> tuple[list[str], list[str]]:
+    """Cut two texts into segments: those at even places stand in both, those at odd places in one alone.
+
+    Joined, the segments are the text again.
+    """
+    if text == other:
+        return [text], [other]
+    pieces, others = _PIECES.findall(text), _PIECES.findall(other)
+    mine: list[str] = []
+    theirs: list[str] = []
+    for kind, start, end, other_start, other_end in difflib.SequenceMatcher(None, pieces, others).get_opcodes():
+        if not mine and kind != "equal":  # nothing in common before the first difference
+            mine, theirs = [""], [""]
+        mine.append("".join(pieces[start:end]))
+        theirs.append("".join(others[other_start:other_end]))
+    return mine, theirs
+
+
+def _head(verdicts: Sequence[Verdict], model: str, baseline: str | None) -> str:
+    """Write what is compared, the table of scores, and how they were made."""
+    names = [("model", model), *([("baseline", baseline)] if baseline is not None else [])]
+    titles = ["test set", "sentences", "metric", "model", *(["baseline", "difference", "p"] if baseline else [])]
+    marked = "Marked: the words that the reference has not; with --baseline, two models are compared."
+    if baseline is not None:
+        marked = "p is of the paired bootstrap test. Marked: the words in which the two translations differ."
+    return "\n".join(
+        [
+            '<dl class="names">',
+            *(f"<dt>{what}</dt><dd>{html.escape(name)}</dd>" for what, name in names),
+            '</dl>\n<div class="wide"><table>',
+            f"<tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>",
+            *(_score_row(verdict, metric) for verdict in verdicts for metric in METRICS),
+            f'</table></div>\n<p class="note">± is half of the 95 % confidence interval, by bootstrap. {marked}</p>',
+            *(
+                f'<p class="note">{name} <code>{html.escape(interval.signature)}</code></p>'
+                for name, interval in verdicts[0].scores.items()
+            ),
+        ]
+    )
+
+
+def _score_row(verdict: Verdict, metric: str) -> str:
+    found, others = verdict.scores[metric], verdict.baseline_scores
+    cells = [METRICS[metric], f"{found.score:.2f} ± {found.half_width:.2f}"]
+    if others is not None and found.p_value is not None:
+        other = others[metric]
+        cells += [
+            f"{other.score:.2f} ± {other.half_width:.2f}",
+            f"{found.score - other.score:+.2f}",
+            f"{found.p_value:.3f}",
+        ]
+    first = ""
+    if metric == next(iter(METRICS)):
+        span = f'rowspan="{len(METRICS)}"'
+        name = html.escape(verdict.test_set.name)
+        first = f'<td class="name" {span}>{name}</td><td {span}>{len(verdict.hypotheses):,}</td>'
+    return f"<tr>{first}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
