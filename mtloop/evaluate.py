@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtloop.batching import plan_evaluation
 from mtloop.generation import deal_batches, generate_hypotheses
 from mtloop.loss import token_loss_sum
-from mtloop.metrics import Scores, Tally, scores_of, tally
-from mtloop.model import shift_right
+from mtloop.metrics import Scores, Tally, mean_scores, scores_of, tally
+from mtloop.model import first_tokens, shift_right
 from mtloop.runtime import Runtime
+from mtloop.tokenization import target_language_token
 
 NUM_SAMPLES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRows:
+    """The rows of one pair of languages among several.
+
+    Attributes:
+        name: As en-fr.
+        rows: Which of the set's rows.
+        target_lang: Chooses sacreBLEU's tokenizer.
+        tokenizer: Set to the pair: says what a translation begins with.
+    """
+
+    name: str
+    rows: slice
+    target_lang: str | None
+    tokenizer: PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +54,7 @@ class EvaluationSet:
         encoded: Columns input_ids and labels, aligned with rows.
         source_lengths: int32 [N].
         target_lengths: int32 [N].
+        parts: The rows of each pair, one after the other, where there are several; () for a single one.
     """
 
     name: str
@@ -43,6 +62,24 @@ class EvaluationSet:
     encoded: Dataset
     source_lengths: NDArray[np.int32]
     target_lengths: NDArray[np.int32]
+    parts: tuple[PairRows, ...] = ()
+
+    def first(self, few: int) -> EvaluationSet:
+        """Return the first rows alone, of each pair where there are several."""
+        starts = [(part.rows.start, part.rows.stop) for part in self.parts] or [(0, len(self.rows))]
+        kept = np.concatenate([np.arange(start, min(stop, start + few)) for start, stop in starts])
+        ends = np.cumsum([min(stop - start, few) for start, stop in starts]).tolist()
+        return replace(
+            self,
+            rows=self.rows.select(kept),
+            encoded=self.encoded.select(kept),
+            source_lengths=self.source_lengths[kept],
+            target_lengths=self.target_lengths[kept],
+            parts=tuple(
+                replace(part, rows=slice(start, end))
+                for part, start, end in zip(self.parts, [0, *ends], ends, strict=False)
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +89,14 @@ class Report:
     Attributes:
         loss_per_token: Cross-entropy in nats per target token, unsmoothed.
         perplexity: exp of it.
-        scores: BLEU, chrF and their signatures.
+        scores: BLEU, chrF and their signatures; of several pairs the mean.
+        pair_scores: Those of each pair by name; {} where there is one.
         num_sentences: Rows translated, each once.
         time_s: Seconds of the whole evaluation.
         sentences_per_s: Rows over the seconds spent translating.
         hypotheses: By row; on the main process only, empty elsewhere.
-        counted: What the scores are made of, to be resampled; on the main process only, None elsewhere.
+        counted: What the scores are made of, to be resampled: by the pair's name, "" where there is one; on the main
+            process only, {} elsewhere.
     """
 
     loss_per_token: float
@@ -67,7 +106,8 @@ class Report:
     time_s: float
     sentences_per_s: float
     hypotheses: list[str]
-    counted: Tally | None = None
+    pair_scores: dict[str, Scores] = field(default_factory=dict)
+    counted: dict[str, Tally] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
         """The entries of a metrics line."""
@@ -81,6 +121,8 @@ class Report:
             "num_sentences": self.num_sentences,
             "eval_time_s": self.time_s,
             "sentences_per_s": self.sentences_per_s,
+            **{f"bleu_{name}": scores.bleu for name, scores in self.pair_scores.items()},
+            **{f"chrf_{name}": scores.chrf for name, scores in self.pair_scores.items()},
         }
 
     def score_of(self, metric: str) -> float:
@@ -114,24 +156,22 @@ def evaluate(
     start = time.perf_counter()
     loss = loss_per_token(model, tokenizer, data, runtime, max_tokens=max_tokens)
     translation_start = time.perf_counter()
-    batches = plan_evaluation(data.source_lengths, max_tokens=max_tokens)
-    assert tokenizer.pad_token_id is not None
-    pieces = generate_hypotheses(model, data.encoded, batches, runtime, pad_id=tokenizer.pad_token_id)
+    pieces = _translate(model, tokenizer, data, runtime, max_tokens=max_tokens)
     end = time.perf_counter()
     model.train(was_training)
 
-    def count_all() -> tuple[list[str], Tally]:
+    def count_all() -> tuple[list[str], dict[str, Tally]]:
         hypotheses = tokenizer.batch_decode([row.tolist() for row in pieces], skip_special_tokens=True)
-        return hypotheses, tally(hypotheses, data.rows["target"][:], target_lang)
+        return hypotheses, count_pairs(data, hypotheses, target_lang)
 
     hypotheses: list[str] = []
     error = None
-    scores: Any = None
-    counted: Tally | None = None
+    counted: dict[str, Tally] = {}
+    scores: dict[str, Scores] = {}
     if runtime.is_main:
         try:
             hypotheses, counted = count_all()
-            scores = scores_of(counted)
+            scores = {name: scores_of(of_pair) for name, of_pair in counted.items()}
         except Exception as caught:  # the other ranks must not be left waiting for the scores
             error = caught
     runtime.raise_together(error)
@@ -141,13 +181,49 @@ def evaluate(
     return Report(
         loss_per_token=loss,
         perplexity=math.exp(min(loss, 700.0)),  # exp overflows above 709
-        scores=scores,
+        scores=mean_scores(list(scores.values())) if data.parts else scores[""],
+        pair_scores=scores if data.parts else {},
         num_sentences=len(data.rows),
         time_s=time_s,
         sentences_per_s=len(data.rows) / translation_s,
         hypotheses=hypotheses,
         counted=counted,
     )
+
+
+def count_pairs(data: EvaluationSet, hypotheses: list[str], target_lang: str | None) -> dict[str, Tally]:
+    """Count what BLEU and chrF are made of for N hypotheses, by the pair's name; "" where there is one."""
+    references = data.rows["target"][:]
+    if not data.parts:
+        return {"": tally(hypotheses, references, target_lang)}
+    return {part.name: tally(hypotheses[part.rows], references[part.rows], part.target_lang) for part in data.parts}
+
+
+def _translate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: EvaluationSet,
+    runtime: Runtime,
+    *,
+    max_tokens: int,
+) -> list[NDArray[np.int64]]:
+    """Translate all rows, pair by pair: what a translation begins with is one for a batch. Collective."""
+    assert tokenizer.pad_token_id is not None
+    pieces = []
+    for part in data.parts or (None,):
+        rows = np.arange(len(data.rows))[part.rows if part is not None else slice(None)]
+        options: dict[str, int | None] = {}
+        if part is not None:
+            options = first_tokens(model, part.tokenizer, target_language_token(part.tokenizer))
+        pieces += generate_hypotheses(
+            model,
+            data.encoded.select(rows) if part is not None else data.encoded,
+            plan_evaluation(data.source_lengths[rows], max_tokens=max_tokens),
+            runtime,
+            pad_id=tokenizer.pad_token_id,
+            options={name: token_id for name, token_id in options.items() if token_id is not None},
+        )
+    return pieces
 
 
 @torch.no_grad()

@@ -57,14 +57,28 @@ class Hypothesis:
 
 
 def generate_hypotheses(
-    model: PreTrainedModel, encoded: Dataset, batches: list[NDArray[np.int64]], runtime: Runtime, *, pad_id: int
+    model: PreTrainedModel,
+    encoded: Dataset,
+    batches: list[NDArray[np.int64]],
+    runtime: Runtime,
+    *,
+    pad_id: int,
+    options: dict[str, Any] | None = None,
 ) -> list[NDArray[np.int64]]:
     """Translate every row exactly once: generate_n_best without scores and with one translation.
+
+    Args:
+        model: As in generate_n_best; likewise the next three.
+        encoded: Likewise.
+        batches: Likewise.
+        runtime: Likewise.
+        pad_id: The tokenizer's padding id.
+        options: What differs from the model's generation config.
 
     Returns:
         N arrays of piece ids by row index, special tokens included, the same on every rank.
     """
-    table = _generate(model, encoded, batches, runtime, pad_id=pad_id)
+    table = _generate(model, encoded, batches, runtime, pad_id=pad_id, options=options)
     return _by_row_index(table, len(encoded))
 
 
@@ -111,12 +125,13 @@ def _generate(
     pad_id: int,
     n_best: int = 1,
     with_scores: bool = False,
+    options: dict[str, Any] | None = None,
 ) -> Tensor:
     """Gather a table from all ranks: int64 [rows x n_best, 1 or 2 + T], row number, score's bits, pieces."""
     tables = [torch.full((0, 1), NOTHING, dtype=torch.int64, device=runtime.device)]
-    options: dict[str, Any] = {}
+    options = dict(options or {})
     if with_scores:
-        options = {"num_return_sequences": n_best, "return_dict_in_generate": True, "output_scores": True}
+        options |= {"num_return_sequences": n_best, "return_dict_in_generate": True, "output_scores": True}
     # One autocast around a whole batch: the bf16 copies of the weights are then made once, not once a piece.
     for row_ids, batch in deal_batches(batches, encoded, runtime, pad_id=pad_id):
         with runtime.accelerator.autocast():

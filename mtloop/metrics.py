@@ -142,6 +142,37 @@ def scores_of(counted: Tally) -> Scores:
     )
 
 
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """Return the mean of the scores of several pairs of languages; counts and lengths are added up.
+
+    Raises:
+        ValueError: nothing to take the mean of.
+    """
+    if not scores:
+        raise ValueError("no scores: give at least one")
+    number = len(scores)
+
+    def signature(name: str) -> str:
+        different = list(dict.fromkeys(getattr(one, name) for one in scores))
+        return f"mean of {number}: {' and '.join(different)}"
+
+    def columns(name: str) -> list[tuple[Any, ...]]:
+        return list(zip(*(getattr(one, name) for one in scores), strict=True))
+
+    return Scores(
+        bleu=sum(one.bleu for one in scores) / number,
+        bleu_signature=signature("bleu_signature"),
+        chrf=sum(one.chrf for one in scores) / number,
+        chrf_signature=signature("chrf_signature"),
+        counts=tuple(map(sum, columns("counts"))),
+        totals=tuple(map(sum, columns("totals"))),
+        precisions=tuple(sum(column) / number for column in columns("precisions")),
+        bp=sum(one.bp for one in scores) / number,
+        sys_len=sum(one.sys_len for one in scores),
+        ref_len=sum(one.ref_len for one in scores),
+    )
+
+
 def score_ter(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
     """Return (TER, signature): edits per reference token in percent, lower is better, may exceed 100.
 

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mtloop.config import UserError, split_revision
+from mtloop.config import ModelConfig, UserError, split_revision
 
 logger = logging.getLogger(__name__)
 
@@ -111,15 +111,10 @@ def build_model(
     Raises:
         UserError: no such config, or none that suits the tokenizer.
     """
-    if config_name is None:
-        assert model_size is not None
-        config: PretrainedConfig = _marian_config(model_size, tokenizer, max_length=max_length)
-    else:
-        name, revision = split_revision(config_name)
-        try:
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"--config_name {config_name}: cannot be loaded ({first_line(error)})") from error
+    described = ModelConfig(
+        config_name=config_name, model_size=cast(Any, model_size), trust_remote_code=trust_remote_code
+    )
+    config = load_config(described, tokenizer, max_length=max_length)
     config.vocab_size = _num_pieces(tokenizer)
     if hasattr(config, "decoder_vocab_size"):
         config.decoder_vocab_size = config.vocab_size
@@ -143,6 +138,24 @@ def build_model(
     # As the converted Marian models have it: the padding piece is no translation.
     model.generation_config.bad_words_ids = [[tokenizer.pad_token_id]]
     return model
+
+
+def load_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 512) -> PretrainedConfig:
+    """Return the config of the model that is named, or will be built. It tells the family before weights are loaded.
+
+    Raises:
+        UserError: no such config.
+    """
+    name_or_path = model.model_name_or_path or model.config_name
+    if name_or_path is None:
+        assert model.model_size is not None
+        return _marian_config(model.model_size, tokenizer, max_length=max_length)
+    flag = "model_name_or_path" if model.model_name_or_path else "config_name"
+    name, revision = split_revision(name_or_path)
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--{flag} {name_or_path}: cannot be loaded ({first_line(error)})") from error
 
 
 def _marian_config(model_size: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> MarianConfig:
@@ -278,18 +291,33 @@ def settle_generation(
     generation.pad_token_id = tokenizer.pad_token_id
     if generation.eos_token_id is None:
         generation.eos_token_id = tokenizer.eos_token_id
-    labels = torch.tensor([tokenizer(text_target="a")["input_ids"]])
-    # What training shows the decoder first; mBART's is the language, which the model's config does not name.
-    generation.decoder_start_token_id = int(shift_right(model, labels)[0, 0])
-    if forced_bos_token_id is not None:
-        is_predicted = int(labels[0, 0]) == forced_bos_token_id  # mBART's labels end with the language, others begin so
-        generation.forced_bos_token_id = forced_bos_token_id if is_predicted else None
+    for name, token_id in first_tokens(model, tokenizer, forced_bos_token_id).items():
+        setattr(generation, name, token_id)
     try:
         generation.validate(strict=True)
     except ValueError as error:  # better now than at the first checkpoint
         reason = " ".join(str(error).split())
         raise UserError(f"--model_name_or_path: its generation_config.json cannot be used ({reason})") from error
     return generation.num_beams
+
+
+def first_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, forced_bos_token_id: int | None
+) -> dict[str, int | None]:
+    """Return what a translation into the tokenizer's target language begins with, by name in a generation config.
+
+    Args:
+        model: Its family decides.
+        tokenizer: Set to the language.
+        forced_bos_token_id: The language's token where the model has such, else None.
+    """
+    labels = torch.tensor([tokenizer(text_target="a")["input_ids"]])
+    # What training shows the decoder first; mBART's is the language, which the model's config does not name.
+    found: dict[str, int | None] = {"decoder_start_token_id": int(shift_right(model, labels)[0, 0])}
+    if forced_bos_token_id is not None:
+        is_predicted = int(labels[0, 0]) == forced_bos_token_id  # mBART's labels end with the language, others begin so
+        found["forced_bos_token_id"] = forced_bos_token_id if is_predicted else None
+    return found
 
 
 def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:

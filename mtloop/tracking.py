@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,10 +95,12 @@ class Tracker:
             self.runtime.say(f"update {record['step']:,} of {self.total_steps:,}: {text}")
         self._write(record)
 
-    def log_evaluation(self, name: str, record: dict[str, Any], *, epoch: float) -> None:
-        """Record one evaluation and print its row of the table."""
+    def log_evaluation(self, name: str, record: dict[str, Any], *, epoch: float, pairs: Sequence[str] = ()) -> None:
+        """Record one evaluation and print its row of the table, and a line for each of several pairs."""
         self._write({"split": name, **record} if name != "valid" else record)
         self._print_row(name, record, epoch=epoch)
+        for pair in pairs:
+            self.runtime.say(f"  {pair}: BLEU {_score(record, f'bleu_{pair}')}, chrF {record[f'chrf_{pair}']:.2f}")
 
     def _write(self, record: dict[str, Any]) -> None:
         if not self.runtime.is_main:
@@ -126,14 +129,14 @@ class Tracker:
             self.runtime.say("", "  ".join(title.rjust(width) for title, width in columns))
         latest = self._latest
         elapsed = int(time.perf_counter() - self.start_s)
-        gain = [f"{record['bleu_gain']:+.2f} (p {record['bleu_p_value']:.3f})"] if "bleu_gain" in record else []
+        gain = [_gain(record, "bleu")] if "bleu_gain" in record else []
         cells = (
             "test" if name == "test" else f"{epoch:.4g}",
             f"{record['step']:,}",
             f"{latest['loss']:.4f}" if latest else "-",
             f"{record['eval_loss']:.4f}",
             f"{record['perplexity']:,.2f}" if record["perplexity"] < 1e6 else f"{record['perplexity']:.1e}",
-            f"{record['bleu']:.2f}" + (f" ±{record['bleu_ci']:.2f}" if "bleu_ci" in record else ""),
+            _interval(record, "bleu"),
             *gain,
             f"{record['chrf']:.2f}",
             f"{latest['tokens_per_s']:,.0f}" if latest else "-",
@@ -151,9 +154,15 @@ class Tracker:
         self._has_header = False
 
     def write_hypotheses(
-        self, step: int, rows: list[tuple[int, str, str]], hypotheses: list[str], *, name: str = "valid"
+        self,
+        step: int,
+        rows: list[tuple[int, str, str]],
+        hypotheses: list[str],
+        *,
+        name: str = "valid",
+        pairs: Sequence[str] = (),
     ) -> None:
-        """Write hypotheses/step_N.jsonl: index, source, reference, hypothesis of every row."""
+        """Write hypotheses/step_N.jsonl: index, source, reference, hypothesis of every row; of several pairs, pair."""
         if not self.runtime.is_main:
             return
         stem = f"step_{step}" if name == "valid" else name
@@ -161,8 +170,9 @@ class Tracker:
         try:
             path.parent.mkdir(exist_ok=True)
             with path.open("w", encoding="utf-8") as file:
-                for (index, source, reference), hypothesis in zip(rows, hypotheses, strict=True):
+                for number, ((index, source, reference), hypothesis) in enumerate(zip(rows, hypotheses, strict=True)):
                     record = {"index": index, "source": source, "reference": reference, "hypothesis": hypothesis}
+                    record |= {"pair": pairs[number]} if pairs else {}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
             raise RunFailed(f"{path}: cannot be written ({error.strerror or error})") from error
@@ -211,6 +221,20 @@ def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)
     return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _score(record: dict[str, Any], key: str) -> str:
+    return " ".join(filter(None, (_interval(record, key), _gain(record, key))))
+
+
+def _interval(record: dict[str, Any], key: str) -> str:
+    return f"{record[key]:.2f}" + (f" ±{record[f'{key}_ci']:.2f}" if f"{key}_ci" in record else "")
+
+
+def _gain(record: dict[str, Any], key: str) -> str:
+    if f"{key}_gain" not in record:
+        return ""
+    return f"{record[f'{key}_gain']:+.2f} (p {record[f'{key}_p_value']:.3f})"
 
 
 def _one_line(text: str) -> str:

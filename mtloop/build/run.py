@@ -16,18 +16,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching import Budget
-from mtloop.build.data import build_tokenizer, encode_corpus
+from mtloop.build.data import Pair, build_tokenizer, encode_corpus, settle_pairs
 from mtloop.checkpoint import sweep
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.config import Config, changed, differences, flat, is_from_scratch, to_yaml
-from mtloop.corpus import describe, load_corpus
+from mtloop.corpus import Corpus, describe, load_corpus
 from mtloop.loader import TrainLoader
 from mtloop.model import build_model, check_positions, load_model, settle_generation
 from mtloop.optim import build_optimizer, build_scheduler, warmup_steps
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 from mtloop.state import TrainState
-from mtloop.tokenization import Encoded, target_language_token
+from mtloop.tokenization import Encoded, remember_prefix, target_language_token
 from mtloop.tracking import Tracker
 from mtloop.trainer import Run
 
@@ -98,12 +98,12 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     Raises:
         UserError: for a mistake in data, tokenizer, model or flags; on every rank.
     """
-    corpus = runtime.one_first(lambda: load_corpus(config.data, trust_remote_code=config.model.trust_remote_code))
-    runtime.say(*describe(corpus.report))
-    tokenizer = build_tokenizer(config, corpus, folder, runtime, is_new=stored is None)
-    train_rows, train_set, valid, test, report = encode_corpus(config, corpus, tokenizer, runtime)
+    corpora = load_corpora(config, runtime)
+    tokenizer = build_tokenizer(config, corpora, folder, runtime, is_new=stored is None)
+    pairs, config = settle_pairs(config, corpora, tokenizer, runtime)
+    train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
     different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
-    model, config = build_settled_model(config, tokenizer, runtime)
+    model, config = build_settled_model(config, tokenizer, pairs, runtime)
     runtime.say(describe_model(model))
     loader = build_loader(config, train_set, tokenizer, runtime)
     total_steps = config.optimizer.max_train_steps or config.optimizer.num_train_epochs * loader.updates_per_epoch
@@ -206,8 +206,18 @@ def build_loader(
     )
 
 
+def load_corpora(config: Config, runtime: Runtime) -> list[Corpus]:
+    """Load the rows of each pair, once a machine, and say what was dropped. Collective."""
+    corpora = runtime.one_first(
+        lambda: [load_corpus(one, trust_remote_code=config.model.trust_remote_code) for one in config.data.of_pairs()]
+    )
+    for name, corpus in zip(config.data.pair_names or ("",), corpora, strict=True):
+        runtime.say(*(f"{name} {line}".lstrip() for line in describe(corpus.report)))
+    return corpora
+
+
 def build_settled_model(
-    config: Config, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
+    config: Config, tokenizer: PreTrainedTokenizerBase, pairs: list[Pair], runtime: Runtime
 ) -> tuple[PreTrainedModel, Config]:
     """Load or build the model and settle how it generates. Collective."""
     data, evaluation = config.data, config.evaluation
@@ -245,6 +255,8 @@ def build_settled_model(
         max_length=max_generated,
         forced_bos_token_id=target_language_token(tokenizer),
     )
+    for pair in pairs:
+        remember_prefix(model.config, pair.source_lang, pair.target_lang, pair.prefix)
     return model, changed(config, num_beams=num_beams)
 
 

@@ -1,5 +1,6 @@
 """What a run is made of: the model and the data. Fields, their units and their contradictions; no loading."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,7 +107,15 @@ class DataConfig(Group):
     target_column: str | None = setting(
         None, "column of the target text (none: found from --target_lang)", same_run=True, check=not_empty
     )
-    source_prefix: str | None = setting(None, "text put before every source, for T5 models (none: none)", same_run=True)
+    pairs: str | None = setting(
+        None,
+        "several pairs in one run, as en-fr,en-de,fr-en, for multilingual models (none: --source_lang, --target_lang)",
+        same_run=True,
+        check=not_empty,
+    )
+    source_prefix: str | None = setting(
+        None, "text put before every source (none: what the model needs, as T5 and multilingual Marians)", same_run=True
+    )
     max_source_length: int = setting(128, "longest source, in tokens", same_run=True, check=between(1, 65_536))
     max_target_length: int = setting(128, "longest target, in tokens", same_run=True, check=between(1, 65_536))
     drop_long: bool = setting(False, "leave pairs over the lengths out instead of cutting them", same_run=True)
@@ -143,3 +152,41 @@ class DataConfig(Group):
                 "target_lang",
                 f"{self.target_lang} is the source language too: give another, or --source_column and --target_column",
             )
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        if self.pairs is None:
+            return
+        for other in ("source_lang", "target_lang", "source_column", "source_prefix", "dataset_config_name"):
+            if getattr(self, other):
+                raise FieldError("pairs", f"{self.pairs}: --{other} {getattr(self, other)} is given: leave one out")
+        names = self.pair_names
+        for name in names:
+            source, _, target = name.partition("-")
+            if not source or not target or "-" in target or source == target:
+                raise FieldError(
+                    "pairs", f"{self.pairs}: {name!r} is no pair: give SOURCE-TARGET,..., as en-fr,en-pt_BR"
+                )
+        if len(set(names)) < len(names):
+            raise FieldError("pairs", f"{self.pairs}: a pair stands twice")
+
+    @property
+    def pair_names(self) -> tuple[str, ...]:
+        """The pairs of --pairs by name, as en-fr; () without."""
+        return tuple(name.strip() for name in self.pairs.split(",")) if self.pairs else ()
+
+    @property
+    def languages(self) -> tuple[tuple[str | None, str | None], ...]:
+        """Source and target language of each pair, at least of one; (None, None) where columns are named instead."""
+        if not self.pairs:
+            return ((self.source_lang, self.target_lang),)
+        return tuple((name.partition("-")[0], name.partition("-")[2]) for name in self.pair_names)
+
+    def of_pairs(self) -> tuple["DataConfig", ...]:
+        """Return a config for each pair alone."""
+        if not self.pairs:
+            return (self,)
+        return tuple(
+            dataclasses.replace(self, pairs=None, source_lang=source, target_lang=target)
+            for source, target in self.languages
+        )

@@ -31,6 +31,8 @@ BUDGET_FAMILIES = (
     ("sentences_per_update",),
     ("per_device_train_batch_size", "gradient_accumulation_steps"),
 )
+# Likewise for what is translated into what.
+LANGUAGE_FAMILIES = (("source_lang", "target_lang"), ("pairs",))
 
 Warn = Callable[[str], object]
 
@@ -166,9 +168,10 @@ def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
             "both say how large an update is; leave one out"
         )
     dropped: set[str] = set()
-    if any(above.get(name) is not None for family in BUDGET_FAMILIES for name in family):
-        families = [family for family in BUDGET_FAMILIES if not any(above.get(name) is not None for name in family)]
-        dropped = {name for family in families for name in family}
+    for kind in (BUDGET_FAMILIES, LANGUAGE_FAMILIES):
+        if any(above.get(name) is not None for family in kind for name in family):
+            families = [family for family in kind if not any(above.get(name) is not None for name in family)]
+            dropped |= {name for family in families for name in family}
     return {**{name: value for name, value in below.items() if name not in dropped}, **above}
 
 

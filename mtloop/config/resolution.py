@@ -11,7 +11,7 @@ DEFAULT_TOKENS_PER_UPDATE = 1000
 BUDGETS = ("tokens_per_update", "sentences_per_update", "per_device_train_batch_size")
 # The data and the model decide these after the config was resolved: a stored config holds a number where the flags of
 # the same run hold none.
-RESOLVED_LATER = ("num_warmup_steps", "num_beams")
+RESOLVED_LATER = ("num_warmup_steps", "num_beams", "source_prefix")
 
 SAME_RUN = tuple(one.name for _, one in group_fields() if one.metadata["same_run"])
 

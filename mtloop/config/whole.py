@@ -101,5 +101,5 @@ def check_complete(config: Config) -> None:
     if data.dataset_config_name and not data.dataset_name:
         raise FieldError("dataset_config_name", f"{data.dataset_config_name}: only with --dataset_name")
     for name in ("source_lang", "target_lang"):
-        if not getattr(data, name) and not data.source_column:
-            raise FieldError(name, "not given: give a code, as en, or --source_column and --target_column")
+        if not getattr(data, name) and not data.source_column and not data.pairs:
+            raise FieldError(name, "not given: give a code, as en, or --source_column and --target_column, or --pairs")

@@ -54,7 +54,8 @@ class Columns:
                 return None, None
             if not isinstance(place, Mapping):
                 return NOT_A_TEXT, NOT_A_TEXT
-        return tuple(place.get(self.key(name, place)) for name in self.names)  # type: ignore[return-value]
+        source, target = (place.get(self.key(name, place)) for name in self.names)
+        return source, target
 
     def key(self, name: str | None, keys: Iterable[str]) -> str | None:
         """Return the key of a row that `name` means: a column as it stands, a language in any code (fr, fra_Latn)."""

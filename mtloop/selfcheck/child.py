@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def updates_of(run: Run) -> Iterator[Update]:
 def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
     """Tell the parent what a start, an update and the translation of a sentence take. Collective."""
     few = min(NUM_PROBED, len(run.valid.rows))
-    report = evaluate_set(run, first_rows(run.valid, few))
+    report = evaluate_set(run, run.valid.first(few))
     seconds = {
         "start": built_s,
         "update": update_s,
@@ -131,16 +130,6 @@ def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
     }
     if run.runtime.is_main:
         write_atomically(work_dir / "probe.json", json.dumps(seconds))
-
-
-def first_rows(data: EvaluationSet, few: int) -> EvaluationSet:
-    return replace(
-        data,
-        rows=data.rows.select(range(few)),
-        encoded=data.encoded.select(range(few)),
-        source_lengths=data.source_lengths[:few],
-        target_lengths=data.target_lengths[:few],
-    )
 
 
 def evaluate_set(run: Run, data: EvaluationSet) -> Report:

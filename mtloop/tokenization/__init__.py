@@ -6,7 +6,7 @@ Must not know models, ranks or where rows come from. Shape letter: N rows.
 from mtloop.tokenization.encoding import Encoded, encode_rows, encode_side
 from mtloop.tokenization.identity import tokenizer_fingerprint
 from mtloop.tokenization.loading import for_languages, load_tokenizer, target_language_token
-from mtloop.tokenization.prefixes import can_tell_pairs_apart, remember_prefix, source_prefix
+from mtloop.tokenization.prefixes import can_tell_pairs_apart, language_token, remember_prefix, source_prefix
 from mtloop.tokenization.training import train_tokenizer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "encode_rows",
     "encode_side",
     "for_languages",
+    "language_token",
     "load_tokenizer",
     "remember_prefix",
     "source_prefix",

@@ -24,6 +24,7 @@ def source_prefix(
     target_lang: str | None,
     *,
     is_one_of_several: bool = False,
+    must_choose: bool = False,
 ) -> str | None:
     """Return the prefix that a model needs for a pair of languages; None for one that needs none.
 
@@ -33,11 +34,13 @@ def source_prefix(
         source_lang: In any code.
         target_lang: Likewise.
         is_one_of_several: Whether the model translates other pairs too: then a prefix must tell which is wanted.
+        must_choose: Whether a model that stored the prefixes of several pairs may not go without.
 
     Raises:
-        UserError: a multilingual Marian without a target language, or with one that it does not have.
+        UserError: no choice where one must be made; a multilingual Marian without a target language, or with another
+            than it has.
     """
-    stored = stored_prefix(model_config, source_lang, target_lang)
+    stored = _stored_prefix(model_config, source_lang, target_lang)
     if stored is not None:
         return stored
     family = model_config.model_type
@@ -48,10 +51,20 @@ def source_prefix(
                 "give --source_prefix, an empty one where the texts begin with such a token)"
             )
         return resolve_language(target_lang, known, "--target_lang") + " "
+    if must_choose and not source_lang and not target_lang and (tasks := stored_prefixes(model_config)):
+        raise UserError(
+            "--source_lang and --target_lang are missing: this model has several tasks, such as "
+            f"{', '.join(list(tasks)[:3])} (or give --source_prefix)"
+        )
     families = UNDERSTANDS_WORDS if is_one_of_several else TRAINED_WITH_WORDS
     if family in families and source_lang and target_lang:
         return f"translate {language_name(source_lang)} to {language_name(target_lang)}: "
     return None
+
+
+def language_token(language: str) -> str:
+    """Write a language as a multilingual Marian does."""
+    return f">>{language}<<"
 
 
 def can_tell_pairs_apart(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -71,14 +84,22 @@ def remember_prefix(
     model_config.task_specific_params = tasks
 
 
-def stored_prefix(model_config: PretrainedConfig, source_lang: str | None, target_lang: str | None) -> str | None:
+def _stored_prefix(model_config: PretrainedConfig, source_lang: str | None, target_lang: str | None) -> str | None:
     """Read the prefix of a pair from the model's config; without languages that of the only pair there is."""
-    tasks: dict[str, Any] = getattr(model_config, "task_specific_params", None) or {}
-    prefixes = {name: entry["prefix"] for name, entry in tasks.items() if isinstance(entry, dict) and "prefix" in entry}
-    known = {name: prefix for name, prefix in prefixes.items() if name == TEXT_TO_TEXT or name.startswith(TRANSLATION)}
-    if not (source_lang and target_lang) and len(known) == 1:
+    known = stored_prefixes(model_config)
+    if not source_lang and not target_lang and len(known) == 1:
         return next(iter(known.values()))
     return known.get(_task(source_lang, target_lang))
+
+
+def stored_prefixes(model_config: PretrainedConfig) -> dict[str, str]:
+    """Read all prefixes of translations from a model's config, by the name of the task."""
+    tasks: dict[str, Any] = getattr(model_config, "task_specific_params", None) or {}
+    return {
+        name: str(entry["prefix"])
+        for name, entry in tasks.items()
+        if isinstance(entry, dict) and "prefix" in entry and (name == TEXT_TO_TEXT or name.startswith(TRANSLATION))
+    }
 
 
 def _task(source_lang: str | None, target_lang: str | None) -> str:

@@ -6,7 +6,7 @@ import random
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -22,7 +22,13 @@ _EOS, _UNK, _PAD = "</s>", "<unk>", "<pad>"
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int, output_dir: Path, source_lang: str | None, target_lang: str | None
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    output_dir: Path,
+    source_lang: str | None,
+    target_lang: str | None,
+    language_tokens: Sequence[str] = (),
 ) -> PreTrainedTokenizerBase:
     """Train one sentencepiece unigram model for both languages and write it as a MarianTokenizer folder.
 
@@ -40,6 +46,8 @@ def train_tokenizer(
         output_dir: Folder to create; appears complete or not at all. A tokenizer there is replaced.
         source_lang: Stored in the tokenizer's config.
         target_lang: Likewise.
+        language_tokens: Entries such as `>>fra<<`, for a model of several target languages; between the pieces and
+            `<pad>`, within vocab_size.
 
     Raises:
         UserError: vocab_size is no multiple of 8 or does not suit the corpus; output_dir holds something else.
@@ -49,8 +57,9 @@ def train_tokenizer(
         raise UserError(f"--vocab_size {vocab_size} is not a positive multiple of 8: use {below} or {below + 8}")
     if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "tokenizer_config.json").is_file():
         raise UserError(f"--train_tokenizer: {str(output_dir)!r} holds something else: choose another --output_dir")
-    spm_model = _train_pieces(_sample_texts(texts, MAX_TRAINING_TEXTS), vocab_size)
-    _publish_folder(spm_model, output_dir, source_lang=source_lang, target_lang=target_lang)
+    num_pieces = vocab_size - 1 - len(language_tokens)
+    spm_model = _train_pieces(_sample_texts(texts, MAX_TRAINING_TEXTS), num_pieces, vocab_size)
+    _publish_folder(spm_model, output_dir, language_tokens, source_lang=source_lang, target_lang=target_lang)
     return MarianTokenizer.from_pretrained(output_dir)
 
 
@@ -71,8 +80,8 @@ def _sample_texts(texts: Iterable[str], max_texts: int) -> list[str]:
     return sample
 
 
-def _train_pieces(texts: list[str], vocab_size: int) -> bytes:
-    """Return a serialized sentencepiece model of vocab_size - 1 pieces; `<pad>` is the entry it lacks."""
+def _train_pieces(texts: list[str], num_pieces: int, vocab_size: int) -> bytes:
+    """Return a serialized sentencepiece model; `<pad>` and language tokens are the entries it lacks of vocab_size."""
     if not texts:
         raise UserError("--train_tokenizer: the training texts are all empty: check the corpus")
     model = io.BytesIO()
@@ -81,7 +90,7 @@ def _train_pieces(texts: list[str], vocab_size: int) -> bytes:
             sentence_iterator=_cut(texts),
             model_writer=model,  # a model_prefix would be stored in the bytes
             model_type="unigram",
-            vocab_size=vocab_size - 1,
+            vocab_size=num_pieces,
             num_threads=_NUM_THREADS,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
@@ -97,7 +106,7 @@ def _train_pieces(texts: list[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(_vocab_size_advice(str(error), vocab_size, len(texts))) from error
+        raise UserError(_vocab_size_advice(str(error), vocab_size, vocab_size - num_pieces, len(texts))) from error
     return model.getvalue()
 
 
@@ -108,18 +117,25 @@ def _cut(texts: list[str]) -> Iterator[str]:
             yield text[start : start + _MAX_CHARS]
 
 
-def _vocab_size_advice(message: str, vocab_size: int, num_texts: int) -> str:
+def _vocab_size_advice(message: str, vocab_size: int, num_others: int, num_texts: int) -> str:
     """Turn sentencepiece's two complaints about the size, which count pieces, into entries and multiples of 8."""
     if too_high := re.search(r"Please set it to a value <= (\d+)", message):
-        largest = (int(too_high[1]) + 1) // 8 * 8
+        largest = (int(too_high[1]) + num_others) // 8 * 8
         return f"--vocab_size {vocab_size} is too large for a corpus of {num_texts} texts: use {largest} or less"
     if too_low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        smallest = -(-(int(too_low[1]) + 1) // 8) * 8
+        smallest = -(-(int(too_low[1]) + num_others) // 8) * 8
         return f"--vocab_size {vocab_size} is too small for the characters of the corpus: use {smallest} or more"
     return f"--train_tokenizer: sentencepiece failed: {' '.join(message.split())}"
 
 
-def _publish_folder(spm_model: bytes, output_dir: Path, *, source_lang: str | None, target_lang: str | None) -> None:
+def _publish_folder(
+    spm_model: bytes,
+    output_dir: Path,
+    language_tokens: Sequence[str],
+    *,
+    source_lang: str | None,
+    target_lang: str | None,
+) -> None:
     """Write the tokenizer's files beside output_dir and rename, so that a killed run leaves nothing half."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(output_dir)
@@ -127,7 +143,8 @@ def _publish_folder(spm_model: bytes, output_dir: Path, *, source_lang: str | No
     folder.mkdir()
     pieces = sentencepiece.SentencePieceProcessor(model_proto=spm_model)
     vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
-    vocabulary[_PAD] = len(vocabulary)
+    for token in (*language_tokens, _PAD):
+        vocabulary[token] = len(vocabulary)
     (folder / "source.spm").write_bytes(spm_model)
     (folder / "target.spm").write_bytes(spm_model)
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mtloop.config import RunFailed, is_from_scratch
-from mtloop.evaluate import EvaluationSet, Report, choose_samples, evaluate
+from mtloop.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
 from mtloop.loader import Update
-from mtloop.metrics import Tally, resample, tally
+from mtloop.metrics import Tally, resample
 from mtloop.run_folder import read_json_lines
 from mtloop.runtime import attempt
 from mtloop.trainer.run import Run
@@ -95,8 +95,9 @@ def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
     step = run.state.step
     rows = list(zip(data.rows["index"][:], data.rows["source"][:], data.rows["target"][:], strict=True))
     record = {"step": step, "epoch": epoch_of(run), **report.metrics(), **chance(run, data, rows, report)}
-    run.tracker.log_evaluation(data.name, record, epoch=epoch_of(run))
-    run.tracker.write_hypotheses(step, rows, report.hypotheses, name=data.name)
+    run.tracker.log_evaluation(data.name, record, epoch=epoch_of(run), pairs=list(report.pair_scores))
+    pairs = [part.name for part in data.parts for _ in range(part.rows.start, part.rows.stop)]
+    run.tracker.write_hypotheses(step, rows, report.hypotheses, name=data.name, pairs=pairs)
     chosen = choose_samples(len(rows), seed=run.config.hardware.seed)
     run.tracker.print_samples([(rows[i][1], rows[i][2], report.hypotheses[i]) for i in chosen])
 
@@ -105,25 +106,27 @@ def chance(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]], repo
     """Say what chance makes of BLEU and chrF: half of the 95 % confidence interval, by bootstrap.
 
     And, on the validation rows of a pretrained model that was evaluated before training, the difference from that and
-    its p-value. The same numbers after a resume: all is computed from the run folder and the report.
+    its p-value. Of several pairs, each pair's own. The same numbers after a resume: all is computed from the run folder
+    and the report.
     """
-    assert report.counted is not None
-    start = counted_at_start(run, rows) if data.name == "valid" and run.state.step > 0 else None
-    found, before = resample(report.counted, start)
+    start = counted_at_start(run, data, rows) if data.name == "valid" and run.state.step > 0 else {}
     record: dict[str, Any] = {}
-    for key, name in (("bleu", "BLEU"), ("chrf", "chrF2")):
-        record[f"{key}_ci"] = found[name].half_width
-        if before is not None:
-            record[f"{key}_gain"] = found[name].score - before[name].score
-            record[f"{key}_p_value"] = found[name].p_value
+    for pair, counted in report.counted.items():
+        found, before = resample(counted, start.get(pair))
+        for metric, name in (("bleu", "BLEU"), ("chrf", "chrF2")):
+            key = f"{metric}_{pair}" if pair else metric
+            record[f"{key}_ci"] = found[name].half_width
+            if before is not None:
+                record[f"{key}_gain"] = found[name].score - before[name].score
+                record[f"{key}_p_value"] = found[name].p_value
     return record
 
 
-def counted_at_start(run: Run, rows: list[tuple[int, str, str]]) -> Tally | None:
-    """Count what the pretrained model made of the same rows before training; None where it was not asked."""
-    if run.counted_at_start is None and not is_from_scratch(run.config):
+def counted_at_start(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]]) -> dict[str, Tally]:
+    """Count what the pretrained model made of the same rows before training; {} where it was not asked."""
+    if not run.counted_at_start and not is_from_scratch(run.config):
         stored = read_json_lines(run.folder.hypotheses_dir / "step_0.jsonl")
         if [(line.get("index"), line.get("source"), line.get("reference")) for line in stored] == rows:
             hypotheses = [line["hypothesis"] for line in stored]
-            run.counted_at_start = tally(hypotheses, [row[2] for row in rows], run.config.data.target_lang)
+            run.counted_at_start = count_pairs(data, hypotheses, run.config.data.target_lang)
     return run.counted_at_start

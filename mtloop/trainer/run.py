@@ -50,7 +50,7 @@ class Run:
     different: list[str] = field(default_factory=list)
     state: TrainState = field(default_factory=TrainState)
     watch: Stopwatch = field(default_factory=Stopwatch)
-    counted_at_start: Tally | None = None
+    counted_at_start: dict[str, Tally] = field(default_factory=dict)
     tokens_since_log: int = 0
     seconds_since_log: float = 0.0
 

@@ -18,7 +18,7 @@ from mtloop.generation import Hypothesis, generate_n_best
 from mtloop.model import load_model, position_limit, settle_generation
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
-from mtloop.tokenization import encode_side, load_tokenizer, target_language_token
+from mtloop.tokenization import encode_side, load_tokenizer, source_prefix, target_language_token
 
 # Where neither the model nor the caller names a longest text, in tokens.
 DEFAULT_MAX_LENGTH = 512
@@ -56,7 +56,7 @@ class Translator:
         model: A folder, a run folder (its final/, else its newest checkpoint), or a Hub name, also `name@revision`.
         source_lang: Language code; multilingual models need both, unless they were saved with them.
         target_lang: Likewise.
-        source_prefix: Put before every text, for T5 models.
+        source_prefix: Put before every text; None for what the model needs, if anything (T5, multilingual Marians).
         num_beams: None for the model's own.
         n_best: Translations of each text, best first, at most num_beams.
         max_tokens_per_batch: Padded source tokens of a batch: memory, not the result.
@@ -109,6 +109,10 @@ class Translator:
             )
         )
         self._network = network.to(runtime.device).eval()
+        if self.source_prefix is None:
+            self.source_prefix = source_prefix(
+                network.config, tokenizer, self.source_lang, self.target_lang, must_choose=True
+            )
         limit = position_limit(network)
         self.max_source_length = self.max_source_length or limit or DEFAULT_MAX_LENGTH
         own = network.generation_config.max_length
