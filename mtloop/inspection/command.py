@@ -19,6 +19,8 @@ from mtloop.run_folder import RunFolder, write_atomically
 from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from mtloop.corpus import Corpus
 
 # Flags of train.py that say which rows there are, and how long they may be; the value is their type.
@@ -85,11 +87,10 @@ def _corpus(argv: Sequence[str]) -> None:
     if pattern is not None and given.model is not None:
         _grep_and_translate(given, pattern, subject)
     elif os.environ.get("RANK", "0") == "0":  # under a launcher one process is enough, and the others are done
-        corpus = _load(subject.data)
         if pattern is not None:
-            _grep(given, pattern, corpus)
+            _grep(given, pattern, _load(subject.data))
         else:
-            _report(given, corpus, subject)
+            _report(given, subject)
 
 
 def _pattern(text: str | None) -> re.Pattern[str] | None:
@@ -158,15 +159,18 @@ def _splits(corpus: Corpus) -> dict[str, Any]:
     return {name: rows for name, rows in splits.items() if rows is not None}
 
 
-def _report(given: argparse.Namespace, corpus: Corpus, subject: Subject) -> None:
+def _report(given: argparse.Namespace, subject: Subject) -> None:
     from mtloop.corpus import describe
     from mtloop.inspection.findings import ALL, inspect, ratio_band
-    from mtloop.inspection.measure import measure
+    from mtloop.inspection.measure import count_tokens, measure
     from mtloop.inspection.show import draw, report_lines
 
-    splits, data = _splits(corpus), subject.data
-    has_tokens = subject.tokenizer is not None
-    measures = measure(splits, _tokens(splits, subject, given) if has_tokens else {})
+    data, has_tokens = subject.data, subject.tokenizer is not None
+    tokenizer = _load_tokenizer(subject, given) if has_tokens else None  # first: its mistakes are told at once
+    corpus = _load(data)
+    splits = _splits(corpus)
+    tokens = {name: count_tokens(rows, tokenizer, data) for name, rows in splits.items()} if tokenizer else {}
+    measures = measure(splits, tokens)
     limits = {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length}
     report: dict[str, Any] = {
         "sources": corpus.report["sources"],
@@ -197,33 +201,21 @@ def _origin_lines(corpus: Corpus) -> list[str]:
     return [f"valid is cut from train (--validation_split {cut['validation_split']} --split_seed {cut['split_seed']})"]
 
 
-def _tokens(splits: dict[str, Any], subject: Subject, given: argparse.Namespace) -> dict[str, Any]:
-    """Count the tokens of every split.
-
-    Raises:
-        UserError: for a tokenizer that does not load.
-    """
-    from mtloop.inspection.measure import count_tokens
+def _load_tokenizer(subject: Subject, given: argparse.Namespace) -> PreTrainedTokenizerBase:
     from mtloop.tokenization import load_tokenizer
     from mtloop.translate.translator import TRAINING_FLAGS, model_folder
 
-    data = subject.data
     assert subject.tokenizer is not None
     folder = RunFolder(Path(subject.tokenizer)).tokenizer_dir
     try:
-        tokenizer = load_tokenizer(
+        return load_tokenizer(
             str(folder) if folder.is_dir() else model_folder(subject.tokenizer),
-            source_lang=data.source_lang,
-            target_lang=data.target_lang,
+            source_lang=subject.data.source_lang,
+            target_lang=subject.data.target_lang,
             trust_remote_code=given.trust_remote_code,
         )
     except UserError as error:
         raise UserError(re.sub(rf"{TRAINING_FLAGS}(?= )", subject.flag, str(error))) from error
-    workers = data.preprocessing_num_workers
-    return {
-        name: count_tokens(rows, tokenizer, source_prefix=data.source_prefix, num_workers=workers)
-        for name, rows in splits.items()
-    }
 
 
 def _grep(given: argparse.Namespace, pattern: re.Pattern[str], corpus: Corpus, translator: Any = None) -> None:

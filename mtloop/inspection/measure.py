@@ -15,6 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from mtloop.config import DataConfig
 from mtloop.tokenization import encode_rows
 
 SPLITS = ("train", "valid", "test")
@@ -95,16 +96,16 @@ def measure(splits: Mapping[str, Dataset], tokens: Mapping[str, tuple[NDArray[np
 
 
 def count_tokens(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, source_prefix: str | None, num_workers: int | None
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataConfig
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return the tokens of each source and target, special tokens included: two int32 [N]."""
+    """Return the tokens of each source and target, prefix and special tokens included: two int32 [N]."""
     encoded = encode_rows(
         rows,
         tokenizer,
         max_source_length=_LONGEST,
         max_target_length=_LONGEST,
-        source_prefix=source_prefix,
-        num_workers=num_workers,
+        source_prefix=data.source_prefix,
+        num_workers=data.preprocessing_num_workers,
     )
     return encoded.source_lengths, encoded.target_lengths
 
@@ -118,7 +119,6 @@ def _measure_batch(batch: pa.Table) -> dict[str, NDArray]:
     source, target = sides = [batch[name].combine_chunks() for name in ("source", "target")]
     sources, targets = source.to_pylist(), target.to_pylist()
     source_letters, target_letters = _letters(source), _letters(target)
-
     return {
         "index": _array(batch["index"]),
         "source_key": _keys(sources),

@@ -42,8 +42,8 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     for split, shares in report["shared_with_train"].items():
         lines += ["", f"of the {split} rows, so many also stand in train:"]
         lines += [f"  {_percent(share):>7}  {_SHARED[name]}" for name, share in shares.items()]
-    lines += ["", *_example_lines(report, titles)]
-    return lines
+    examples = list(_example_lines(report, titles))
+    return [*lines, "", *examples] if examples else lines
 
 
 def _length_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -142,17 +142,16 @@ def draw(path: Path, measures: Measures, band: Band | None, limits: dict[str, in
         axes.set(title=f"{side} length", xlabel=unit, ylabel="rows", xscale="log", yscale="log")
         if limits is not None:
             limit = limits[f"max_{side}_length"]
-            axes.axvline(limit, color=_RED, label=f"--max_{side}_length {limit}: {int((values > limit).sum()):,} over")
-            axes.legend()
+            axes.axvline(limit, color=_RED)
+            axes.set_title(f"{side} length: {int((values > limit).sum()):,} over --max_{side}_length {limit}")
     if band is not None:
         ratio = length_ratio(measures)[is_measurable(measures)]
-        axes = right
-        axes.hist(ratio, bins=np.geomspace(ratio.min() * 0.999, ratio.max() * 1.001, 80).tolist(), color=_BLUE)
+        right.hist(ratio, bins=np.geomspace(ratio.min() * 0.999, ratio.max() * 1.001, 80).tolist(), color=_BLUE)
         for edge in (band.lowest, band.highest):
-            axes.axvline(edge, color=_RED)
-        axes.axvline(band.median, color="black", linewidth=0.8)
-        axes.set(title=f"rows of {MIN_CHARACTERS} characters or more", ylabel="rows", xscale="log", yscale="log")
-        axes.set_xlabel("target characters / source characters")
+            right.axvline(edge, color=_RED)
+        right.axvline(band.median, color="black", linewidth=0.8)
+        right.set(title="length ratio: suspicious outside of the lines", ylabel="rows", xscale="log", yscale="log")
+        right.set_xlabel(f"target / source characters, rows of {MIN_CHARACTERS} or more")
     for axes in (*sides, right):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110, format="png")
