@@ -1,0 +1,150 @@
+"""Rows -> a few numbers a row: lengths, 64-bit keys of the texts, and what a look at one row alone tells.
+
+Texts are read a batch at a time and not kept: some 80 bytes a row stay in memory. Shape letter: N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from mtloop.config import DataConfig
+from mtloop.tokenization import encode_rows
+
+SPLITS = ("train", "valid", "test")
+_BATCH_SIZE = 10_000
+# Lengths are counted whole; this is the config's largest limit.
+_LONGEST = 65_536
+_NO_LETTERS = r"[^\pL\pM]+"
+_REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What is known of N rows, ordered by their index, then their split.
+
+    Keys are Python's own 64-bit hashes: equal where the texts are, within this process. Two different texts of a
+    million share one with a probability of 3e-8.
+
+    Attributes:
+        split: int8 [N], position in SPLITS.
+        position: int64 [N], where the row stands in its split.
+        index: int64 [N], the row's number in its source as loaded.
+        source_key, pair_key: int64 [N], of the texts as they are.
+        source_letters_key, pair_letters_key: int64 [N], of the texts lower-cased and without all that is no letter.
+        source_words, target_words, source_characters, target_characters: int32 [N].
+        source_tokens, target_tokens: int32 [N] with special tokens, uncut; zeros without a tokenizer.
+        is_copy: bool [N], the target is the source.
+        has_source_newline: bool [N].
+        has_one_newline: bool [N], one side has newlines and the other has none.
+        has_outer_space: bool [N], a side begins or ends with white space.
+        has_replacement: bool [N], a side has U+FFFD, which stands for what could not be decoded.
+    """
+
+    split: NDArray[np.int8]
+    position: NDArray[np.int64]
+    index: NDArray[np.int64]
+    source_key: NDArray[np.int64]
+    pair_key: NDArray[np.int64]
+    source_letters_key: NDArray[np.int64]
+    pair_letters_key: NDArray[np.int64]
+    source_words: NDArray[np.int32]
+    target_words: NDArray[np.int32]
+    source_characters: NDArray[np.int32]
+    target_characters: NDArray[np.int32]
+    source_tokens: NDArray[np.int32]
+    target_tokens: NDArray[np.int32]
+    is_copy: NDArray[np.bool_]
+    has_source_newline: NDArray[np.bool_]
+    has_one_newline: NDArray[np.bool_]
+    has_outer_space: NDArray[np.bool_]
+    has_replacement: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def select(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> Measures:
+        """Return the rows at the positions, or where the mask is true."""
+        return Measures(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+
+def measure(splits: Mapping[str, Dataset], tokens: Mapping[str, tuple[NDArray[np.int32], ...]]) -> Measures:
+    """Look at every row once.
+
+    Args:
+        splits: Rows with index, source and target, by names of SPLITS.
+        tokens: By split, what count_tokens returned; empty without a tokenizer.
+    """
+    parts = []
+    for name, rows in splits.items():
+        num_rows = len(rows)
+        columns = _concatenate(_measure_batch(batch) for batch in rows.with_format("arrow").iter(_BATCH_SIZE))
+        columns["split"] = np.full(num_rows, SPLITS.index(name), dtype=np.int8)
+        columns["position"] = np.arange(num_rows)
+        zeros = np.zeros(num_rows, dtype=np.int32)
+        columns["source_tokens"], columns["target_tokens"] = tokens.get(name, (zeros, zeros))
+        parts.append(columns)
+    whole = Measures(**_concatenate(parts))
+    return whole.select(np.lexsort((whole.split, whole.index)))
+
+
+def count_tokens(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataConfig
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the tokens of each source and target, prefix and special tokens included: two int32 [N]."""
+    encoded = encode_rows(
+        rows,
+        tokenizer,
+        max_source_length=_LONGEST,
+        max_target_length=_LONGEST,
+        source_prefix=data.source_prefix,
+        num_workers=data.preprocessing_num_workers,
+    )
+    return encoded.source_lengths, encoded.target_lengths
+
+
+def _concatenate(parts: Iterable[dict[str, NDArray]]) -> dict[str, NDArray]:
+    whole = list(parts)
+    return {name: np.concatenate([part[name] for part in whole]) for name in whole[0]}
+
+
+def _measure_batch(batch: pa.Table) -> dict[str, NDArray]:
+    source, target = sides = [batch[name].combine_chunks() for name in ("source", "target")]
+    sources, targets = source.to_pylist(), target.to_pylist()
+    source_letters, target_letters = _letters(source), _letters(target)
+    return {
+        "index": _array(batch["index"]),
+        "source_key": _keys(sources),
+        "pair_key": _keys(zip(sources, targets, strict=True)),
+        "source_letters_key": _keys(source_letters),
+        "pair_letters_key": _keys(zip(source_letters, target_letters, strict=True)),
+        "source_words": np.array([len(text.split()) for text in sources], dtype=np.int32),
+        "target_words": np.array([len(text.split()) for text in targets], dtype=np.int32),
+        "source_characters": _array(pc.utf8_length(source)),
+        "target_characters": _array(pc.utf8_length(target)),
+        "is_copy": _array(pc.equal(source, target)),
+        "has_source_newline": _array(pc.match_substring(source, "\n")),
+        "has_one_newline": _array(pc.xor(*(pc.match_substring(side, "\n") for side in sides))),
+        "has_outer_space": _array(pc.or_(*(pc.not_equal(pc.utf8_trim_whitespace(side), side) for side in sides))),
+        "has_replacement": _array(pc.or_(*(pc.match_substring(side, _REPLACEMENT) for side in sides))),
+    }
+
+
+def _letters(texts: pa.Array) -> list[str]:
+    """Lower-case, and drop all but letters and their marks."""
+    return pc.replace_substring_regex(pc.utf8_lower(texts), pattern=_NO_LETTERS, replacement="").to_pylist()
+
+
+def _keys(values: Iterable[object]) -> NDArray[np.int64]:
+    return np.fromiter(map(hash, values), dtype=np.int64)
+
+
+def _array(values: pa.Array | pa.ChunkedArray) -> NDArray:
+    return values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
