@@ -138,7 +138,7 @@ def _described(pair: Pair, *, is_given: bool) -> str:
     if hasattr(pair.tokenizer, "src_lang") and hasattr(pair.tokenizer, "tgt_lang"):
         parts.append(f"languages {pair.tokenizer.src_lang} to {pair.tokenizer.tgt_lang}")
     if pair.prefix and not is_given:
-        parts.append(f"every source begins with {pair.prefix!r} (--source_prefix gives another)")
+        parts.append(f"every source begins with {pair.prefix!r}")
     return f"{pair.name}: {'; '.join(parts)}".removeprefix(": ") if parts else ""
 
 

@@ -39,8 +39,21 @@ def load_tokenizer(
         raise UserError(_loading_advice(name_or_path, name, "it has no vocabulary file"))
     if tokenizer.pad_token_id is None:
         raise UserError(f"tokenizer {name_or_path!r} has no padding token: choose a translation model's tokenizer")
+    _mark_languages(tokenizer)
     set_languages(tokenizer, source_lang, target_lang)
     return tokenizer
+
+
+def _mark_languages(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make language tokens special, so that no translation begins with one in words.
+
+    M2M100Tokenizer (transformers 5.24) does so only where a file of the published model lists them.
+    """
+    tokens: dict[str, int] = getattr(tokenizer, "lang_token_to_id", None) or {}
+    if tokens and not set(tokens.values()) <= set(tokenizer.all_special_ids):
+        tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+        moved = [token for token, token_id in tokens.items() if tokenizer.convert_tokens_to_ids(token) != token_id]
+        assert not moved, f"{moved[0]} has another id as a special token"
 
 
 def for_languages(

@@ -1,0 +1,123 @@
+"""Every family, from a published model's folder to a translation elsewhere: the real tokenizer, loop and export."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mtloop import Translator
+from mtloop.config import HardwareConfig
+from mtloop.tokenization import load_tokenizer
+from mtloop.trainer import train
+from tests.families import FAMILIES, LANGUAGES, make_family
+from tests.launch import environment
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+NUM_PAIRS = 50
+# What a stranger does with the folder: nothing of mtloop, no language, no option. Prints token ids and texts.
+PLAIN = """
+import json, sys
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+folder, prefix, sources = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+ids, texts = [], []
+for source in sources:
+    output = model.generate(**tokenizer([prefix + source], return_tensors="pt"))[0].tolist()
+    ids.append(output)
+    texts.append(tokenizer.decode(output, skip_special_tokens=True))
+print(json.dumps([[tokenizer.convert_ids_to_tokens(row) for row in ids], texts]))
+"""
+
+
+@pytest.fixture(scope="module")
+def pairs(demo_sample):
+    """50 short pairs; no source has two translations."""
+    by_source = {source: target for source, target in demo_sample if len(source) < 60}
+    return list(by_source.items())[:NUM_PAIRS]
+
+
+@pytest.fixture(scope="module")
+def pairs_file(pairs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"en": source, "fr": target}) + "\n" for source, target in pairs))
+    return path
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, pairs, tmp_path_factory):
+    """Name and folder of a family's model."""
+    texts = [text for pair in pairs for text in pair] * 3
+    return request.param, make_family(request.param, tmp_path_factory.mktemp("family"), texts)
+
+
+def test_a_family_learns_is_saved_and_translates_elsewhere(family, pairs, pairs_file, new_run, runtime):
+    name, folder = family
+    expected = FAMILIES[name]
+    run = new_run(
+        train_file=pairs_file,
+        validation_file=pairs_file,
+        model_name_or_path=str(folder),
+        model_size=None,
+        tokenizer_name=None,
+        max_train_steps=300,
+        eval_steps=1000,  # at the end alone
+        eval_on_start=False,
+        learning_rate=2e-3,
+        adam_beta2=0.98,
+        lr_scheduler_type="constant_with_warmup",
+        num_warmup_steps=30,
+        sentences_per_update=NUM_PAIRS // 2,
+        num_beams=2,
+        val_max_target_length=64,
+        max_source_length=100,
+        max_target_length=64,
+    )
+    assert run.config.data.source_prefix == expected.prefix
+    assert_encoded_as_the_class_does(run, folder, pairs, expected.prefix)
+    assert train(run) is None
+    lines = [json.loads(line) for line in run.folder.metrics_path.read_text().splitlines()]
+    assert lines[-1]["bleu"] > 90
+
+    # The same weights, languages and prefix for whoever loads the folder, with mtloop or without.
+    sources = [source for source, _ in pairs[:6]]
+    final = str(run.folder.final_dir)
+    command = [sys.executable, "-W", "ignore", "-c", PLAIN, final, expected.prefix or "", json.dumps(sources)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    tokens, texts = json.loads(done.stdout)
+    for row in tokens:
+        assert row[0] == expected.start_token
+        assert expected.first_token in (None, row[1])
+    assert Translator(final, runtime=runtime)(sources) == texts
+
+
+def assert_encoded_as_the_class_does(run, folder, pairs, prefix):
+    """The rows that are trained on are what the class itself makes of a pair, and no piece is unknown."""
+    plain = load_tokenizer(str(folder), source_lang=LANGUAGES[0], target_lang=LANGUAGES[1])
+    rows = run.loader.encoded
+    for row, (source, target) in zip(rows, pairs, strict=True):
+        own = plain((prefix or "") + source, text_target=target)
+        assert row["input_ids"] == own["input_ids"] and row["labels"] == own["labels"]
+        assert plain.unk_token_id not in row["input_ids"][len(plain(prefix or "")["input_ids"]) :] + row["labels"]
+        assert plain.decode(row["labels"], skip_special_tokens=True).strip() == target.strip()
+    if prefix and prefix.startswith(">>"):
+        assert plain.convert_ids_to_tokens(rows[0]["input_ids"][0]) == prefix.strip()
+
+
+def test_translator_needs_to_be_told_the_language_of_a_multilingual_model(pairs, tmp_path):
+    from mtloop.config import UserError
+
+    texts = [text for pair in pairs for text in pair] * 3
+    hardware = HardwareConfig(use_cpu=True, cpu_threads=1)
+    assert hardware.use_cpu
+    folder = make_family("marian-multilingual", tmp_path, texts)
+    with pytest.raises(UserError, match="--target_lang is missing: .*>>deu<<, >>fra<<"):
+        Translator(str(folder))
+    with pytest.raises(UserError, match="--target_lang 'es' is no one language"):
+        Translator(str(folder), target_lang="es")
+    assert Translator(str(folder), target_lang="French").source_prefix == ">>fra<< "
+    with pytest.raises(UserError, match="--target_lang is missing"):
+        Translator(str(make_family("nllb", tmp_path, texts)), source_lang="en")

@@ -1,0 +1,147 @@
+"""A tiny random model of each family with a real tokenizer of its class, over the pieces of some texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BartTokenizer,
+    M2M100Config,
+    M2M100Tokenizer,
+    MarianConfig,
+    MBart50Tokenizer,
+    MBartConfig,
+    MBartTokenizer,
+    MT5Config,
+    NllbTokenizer,
+    PegasusConfig,
+    PegasusTokenizer,
+    PretrainedConfig,
+    T5Config,
+    T5Tokenizer,
+    UMT5Config,
+)
+
+from mtloop.tokenization import train_tokenizer
+
+LANGUAGES = ("en", "fr")
+SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]  # the head of fairseq's vocabularies
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family.
+
+    Attributes:
+        first_token: What a translation into French begins with after the decoder's start; None for a piece of text.
+        start_token: The decoder's start.
+        prefix: What stands before a source.
+    """
+
+    first_token: str | None = None
+    start_token: str = "<pad>"
+    prefix: str | None = None
+
+
+FAMILIES = {
+    "marian": Family(),
+    "marian-multilingual": Family(prefix=">>fra<< "),
+    "t5": Family(prefix="translate English to French: "),
+    "mt5": Family(),
+    "umt5": Family(),
+    "bart": Family(start_token="</s>"),
+    "pegasus": Family(),
+    "mbart": Family(start_token="fr_XX"),  # the language is the start: nothing is forced
+    "mbart50": Family(start_token="</s>", first_token="fr_XX"),
+    "m2m_100": Family(start_token="</s>", first_token="__fr__"),
+    "nllb": Family(start_token="</s>", first_token="fra_Latn"),
+}
+
+
+def make_family(name: str, folder: Path, texts: Sequence[str]) -> Path:
+    """Write a model of random weights and its tokenizer, as one is published; return the folder."""
+    torch.manual_seed(0)
+    model_dir = folder / name
+    tokenizer = _tokenizer(name, folder / f"{name}-pieces", texts)
+    tokenizer.save_pretrained(model_dir)
+    num_rows = max(len(tokenizer), *getattr(tokenizer, "lang_code_to_id", {"": 0}).values()) + 8
+    config = _config(name, num_rows, tokenizer)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(model_dir)
+    return model_dir
+
+
+def _tokenizer(name: str, folder: Path, texts: Sequence[str]) -> Any:
+    languages = [">>fra<<", ">>deu<<"] if name == "marian-multilingual" else []
+    marian = train_tokenizer(
+        texts, vocab_size=240, output_dir=folder, source_lang="en", target_lang="fr", language_tokens=languages
+    )
+    if name.startswith("marian"):
+        return marian
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "source.spm"))
+    pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(2, model.get_piece_size())]
+    fairseq = [(special, 0.0) for special in SPECIALS] + pieces
+    if name in ("t5", "mt5", "umt5"):
+        return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces], extra_ids=10)
+    if name == "pegasus":
+        head = [("<pad>", 0.0), ("</s>", 0.0), ("<mask_1>", 0.0), ("<mask_2>", 0.0), ("<unk>", 0.0)]
+        return PegasusTokenizer(vocab=head + pieces, offset=5)
+    if name == "mbart":
+        return MBartTokenizer(vocab=fairseq)
+    if name == "mbart50":
+        return MBart50Tokenizer(vocab=fairseq)
+    if name == "bart":
+        return _bart(texts)
+    if name == "nllb":
+        return _nllb(texts)
+    assert name == "m2m_100"
+    (folder / "m2m.json").write_text(json.dumps({piece: i for i, (piece, _) in enumerate(fairseq)}))
+    return M2M100Tokenizer(str(folder / "m2m.json"), str(folder / "source.spm"))
+
+
+def _bart(texts: Sequence[str]) -> BartTokenizer:
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(texts, vocab_size=400, special_tokens=[*SPECIALS, "<mask>"], show_progress=False)
+    state = json.loads(trained.to_str())["model"]
+    return BartTokenizer(vocab=state["vocab"], merges=[tuple(merge) for merge in state["merges"]])
+
+
+def _nllb(texts: Sequence[str]) -> NllbTokenizer:
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIALS, show_progress=False)
+    )
+    state = json.loads(trained.to_str())["model"]
+    return NllbTokenizer(vocab=state["vocab"], merges=[tuple(merge) for merge in state["merges"]])
+
+
+def _config(name: str, num_rows: int, tokenizer: Any) -> PretrainedConfig:
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    ids = {"vocab_size": num_rows, "pad_token_id": pad, "eos_token_id": eos}
+    size = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 128))}
+    size |= {"d_model": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 128}
+    # Random weights learn in few updates where nothing is dropped and the embeddings are not shrunk.
+    size |= {"dropout": 0.0, "scale_embedding": True}
+    t5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0}
+    if name.startswith("marian"):
+        # The published ones have exactly a row for each piece.
+        return MarianConfig(**{**ids, "vocab_size": len(tokenizer)}, **size, decoder_start_token_id=pad)
+    if name in ("t5", "mt5", "umt5"):
+        kind = {"t5": T5Config, "mt5": MT5Config, "umt5": UMT5Config}[name]
+        return kind(**ids, **t5, decoder_start_token_id=pad)
+    if name == "pegasus":
+        return PegasusConfig(**ids, **size, decoder_start_token_id=pad)
+    if name == "bart":
+        return BartConfig(**ids, **size, bos_token_id=tokenizer.bos_token_id, decoder_start_token_id=eos)
+    if name in ("mbart", "mbart50"):
+        return MBartConfig(**ids, **size, decoder_start_token_id=eos)
+    return M2M100Config(**ids, **size, decoder_start_token_id=eos)
