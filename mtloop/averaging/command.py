@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--base", metavar="M", help="of --interpolate (none: the run's --model_name_or_path)")
     add("--weight", type=float, metavar="W", help="with -o: write the model at this weight between base and RUN")
     add("-o", "--output", metavar="OUT", help="the folder to write: a model that loads")
-    add("--evaluate", action="store_true", help="score the average and each of its checkpoints, as --test_set does")
+    add("--evaluate", action="store_true", help="score the average and each of its checkpoints (--test_set does, too)")
     add_test_set_flags(parser, without="the run's own validation rows, which are always scored")
     add_model_flags(parser)
     return parser
@@ -156,7 +156,8 @@ def _average_checkpoints(
             out = Path(runtime.on_main(lambda: stack.enter_context(tempfile.TemporaryDirectory())))
             runtime.on_main(lambda: make(out))
         known = {} if given.metric is None else scores_of(RunFolder(Path(given.model)), given.metric)
-        told = [f"{path.name}{_told(given.metric, known, path)}" for path in chosen]
+        named = zip(_names(given, chosen), chosen, strict=True)
+        told = [f"{name}{_told(given.metric, known, path)}" for name, path in named]
         runtime.say(f"{given.output or 'average'}: the average of {', '.join(told)}")
         if test_sets:
             _score(given, [*chosen, out], test_sets, runtime)
@@ -164,13 +165,18 @@ def _average_checkpoints(
 
 def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
     """Refuse checkpoints whose embeddings mean different pieces, be they of the same shape."""
-    from mtloop.tokenization import load_tokenizer, tokenizer_fingerprint
+    from mtloop.tokenization import have_same_pieces, load_tokenizer
 
-    languages = {"source_lang": given.source_lang, "target_lang": given.target_lang}
-    *others, newest = [tokenizer_fingerprint(load_tokenizer(str(path), **languages)) for path in chosen]
-    for path, fingerprint in zip(chosen, others, strict=False):
-        if fingerprint != newest:
+    options = {name: getattr(given, name) for name in ("source_lang", "target_lang", "trust_remote_code")}
+    *others, newest = [load_tokenizer(str(path), **options) for path in chosen]
+    for path, tokenizer in zip(chosen, others, strict=False):
+        if not have_same_pieces(tokenizer, newest):
             raise UserError(f"--checkpoints {path}: its tokenizer is another than that of {chosen[-1]}; leave it out")
+
+
+def _names(given: argparse.Namespace, paths: list[Path]) -> list[str]:
+    """What to call checkpoints: of several runs by their whole path."""
+    return [str(path) if given.model is None else path.name for path in paths]
 
 
 def _told(metric: str | None, known: dict[int, float], path: Path) -> str:
@@ -185,7 +191,7 @@ def _score(given: argparse.Namespace, paths: list[Path], test_sets: list[TestSet
     from mtloop.evaluation.command import open_translator
 
     translator = open_translator("--checkpoints", str(paths[-1]), given, runtime)
-    names = [*(path.name for path in paths[:-1]), "average"]
+    names = [*_names(given, paths[:-1]), "average"]
     weights = [
         (name, lambda path=path: load_weights(translator.network, path))
         for name, path in zip(names, paths, strict=True)

@@ -14,7 +14,7 @@ from mtloop.checkpoint.folders import sync_tree
 from mtloop.config import Config, UserError, is_from_scratch
 from mtloop.evaluation.command import TestSet, open_translator
 from mtloop.runtime import Runtime
-from mtloop.tokenization import tokenizer_fingerprint
+from mtloop.tokenization import have_same_pieces
 from mtloop.translate.translator import TRAINING_FLAGS, load_pair
 
 
@@ -59,10 +59,10 @@ class Line:
                 f"--base {base}: {problem}: no line leads from one to the other; give what {given.model} was "
                 "fine-tuned from, with the same vocabulary"
             )
-        if tokenizer_fingerprint(base_tokenizer) != tokenizer_fingerprint(self.tokenizer):
+        if not have_same_pieces(base_tokenizer, self.tokenizer):
             raise UserError(
-                f"--base {base}: its tokenizer has other pieces than that of {given.model}: the rows of their "
-                "embeddings mean different words; give what it was fine-tuned from"
+                f"--base {base}: its tokenizer has other pieces than that of {given.model}; give what it was "
+                "fine-tuned from"
             )
 
     def put(self, network: Any, weight: float) -> None:

@@ -219,7 +219,8 @@ def check_alike(base: torch.nn.Module, fine_tuned: torch.nn.Module) -> str:
     ends = base.state_dict(), fine_tuned.state_dict()
     if different := sorted(ends[0].keys() ^ ends[1].keys()):
         return f"only one of them has {different[0]}"
-    for name, tensor in ends[0].items():
-        if tensor.shape != ends[1][name].shape:
-            return f"{name} is {list(tensor.shape)} in it and {list(ends[1][name].shape)} in the fine-tuned model"
-    return ""
+    unequal = [name for name, tensor in ends[0].items() if tensor.shape != ends[1][name].shape]
+    if not unequal:
+        return ""
+    name = max(unequal, key=lambda name: ends[0][name].numel())  # of embeddings rather than their bias
+    return f"{name} is {list(ends[0][name].shape)} in it and {list(ends[1][name].shape)} in the fine-tuned model"
