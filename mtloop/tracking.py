@@ -22,7 +22,7 @@ from mtloop.run_folder import RunFolder, read_json_lines
 from mtloop.runtime import Runtime
 
 TABLE_COLUMNS = (
-    ("epoch", 6),
+    ("epoch", 7),
     ("step", 8),
     ("train loss", 10),
     ("eval loss", 9),

@@ -87,7 +87,7 @@ def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str) -> None
     """Add what a model is scored on; `without` says on what where no --test_set is given."""
     add = parser.add_argument
     add("--test_set", action="append", default=[], metavar="[NAME=]FILE[,FILE]", help="rows (.jsonl, .csv, .tsv, "
-        f".parquet), or two aligned text files, source first; may be given several times "
+        ".parquet), or two aligned text files, source first; may be given several times "
         f"(none: {without})")  # fmt: skip
     for name in SETTINGS:
         add(f"--{name}", metavar="TEXT", help="as in train.py (none: as the run of the model was trained)")
@@ -97,6 +97,14 @@ def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str) -> None
 def _check(given: argparse.Namespace) -> None:
     check_counts(given, "num_resamples")
     check_test_sets(given)
+    if given.compare is not None:  # told now, and not when all is translated
+        path = Path(given.compare)
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise UserError(
+                f"--compare {path}: give the page to write, FILE.html; a model to compare with is --baseline"
+            )
+        if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UserError(f"--compare {path}: no file can be written there; give another place")
 
 
 def check_test_sets(given: argparse.Namespace) -> None:
@@ -109,14 +117,6 @@ def check_test_sets(given: argparse.Namespace) -> None:
     names = [_named(text)[0] for text in given.test_set]
     if len(set(names)) < len(names):
         raise UserError(f"--test_set: two of the same name ({', '.join(names)}); call them NAME=FILE")
-    if given.compare is not None:  # told now, and not when all is translated
-        path = Path(given.compare)
-        if path.suffix.lower() not in (".html", ".htm"):
-            raise UserError(
-                f"--compare {path}: give the page to write, FILE.html; a model to compare with is --baseline"
-            )
-        if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise UserError(f"--compare {path}: no file can be written there; give another place")
 
 
 def _named(text: str) -> tuple[str, list[str]]:
