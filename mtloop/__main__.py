@@ -10,6 +10,7 @@ USAGE = """usage: python -m mtloop COMMAND ...
   translate FILE... -o OUT --model M              translate files, standard input (-) or --text
   evaluate --model M [--baseline B]               score models on test sets, with confidence intervals
   corpus FILE... | --run RUN                      what a corpus is like before training; --grep WORD shows its pairs
+  average RUN --last N|--best N -o OUT            average checkpoints, or --interpolate between a model and its base
   checkpoint list|verify|prune RUN                what a run folder holds, whether it is sound, and less of it
   push RUN [--epoch N]                            push to the Hub what of a run is not there yet
   selfcheck [--config_file F] [flags of train]    prove on your own model, data and launch file that the numbers hold"""
@@ -34,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         from mtloop.inspection.command import main as corpus
 
         return corpus(rest)
+    if command == "average":
+        from mtloop.averaging.command import main as average
+
+        return average(rest)
     if command == "checkpoint":
         from mtloop.checkpoint.command import main as checkpoint
 

@@ -49,7 +49,7 @@ class EvaluationSet:
     """Rows to evaluate on.
 
     Attributes:
-        name: "valid" or "test".
+        name: "valid", "test", or "average": the validation rows for an averaged model.
         rows: Raw texts: columns index, source, target; N rows.
         encoded: Columns input_ids and labels, aligned with rows.
         source_lengths: int32 [N].

@@ -262,8 +262,8 @@ def _source_text(origins: Any) -> str:
 def _step_of(line: str) -> float:
     try:
         record = json.loads(line)
-        # Test rows are scored after the last checkpoint: a run that resumes scores them again.
-        return float("inf") if record.get("split") == "test" else int(record["step"])
+        # Test rows and an average are scored after the last checkpoint: a run that resumes scores them again.
+        return float("inf") if "split" in record else int(record["step"])
     except (ValueError, KeyError, TypeError, AttributeError):  # a line cut short by a kill
         return float("inf")
 

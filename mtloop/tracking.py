@@ -22,7 +22,7 @@ from mtloop.run_folder import RunFolder, read_json_lines
 from mtloop.runtime import Runtime
 
 TABLE_COLUMNS = (
-    ("epoch", 6),
+    ("epoch", 7),
     ("step", 8),
     ("train loss", 10),
     ("eval loss", 9),
@@ -113,8 +113,12 @@ class Tracker:
         except OSError as error:
             raise RunFailed(f"{self.folder.metrics_path}: cannot be written ({error.strerror or error})") from error
         if self.uses_trackers:
+            # The curves are of the validation rows along the way.
+            prefix = f"{record['split']}_" if "split" in record else ""
             numbers = {
-                name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "step"
+                prefix + name: value
+                for name, value in record.items()
+                if isinstance(value, (int, float)) and name != "step"
             }
             try:
                 self.runtime.accelerator.log(numbers, step=record["step"])
@@ -131,7 +135,7 @@ class Tracker:
         elapsed = int(time.perf_counter() - self.start_s)
         gain = [_gain(record, "bleu")] if "bleu_gain" in record else []
         cells = (
-            "test" if name == "test" else f"{epoch:.4g}",
+            f"{epoch:.4g}" if name == "valid" else name,
             f"{record['step']:,}",
             f"{latest['loss']:.4f}" if latest else "-",
             f"{record['eval_loss']:.4f}",

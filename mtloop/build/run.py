@@ -143,6 +143,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
             tokenizer=tokenizer,
             state=state,
             save_total_limit=config.output.save_total_limit,
+            num_epochs_kept=config.evaluation.average_last or 0,
             identity=identify(config, report, runtime.on_main(lambda: folder.run_record), hardware=runtime.describe()),
         ),
         tracker=Tracker(

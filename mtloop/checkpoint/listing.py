@@ -47,6 +47,18 @@ def find_checkpoint(folder: RunFolder, asked: str | None) -> Path | None:
         if asked is None:
             return None
     assert asked is not None or not checkpoints
+    by_name = names_of(folder)
+    if asked in by_name:
+        return by_name[asked]
+    if asked is not None and any((Path(asked) / name).is_file() for name in (MANIFEST_NAME, STATE_NAME_OF_FORMAT_1)):
+        return Path(asked)
+    there = ", ".join(sorted(by_name)) or "none"
+    raise UserError(f"--resume_from_checkpoint {asked}: no such checkpoint in {folder.checkpoints_dir}; there: {there}")
+
+
+def names_of(folder: RunFolder) -> dict[str, Path]:
+    """What a checkpoint may be called by: step_N, epoch_N (1-based), best."""
+    checkpoints = list_checkpoints(folder)
     by_name = {path.name: path for _, path in checkpoints}
     for _, path in checkpoints:
         if epoch := epoch_of(path):
@@ -54,12 +66,7 @@ def find_checkpoint(folder: RunFolder, asked: str | None) -> Path | None:
     best = folder.checkpoints_dir / "best"
     if best.is_dir():
         by_name["best"] = best.resolve()
-    if asked in by_name:
-        return by_name[asked]
-    if asked is not None and any((Path(asked) / name).is_file() for name in (MANIFEST_NAME, STATE_NAME_OF_FORMAT_1)):
-        return Path(asked)
-    there = ", ".join(sorted(by_name)) or "none"
-    raise UserError(f"--resume_from_checkpoint {asked}: no such checkpoint in {folder.checkpoints_dir}; there: {there}")
+    return by_name
 
 
 def choose_checkpoint(folder: RunFolder, asked: str | None, say: Callable[[str], None]) -> Path | None:
@@ -111,6 +118,11 @@ def epoch_of(path: Path) -> int | None:
     except (Damaged, UserError):
         return None
     return (record["epoch"] or None) if record["cursor"] == 0 else None
+
+
+def epoch_ends(folder: RunFolder, *, end_step: int | None = None) -> list[Path]:
+    """List the checkpoints that end an epoch, by step; that of `end_step` counts as one wherever it ends."""
+    return [path for step, path in list_checkpoints(folder) if step == end_step or epoch_of(path)]
 
 
 def set_aside(folder: RunFolder, path: Path) -> None:

@@ -27,7 +27,7 @@ from mtloop.checkpoint.folders import (
     publish,
     sync_tree,
 )
-from mtloop.checkpoint.listing import damage_of, link_names, list_checkpoints, set_aside
+from mtloop.checkpoint.listing import damage_of, epoch_ends, link_names, list_checkpoints, set_aside
 from mtloop.checkpoint.weights import load_weights
 from mtloop.config import RunFailed, UserError
 from mtloop.manifest import (
@@ -67,6 +67,7 @@ class Checkpointer:
         tokenizer: Saved into each export.
         state: The counters; restored in place.
         save_total_limit: Checkpoints kept, the best not counted; None keeps all.
+        num_epochs_kept: Of those that end an epoch the last ones, kept all the same: final/ is made of them.
         is_awaited: Whether somebody else still needs a checkpoint, which is then not pruned. Main only.
         identity: What the run is, for the manifest: run_id, budgets, fingerprints, versions ...; JSON values.
     """
@@ -80,6 +81,7 @@ class Checkpointer:
     tokenizer: PreTrainedTokenizerBase
     state: TrainState
     save_total_limit: int | None = None
+    num_epochs_kept: int = 0
     is_awaited: Callable[[Path], bool] = lambda path: False
     identity: dict[str, Any] = field(default_factory=dict)
 
@@ -172,10 +174,11 @@ class Checkpointer:
         """Remove the checkpoints beyond --save_total_limit, once the one just saved has been read back. Main only."""
         if self.save_total_limit is None:
             return
+        kept = epoch_ends(self.folder)[-self.num_epochs_kept :] if self.num_epochs_kept else []
         superfluous = [
             path
             for step, path in list_checkpoints(self.folder)[: -self.save_total_limit]
-            if step not in (self.state.best_step, self.state.step) and not self.is_awaited(path)
+            if step not in (self.state.best_step, self.state.step) and path not in kept and not self.is_awaited(path)
         ]
         if not superfluous:
             return

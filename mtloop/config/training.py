@@ -195,3 +195,14 @@ class EvaluationConfig(Group):
         None, "evaluations without a better score before the run stops (none: never)", check=at_least(1)
     )
     load_best_model_at_end: bool = setting(False, "end with the best checkpoint's weights instead of the last ones")
+    average_last: int | None = setting(
+        None, "end with the average of this many last epochs' weights (none: the last ones)", check=at_least(2)
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse two ways to end."""
+        super().__post_init__()
+        if self.average_last is not None and self.load_best_model_at_end:
+            raise FieldError(
+                "average_last", f"{self.average_last}: --load_best_model_at_end ends with another model; leave one out"
+            )

@@ -100,6 +100,11 @@ def check_complete(config: Config) -> None:
         )
     if data.dataset_config_name and not data.dataset_name:
         raise FieldError("dataset_config_name", f"{data.dataset_config_name}: only with --dataset_name")
+    average_last, limit = config.evaluation.average_last, config.output.save_total_limit
+    if average_last is not None and limit is not None and limit < average_last:
+        raise FieldError(
+            "save_total_limit", f"{limit}: --average_last {average_last} needs as many checkpoints; give at least that"
+        )
     for name in ("source_lang", "target_lang"):
         if not getattr(data, name) and not data.source_column and not data.pairs:
             raise FieldError(name, "not given: give a code, as en, or --source_column and --target_column, or --pairs")

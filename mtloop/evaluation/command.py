@@ -17,6 +17,10 @@ from mtloop.translate.shell import Parser, add_model_flags, check_counts, report
 if TYPE_CHECKING:
     from mtloop.metrics import Interval
     from mtloop.runtime import Runtime
+    from mtloop.translate.translator import Translator
+
+# What a model is asked in, as in train.py.
+SETTINGS = ("source_lang", "target_lang", "source_column", "target_column", "source_prefix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, metavar="M", help="a run folder, a checkpoint, any folder, or a Hub name[@revision]")
     add("--baseline", metavar="M", help="another model, to compare with")
-    add("--test_set", action="append", default=[], metavar="[NAME=]FILE[,FILE]", help="rows (.jsonl, .csv, .tsv, "
-        ".parquet), or two aligned text files, source first; may be given several times (none: the run's own "
-        "validation and test rows)")  # fmt: skip
-    for name in ("source_lang", "target_lang", "source_column", "target_column", "source_prefix"):
-        add(f"--{name}", metavar="TEXT", help="as in train.py (none: as the run of --model was trained)")
-    add("--max_samples", type=int, metavar="N", help="the first N rows of each test set")
+    add_test_set_flags(parser, without="the run's own validation and test rows")
     add("--num_resamples", type=int, default=1000, metavar="N", help="of the bootstrap (1000)")
     add("-o", "--output", metavar="DIR", help="a folder for report.json and the hypotheses of each test set")
     add("--compare", metavar="FILE.html", help="a page with every sentence, its translations and chrF, in one file "
@@ -84,11 +83,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str) -> None:
+    """Add what a model is scored on; `without` says on what where no --test_set is given."""
+    add = parser.add_argument
+    add("--test_set", action="append", default=[], metavar="[NAME=]FILE[,FILE]", help="rows (.jsonl, .csv, .tsv, "
+        ".parquet), or two aligned text files, source first; may be given several times "
+        f"(none: {without})")  # fmt: skip
+    for name in SETTINGS:
+        add(f"--{name}", metavar="TEXT", help="as in train.py (none: as the run of the model was trained)")
+    add("--max_samples", type=int, metavar="N", help="the first N rows of each test set")
+
+
 def _check(given: argparse.Namespace) -> None:
-    check_counts(given, "num_beams", "max_tokens_per_batch", "max_samples", "num_resamples")
-    names = [_named(text)[0] for text in given.test_set]
-    if len(set(names)) < len(names):
-        raise UserError(f"--test_set: two of the same name ({', '.join(names)}); call them NAME=FILE")
+    check_counts(given, "num_resamples")
+    check_test_sets(given)
     if given.compare is not None:  # told now, and not when all is translated
         path = Path(given.compare)
         if path.suffix.lower() not in (".html", ".htm"):
@@ -97,6 +105,18 @@ def _check(given: argparse.Namespace) -> None:
             )
         if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError(f"--compare {path}: no file can be written there; give another place")
+
+
+def check_test_sets(given: argparse.Namespace) -> None:
+    """Refuse what the flags of test sets and model cannot mean.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    check_counts(given, "num_beams", "max_tokens_per_batch", "max_samples")
+    names = [_named(text)[0] for text in given.test_set]
+    if len(set(names)) < len(names):
+        raise UserError(f"--test_set: two of the same name ({', '.join(names)}); call them NAME=FILE")
 
 
 def _named(text: str) -> tuple[str, list[str]]:
@@ -114,9 +134,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     runtime = start_runtime(given)
     try:
         trained = stored_config(given.model)
-        for name in ("source_lang", "target_lang", "source_column", "target_column", "source_prefix"):
-            if getattr(given, name) is None and trained is not None:
-                setattr(given, name, getattr(trained.data, name))
+        fill_settings(given, trained)
         test_sets = runtime.one_first(lambda: _load(given, trained))
         verdicts = _judge(given, test_sets, runtime)
         runtime.say(*table(verdicts, has_baseline=given.baseline is not None))
@@ -135,19 +153,39 @@ def stored_config(model: str) -> Config | None:
     return None
 
 
-def _load(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
-    from mtloop.corpus import Columns, load_corpus, load_test_set
+def fill_settings(given: argparse.Namespace, trained: Config | None) -> None:
+    """Take languages, columns and prefix that are not given from the run's own configuration."""
+    for name in SETTINGS:
+        if getattr(given, name) is None and trained is not None:
+            setattr(given, name, getattr(trained.data, name))
 
-    rows = {}
+
+def _load(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
     if given.test_set:
-        columns = Columns(given.source_lang, given.target_lang, given.source_column, given.target_column)
-        for name, files in map(_named, given.test_set):
-            rows[name] = load_test_set("--test_set", files, columns)[0]
-    elif trained is not None:
-        corpus = load_corpus(trained.data)
-        rows = {"valid": corpus.valid, **({"test": corpus.test} if corpus.test is not None else {})}
-    else:
+        return load_test_sets(given)
+    if trained is None:
         raise UserError(f"--model {given.model}: no run folder, so --test_set says on what it is scored")
+    return load_own_rows(given, trained, "valid", "test")
+
+
+def load_own_rows(given: argparse.Namespace, trained: Config, *splits: str) -> list[TestSet]:
+    """Load the rows that a run was scored on: those of its splits that there are."""
+    from mtloop.corpus import load_corpus
+
+    corpus = load_corpus(trained.data)
+    return _as_test_sets(given, {split: rows for split in splits if (rows := getattr(corpus, split)) is not None})
+
+
+def load_test_sets(given: argparse.Namespace) -> list[TestSet]:
+    """Load each --test_set."""
+    from mtloop.corpus import Columns, load_test_set
+
+    columns = Columns(given.source_lang, given.target_lang, given.source_column, given.target_column)
+    named = map(_named, given.test_set)
+    return _as_test_sets(given, {name: load_test_set("--test_set", files, columns)[0] for name, files in named})
+
+
+def _as_test_sets(given: argparse.Namespace, rows: dict[str, Any]) -> list[TestSet]:
     return [
         TestSet(
             name=name, sources=found["source"][: given.max_samples], references=found["target"][: given.max_samples]
@@ -156,25 +194,35 @@ def _load(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
     ]
 
 
+def open_translator(flag: str, model: str, given: argparse.Namespace, runtime: Runtime) -> Translator:
+    """Load a model as the flags say; `flag` is where the user named it. Collective.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    from mtloop.translate.translator import Translator
+
+    try:
+        return Translator(
+            model,
+            source_lang=given.source_lang,
+            target_lang=given.target_lang,
+            source_prefix=given.source_prefix,
+            num_beams=given.num_beams,
+            max_tokens_per_batch=given.max_tokens_per_batch,
+            trust_remote_code=given.trust_remote_code,
+            runtime=runtime,
+        )
+    except UserError as error:
+        raise UserError(str(error).replace("--model", flag)) from error
+
+
 def _judge(given: argparse.Namespace, test_sets: list[TestSet], runtime: Runtime) -> list[Verdict]:
     """Translate with each model in turn, one in memory at a time, and score. Collective."""
     from mtloop.metrics import score_with_intervals
-    from mtloop.translate.translator import Translator
 
     def translate(flag: str, model: str) -> list[list[str]]:
-        try:
-            translator = Translator(
-                model,
-                source_lang=given.source_lang,
-                target_lang=given.target_lang,
-                source_prefix=given.source_prefix,
-                num_beams=given.num_beams,
-                max_tokens_per_batch=given.max_tokens_per_batch,
-                trust_remote_code=given.trust_remote_code,
-                runtime=runtime,
-            )
-        except UserError as error:
-            raise UserError(str(error).replace("--model", flag)) from error
+        translator = open_translator(flag, model, given, runtime)
         hypotheses = []
         for test_set in test_sets:
             runtime.say(f"{flag.removeprefix('--')}: translating {len(test_set.sources):,} rows of {test_set.name} ...")

@@ -62,13 +62,17 @@ class Facts:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """The newest evaluation of these weights or earlier; {} where there is none."""
+        """The newest evaluation of these weights or earlier, of an average its own; {} where there is none."""
+        if self.part.average_of:
+            return self._last_of("average")
         return next((line for line in reversed(self.evaluations) if line["step"] <= self.part.step), {})
 
     @property
     def test_scores(self) -> dict[str, Any]:
-        is_test = self.part.epoch is None
-        return next((line for line in reversed(self.lines) if is_test and line.get("split") == "test"), {})
+        return self._last_of("test") if self.part.epoch is None else {}
+
+    def _last_of(self, split: str) -> dict[str, Any]:
+        return next((line for line in reversed(self.lines) if line.get("split") == split), {})
 
 
 def collect(folder: RunFolder, part: Part, target: Target, *, record: dict[str, Any]) -> Facts:
@@ -76,7 +80,8 @@ def collect(folder: RunFolder, part: Part, target: Target, *, record: dict[str, 
     config = folder.stored_config()
     assert config is not None  # a run that has a checkpoint has its configuration
     evaluated = [line["step"] for line in lines_until(folder, part) if "bleu" in line and line["step"] <= part.step]
-    path = folder.hypotheses_dir / f"step_{max(evaluated, default=0)}.jsonl"
+    name = "average" if part.average_of else f"step_{max(evaluated, default=0)}"
+    path = folder.hypotheses_dir / f"{name}.jsonl"
     return Facts(
         part=part,
         target=target,
@@ -94,7 +99,7 @@ def lines_until(folder: RunFolder, part: Part) -> list[dict[str, Any]]:
     lines = read_json_lines(folder.metrics_path)
     if part.epoch is None:
         return lines
-    return [line for line in lines if line.get("step", 0) <= part.step and line.get("split") != "test"]
+    return [line for line in lines if line.get("step", 0) <= part.step and "split" not in line]
 
 
 def write_card(facts: Facts) -> str:
@@ -161,7 +166,11 @@ def _title(facts: Facts) -> str:
     else:
         origin = f"fine-tuned with mtloop from {_linked(config.model.model_name_or_path)}"
     num_epochs = config.optimizer.num_train_epochs
-    if part.epoch is None:
+    if part.average_of:
+        *others, last = [f"{step:,}" for step in part.average_of]
+        steps = f"{', '.join(others)} and {last}" if others else last
+        state = f"Training is complete; this is the average of the weights after {steps} updates."
+    elif part.epoch is None:
         state = f"Training is complete; these are the weights after {part.step:,} updates."
     else:
         of = "" if config.optimizer.max_train_steps else f" of {num_epochs}"
@@ -225,9 +234,11 @@ def _results(facts: Facts) -> str:
         "| epoch | updates | training loss | validation loss | BLEU | chrF |",
         "|---|---:|---:|---:|---:|---:|",
     ]
+    if facts.part.average_of and facts.scores:
+        rows.append(("average", facts.scores, None))
     for label, line, loss in rows:
         training = "" if loss is None else f"{loss:.4f}"
-        mark = "**" if line["step"] == facts.scores.get("step") else ""
+        mark = "**" if line is facts.scores else ""
         table.append(
             f"| {label} | {line['step']:,} | {training} | {_number(line['eval_loss'], 4)} | "
             f"{mark}{_number(line['bleu'], 2)}{mark}{_chance(line, 'bleu')} | "

@@ -34,7 +34,8 @@ def files_of(folder: RunFolder, part: Part, target: Target, *, with_training: bo
     record: dict[str, Any] = {}
     with contextlib.suppress(Damaged, UserError):  # final/ outlives its checkpoint
         record = read_manifest(checkpoint)
-    hashes = {name: entry["sha256"] for name, entry in record.get("files", {}).items()}
+    saved = folder.run_record["final"] if part.average_of else record
+    hashes = {name: entry["sha256"] for name, entry in saved.get("files", {}).items()}
     files: dict[str, dict[str, Any]] = {
         name: {"path": str(part.folder / name), "sha256": hashes.get(name)}
         for name in _names(part.folder)

@@ -62,6 +62,7 @@ class Part:
         epoch: Which epoch the checkpoint ends; None for the end of the run.
         run_id: Of the run.
         manifest: sha256 of the checkpoint's manifest, for final/ of the checkpoint that it was made of.
+        average_of: The updates whose weights were averaged; empty where the weights are those of `step`.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Part:
     epoch: int | None
     run_id: str
     manifest: str
+    average_of: tuple[int, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -131,6 +133,7 @@ def final_part(folder: RunFolder) -> Part | None:
         epoch=None,
         run_id=record["run_id"],
         manifest=final["manifest"],
+        average_of=tuple(final.get("average_of", ())),
     )
 
 

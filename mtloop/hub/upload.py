@@ -29,6 +29,7 @@ DONE, LOST = "done", "lost"
 REPLACED = (
     "*.safetensors",
     "*.safetensors.index.json",
+    "averaged.json",
     "pytorch_model*",
     "training/*",
     "tokenizer*.json",

@@ -102,6 +102,7 @@ def shrink(config: Config) -> Config:
         "save_total_limit": None,
         "early_stopping_patience": None,
         "load_best_model_at_end": False,
+        "average_last": None,
         "resume_from_checkpoint": None,
         "allow_changed": False,
         "push_to_hub": False,

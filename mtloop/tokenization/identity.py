@@ -32,6 +32,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def have_same_pieces(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether each id means the same piece: what models that are mixed must share, however their texts are cut."""
+    vocabularies = [
+        (tokenizer.get_vocab(), getattr(tokenizer, "target_encoder", {}) or {}) for tokenizer in (one, other)
+    ]
+    return vocabularies[0] == vocabularies[1]
+
+
 def _pieces_and_scores(model: Any) -> list[tuple[str, float]]:
     if not isinstance(model, sentencepiece.SentencePieceProcessor):
         return []

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
+from pathlib import Path
 
+from mtloop.checkpoint.averaging import publish_average
 from mtloop.checkpoint.weights import load_weights
 from mtloop.runtime import Interrupted
 from mtloop.trainer.pushing import push_epoch, push_final, queue_earlier
@@ -61,12 +64,25 @@ def finish(run: Run) -> None:
     """Publish final/, evaluate it on the test rows where there are some, draw the curves. Collective."""
     if not run.runtime.on_main(lambda: run.checkpointer.is_saved):
         save(run)  # resumed from the end of a run in another folder
-    source = run.checkpointer.publish_final(is_best=run.config.evaluation.load_best_model_at_end)
+    average_last = run.config.evaluation.average_last
+    if average_last is None:
+        source = run.checkpointer.publish_final(is_best=run.config.evaluation.load_best_model_at_end)
+    else:
+        source = make_average(run, average_last)
     if run.test is not None:
         load_weights(run.model, source)
         evaluate_on(run, run.test)
     together(run, run.tracker.draw_curves)
     push_final(run)
+
+
+def make_average(run: Run, num_epochs: int) -> Path:
+    """Publish the average of the last epochs as final/ and evaluate it on the validation rows. Collective."""
+    folder, runtime, end_step = run.folder, run.runtime, run.state.step
+    runtime.on_main(lambda: publish_average(folder, num_epochs=num_epochs, end_step=end_step, say=runtime.say))
+    load_weights(run.model, folder.final_dir)
+    evaluate_on(run, replace(run.valid, name="average"))
+    return folder.final_dir
 
 
 def save(run: Run) -> None:

@@ -109,7 +109,7 @@ def chance(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]], repo
     its p-value. Of several pairs, each pair's own. The same numbers after a resume: all is computed from the run folder
     and the report.
     """
-    start = counted_at_start(run, data, rows) if data.name == "valid" and run.state.step > 0 else {}
+    start = counted_at_start(run, data, rows) if data.name != "test" and run.state.step > 0 else {}
     record: dict[str, Any] = {}
     for pair, counted in report.counted.items():
         found, before = resample(counted, start.get(pair))

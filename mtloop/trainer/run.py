@@ -72,11 +72,14 @@ class Run:
 
     @property
     def ending(self) -> str:
-        """What a reader should know of the end: an early stop, and which step final/ holds."""
+        """What a reader should know of the end: an early stop, and which step final/ holds, or the average of which."""
         evaluation, state = self.config.evaluation, self.state
         text = ""
         if evaluation.load_best_model_at_end and state.best_score is not None:
             text += f", that of step {state.best_step:,} ({evaluation.metric_for_best_model} {state.best_score:.4g})"
+        if evaluation.average_last is not None:
+            steps = self.folder.run_record.get("final", {}).get("average_of", [])
+            text += f", the average of steps {', '.join(f'{step:,}' for step in steps)}"
         if self.is_out_of_patience and not self.is_done:
             text += f"; stopped early after {state.num_evaluations_without_gain} evaluation(s) without a gain"
         return text

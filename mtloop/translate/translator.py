@@ -92,22 +92,20 @@ class Translator:
         except UserError as error:
             raise UserError(re.sub(TRAINING_FLAGS, "--model", str(error))) from error
 
+    @property
+    def network(self) -> PreTrainedModel:
+        """The model itself: whoever changes its weights in place translates with the new ones."""
+        return self._network
+
     def _load(self, runtime: Runtime) -> None:
-        name = model_folder(self.model)
-        self._tokenizer = tokenizer = runtime.one_first(
-            lambda: load_tokenizer(
-                name,
-                source_lang=self.source_lang,
-                target_lang=self.target_lang,
-                trust_remote_code=self.trust_remote_code,
-            )
+        tokenizer, network = load_pair(
+            self.model,
+            runtime,
+            source_lang=self.source_lang,
+            target_lang=self.target_lang,
+            trust_remote_code=self.trust_remote_code,
         )
-        attention = "eager" if runtime.device.type == "cpu" else None
-        network: Any = runtime.one_first(
-            lambda: load_model(
-                name, tokenizer, dropout=None, attention=attention, trust_remote_code=self.trust_remote_code
-            )
-        )
+        self._tokenizer = tokenizer
         self._network = network.to(runtime.device).eval()
         if self.source_prefix is None:
             self.source_prefix = source_prefix(
@@ -185,6 +183,32 @@ class Translator:
         """Give the processes' common ground back; the translator cannot be used afterwards."""
         if self.runtime is not None:
             self.runtime.close()
+
+
+def load_pair(
+    model: str,
+    runtime: Runtime,
+    *,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Load the tokenizer and the model that Translator would. Collective.
+
+    Raises:
+        UserError: in the words of train.py, which name the flags of TRAINING_FLAGS.
+    """
+    name = model_folder(model)
+    tokenizer = runtime.one_first(
+        lambda: load_tokenizer(
+            name, source_lang=source_lang, target_lang=target_lang, trust_remote_code=trust_remote_code
+        )
+    )
+    attention = "eager" if runtime.device.type == "cpu" else None
+    network = runtime.one_first(
+        lambda: load_model(name, tokenizer, dropout=None, attention=attention, trust_remote_code=trust_remote_code)
+    )
+    return tokenizer, network
 
 
 def model_folder(name: str) -> str:

@@ -211,7 +211,8 @@ def line(step):
     [(20, [10, 20]), (25, [10, 20]), (30, [10, 20, 30]), (9, []), (-1, [])],
 )
 def test_metrics_beyond_a_step_are_dropped(folder, step, kept):
-    folder.metrics_path.write_text("".join(line(s) + "\n" for s in (10, 20, 30)))
+    scored_at_the_end = [json.dumps({"split": name, "step": 10}) for name in ("average", "test")]
+    folder.metrics_path.write_text("".join(one + "\n" for one in [*map(line, (10, 20, 30)), *scored_at_the_end]))
     folder.drop_after(step)
     assert folder.metrics_path.read_text() == "".join(line(s) + "\n" for s in kept)
 

@@ -63,6 +63,16 @@ def test_every_record_is_a_line_in_order(tracker):
     assert strict_records(tracker) == [update(1), evaluation(100), {"split": "test", **evaluation(100, bleu=30.0)}]
 
 
+def test_the_curves_of_a_tracker_are_of_the_validation_rows_alone(runtime, tmp_path):
+    collecting = FailingTracker()
+    runtime.accelerator.trackers = [collecting]
+    tracker = Tracker(folder=RunFolder(tmp_path), runtime=runtime, total_steps=5, uses_trackers=True)
+    tracker.log_evaluation("valid", evaluation(100), epoch=1.0)
+    tracker.log_evaluation("average", evaluation(100), epoch=1.0)
+    (_, valid), (_, average) = collecting.logged
+    assert average == {f"average_{name}": value for name, value in valid.items()} and "bleu" in valid
+
+
 def test_numbers_that_are_not_finite_are_null(tracker):
     tracker.log_update(update(1, loss=float("nan"), grad_norm=float("inf")))
     assert strict_records(tracker) == [update(1, loss=None, grad_norm=None)]
