@@ -65,7 +65,7 @@ def test_a_family_learns_is_saved_and_translates_elsewhere(family, pairs, pairs_
         max_train_steps=300,
         eval_steps=1000,  # at the end alone
         eval_on_start=False,
-        learning_rate=3e-3,
+        learning_rate=2e-3 if name.endswith("t5") else 3e-3,
         adam_beta2=0.98,
         lr_scheduler_type="constant_with_warmup",
         num_warmup_steps=30,
