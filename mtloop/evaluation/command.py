@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max_samples", type=int, metavar="N", help="the first N rows of each test set")
     add("--num_resamples", type=int, default=1000, metavar="N", help="of the bootstrap (1000)")
     add("-o", "--output", metavar="DIR", help="a folder for report.json and the hypotheses of each test set")
-    add("--compare", metavar="FILE.html", help="a page with every sentence, its translations and chrF, in one file that "
-        "needs no network; with --baseline, by gain and loss")  # fmt: skip
+    add("--compare", metavar="FILE.html", help="a page with every sentence, its translations and chrF, in one "
+        "file that needs no network; with --baseline, by gain and loss")  # fmt: skip
     add_model_flags(parser)
     return parser
 
