@@ -1,6 +1,7 @@
 """evaluation: the numbers of sacreBLEU's own command line, of any model on any test sets."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -103,7 +104,8 @@ def test_a_test_set_has_a_name_and_files():
 
 def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model_path, rows_path, tmp_path):
     words = ["--model", model_path, "--test_set", f"one={rows_path}", "--test_set", rows_path]
-    status, out, err = run_command(*words, "--baseline", model_path, "--max_samples", "20", "-o", tmp_path / "out")
+    compared = ["--baseline", model_path, "--compare", tmp_path / "page.html"]
+    status, out, err = run_command(*words, *compared, "--max_samples", "20", "-o", tmp_path / "out")
     assert status == 0, err
     lines = [line.split() for line in out.splitlines()]
     (one,), (news,) = ([line for line in lines if line[:2] == [name, "20"]] for name in ("one", "news"))
@@ -124,6 +126,12 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
     )
     assert again["BLEU"].score == found["scores"]["BLEU"]["score"]
     assert found["scores"]["BLEU"]["signature"] in out
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert [one["name"] for one in data["sets"]] == ["one", "news"] and f"{tmp_path / 'page.html'}: every" in out
+    assert [(row["source"], row["model"], row["baseline"]) for row in data["sets"][0]["rows"]] == [
+        (row["source"], [row["hypothesis"]], [row["hypothesis"]]) for row in rows
+    ]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +144,14 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
         (
             ["--test_set", "{rows}", "--baseline", "{rows}/nowhere"],
             "--baseline '{rows}/nowhere': there is no such folder",
+        ),
+        (
+            ["--test_set", "{rows}", "--compare", "{model}"],
+            "--compare {model}: give the page to write, FILE.html; a model to compare with is --baseline",
+        ),
+        (
+            ["--test_set", "{rows}", "--compare", "{rows}/x.html"],
+            "--compare {rows}/x.html: no file can be written there; give another place",
         ),
     ],
 )
