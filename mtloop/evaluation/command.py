@@ -95,7 +95,11 @@ def _check(given: argparse.Namespace) -> None:
             raise UserError(
                 f"--compare {path}: give the page to write, FILE.html; a model to compare with is --baseline"
             )
-        if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # it may be that of -o
+        except OSError as error:
+            raise UserError(f"--compare {path}: {error.strerror or error}") from error
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError(f"--compare {path}: no file can be written there; give another place")
 
 

@@ -104,7 +104,7 @@ def test_a_test_set_has_a_name_and_files():
 
 def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model_path, rows_path, tmp_path):
     words = ["--model", model_path, "--test_set", f"one={rows_path}", "--test_set", rows_path]
-    compared = ["--baseline", model_path, "--compare", tmp_path / "page.html"]
+    compared = ["--baseline", model_path, "--compare", tmp_path / "out" / "page.html"]
     status, out, err = run_command(*words, *compared, "--max_samples", "20", "-o", tmp_path / "out")
     assert status == 0, err
     lines = [line.split() for line in out.splitlines()]
@@ -126,9 +126,10 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
     )
     assert again["BLEU"].score == found["scores"]["BLEU"]["score"]
     assert found["scores"]["BLEU"]["signature"] in out
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    path = tmp_path / "out" / "page.html"
+    text = path.read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
-    assert [one["name"] for one in data["sets"]] == ["one", "news"] and f"{tmp_path / 'page.html'}: every" in out
+    assert [one["name"] for one in data["sets"]] == ["one", "news"] and f"{path}: every" in out
     assert [(row["source"], row["model"], row["baseline"]) for row in data["sets"][0]["rows"]] == [
         (row["source"], [row["hypothesis"]], [row["hypothesis"]]) for row in rows
     ]
@@ -151,12 +152,17 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
         ),
         (
             ["--test_set", "{rows}", "--compare", "{rows}/x.html"],
-            "--compare {rows}/x.html: no file can be written there; give another place",
+            "--compare {rows}/x.html: File exists",
+        ),
+        (
+            ["--test_set", "{rows}", "--compare", "{folder}/there.html"],
+            "--compare {folder}/there.html: no file can be written there; give another place",
         ),
     ],
 )
-def test_mistakes_are_told_in_a_line(run_command, model_path, rows_path, words, reason):
-    places = {"rows": rows_path, "model": model_path}
+def test_mistakes_are_told_in_a_line(run_command, model_path, rows_path, tmp_path, words, reason):
+    places = {"rows": rows_path, "model": model_path, "folder": tmp_path}
+    (tmp_path / "there.html").mkdir()
     status, _, err = run_command("--model", model_path, *[word.format(**places) for word in words])
     (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]
     assert status == 2 and line.startswith(f"mtloop: error: {reason.format(**places)}"), line
