@@ -77,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     add_test_set_flags(parser, without="the run's own validation and test rows")
     add("--num_resamples", type=int, default=1000, metavar="N", help="of the bootstrap (1000)")
     add("-o", "--output", metavar="DIR", help="a folder for report.json and the hypotheses of each test set")
-    add("--compare", metavar="FILE.html", help="a page with every sentence, its translations and chrF, in one file "
-        "that needs no network; with --baseline, by gain and loss")  # fmt: skip
+    add("--compare", metavar="FILE.html", help="a page with every sentence, its translations and chrF, in one "
+        "file that needs no network; with --baseline, by gain and loss")  # fmt: skip
     add_model_flags(parser)
     return parser
 
@@ -103,7 +103,11 @@ def _check(given: argparse.Namespace) -> None:
             raise UserError(
                 f"--compare {path}: give the page to write, FILE.html; a model to compare with is --baseline"
             )
-        if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # it may be that of -o
+        except OSError as error:
+            raise UserError(f"--compare {path}: {error.strerror or error}") from error
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError(f"--compare {path}: no file can be written there; give another place")
 
 

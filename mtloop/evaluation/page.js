@@ -74,15 +74,13 @@ function articleOf(row) {
   side.append(element("div", "index", "no. " + row.index));
   article.append(side);
   const lines = [
-    ["source", [row.source], "", null],
-    ["reference", [row.reference], "", null],
-    ["model", row.model, "model", row.chrf],
+    ["source", "", [row.source]],
+    ["reference", "chrF", [row.reference]],
+    ["model", row.chrf.toFixed(1), row.model],
   ];
-  if (compares) lines.push(["baseline", row.baseline, "baseline", row.baselineChrf]);
-  for (const [what, segments, className, chrf] of lines) {
-    article.append(
-      element("div", "what", what), textOf(segments, className), element("div", "chrf", chrf === null ? "" : chrf.toFixed(1))
-    );
+  if (compares) lines.push(["baseline", row.baselineChrf.toFixed(1), row.baseline]);
+  for (const [what, chrf, segments] of lines) {
+    article.append(element("div", "what", what), element("div", "chrf", chrf), textOf(segments, what));
   }
   return article;
 }

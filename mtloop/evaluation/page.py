@@ -92,16 +92,17 @@ def differing(text: str, other: str) -> tuple[list[str], list[str]]:
 def _head(verdicts: Sequence[Verdict], model: str, baseline: str | None) -> str:
     """Write what is compared, the table of scores, and how they were made."""
     names = [("model", model), *([("baseline", baseline)] if baseline is not None else [])]
-    titles = ["test set", "sentences", "metric", "model", *(["baseline", "difference", "p"] if baseline else [])]
+    titles = ['<th class="name">test set', "<th>sentences", '<th class="name">metric', "<th>model"]
     marked = "Marked: the words that the reference has not; with --baseline, two models are compared."
     if baseline is not None:
+        titles += ["<th>baseline", "<th>difference", "<th>p"]
         marked = "p is of the paired bootstrap test. Marked: the words in which the two translations differ."
     return "\n".join(
         [
             '<dl class="names">',
             *(f"<dt>{what}</dt><dd>{html.escape(name)}</dd>" for what, name in names),
             '</dl>\n<div class="wide"><table>',
-            f"<tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>",
+            f"<tr>{''.join(titles)}</tr>",
             *(_score_row(verdict, metric) for verdict in verdicts for metric in METRICS),
             f'</table></div>\n<p class="note">± is half of the 95 % confidence interval, by bootstrap. {marked}</p>',
             *(
@@ -114,7 +115,7 @@ def _head(verdicts: Sequence[Verdict], model: str, baseline: str | None) -> str:
 
 def _score_row(verdict: Verdict, metric: str) -> str:
     found, others = verdict.scores[metric], verdict.baseline_scores
-    cells = [METRICS[metric], f"{found.score:.2f} ± {found.half_width:.2f}"]
+    cells = [f"{found.score:.2f} ± {found.half_width:.2f}"]
     if others is not None and found.p_value is not None:
         other = others[metric]
         cells += [
@@ -127,4 +128,4 @@ def _score_row(verdict: Verdict, metric: str) -> str:
         span = f'rowspan="{len(METRICS)}"'
         name = html.escape(verdict.test_set.name)
         first = f'<td class="name" {span}>{name}</td><td {span}>{len(verdict.hypotheses):,}</td>'
-    return f"<tr>{first}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f'<tr>{first}<td class="name">{METRICS[metric]}</td>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'

@@ -1,6 +1,7 @@
 """evaluation: the numbers of sacreBLEU's own command line, of any model on any test sets."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -103,7 +104,8 @@ def test_a_test_set_has_a_name_and_files():
 
 def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model_path, rows_path, tmp_path):
     words = ["--model", model_path, "--test_set", f"one={rows_path}", "--test_set", rows_path]
-    status, out, err = run_command(*words, "--baseline", model_path, "--max_samples", "20", "-o", tmp_path / "out")
+    compared = ["--baseline", model_path, "--compare", tmp_path / "out" / "page.html"]
+    status, out, err = run_command(*words, *compared, "--max_samples", "20", "-o", tmp_path / "out")
     assert status == 0, err
     lines = [line.split() for line in out.splitlines()]
     (one,), (news,) = ([line for line in lines if line[:2] == [name, "20"]] for name in ("one", "news"))
@@ -124,6 +126,13 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
     )
     assert again["BLEU"].score == found["scores"]["BLEU"]["score"]
     assert found["scores"]["BLEU"]["signature"] in out
+    path = tmp_path / "out" / "page.html"
+    text = path.read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert [one["name"] for one in data["sets"]] == ["one", "news"] and f"{path}: every" in out
+    assert [(row["source"], row["model"], row["baseline"]) for row in data["sets"][0]["rows"]] == [
+        (row["source"], [row["hypothesis"]], [row["hypothesis"]]) for row in rows
+    ]
 
 
 @pytest.mark.parametrize(
@@ -137,10 +146,23 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
             ["--test_set", "{rows}", "--baseline", "{rows}/nowhere"],
             "--baseline '{rows}/nowhere': there is no such folder",
         ),
+        (
+            ["--test_set", "{rows}", "--compare", "{model}"],
+            "--compare {model}: give the page to write, FILE.html; a model to compare with is --baseline",
+        ),
+        (
+            ["--test_set", "{rows}", "--compare", "{rows}/x.html"],
+            "--compare {rows}/x.html: File exists",
+        ),
+        (
+            ["--test_set", "{rows}", "--compare", "{folder}/there.html"],
+            "--compare {folder}/there.html: no file can be written there; give another place",
+        ),
     ],
 )
-def test_mistakes_are_told_in_a_line(run_command, model_path, rows_path, words, reason):
-    places = {"rows": rows_path, "model": model_path}
+def test_mistakes_are_told_in_a_line(run_command, model_path, rows_path, tmp_path, words, reason):
+    places = {"rows": rows_path, "model": model_path, "folder": tmp_path}
+    (tmp_path / "there.html").mkdir()
     status, _, err = run_command("--model", model_path, *[word.format(**places) for word in words])
     (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]
     assert status == 2 and line.startswith(f"mtloop: error: {reason.format(**places)}"), line

@@ -67,6 +67,22 @@ def test_each_epoch_has_a_row_and_the_one_before_training_comes_first(tmp_path):
     assert "| 3 | 30 |" not in card_of(folder, 20).text and "**40.00**" in card_of(folder, 20).text
 
 
+def test_the_table_says_what_chance_makes_of_the_scores(tmp_path):
+    folder = make_run(tmp_path, epochs=2)
+    assert "confidence interval" not in card_of(folder).text
+    lines = [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]
+    for line in lines:
+        if "bleu" in line:
+            line |= {"bleu_ci": 1.2, "chrf_ci": 0.9}
+        if "bleu" in line and line["step"]:
+            line |= {"bleu_gain": 19.0, "bleu_p_value": 1 / 1001, "chrf_gain": -0.5, "chrf_p_value": 0.25}
+    folder.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = card_of(folder).text
+    assert "| before training | 0 |  | 5.0000 | 1.00 ± 1.20 | 11.00 ± 0.90 |" in text
+    assert "| **40.00** ± 1.20 (+19.00, p = 0.001) | 50.00 ± 0.90 (-0.50, p = 0.250) |" in text
+    assert "± is half of the 95 % confidence interval by bootstrap;" in text
+
+
 def test_rows_of_evaluations_within_epochs():
     lines = [
         {**evaluation(0, bleu=1.0), "step": 4, "epoch": 0.4},

@@ -2,10 +2,13 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
 import sacrebleu
+from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.significance import PairedTest
 
-from mtloop.metrics import score, score_ter
+from mtloop.metrics import resample, score, score_ter, sentence_chrf, tally
 
 REFERENCE = "This plugin allows you to automatically translate web pages between several languages."
 
@@ -93,12 +96,57 @@ def test_other_languages_use_13a(code):
     assert "|tok:13a|" in score(["a"], ["a"], target_lang=code).bleu_signature
 
 
+SYSTEM = [f"the user opens file {i} of {i % 7} folders" if i % 3 else "no" for i in range(60)]
+OTHER = [f"the user opens a file {i} of {i % 5} folders" for i in range(60)]
+WANTED = [f"the user opens file {i} of {i % 7} folders" for i in range(60)]
+
+
+@pytest.mark.parametrize("seed", ["12345", "7"])
+def test_resampling_gives_the_very_numbers_of_sacrebleu(monkeypatch, seed):
+    monkeypatch.setenv("SACREBLEU_SEED", seed)
+    systems = [("other", OTHER), ("system", SYSTEM)]
+    _, theirs = PairedTest(systems, {"BLEU": BLEU(), "chrF2": CHRF()}, [WANTED], test_type="bs", n_samples=200)()
+    found, baseline = resample(tally(SYSTEM, WANTED), tally(OTHER, WANTED), num_resamples=200)
+    assert set(found) == set(baseline) == {"BLEU", "chrF2"}
+    for name in found:
+        for mine, result in zip((baseline[name], found[name]), theirs[name], strict=True):
+            assert (mine.score, mine.mean, mine.half_width, mine.p_value) == (
+                result.score,
+                float(result.mean),
+                float(result.ci),
+                result.p_value,
+            )
+        assert f"|bs:200|seed:{seed}|" in found[name].signature
+    alone, none = resample(tally(SYSTEM, WANTED), num_resamples=200)
+    assert none is None and alone["BLEU"].half_width == found["BLEU"].half_width and alone["BLEU"].p_value is None
+
+
+def test_both_systems_are_resampled_alike_without_a_seed_too(monkeypatch):
+    monkeypatch.setenv("SACREBLEU_SEED", "none")
+    counted = tally(SYSTEM, WANTED)
+    found, baseline = resample(counted, counted, num_resamples=50)
+    again, _ = resample(counted, num_resamples=50)
+    assert found["BLEU"].mean == baseline["BLEU"].mean != again["BLEU"].mean
+
+
+def test_the_interval_of_sentences_that_are_all_alike_is_empty():
+    found, _ = resample(tally(["a b c d e"] * 9, ["a b c d f"] * 9), num_resamples=40)
+    assert found["BLEU"].half_width == found["chrF2"].half_width == 0
+    assert found["BLEU"].mean == pytest.approx(found["BLEU"].score, rel=1e-6)
+
+
+def test_sentence_chrf_is_sacrebleu_s():
+    found = sentence_chrf([*SYSTEM[:5], ""], [*WANTED[:5], "x"])
+    assert found == [sacrebleu.sentence_chrf(a, [b]).score for a, b in zip(SYSTEM, WANTED, strict=True)][:5] + [0.0]
+    assert np.argmin(found[:5]) in (0, 3)  # "no"
+
+
 def test_ter_counts_edits_per_reference_token():
     # One substitution in four reference tokens: 25 %.
     assert score_ter(["a b c x"], ["a b c d"])[0] == pytest.approx(25.0)
 
 
-@pytest.mark.parametrize("metric", [score, score_ter])
+@pytest.mark.parametrize("metric", [score, score_ter, sentence_chrf])
 def test_bad_counts_are_refused(metric):
     with pytest.raises(ValueError, match="2 hypotheses for 1 references"):
         metric(["a", "b"], ["a"])

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.config import RunFailed, UserError, changed
+from mtloop.metrics import score_with_intervals
+from mtloop.run_folder import read_json_lines
 from mtloop.trainer import (
     MAX_OVERFLOW_REPEATS,
     accumulate_gradients,
@@ -21,6 +23,7 @@ from mtloop.trainer import (
     train,
     train_step,
 )
+from mtloop.trainer.report import evaluate_and_record
 
 SMALL = 300  # padded tokens of a micro-batch: a few pairs
 
@@ -355,6 +358,78 @@ def test_the_test_rows_are_scored_with_the_final_weights(new_run, pairs_path):
     best = load_file(run.folder.checkpoints_dir / "step_1" / "model.safetensors")
     assert all(torch.equal(run.model.state_dict()[name], weight) for name, weight in best.items())
     assert len((run.folder.hypotheses_dir / "test.jsonl").read_text(encoding="utf-8").splitlines()) == 5
+
+
+# what chance makes of the scores
+
+
+def chances(run):
+    """What stands beside the scores of each evaluation of the validation rows."""
+    ends = ("_ci", "_gain", "_p_value")
+    return [
+        {"step": record["step"], **{key: value for key, value in record.items() if key.endswith(ends)}}
+        for record in records(run)
+        if "bleu" in record and "split" not in record
+    ]
+
+
+FINE_TUNING = {"max_train_steps": 3, "eval_steps": 1, "learning_rate": 1e-2, "num_warmup_steps": 0}
+
+
+def test_each_evaluation_of_a_pretrained_model_is_compared_with_the_one_before_training(
+    new_run, model_path, pairs_path, capsys
+):
+    run = new_run(**FINE_TUNING, model_name_or_path=model_path, model_size=None, test_file=pairs_path)
+    train(run)
+    first, *later = chances(run)
+    assert set(first) == {"step", "bleu_ci", "chrf_ci"} and first["step"] == 0
+    rows = [read_json_lines(run.folder.hypotheses_dir / f"step_{step}.jsonl") for step in range(4)]
+    references = [row["reference"] for row in rows[0]]
+    hypotheses = [[row["hypothesis"] for row in step] for step in rows]
+    for step, found in enumerate(later, start=1):
+        expected, before = score_with_intervals(hypotheses[step], references, "fr", baseline=hypotheses[0])
+        for key, name in (("bleu", "BLEU"), ("chrf", "chrF2")):
+            assert found[f"{key}_ci"] == expected[name].half_width
+            assert found[f"{key}_gain"] == expected[name].score - before[name].score
+            assert found[f"{key}_p_value"] == expected[name].p_value
+    assert any(found["chrf_gain"] != 0 for found in later)
+    assert f"{later[-1]['bleu_gain']:+.2f} (p {later[-1]['bleu_p_value']:.3f})" in capsys.readouterr().out
+    (tested,) = [record for record in records(run) if record.get("split") == "test"]
+    assert "bleu_ci" in tested and "bleu_gain" not in tested  # the test rows were not translated before training
+
+
+def test_a_resumed_run_compares_with_the_same_start(new_run, model_path, runtime):
+    flags = {**FINE_TUNING, "model_name_or_path": model_path, "model_size": None}
+    whole = new_run("whole", **flags)
+    train(whole)
+    run = new_run("stopped", **flags)
+    run.runtime.signals.listen(raises=False)
+    run.optimizer.optimizer.register_step_post_hook(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert train(run) == signal.SIGTERM and run.state.step == 1
+    runtime.signals.number = None
+    again = new_run("stopped", **flags)
+    assert train(again) is None
+    assert chances(again) == chances(whole) and len(chances(again)) == 4
+
+
+def test_a_run_from_scratch_is_compared_with_nothing(new_run):
+    run = new_run(max_train_steps=2, eval_steps=1, eval_on_start=True)
+    train(run)
+    assert [set(found) for found in chances(run)] == [{"step", "bleu_ci", "chrf_ci"}] * 3
+
+
+def test_hypotheses_of_other_rows_are_no_start(new_run, model_path):
+    run = new_run(**FINE_TUNING, model_name_or_path=model_path, model_size=None)
+    evaluate_and_record(run)
+    path = run.folder.hypotheses_dir / "step_0.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    run.state.step = 1
+    for others in ([*lines[1:], lines[0]], lines[:-1], ["{}", *lines[1:]]):
+        path.write_text("".join(line + "\n" for line in others), encoding="utf-8")
+        evaluate_and_record(run)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    evaluate_and_record(run)
+    assert ["bleu_gain" in found for found in chances(run)] == [False, False, False, False, True]
 
 
 # stopping and going on
