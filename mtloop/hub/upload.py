@@ -31,6 +31,7 @@ REPLACED = (
     "*.safetensors.index.json",
     "pytorch_model*",
     "training/*",
+    "adapter/*",
     "tokenizer*.json",
     "special_tokens_map.json",
     "added_tokens.json",
