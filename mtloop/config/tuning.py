@@ -34,9 +34,11 @@ class TuningConfig(Group):
         check=names,
     )
     lora_rank: int | None = setting(
-        None, "train a LoRA adapter of this rank beside the frozen model (none: no adapter)", same_run=True,
+        None,
+        "train a LoRA adapter of this rank beside the frozen model (none: no adapter)",
+        same_run=True,
         check=at_least(1),
-    )  # fmt: skip
+    )
     lora_alpha: int | None = setting(
         None, "the adapter counts alpha / rank times (none: twice the rank)", same_run=True, check=at_least(1)
     )
