@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mtloop.adapters import base_fingerprint, choose_trained
 from mtloop.batching import Budget
 from mtloop.build.data import Pair, build_tokenizer, encode_corpus, settle_pairs
 from mtloop.checkpoint import sweep
@@ -104,6 +105,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
     different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
     model, config = build_settled_model(config, tokenizer, pairs, runtime)
+    base = runtime.on_main(lambda: base_fingerprint(model))
     runtime.say(describe_model(model))
     loader = build_loader(config, train_set, tokenizer, runtime)
     total_steps = config.optimizer.max_train_steps or config.optimizer.num_train_epochs * loader.updates_per_epoch
@@ -144,7 +146,9 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
             state=state,
             save_total_limit=config.output.save_total_limit,
             num_epochs_kept=config.evaluation.average_last or 0,
-            identity=identify(config, report, runtime.on_main(lambda: folder.run_record), hardware=runtime.describe()),
+            identity=identify(
+                config, report, runtime.on_main(lambda: folder.run_record), base=base, hardware=runtime.describe()
+            ),
         ),
         tracker=Tracker(
             folder=folder, runtime=runtime, total_steps=total_steps, uses_trackers=start_trackers(config, runtime)
@@ -165,7 +169,9 @@ def find_changes(config: Config, stored: Config, folder: RunFolder, report: dict
     return differences(stored, config) + folder.check_data(report, allow_changed=config.output.allow_changed)
 
 
-def identify(config: Config, report: dict[str, Any], run_record: dict[str, Any], *, hardware: str) -> dict[str, Any]:
+def identify(
+    config: Config, report: dict[str, Any], run_record: dict[str, Any], *, base: str | None, hardware: str
+) -> dict[str, Any]:
     """What a checkpoint's manifest says of its run, beside the step: JSON values."""
     batch = config.batch
     plan = [report["fingerprint"], batch.tokens_per_update, batch.sentences_per_update, config.hardware.seed]
@@ -178,6 +184,7 @@ def identify(config: Config, report: dict[str, Any], run_record: dict[str, Any],
             **report["fingerprints"],
             "config": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
             "plan": hashlib.sha256(repr(plan).encode()).hexdigest(),
+            **({} if base is None else {"base_model": base}),
         },
         "hardware": hardware,
         "versions": {
@@ -248,6 +255,7 @@ def build_settled_model(
         )
 
     model = runtime.one_first(build)
+    runtime.say(*choose_trained(model, config.tuning, name=config.model.model_name_or_path))
     check_positions(model, max_source_length=data.max_source_length, max_target_length=longest_target)
     num_beams = settle_generation(
         model,
@@ -279,9 +287,10 @@ def start_trackers(config: Config, runtime: Runtime) -> bool:
 
 def describe_model(model: PreTrainedModel) -> str:
     """Say in one line what the model is."""
-    num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    num_parameters = sum(p.numel() for p in model.parameters())
     return (
-        f"model: {model.config.model_type}, {num_parameters / 1e6:.1f} M trainable parameters, "
+        f"model: {model.config.model_type}, {num_parameters:,} parameters, {num_trainable:,} of them trainable, "
         f"{model.config.vocab_size:,} pieces"
     )
 

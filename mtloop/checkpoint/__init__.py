@@ -1,8 +1,9 @@
 """Checkpoints of a run: save, publish by renaming, verify, find, restore, prune. Layer 2.
 
 A checkpoint is a folder `checkpoints/step_N` that from_pretrained loads as it is (model, generation config, tokenizer),
-with `training/` inside for what a resume needs beyond the weights, and the manifest. What is exported here answers
-without torch; who saves and restores takes mtloop.checkpoint.save.
+with `training/` inside for what a resume needs beyond the weights, and the manifest; of a LoRA run it is the merged
+model, with the adapter in `adapter/`. What is exported here answers without torch; who saves and restores takes
+mtloop.checkpoint.save.
 """
 
 from mtloop.checkpoint.listing import (

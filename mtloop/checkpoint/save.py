@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mtloop.adapters import ADAPTER_NAME, merged_weights, save_adapter
 from mtloop.checkpoint.folders import (
     discard,
     for_each_file,
@@ -147,7 +148,8 @@ class Checkpointer:
         """Write, hash and flush all files of a checkpoint, the manifest last."""
         path.mkdir()  # without parents: a run folder that is gone must not come back as half of one
         (path / "training").mkdir()
-        self.model.save_pretrained(path, state_dict=dict(weights))
+        self.model.save_pretrained(path, state_dict=merged_weights(self.model, weights))
+        save_adapter(self.model, weights, path / ADAPTER_NAME)
         self.tokenizer.save_pretrained(path)
         shutil.copyfile(self.folder.config_path, path / "config.yaml")
         files: dict[str, Any] = {}

@@ -8,13 +8,24 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from mtloop.adapters import ADAPTER_NAME, adapter_config, load_adapter
+
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:
     """Read a checkpoint's weights into a model in place; tied weights stand in the file once.
 
+    Of a model with an adapter these are the adapter's: its base has come from --model_name_or_path, and what is merged
+    in the checkpoint cannot be taken apart again bit by bit.
+
     Raises:
+        OSError: when there is no such file.
         ValueError: when the file lacks a weight or has one of another name or shape.
     """
+    if adapter_config(model) is not None:
+        if not (path / ADAPTER_NAME).is_dir():
+            raise ValueError(f"{path.name} has no {ADAPTER_NAME}/: it is of a run without --lora_rank")
+        load_adapter(model, path / ADAPTER_NAME)
+        return
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):
         weights.update(load_file(file))

@@ -8,6 +8,7 @@ from mtloop.config.parse import config_from, parse_config
 from mtloop.config.resolution import differences, resolve, resolved_lines
 from mtloop.config.surroundings import HardwareConfig, HubConfig, OutputConfig
 from mtloop.config.training import BatchConfig, EvaluationConfig, OptimizerConfig
+from mtloop.config.tuning import TuningConfig
 from mtloop.config.whole import DEFAULTS, Config, changed, check_complete, flat, is_from_scratch
 from mtloop.config.yaml_file import recipe_names, to_yaml
 
@@ -25,6 +26,7 @@ __all__ = [
     "OutputConfig",
     "ProcessFailed",
     "RunFailed",
+    "TuningConfig",
     "UserError",
     "changed",
     "check_complete",

@@ -24,7 +24,7 @@ DEMO = "demo"
 FLAG = re.compile(r"--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 UNSET = object()
 
-LIST_FIELDS = frozenset({"train_file", "validation_file", "test_file"})
+LIST_FIELDS = frozenset({"train_file", "validation_file", "test_file", "freeze", "lora_target_modules"})
 # One of these families says how large an update is; a flag of one replaces a recipe's of another.
 BUDGET_FAMILIES = (
     ("tokens_per_update",),

@@ -29,13 +29,17 @@ def resolve(config: Config) -> Config:
 
 def _fills(config: Config) -> dict[str, Any]:
     from_scratch = is_from_scratch(config)
+    rank = config.tuning.lora_rank
     fills: dict[str, Any] = {
-        "learning_rate": 1e-3 if from_scratch else 2e-5,
+        # An adapter starts from nothing: ten times the whole model's rate, as in Hu et al. 2021 (LoRA) for GPT-2.
+        "learning_rate": 1e-3 if from_scratch else 2e-4 if rank else 2e-5,
         "adam_beta2": 0.98 if from_scratch else 0.999,
         "eval_on_start": not from_scratch,
         "val_max_target_length": config.data.max_target_length,
         "output_dir": f"runs/{run_name(config)}",
     }
+    if rank:
+        fills["lora_alpha"] = 2 * rank
     if config.model.train_tokenizer:
         fills["vocab_size"] = DEFAULT_VOCAB_SIZE
     if not any(getattr(config.batch, name) for name in BUDGETS):
@@ -66,6 +70,8 @@ def resolved_lines(before: Config, after: Config) -> list[str]:
         "val_max_target_length": "as max_target_length",
         "output_dir": "after the recipe" if after.recipe else "after the data",
     }
+    if after.tuning.lora_rank:
+        reasons |= {"learning_rate": "LoRA default", "lora_alpha": "twice the rank"}
     asked = flat(before)
     return [
         f"{name} {_shown(value)} ({reasons.get(name, kind)})"

@@ -102,7 +102,10 @@ class OptimizerConfig(Group):
     _argument_group_name = "optimizer"
 
     learning_rate: float | None = setting(
-        None, "highest learning rate (none: 2e-5 when fine-tuning, 1e-3 from scratch)", same_run=True, check=above_zero
+        None,
+        "highest learning rate (none: 2e-5 when fine-tuning, 2e-4 with --lora_rank, 1e-3 from scratch)",
+        same_run=True,
+        check=above_zero,
     )
     weight_decay: float = setting(0.0, "AdamW weight decay", same_run=True, check=zero_or_more)
     adam_beta1: float = setting(0.9, "decay of AdamW's first moment", same_run=True, check=below_one)

@@ -10,9 +10,11 @@ from mtloop.config.errors import UserError
 from mtloop.config.inputs import DataConfig, ModelConfig
 from mtloop.config.surroundings import HardwareConfig, HubConfig, OutputConfig
 from mtloop.config.training import BatchConfig, EvaluationConfig, OptimizerConfig
+from mtloop.config.tuning import TuningConfig
 
 GROUPS: dict[str, type] = {
     "model": ModelConfig,
+    "tuning": TuningConfig,
     "data": DataConfig,
     "batch": BatchConfig,
     "optimizer": OptimizerConfig,
@@ -32,6 +34,7 @@ class Config:
     """Everything a run is told. Field names are unique over all groups: each is a flag and a YAML key."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -90,6 +93,11 @@ def check_complete(config: Config) -> None:
     if not any(getattr(model, name) for name in MODEL_FIELDS):
         raise UserError(
             "no model: give --model_name_or_path NAME, or train from scratch with --train_tokenizer --model_size small"
+        )
+    if config.tuning.lora_rank and is_from_scratch(config):
+        raise FieldError(
+            "lora_rank",
+            f"{config.tuning.lora_rank}: an adapter needs a pretrained model beside it: give --model_name_or_path NAME",
         )
     if is_from_scratch(config) and not (model.tokenizer_name or model.train_tokenizer):
         name = "model_size" if model.model_size else "config_name"

@@ -104,7 +104,7 @@ def lines_until(folder: RunFolder, part: Part) -> list[dict[str, Any]]:
 
 def write_card(facts: Facts) -> str:
     """Write README.md."""
-    parts = [_title(facts), _usage(facts), _results(facts), _examples(facts), _training(facts)]
+    parts = [_title(facts), _usage(facts), _adapter(facts), _results(facts), _examples(facts), _training(facts)]
     body = "\n\n".join(part for part in parts if part)
     return str(ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{body}\n"))
 
@@ -222,6 +222,19 @@ With mtloop, translate files, or fine-tune it on your own sentence pairs:
 python -m mtloop translate FILE -o OUT --model {name}{options}
 accelerate launch train.py --model_name_or_path {name} --train_file pairs.jsonl{codes}
 ```"""
+
+
+def _adapter(facts: Facts) -> str:
+    """Say where the adapter of a LoRA run is, and how peft loads it."""
+    if not facts.config.tuning.lora_rank:
+        return ""
+    name, target = facts.config.model.model_name_or_path, facts.target
+    revision = "" if target.revision == MAIN_BRANCH else f', revision="{target.revision}"'
+    return (
+        f"These are the weights of {_linked(name)} with a LoRA adapter merged into them. The adapter alone is in "
+        f'`adapter/`: `PeftModel.from_pretrained(base_model, "{target.repo_id}", subfolder="adapter"{revision})`, '
+        "with peft."
+    )
 
 
 def _results(facts: Facts) -> str:

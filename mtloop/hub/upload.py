@@ -32,6 +32,7 @@ REPLACED = (
     "averaged.json",
     "pytorch_model*",
     "training/*",
+    "adapter/*",
     "tokenizer*.json",
     "special_tokens_map.json",
     "added_tokens.json",

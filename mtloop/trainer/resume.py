@@ -40,6 +40,13 @@ def check_origin(run: Run, record: dict[str, Any]) -> None:
     """
     mine, theirs = run.checkpointer.identity, record.get("fingerprints", {})
     asked = run.config.output.resume_from_checkpoint or ""
+    base, base_then = (prints.get("base_model") for prints in (mine["fingerprints"], theirs))
+    if base is not None and base != base_then and not run.config.output.allow_changed:
+        raise UserError(
+            f"--model_name_or_path {run.config.model.model_name_or_path}: these are not the weights that the adapter "
+            f"was trained beside (fingerprint {str(base_then)[:12]}, now {base[:12]}); give those back (name@revision "
+            "names them for good), or --allow_changed"
+        )
     is_foreign = record.get("run_id", mine["run_id"]) != mine["run_id"]
     if is_foreign or asked.startswith(HUB):  # this machine's data may not be that of the one that pushed
         changed = [name for name in ("data", "tokenizer") if theirs[name] != mine["fingerprints"][name]]

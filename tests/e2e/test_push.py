@@ -46,9 +46,9 @@ def settings(server, token=WRITE_TOKEN):
 class Training:
     """A run under way; its output is collected in a file beside its folder."""
 
-    def __init__(self, server, folder, *flags, num_processes=1, token=WRITE_TOKEN, push=PUSH):
+    def __init__(self, server, folder, *flags, num_processes=1, token=WRITE_TOKEN, push=PUSH, train=TRAIN):
         self.folder, self.log = RunFolder(folder), Path(f"{folder}.log")
-        words = ["train.py", *TRAIN, *push, "--output_dir", folder, *flags]
+        words = ["train.py", *train, *push, "--output_dir", folder, *flags]
         self.process = subprocess.Popen(
             start_command(*words, num_processes=num_processes),
             cwd=PROJECT,
@@ -236,6 +236,27 @@ def test_another_machine_goes_on_from_the_hub(server, tmp_path, plain):
     assert_whole(server, second.folder)
     assert weights(server) == [*plain, plain[-1]]
     assert {line["epoch"] for line in read_json_lines(second.folder.metrics_path) if "bleu" in line} == {1.0, 2.0, 3.0}
+
+
+def test_an_adapter_is_pushed_beside_the_merged_model_and_another_machine_goes_on_with_it(server, model_path, tmp_path):
+    train = ["--model_name_or_path", model_path, "--lora_rank", "4", "--lora_dropout", "0.1", "--dataset_name", "demo"]
+    train += ["--source_lang", "en", "--target_lang", "fr", *TRAIN[1:5], "--num_train_epochs", "2", "--num_beams", "1"]
+    train += ["--val_max_target_length", "16"]
+    flags = ["--hub_strategy", "checkpoint"]
+    whole = Training(server, tmp_path / "whole", train=train, push=[])
+    assert whole.end() == 0, whole.output[-3000:]
+    first = Training(server, tmp_path / "run", *flags, train=train)
+    first.wait_for(lambda: len(server.repos.get(REPO).commits if REPO in server.repos else []) > 1)
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    time.sleep(0.5)  # as above
+    second = Training(server, tmp_path / "elsewhere", *flags, "--resume_from_checkpoint", f"hub:{REPO}", train=train)
+    assert second.end() == 0, second.output[-3000:]
+    assert f"fetching {REPO}@main" in second.output and "resumed from" in second.output
+    (_, files), final = server.commits(REPO)[-1], whole.folder.final_dir
+    assert "adapter/adapter_config.json" in files
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert files[name] == hashlib.sha256((final / name).read_bytes()).hexdigest(), name
 
 
 def test_other_data_than_the_checkpoint_of_the_hub_was_trained_on_are_refused(server, tmp_path):

@@ -136,6 +136,15 @@ def test_command_line_mistakes(argv, line):
         ([*TUNE, "--average_last", "3", "--save_total_limit", "2"], "--save_total_limit: 2: --average_last 3 needs"),
         ([*TUNE, "--average_last", "3", "--load_best_model_at_end"], "--average_last: 3: --load_best_model_at_end"),
         ([*TUNE, "--average_last", "1"], "--average_last: 1: give a whole number of at least 2"),
+        ([*SCRATCH, *FILES, "--lora_rank", "8"], "--lora_rank: 8: an adapter needs a pretrained model beside it: give"),
+        ([*TUNE, "--lora_alpha", "8"], "--lora_alpha: 8: only with --lora_rank N"),
+        ([*TUNE, "--lora_dropout", "0.1"], "--lora_dropout: 0.1: only with --lora_rank N"),
+        ([*TUNE, "--lora_target_modules", "q", "v"], "--lora_target_modules: q,v: only with --lora_rank N"),
+        (
+            [*TUNE, "--freeze", "encoder,head"],
+            "--freeze: head: no such part; give one or more of encoder, decoder, emb",
+        ),
+        ([*TUNE, "--freeze", "encoder", "--lora_rank", "8"], "--freeze: encoder: with --lora_rank all of the model is"),
         ([*TUNE, "--report_to", "paper"], "--report_to: 'paper': give one of all, aim"),
         ([*TUNE, "--report_to", "none", "--with_tracking"], "--report_to: none: leave --with_tracking out"),
     ],
@@ -155,6 +164,7 @@ def test_what_does_not_go_together(argv, line):
         ("save_steps", "0"), ("eval_steps", "-5"), ("num_beams", "0"), ("seed", "-1"), ("process_timeout", "0"),
         ("cpu_threads", "0"), ("dataloader_num_workers", "-1"), ("max_source_length", "0"), ("output_dir", ""),
         ("resume_from_checkpoint", " "), ("early_stopping_patience", "0"), ("skip_nonfinite", "-1"),
+        ("lora_rank", "0"), ("lora_alpha", "0"), ("lora_dropout", "1"), ("lora_target_modules", ","), ("freeze", ""),
         ("train_file", ""), ("adam_epsilon", "0"), ("expect_processes", "0"), ("eval_max_tokens", "0"),
     ],
 )  # fmt: skip
@@ -544,6 +554,23 @@ def test_resolve_fills_fine_tuning_defaults():
     ]
 
 
+def test_resolve_fills_the_defaults_of_an_adapter():
+    asked = silent([*TUNE, "--lora_rank", "8"])
+    config = resolve(asked)
+    assert (config.optimizer.learning_rate, config.tuning.lora_alpha) == (2e-4, 16)
+    lines = resolved_lines(asked, config)
+    assert "learning_rate 0.0002 (LoRA default)" in lines and "lora_alpha 16 (twice the rank)" in lines
+    given = resolve(silent([*TUNE, "--lora_rank", "8", "--lora_alpha", "8", "--learning_rate", "0.001"]))
+    assert (given.optimizer.learning_rate, given.tuning.lora_alpha) == (1e-3, 8)
+
+
+def test_names_are_separated_by_commas_or_spaces_and_parts_have_an_order():
+    for words in (["embeddings,encoder"], ["embeddings", "encoder"], ["encoder", "embeddings,encoder"]):
+        assert silent([*TUNE, "--freeze", *words]).tuning.freeze == ["encoder", "embeddings"]
+    config = silent([*TUNE, "--lora_rank", "8", "--lora_target_modules", "q_proj, v_proj", "fc1"])
+    assert config.tuning.lora_target_modules == ["q_proj", "v_proj", "fc1"]
+
+
 def test_resolve_fills_from_scratch_defaults():
     config = resolve(silent([*SCRATCH, *FILES, "--max_target_length", "50"]))
     assert is_from_scratch(config)
@@ -607,6 +634,8 @@ NASTY = [
         ["kde4-en-fr-accelerate", "--save_steps", "7"],
         [*TUNE, "--train_file", "a b.tsv", "c,d.tsv", "[e].tsv", "--num_warmup_steps", "0", "--max_grad_norm", "inf"],
         [*TUNE, "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-7}'],
+        [*TUNE, "--lora_rank", "8", "--lora_target_modules", "q_proj,v_proj"],
+        [*TUNE, "--freeze", "encoder,embeddings"],
         [*TUNE, "--learning_rate", "0.1234567890123456", "--mixed_precision", "no", "--source_lang", "no"],
         *([*TUNE, f"--source_prefix={text}"] for text in NASTY),
     ],

@@ -106,6 +106,15 @@ def test_the_state_of_the_training_is_told(tmp_path):
         assert told in text, told
 
 
+def test_an_adapter_is_told_of_where_there_is_one(tmp_path):
+    folder = make_run(tmp_path / "lora", *FINE_TUNING, "--dataset_name", "kde4", "--lora_rank", "8")
+    text = card_of(folder, target=Target(repo_id="team/en-fr", revision="dev")).text
+    assert "of [Helsinki-NLP/opus-mt-en-fr](https://huggingface.co/Helsinki-NLP/opus-mt-en-fr) with a LoRA" in text
+    assert 'PeftModel.from_pretrained(base_model, "team/en-fr", subfolder="adapter", revision="dev")' in text
+    assert "| lora_rank | 8 |" in text
+    assert "LoRA" not in card_of(make_run(tmp_path / "whole", *FINE_TUNING, "--dataset_name", "kde4")).text
+
+
 def test_scores_on_test_rows_come_with_the_end(tmp_path):
     folder = make_run(tmp_path, is_finished=True)
     with folder.metrics_path.open("a") as file:

@@ -1,0 +1,247 @@
+"""What of a model is trained: all but frozen parts, or a LoRA adapter of peft beside the frozen model.
+
+Layer 1. peft puts the adapter's layers into the model, which keeps its class: generate() and forward() are called as
+ever, and only the names of its weights change. Owns those names. What is saved is told apart here into the plain model,
+with the adapter added to its weights, and the adapter in peft's own format. Must not know data, ranks or training.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mtloop.config import TuningConfig, UserError, split_revision
+from mtloop.config.tuning import ALL_LINEAR
+
+ADAPTER_NAME = "adapter"  # the folder within a checkpoint
+WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
+# Query and value projections, as the families call them: Marian, BART, mBART, M2M100, NLLB, Pegasus; T5, mT5, UMT5;
+# ProphetNet. peft 0.21 has defaults for some of these and none for Marian.
+ATTENTIONS = (("q_proj", "v_proj"), ("q", "v"), ("query_proj", "value_proj"))
+
+
+def choose_trained(model: PreTrainedModel, config: TuningConfig, *, name: str | None) -> list[str]:
+    """Freeze what is not to be trained, or put an adapter into the model.
+
+    Args:
+        model: Changed in place.
+        config: What is asked for.
+        name: --model_name_or_path, for the adapter's own record; None for a model from scratch.
+
+    Returns:
+        A line for the user; none when all is trained.
+
+    Raises:
+        UserError: for parts or modules that the model has not, or that leave nothing to train; without peft.
+    """
+    if hasattr(model, "peft_config"):  # transformers loads a folder of an adapter together with its base model
+        raise UserError(
+            f"--model_name_or_path {name}: is an adapter and not a model; give the model it belongs to, or a folder in "
+            "which both are merged"
+        )
+    if config.freeze:
+        return [freeze(model, config.freeze)]
+    if config.lora_rank:
+        return [attach_lora(model, config, name=name or "")]
+    return []
+
+
+def freeze(model: PreTrainedModel, parts: list[str]) -> str:
+    """Freeze parts of a model: encoder, decoder, embeddings. Returns what is frozen, in one line.
+
+    Raises:
+        UserError: when nothing is left to train.
+    """
+    pieces = {id(weight) for weight in _tables(model, with_positions=False)}
+    output = cast(Any, model.get_output_embeddings())
+    text = f"frozen: {', '.join(parts)}"
+    for part in parts:
+        if part == "embeddings":
+            weights = _tables(model, with_positions=True)
+            if output is not None and id(output.weight) in pieces:
+                text += " (with the output layer, which is tied to the embeddings)"
+        else:
+            side = model.get_encoder() if part == "encoder" else model.get_decoder()
+            # A table of pieces is the decoder's and the output's as well, in most models.
+            weights = [weight for weight in side.parameters() if id(weight) not in pieces]
+        for weight in weights:
+            weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise UserError(f"--freeze {','.join(parts)}: nothing of this model is left to train; leave a part out")
+    return text
+
+
+def _tables(model: PreTrainedModel, *, with_positions: bool) -> list[nn.Parameter]:
+    """List the tables of pieces of both sides, and with them those of positions (T5's biases are in its layers)."""
+    sides = [model.get_encoder(), model.get_decoder()]
+    owners: list[Any] = [model.get_input_embeddings(), *(side.get_input_embeddings() for side in sides)]
+    if with_positions:
+        owners += [child for side in sides for child in side.children() if isinstance(child, nn.Embedding)]
+    return [owner.weight for owner in owners if owner is not None]
+
+
+def attach_lora(model: PreTrainedModel, config: TuningConfig, *, name: str) -> str:
+    """Put a LoRA adapter into a model, whose own weights are frozen. Returns what was done, in one line.
+
+    Args:
+        model: Changed in place; it keeps its class.
+        config: Resolved: lora_rank and lora_alpha are set.
+        name: --model_name_or_path.
+
+    Raises:
+        UserError: without peft; for modules that the model has not.
+
+    Source: Hu et al. 2021 (LoRA), section 4.1; peft 0.21 LoraConfig.
+    """
+    try:
+        from peft import LoraConfig, TaskType, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("--lora_rank: needs the package peft; pip install peft") from error
+    assert config.lora_rank is not None and config.lora_alpha is not None
+    linears = _linear_names(model)
+    targets = config.lora_target_modules or _attention_of(linears)
+    if targets != [ALL_LINEAR]:
+        _check_targets(targets, linears)
+    base, revision = split_revision(name)
+    lora = LoraConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        # Where a folder lies is nobody's business on the Hub.
+        base_model_name_or_path=Path(base).resolve().name if Path(base).is_dir() else base,
+        revision=revision,
+    )
+    inject_adapter_in_model(lora, model)
+    num_adapted = sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters())
+    return (
+        f"adapter: LoRA of rank {config.lora_rank}, alpha {config.lora_alpha}, on {num_adapted} layers: "
+        f"{', '.join(targets)}"
+    )
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """Name the layers that can have an adapter: linear, and not tied to a table of pieces, which has none."""
+    pieces = {id(weight) for weight in _tables(model, with_positions=False)}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) not in pieces
+    ]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _attention_of(linears: list[str]) -> list[str]:
+    kinds = {_last(name) for name in linears}
+    for pair in ATTENTIONS:
+        if kinds.issuperset(pair):
+            return list(pair)
+    raise UserError(
+        "--lora_rank: the attentions of this model have names of their own; give --lora_target_modules, of "
+        f"{', '.join(sorted(kinds))}, or {ALL_LINEAR}"
+    )
+
+
+def _check_targets(targets: list[str], linears: list[str]) -> None:
+    """Refuse a name that peft would find nowhere, or in a place where an adapter cannot be merged."""
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linears):
+            kinds = sorted({_last(name) for name in linears})
+            raise UserError(
+                f"--lora_target_modules {target}: this model has no such linear layer that an adapter could be merged "
+                f"into; give one or more of {', '.join(kinds)}, or {ALL_LINEAR}"
+            )
+
+
+def adapter_config(model: PreTrainedModel) -> Any:
+    """Return the LoraConfig of a model's adapter; None for a model without one."""
+    return getattr(model, "peft_config", {}).get("default")
+
+
+def merged_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the plain model, under its own names: W + BA * alpha / r where there is an adapter.
+
+    Args:
+        model: Says whether there is one.
+        weights: Its state dict, gathered.
+    """
+    lora = adapter_config(model)
+    plain = {name.replace(".base_layer.", "."): weight for name, weight in weights.items() if not _is_adapters(name)}
+    for name, a in weights.items():
+        if name.endswith(".lora_A.default.weight"):
+            layer = name.removesuffix(".lora_A.default.weight")
+            b = weights[f"{layer}.lora_B.default.weight"]
+            # To the CPU layer by layer: a device need not hold a second model.
+            plain[f"{layer}.weight"] = (plain[f"{layer}.weight"] + b @ a * (lora.lora_alpha / lora.r)).cpu()
+    return plain
+
+
+def save_adapter(model: PreTrainedModel, weights: dict[str, Tensor], path: Path) -> None:
+    """Write the adapter alone as PeftModel.from_pretrained(base, path) reads it; nothing for a model without one.
+
+    Args:
+        model: Has its configuration.
+        weights: Its state dict, gathered.
+        path: The folder, which is made.
+    """
+    lora = adapter_config(model)
+    if lora is None:
+        return
+    path.mkdir()
+    own = {_name_in_file(name): weight.contiguous().cpu() for name, weight in weights.items() if _is_adapters(name)}
+    save_file(own, path / WEIGHTS_NAME, metadata={"format": "pt"})
+    lora = copy.copy(lora)
+    lora.inference_mode = True  # as peft saves it: who loads the adapter trains no more, unless asked to
+    lora.target_modules = sorted(lora.target_modules)  # a set: the file should not depend on its order
+    lora.save_pretrained(str(path))
+
+
+def load_adapter(model: PreTrainedModel, path: Path) -> None:
+    """Read an adapter's weights into a model that has one of the same layers and rank, bit by bit.
+
+    Raises:
+        OSError: when there is no such file.
+        ValueError: for one of other layers or another rank.
+    """
+    stored = load_file(path / WEIGHTS_NAME)
+    own = {_name_in_file(name): weight for name, weight in model.state_dict().items() if _is_adapters(name)}
+    if different := sorted(stored.keys() ^ own.keys()):
+        raise ValueError(f"{path} is an adapter of other layers, as {different[0]} shows")
+    for name, weight in stored.items():
+        if weight.shape != own[name].shape:
+            raise ValueError(f"{path} is of another rank: {name} is {list(weight.shape)}, here {list(own[name].shape)}")
+    for name, weight in stored.items():
+        own[name].copy_(weight)
+
+
+def base_fingerprint(model: PreTrainedModel) -> str | None:
+    """Hash the weights that an adapter stands beside, and without which it is nothing; None without an adapter."""
+    if adapter_config(model) is None:
+        return None
+    computed = set(model._keys_to_ignore_on_save or ())  # tables of sines: another processor, another last digit
+    digest, seen = hashlib.sha256(), set()
+    for name, weight in sorted(model.state_dict().items()):
+        if not _is_adapters(name) and name not in computed and weight.data_ptr() not in seen:  # tied: once
+            seen.add(weight.data_ptr())
+            digest.update(name.encode())
+            digest.update(weight.contiguous().cpu().numpy())
+    return digest.hexdigest()
+
+
+def _is_adapters(name: str) -> bool:
+    return ".lora_" in name
+
+
+def _name_in_file(name: str) -> str:
+    """A weight's name in peft's files: within its wrapper, and without the adapter's name."""
+    return f"base_model.model.{name.replace('.default.', '.')}"

@@ -1,0 +1,323 @@
+"""adapters: what is frozen stays bit by bit; an adapter trains alone, merges into the plain model, and resumes."""
+
+import copy
+import json
+import os
+import shutil
+import signal
+import sys
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM, MarianConfig
+
+from mtloop.adapters import (
+    ADAPTER_NAME,
+    WEIGHTS_NAME,
+    base_fingerprint,
+    choose_trained,
+    load_adapter,
+    merged_weights,
+    save_adapter,
+)
+from mtloop.checkpoint.weights import load_weights
+from mtloop.config import TuningConfig, UserError
+from mtloop.manifest import read_manifest
+from mtloop.trainer import train, train_step
+
+# One layer a side: query and value of the encoder's, the decoder's and the cross-attention.
+NUM_ATTENTION_TARGETS = 6
+FAMILIES = ["marian", "bart", "mbart", "m2m_100", "pegasus", "t5"]
+LORA = {"lora_rank": 2, "lora_alpha": 6}
+
+
+def new_model(config):
+    torch.manual_seed(0)
+    return AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config)).eval()
+
+
+def adapted(config, **flags):
+    """A model with an adapter that does something: as it is made, B is 0."""
+    model = new_model(config)
+    choose_trained(model, TuningConfig(**{**LORA, **flags}), name="owner/base")
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    return model
+
+
+def batch_of(model):
+    torch.manual_seed(1)
+    ids = torch.randint(5, model.config.vocab_size, (3, 7))
+    return {"input_ids": ids, "decoder_input_ids": ids.flip(1)}
+
+
+@torch.no_grad()
+def logits_of(model):
+    return model(**batch_of(model)).logits
+
+
+def learn(model, *, num_steps=2):
+    """Some steps of AdamW with weight decay on what is trainable, as build_optimizer chooses it."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    for _ in range(num_steps):
+        batch = batch_of(model)
+        model(**batch, labels=batch["decoder_input_ids"]).loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # data parallelism waits for each
+        assert all(p.grad is None for p in model.parameters() if not p.requires_grad)  # no memory for those
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def changed_by_learning(model):
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    learn(model)
+    return {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+
+
+# the adapter
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_is_put_on_query_and_value_of_every_family_and_trains_alone(tiny_configs, family):
+    model = new_model(tiny_configs[family])
+    plain_class, plain_logits = type(model), logits_of(model)
+    (line,) = choose_trained(model, TuningConfig(**LORA), name="owner/base")
+    names = "q, v" if family == "t5" else "q_proj, v_proj"
+    assert line == f"adapter: LoRA of rank 2, alpha 6, on {NUM_ATTENTION_TARGETS} layers: {names}"
+    assert type(model) is plain_class and torch.equal(logits_of(model), plain_logits)  # B is 0
+    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert len(trainable) == 2 * NUM_ATTENTION_TARGETS and all(".lora_" in name for name in trainable)
+    assert changed_by_learning(model) == set(trainable)
+
+
+@pytest.mark.parametrize("modules", [None, ["all-linear"]])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_and_saved_it_gives_what_the_adapted_model_gives(tiny_configs, tmp_path, family, modules):
+    model = adapted(tiny_configs[family], lora_target_modules=modules)
+    expected = logits_of(model)
+    base = new_model(tiny_configs[family])
+    assert (logits_of(base) - expected).abs().max() > 1e-2
+    # Plain transformers, from the merged weights.
+    weights = model.state_dict()
+    merged = merged_weights(model, weights)
+    assert merged.keys() == base.state_dict().keys()
+    model.save_pretrained(tmp_path, state_dict=merged)
+    save_adapter(model, weights, tmp_path / ADAPTER_NAME)
+    plain, found = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    assert (logits_of(plain.eval()) - expected).abs().max() < 1e-5
+    # peft, from the adapter beside the base; and what peft itself merges is the same.
+    by_peft = PeftModel.from_pretrained(base, tmp_path / ADAPTER_NAME)
+    assert torch.equal(logits_of(by_peft), expected)
+    by_peft = by_peft.merge_and_unload().state_dict()
+    for name, weight in merged.items():
+        assert torch.allclose(weight, by_peft[name], atol=1e-6), name
+    # And our own way back, bit by bit.
+    again = adapted(tiny_configs[family], lora_target_modules=modules)
+    load_weights(again, tmp_path)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+
+
+def test_an_adapter_says_what_it_belongs_to_and_nothing_of_where_that_lies(tiny_configs, tmp_path):
+    local = tmp_path / "secret" / "opus"
+    local.mkdir(parents=True)
+    for name, base, revision in (("owner/base@v2", "owner/base", "v2"), (str(local), "opus", None)):
+        model = new_model(tiny_configs["marian"])
+        choose_trained(model, TuningConfig(**LORA), name=name)
+        save_adapter(model, model.state_dict(), tmp_path / base.replace("/", "-"))
+        record = json.loads((tmp_path / base.replace("/", "-") / "adapter_config.json").read_text())
+        assert (record["base_model_name_or_path"], record["revision"]) == (base, revision)
+        assert record["inference_mode"] and record["task_type"] == "SEQ_2_SEQ_LM" and record["r"] == 2
+
+
+def test_an_adapter_of_another_rank_or_of_other_layers_is_refused(tiny_configs, tmp_path):
+    model = adapted(tiny_configs["marian"])
+    save_adapter(model, model.state_dict(), tmp_path / ADAPTER_NAME)
+    with pytest.raises(ValueError, match=r"of another rank: .*lora_A.weight is \[2, 16\], here \[3, 16\]"):
+        load_adapter(adapted(tiny_configs["marian"], lora_rank=3), tmp_path / ADAPTER_NAME)
+    with pytest.raises(ValueError, match="of other layers"):
+        load_adapter(adapted(tiny_configs["marian"], lora_target_modules=["q_proj"]), tmp_path / ADAPTER_NAME)
+    with pytest.raises(ValueError, match="without --lora_rank"):
+        load_weights(model, tmp_path / ADAPTER_NAME)
+
+
+def test_the_fingerprint_is_of_the_base_alone(tiny_configs):
+    model = adapted(tiny_configs["marian"])
+    before = base_fingerprint(model)
+    learn(model)
+    assert base_fingerprint(model) == before == base_fingerprint(adapted(tiny_configs["marian"], lora_rank=3))
+    with torch.no_grad():
+        model.model.decoder.layers[0].self_attn.q_proj.base_layer.weight[3, 4] += 1e-6
+    assert base_fingerprint(model) != before
+    assert base_fingerprint(new_model(tiny_configs["marian"])) is None
+
+
+@pytest.mark.parametrize("target", ["lm_head", "shared", "proj", "layer_norm"])
+def test_what_cannot_have_an_adapter_is_refused_with_what_can(tiny_configs, target):
+    """lm_head is tied to the table of pieces: merged into it, an adapter would change the embeddings as well."""
+    with pytest.raises(UserError, match=f"--lora_target_modules {target}: .*give one or more of fc1, fc2, k_proj"):
+        adapted(tiny_configs["marian"], lora_target_modules=["q_proj", target])
+
+
+def test_without_peft_its_package_is_named(tiny_configs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match="--lora_rank: .*pip install peft$"):
+        adapted(tiny_configs["marian"])
+
+
+def test_an_adapter_in_place_of_a_model_is_refused(tiny_configs, tmp_path):
+    """transformers loads its base with it, and would then save the adapter alone."""
+    model = adapted(tiny_configs["marian"])
+    save_adapter(model, model.state_dict(), tmp_path / ADAPTER_NAME)
+    new_model(tiny_configs["marian"]).save_pretrained(tmp_path / "base")
+    path = tmp_path / ADAPTER_NAME / "adapter_config.json"
+    path.write_text(path.read_text().replace("owner/base", str(tmp_path / "base")))
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / ADAPTER_NAME)
+    for config in (TuningConfig(), TuningConfig(**LORA)):
+        with pytest.raises(UserError, match="--model_name_or_path somewhere: is an adapter and not a model"):
+            choose_trained(loaded, config, name="somewhere")
+
+
+# frozen parts
+
+
+def parts_of(model, name):
+    """The parts that a weight belongs to, by its name."""
+    if "final_logits" in name or name == "lm_head.weight":
+        return set()
+    sides = {side for side in ("encoder", "decoder") if f"{side}." in f".{name}"}
+    if "shared" in name or "embed_tokens" in name:
+        return {"embeddings"}
+    return sides | {"embeddings"} if "embed_positions" in name else sides
+
+
+@pytest.mark.parametrize("parts", [["encoder"], ["decoder"], ["embeddings"], ["encoder", "embeddings"]])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_parts_stay_bit_by_bit_and_the_rest_learns(tiny_configs, family, parts):
+    model = new_model(tiny_configs[family])
+    movable = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    (line,) = choose_trained(model, TuningConfig(freeze=parts), name=None)
+    is_tied = " (with the output layer, which is tied to the embeddings)" if "embeddings" in parts else ""
+    assert line == f"frozen: {', '.join(parts)}{is_tied}"
+    frozen = {name for name in movable if parts_of(model, name) & set(parts)}
+    assert frozen and movable - frozen
+    moved = changed_by_learning(model)
+    assert not moved & frozen
+    # The gradient of a key's bias is 0 but for rounding: a softmax does not see it.
+    assert {name for name in movable - frozen if not name.endswith("k_proj.bias")} <= moved
+
+
+@pytest.mark.parametrize("is_t5", [False, True])
+def test_tables_of_their_own_are_frozen_as_embeddings_and_an_untied_output_learns(tiny_configs, is_t5):
+    if is_t5:  # as a file of T5 1.1 leaves it, whatever its config says
+        model = new_model(tiny_configs["t5"])
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    else:
+        own = {"share_encoder_decoder_embeddings": False, "tie_word_embeddings": False}
+        model = new_model(MarianConfig(**{**tiny_configs["marian"].to_dict(), **own}))
+    assert choose_trained(model, TuningConfig(freeze=["embeddings"]), name=None) == ["frozen: embeddings"]
+    moved = changed_by_learning(model)
+    assert "lm_head.weight" in moved
+    assert not any("shared" in name or "embed_" in name for name in moved)
+
+
+def test_to_freeze_everything_is_refused(tiny_configs):
+    with pytest.raises(UserError, match="--freeze encoder,decoder,embeddings: nothing of this model is left"):
+        choose_trained(
+            new_model(tiny_configs["marian"]), TuningConfig(freeze=["encoder,decoder", "embeddings"]), name=None
+        )
+
+
+# whole runs
+
+
+@pytest.fixture
+def lora_run(new_run, model_path):
+    """Build a run that trains an adapter beside the tiny model."""
+
+    def build(name="run", **flags):
+        given = {"model_name_or_path": str(model_path), "model_size": None, "tokenizer_name": None, "lora_rank": 4}
+        return new_run(name, **{**given, "lora_dropout": 0.1, "dropout": 0.1, "num_train_epochs": 2, **flags})
+
+    return build
+
+
+def hashes_of(path):
+    """What a checkpoint's manifest says of its weights."""
+    files = read_manifest(path)["files"]
+    return {name: files[name]["sha256"] for name in files if name.endswith((".safetensors", "optimizer.pt"))}
+
+
+def test_a_stopped_run_goes_on_bitwise_as_if_it_had_not_stopped(lora_run, runtime, capsys):
+    whole = lora_run("whole")
+    assert train(whole) is None
+    shown = capsys.readouterr().out
+    assert "adapter: LoRA of rank 4, alpha 8, on 12 layers: q_proj, v_proj" in shown
+    assert f"{12 * 2 * 4 * 128:,} of them trainable" in shown  # on each of 12 layers A [4, 128] and B [128, 4]
+    assert len(whole.optimizer.state_dict()["state"]) == 2 * 12
+    run = lora_run("stopped")
+    run.runtime.signals.listen(raises=False)
+    run.optimizer.optimizer.register_step_post_hook(
+        lambda *_: os.kill(os.getpid(), signal.SIGTERM) if run.state.step == 2 else None  # in the third update
+    )
+    assert train(run) == signal.SIGTERM and run.state.step == 3
+    runtime.signals.number = None
+    again = lora_run("stopped")
+    assert train(again) is None
+    last = f"checkpoints/step_{whole.state.step}"
+    hashes = hashes_of(whole.folder.path / last)
+    assert set(hashes) == {"model.safetensors", f"{ADAPTER_NAME}/{WEIGHTS_NAME}", "training/optimizer.pt"}
+    assert hashes_of(again.folder.path / last) == hashes
+
+
+def test_checkpoints_and_final_are_plain_models_beside_the_adapter(lora_run, model_path):
+    run = lora_run(load_best_model_at_end=True)
+    train(run)
+    base = load_file(model_path / "model.safetensors")
+    before = load_file(run.folder.checkpoints_dir / "step_0" / "model.safetensors")
+    assert before.keys() == base.keys() and all(torch.equal(before[name], base[name]) for name in base)
+    last = run.folder.checkpoints_dir / f"step_{run.state.step}"
+    weights = load_file(last / "model.safetensors")
+    moved = {name for name in base if not torch.equal(weights[name], base[name])}
+    assert len(moved) == 12 and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in moved)
+    assert (run.folder.final_dir / ADAPTER_NAME / WEIGHTS_NAME).is_file()
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 0]]), "decoder_input_ids": torch.tensor([[1, 8, 9]])}
+    run.model.eval()
+    with torch.no_grad():
+        expected = run.model(**batch).logits
+        plain = AutoModelForSeq2SeqLM.from_pretrained(last).eval()(**batch).logits
+        beside = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(model_path), last / ADAPTER_NAME)
+        assert (plain - expected).abs().max() < 1e-5
+        # Another attention than the run's on a CPU: the last digits differ.
+        assert (beside.eval()(**batch).logits - expected).abs().max() < 1e-5
+
+
+def test_a_base_that_has_changed_is_refused_or_let_through(lora_run, model_path, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(model_path, base)
+    flags = {"model_name_or_path": str(base), "max_train_steps": 2}
+    run = lora_run(**flags)
+    train_step(run, next(run.loader.updates(epoch=0, cursor=0)))
+    run.state.step = 1
+    run.checkpointer.save()
+    weights = load_file(base / "model.safetensors")
+    weights["model.decoder.layers.0.fc1.weight"][0, 0] += 1e-6
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"--model_name_or_path {base}: these are not the weights .*--allow_changed$"):
+        train(lora_run(**flags))
+    assert train(lora_run(**flags, allow_changed=True)) is None
+
+
+def test_frozen_parts_of_a_run_stay_as_they_were(new_run, model_path, capsys):
+    given = {"model_name_or_path": str(model_path), "model_size": None, "tokenizer_name": None, "max_train_steps": 2}
+    run = new_run(**given, freeze=["encoder", "embeddings"], learning_rate=1e-2, weight_decay=0.1)
+    assert "frozen: encoder, embeddings (with the output layer" in capsys.readouterr().out
+    train(run)
+    base, final = (load_file(path / "model.safetensors") for path in (model_path, run.folder.final_dir))
+    moved = {name for name in base if not torch.equal(base[name], final[name])}
+    assert moved and all(name.startswith("model.decoder.layers.") for name in moved)
+    assert not (run.folder.final_dir / ADAPTER_NAME).exists()
