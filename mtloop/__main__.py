@@ -9,6 +9,7 @@ USAGE = """usage: python -m mtloop COMMAND ...
   train [RECIPE] [--flag value ...]               train, as train.py does (train --help lists the flags)
   translate FILE... -o OUT --model M              translate files, standard input (-) or --text
   evaluate --model M [--baseline B]               score models on test sets, with confidence intervals
+  export --model M -o DIR --format ctranslate2    convert for a faster engine, and compare the two
   checkpoint list|verify|prune RUN                what a run folder holds, whether it is sound, and less of it
   push RUN [--epoch N]                            push to the Hub what of a run is not there yet
   selfcheck [--config_file F] [flags of train]    prove on your own model, data and launch file that the numbers hold"""
@@ -29,6 +30,10 @@ def main(argv: list[str] | None = None) -> int:
         from mtloop.evaluation.command import main as evaluate
 
         return evaluate(rest)
+    if command == "export":
+        from mtloop.export.command import main as export
+
+        return export(rest)
     if command == "checkpoint":
         from mtloop.checkpoint.command import main as checkpoint
 

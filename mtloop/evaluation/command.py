@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mtloop.metrics import Interval
     from mtloop.runtime import Runtime
 
+DATA_FLAGS = ("source_lang", "target_lang", "source_column", "target_column", "source_prefix")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
@@ -69,11 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, metavar="M", help="a run folder, a checkpoint, any folder, or a Hub name[@revision]")
     add("--baseline", metavar="M", help="another model, to compare with")
-    add("--test_set", action="append", default=[], metavar="[NAME=]FILE[,FILE]", help="rows (.jsonl, .csv, .tsv, "
-        ".parquet), or two aligned text files, source first; may be given several times (none: the run's own "
-        "validation and test rows)")  # fmt: skip
-    for name in ("source_lang", "target_lang", "source_column", "target_column", "source_prefix"):
-        add(f"--{name}", metavar="TEXT", help="as in train.py (none: as the run of --model was trained)")
+    add_test_set_flags(parser)
     add("--max_samples", type=int, metavar="N", help="the first N rows of each test set")
     add("--num_resamples", type=int, default=1000, metavar="N", help="of the bootstrap (1000)")
     add("-o", "--output", metavar="DIR", help="a folder for report.json and the hypotheses of each test set")
@@ -81,8 +79,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(given: argparse.Namespace) -> None:
-    check_counts(given, "num_beams", "max_tokens_per_batch", "max_samples", "num_resamples")
+def add_test_set_flags(parser: argparse.ArgumentParser) -> None:
+    """Add where the rows stand that a model is scored on."""
+    add = parser.add_argument
+    add("--test_set", action="append", default=[], metavar="[NAME=]FILE[,FILE]", help="rows (.jsonl, .csv, .tsv, "
+        ".parquet), or two aligned text files, source first; may be given several times (none: the run's own "
+        "validation and test rows)")  # fmt: skip
+    for name in DATA_FLAGS:
+        add(f"--{name}", metavar="TEXT", help="as in train.py (none: as the run of --model was trained)")
+
+
+def check_test_sets(given: argparse.Namespace) -> None:
+    """Refuse two test sets of one name.
+
+    Raises:
+        UserError: naming the flag.
+    """
     names = [_named(text)[0] for text in given.test_set]
     if len(set(names)) < len(names):
         raise UserError(f"--test_set: two of the same name ({', '.join(names)}); call them NAME=FILE")
@@ -99,19 +111,25 @@ def _named(text: str) -> tuple[str, list[str]]:
 
 def _evaluate(argv: Sequence[str]) -> None:
     given = _parser().parse_args(argv)
-    _check(given)
+    check_counts(given, "num_beams", "max_tokens_per_batch", "max_samples", "num_resamples")
+    check_test_sets(given)
     runtime = start_runtime(given)
     try:
         trained = stored_config(given.model)
-        for name in ("source_lang", "target_lang", "source_column", "target_column", "source_prefix"):
-            if getattr(given, name) is None and trained is not None:
-                setattr(given, name, getattr(trained.data, name))
-        test_sets = runtime.one_first(lambda: _load(given, trained))
+        fill_in(given, trained)
+        test_sets = runtime.one_first(lambda: load_test_sets(given, trained))
         verdicts = _judge(given, test_sets, runtime)
         runtime.say(*table(verdicts, has_baseline=given.baseline is not None))
         runtime.on_main(lambda: _write(Path(given.output), given, verdicts) if given.output else None)
     finally:
         runtime.close()
+
+
+def fill_in(given: argparse.Namespace, trained: Config | None) -> None:
+    """Take languages, columns and prefix from the run of --model where no flag gives them."""
+    for name in DATA_FLAGS:
+        if getattr(given, name) is None and trained is not None:
+            setattr(given, name, getattr(trained.data, name))
 
 
 def stored_config(model: str) -> Config | None:
@@ -123,7 +141,12 @@ def stored_config(model: str) -> Config | None:
     return None
 
 
-def _load(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
+def load_test_sets(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
+    """Load what --test_set names, else the validation and test rows of the run of --model.
+
+    Raises:
+        UserError: there is neither, or a file cannot be read.
+    """
     from mtloop.corpus import Columns, load_corpus, load_test_set
 
     rows = {}
