@@ -107,16 +107,16 @@ def _convert(
     given: argparse.Namespace, test_sets: list[TestSet], partial: Path, runtime: Runtime
 ) -> tuple[Record, list[Translated]]:
     """Translate the test sets with the model, and convert it; it leaves the memory with this function. Collective."""
-    from mtloop.export.conversion import convert, foreign_settings
+    from mtloop.export.conversion import convert, differences
     from mtloop.export.parity import translate_timed
 
     translator: Any = _translator(given, given.model, "transformers", runtime)
-    for name in foreign_settings(translator.loaded.network):
-        runtime.say(f"CTranslate2 has nothing like {name} of the model's generation config: it goes without")
+    runtime.say(*(f"warning: generation_config {line}" for line in differences(translator.loaded.network)))
+    runtime.say(*(f"generate: translating {len(each.sources):,} rows of {each.name} ..." for each in test_sets))
+    generated = [translate_timed(translator, each) for each in test_sets]
     record = runtime.on_main(lambda: convert(translator.loaded, given.model, partial, quantization=given.quantization))
     runtime.on_main(lambda: _save(record, partial))
-    runtime.say(*(f"generate: translating {len(each.sources):,} rows of {each.name} ..." for each in test_sets))
-    return record, [translate_timed(translator, each) for each in test_sets]
+    return record, generated
 
 
 def _translator(given: argparse.Namespace, model: str, engine: str, runtime: Runtime) -> Translator:

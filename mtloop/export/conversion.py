@@ -6,6 +6,7 @@ transformers 5.24 its own converter
 - refuses BART, mBART and Pegasus (their configs no longer say normalize_before),
 - scales the outputs of mT5 and of T5 v1.1, which transformers does not (tie_word_embeddings is always true there),
 - starts Marian from a zero embedding, although training moves the padding piece's where embeddings are tied,
+- takes the padding piece of M2M100 to be number 1, behind which positions begin,
 - refuses tables with more rows than the tokenizer has pieces.
 """
 
@@ -54,12 +55,20 @@ FOREIGN_SETTINGS: dict[str, tuple[Any, ...]] = {
     "renormalize_logits": (None, False),
 }
 
+# Likewise, of those by which pieces are struck out: generate's beam search norms before, CTranslate2 after.
+STRIKING_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "min_length": (None, 0),
+    "repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+}
+
 
 def convert(engine: TransformersEngine, model: str, target: Path, *, quantization: str | None) -> Record:
     """Write the export of a model into a new folder.
 
     Args:
-        engine: The model, its generation config settled.
+        engine: The model, its generation config settled. It cannot be used afterwards: CTranslate2 scales the weights
+            in place when it quantises, and reads them from the CPU's memory.
         model: As the user named it.
         target: Must not exist.
         quantization: One of CTranslate2's; None keeps fp32.
@@ -70,7 +79,7 @@ def convert(engine: TransformersEngine, model: str, target: Path, *, quantizatio
     Raises:
         UserError: a model that CTranslate2 does not take.
     """
-    network, tokenizer = engine.network, engine.tokenizer
+    network, tokenizer = engine.network.cpu(), engine.tokenizer
     kind = network.config.model_type
     if kind not in LOADERS:
         raise UserError(f"--model {model}: no export of a {kind} to CTranslate2; it takes {', '.join(LOADERS)}")
@@ -97,10 +106,18 @@ def convert(engine: TransformersEngine, model: str, target: Path, *, quantizatio
     )
 
 
-def foreign_settings(network: PreTrainedModel) -> list[str]:
-    """Name the generation settings that hold for a model and that CTranslate2 does not have."""
+def differences(network: PreTrainedModel) -> list[str]:
+    """Tell, a line for each, which generation settings of a model do not mean the same to CTranslate2."""
     found = network.generation_config
-    return [name for name, unset in FOREIGN_SETTINGS.items() if getattr(found, name, None) not in unset]
+
+    def held(settings: dict[str, tuple[Any, ...]]) -> list[str]:
+        return [name for name, unset in settings.items() if getattr(found, name, None) not in unset]
+
+    lines = [f"{name}: CTranslate2 has nothing like it, and goes without" for name in held(FOREIGN_SETTINGS)]
+    if found.num_beams != 1:
+        what = "CTranslate2 weighs it otherwise among several beams: translations may differ"
+        lines += [f"{name}: {what}" for name in held(STRIKING_SETTINGS)]
+    return lines
 
 
 def search_of(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Search:
@@ -139,6 +156,8 @@ class _Converter(Converter):
         # What a norm before each block and one behind the embedding leave in the model.
         config.normalize_before = hasattr(encoder, "layer_norm")
         config.normalize_embedding = hasattr(encoder, "layernorm_embedding")
+        if config.model_type == "m2m_100":
+            self._lay_positions_out()
         spec: Any = LOADERS[config.model_type]().get_model_spec(self._network)
         if "t5" in config.model_type:
             is_scaled = getattr(config, "scale_decoder_outputs", False)
@@ -147,6 +166,17 @@ class _Converter(Converter):
             self.num_positions = len(spec.encoder.position_encodings.encodings)
         self._name_pieces(spec)
         return spec
+
+    def _lay_positions_out(self) -> None:
+        """Make M2M100's table of sines, which transformers extends as needed, as long as any text may be.
+
+        It begins behind the number of the padding piece; the loader takes that to be 1 and reads `offset`.
+        """
+        num_positions = max(cast(Any, self._network.config).max_position_embeddings, self._search.max_length)
+        for side in (self._network.get_encoder(), self._network.get_decoder()):
+            table = side.embed_positions
+            table.offset = table.padding_idx + 1
+            table.make_weights(num_positions + table.offset, table.embedding_dim, table.padding_idx)
 
     def _name_pieces(self, spec: Any) -> None:
         tokenizer, search = cast(Any, self._tokenizer), self._search

@@ -36,7 +36,8 @@ from mtloop.translate.shell import RECORD_NAME
 FORMAT_VERSION = 1
 TOKENIZER_DIR = "tokenizer"
 # Finished hypotheses that are waited for, in beams, where generate's early_stopping is unset. Of 1,000 sentences of the
-# demo, 4 beams, TODO were as generate's with 1, TODO with 2.
+# demo after 2 epochs, with 4 beams, 964 came out as from generate with 1, 992 with 1.5, 995 with 2, 996 with 3 and 4,
+# in 2.6, 3.2, 3.1, 3.2 and 3.6 s (generate: 12.1).
 PATIENCE = 2.0
 
 
@@ -91,7 +92,7 @@ class Record:
         run_id: The run that trained it, where it is known.
         step: Its step, likewise.
         quantization: As it was asked for; None keeps fp32.
-        versions: Of mtloop, ctranslate2 and transformers.
+        versions: Of the libraries that made it.
         search: The generation settings.
         parity: A report for each test set that both engines have translated.
     """
