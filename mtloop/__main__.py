@@ -11,6 +11,7 @@ USAGE = """usage: python -m mtloop COMMAND ...
   evaluate --model M [--baseline B]               score models on test sets, with confidence intervals
   corpus FILE... | --run RUN                      what a corpus is like before training; --grep WORD shows its pairs
   average RUN --last N|--best N -o OUT            average checkpoints, or --interpolate between a model and its base
+  export --model M -o DIR --format ctranslate2    convert for a faster engine, and compare the two
   checkpoint list|verify|prune RUN                what a run folder holds, whether it is sound, and less of it
   push RUN [--epoch N]                            push to the Hub what of a run is not there yet
   selfcheck [--config_file F] [flags of train]    prove on your own model, data and launch file that the numbers hold"""
@@ -39,6 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         from mtloop.averaging.command import main as average
 
         return average(rest)
+    if command == "export":
+        from mtloop.export.command import main as export
+
+        return export(rest)
     if command == "checkpoint":
         from mtloop.checkpoint.command import main as checkpoint
 

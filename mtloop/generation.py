@@ -5,7 +5,7 @@ Must not know references, scores or files. Shape letters: B sentences, S source 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,24 +21,32 @@ from mtloop.runtime import Runtime
 
 # Fills the gathered table where a rank has fewer rows or shorter ones; no row index and no piece is negative.
 NOTHING = -1
+# Of a batch: row indices [B], pieces [B x n_best, T], and scores [B x n_best] where they are wanted.
+Answer = tuple[NDArray[np.int64], Tensor, Tensor | None]
 
 
-def deal_batches(
-    batches: list[NDArray[np.int64]], encoded: Dataset, runtime: Runtime, *, pad_id: int
-) -> Iterable[tuple[NDArray[np.int64], Batch]]:
-    """Yield this rank's share of globally formed batches, every num_ranks-th, with the row indices of each.
+def share_batches(batches: list[NDArray[np.int64]], runtime: Runtime) -> Iterator[NDArray[np.int64]]:
+    """Yield the row indices of this rank's share of globally formed batches, every num_ranks-th.
 
-    The batches stay as they were formed: at equal threads every rank count computes the same tensors. Collective, to
-    the end: between batches the ranks agree whether they were told to stop.
+    Collective, to the end: between batches the ranks agree whether they were told to stop.
 
     Raises:
         Interrupted: on every rank.
     """
     for number in range(0, len(batches), runtime.num_ranks):
         runtime.stop_if_told()
-        if number + runtime.rank >= len(batches):
-            continue
-        row_ids = batches[number + runtime.rank]
+        if number + runtime.rank < len(batches):
+            yield batches[number + runtime.rank]
+
+
+def deal_batches(
+    batches: list[NDArray[np.int64]], encoded: Dataset, runtime: Runtime, *, pad_id: int
+) -> Iterable[tuple[NDArray[np.int64], Batch]]:
+    """Yield this rank's share of globally formed batches with the row indices of each; share_batches says more.
+
+    The batches stay as they were formed: at equal threads every rank count computes the same tensors.
+    """
+    for row_ids in share_batches(batches, runtime):
         batch = collate(encoded, row_ids, pad_id=pad_id)
         yield row_ids, {name: tensor.to(runtime.device) for name, tensor in batch.items()}
 
@@ -78,8 +86,8 @@ def generate_hypotheses(
     Returns:
         N arrays of piece ids by row index, special tokens included, the same on every rank.
     """
-    table = _generate(model, encoded, batches, runtime, pad_id=pad_id, options=options)
-    return _by_row_index(table, len(encoded))
+    answers = _generate(model, encoded, batches, runtime, pad_id=pad_id, options=options)
+    return _by_row_index(_gather(answers, runtime), len(encoded))
 
 
 def generate_n_best(
@@ -109,8 +117,29 @@ def generate_n_best(
     Raises:
         RuntimeError: when a row came back not exactly once.
     """
-    table = _generate(model, encoded, batches, runtime, pad_id=pad_id, n_best=n_best, with_scores=True)
-    rows = _by_row_index(table, len(encoded) * n_best)
+    answers = _generate(model, encoded, batches, runtime, pad_id=pad_id, n_best=n_best, with_scores=True)
+    return gather_n_best(answers, len(encoded), runtime, n_best=n_best)
+
+
+def gather_n_best(answers: Iterable[Answer], num_rows: int, runtime: Runtime, *, n_best: int) -> list[list[Hypothesis]]:
+    """Bring together what each rank found for its share of the rows.
+
+    Collective.
+
+    Args:
+        answers: This rank's batches: row indices [B], pieces [B x n_best, T] with the translations of a row side by
+            side, best first, and scores [B x n_best].
+        num_rows: N, of all ranks.
+        runtime: The ranks.
+        n_best: Translations of each row.
+
+    Returns:
+        N lists of n_best hypotheses, by row index; the same on every rank.
+
+    Raises:
+        RuntimeError: when a row came back not exactly once.
+    """
+    rows = _by_row_index(_gather(answers, runtime, n_best=n_best), num_rows * n_best)
     found = [Hypothesis(row[1:], float(row[:1].view(np.float64)[0])) for row in rows]
     return [found[start : start + n_best] for start in range(0, len(found), n_best)]
 
@@ -126,9 +155,8 @@ def _generate(
     n_best: int = 1,
     with_scores: bool = False,
     options: dict[str, Any] | None = None,
-) -> Tensor:
-    """Gather a table from all ranks: int64 [rows x n_best, 1 or 2 + T], row number, score's bits, pieces."""
-    tables = [torch.full((0, 1), NOTHING, dtype=torch.int64, device=runtime.device)]
+) -> Iterator[Answer]:
+    """Translate this rank's share, batch by batch."""
     options = dict(options or {})
     if with_scores:
         options |= {"num_return_sequences": n_best, "return_dict_in_generate": True, "output_scores": True}
@@ -138,11 +166,17 @@ def _generate(
             answer = cast(Any, model).generate(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
             )
-        pieces = answer.sequences if with_scores else answer
-        numbers = (torch.from_numpy(row_ids)[:, None] * n_best + torch.arange(n_best)).flatten().to(pieces.device)
-        columns = [numbers[:, None], pieces]
-        if with_scores:
-            columns.insert(1, _scores(model, answer).cpu().double().view(torch.int64).to(pieces.device)[:, None])
+        yield (row_ids, answer.sequences, _scores(model, answer)) if with_scores else (row_ids, answer, None)
+
+
+def _gather(answers: Iterable[Answer], runtime: Runtime, *, n_best: int = 1) -> Tensor:
+    """Gather a table from all ranks: int64 [rows x n_best, 1 or 2 + T], row number, score's bits, pieces."""
+    tables = [torch.full((0, 1), NOTHING, dtype=torch.int64, device=runtime.device)]
+    for row_ids, pieces, scores in answers:
+        numbers = (torch.from_numpy(row_ids)[:, None] * n_best + torch.arange(n_best)).flatten().to(runtime.device)
+        columns = [numbers[:, None], pieces.to(runtime.device)]
+        if scores is not None:
+            columns.insert(1, scores.cpu().double().view(torch.int64).to(runtime.device)[:, None])
         tables.append(torch.cat(columns, dim=1))
     return runtime.gather_rows(_stack(tables), pad_id=NOTHING).cpu()
 

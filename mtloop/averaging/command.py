@@ -196,7 +196,7 @@ def _score(given: argparse.Namespace, paths: list[Path], test_sets: list[TestSet
         (name, lambda path=path: load_weights(translator.network, path))
         for name, path in zip(names, paths, strict=True)
     ]
-    rows = score_each(translator, weights, test_sets, given.target_lang)
+    rows = score_each(translator, weights, test_sets)
     runtime.say(*table("model", rows, test_sets))
 
 

@@ -15,7 +15,8 @@ from mtloop.config import Config, UserError, is_from_scratch
 from mtloop.evaluation.command import TestSet, open_translator
 from mtloop.runtime import Runtime
 from mtloop.tokenization import have_same_pieces
-from mtloop.translate.translator import TRAINING_FLAGS, load_pair
+from mtloop.translate.engines import load_pair
+from mtloop.translate.translator import TRAINING_FLAGS, model_folder
 
 
 def base_of(given: argparse.Namespace, trained: Config | None) -> str:
@@ -84,7 +85,7 @@ class Line:
 def _load(flag: str, name: str, given: argparse.Namespace, runtime: Runtime) -> tuple[Any, Any]:
     try:
         return load_pair(
-            name,
+            model_folder(name),
             runtime,
             source_lang=given.source_lang,
             target_lang=given.target_lang,
@@ -104,5 +105,5 @@ def score_line(
         (f"{weight:g}{ends.get(weight, '')}", lambda weight=weight: line.put(translator.network, weight))
         for weight in weights
     ]
-    rows = score_each(translator, points, test_sets, given.target_lang)
+    rows = score_each(translator, points, test_sets)
     runtime.say(*table("weight", rows, test_sets))

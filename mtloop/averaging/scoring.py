@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from mtloop.evaluation.command import TestSet
+from mtloop.evaluation.command import TestSet, translate
 from mtloop.metrics import Scores, score
 from mtloop.translate.translator import Translator
 
@@ -28,7 +28,6 @@ def score_each(
     translator: Translator,
     weights: Sequence[tuple[str, Callable[[], None]]],
     test_sets: list[TestSet],
-    target_lang: str | None,
 ) -> list[Row]:
     """Give the translator one set of weights after another, translate and score.
 
@@ -38,7 +37,6 @@ def score_each(
         translator: Its network changes.
         weights: Name, and what puts the weights into the network.
         test_sets: To translate.
-        target_lang: Chooses BLEU's tokenizer.
     """
     runtime = translator.runtime
     assert runtime is not None
@@ -48,8 +46,8 @@ def score_each(
         scores = []
         for test_set in test_sets:
             runtime.say(f"{name}: translating {len(test_set.sources):,} rows of {test_set.name} ...")
-            hypotheses = translator(test_set.sources)
-            scores.append(runtime.on_main(partial(score, hypotheses, test_set.references, target_lang)))
+            hypotheses = translate(translator, test_set)
+            scores.append(runtime.on_main(partial(score, hypotheses, test_set.references, test_set.target_lang)))
         rows.append(Row(name=name, scores=scores))
     return rows
 

@@ -6,11 +6,12 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtloop.config import Config, UserError
+from mtloop.config import Config, DataConfig, UserError
+from mtloop.languages import match_language
 from mtloop.run_folder import RunFolder, write_atomically
 from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime
 
@@ -31,6 +32,8 @@ class TestSet:
         name: As the user calls it, or valid and test of a run.
         sources: N texts.
         references: N texts.
+        target_lang: Chooses BLEU's tokenizer.
+        source_lang: Where the set is one of several pairs: what the model is to be asked for; else None.
     """
 
     __test__ = False  # no test of pytest's
@@ -38,6 +41,8 @@ class TestSet:
     name: str
     sources: list[str]
     references: list[str]
+    target_lang: str | None = None
+    source_lang: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str) -> None:
+def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str, max_samples: int | None = None) -> None:
     """Add what a model is scored on; `without` says on what where no --test_set is given."""
     add = parser.add_argument
     add("--test_set", action="append", default=[], metavar="[NAME=]FILE[,FILE]", help="rows (.jsonl, .csv, .tsv, "
@@ -91,7 +96,8 @@ def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str) -> None
         f"(none: {without})")  # fmt: skip
     for name in SETTINGS:
         add(f"--{name}", metavar="TEXT", help="as in train.py (none: as the run of the model was trained)")
-    add("--max_samples", type=int, metavar="N", help="the first N rows of each test set")
+    add("--max_samples", type=int, default=max_samples, metavar="N",
+        help=f"the first N rows of each test set ({max_samples or 'none: all'})")  # fmt: skip
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -134,12 +140,13 @@ def _named(text: str) -> tuple[str, list[str]]:
 
 def _evaluate(argv: Sequence[str]) -> None:
     given = _parser().parse_args(argv)
-    _check(given)
+    check_counts(given, "num_beams", "max_tokens_per_batch", "max_samples", "num_resamples")
+    check_test_sets(given)
     runtime = start_runtime(given)
     try:
         trained = stored_config(given.model)
         fill_settings(given, trained)
-        test_sets = runtime.one_first(lambda: _load(given, trained))
+        test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
         verdicts = _judge(given, test_sets, runtime)
         runtime.say(*table(verdicts, has_baseline=given.baseline is not None))
         runtime.on_main(lambda: _write(Path(given.output), given, verdicts) if given.output else None)
@@ -158,13 +165,28 @@ def stored_config(model: str) -> Config | None:
 
 
 def fill_settings(given: argparse.Namespace, trained: Config | None) -> None:
-    """Take languages, columns and prefix that are not given from the run's own configuration."""
-    for name in SETTINGS:
-        if getattr(given, name) is None and trained is not None:
-            setattr(given, name, getattr(trained.data, name))
+    """Take languages and columns that are not given from the run's own configuration.
+
+    The prefix of its sources stands in the model's config. Of several pairs the first stands for the moment: each test
+    set of the run's own brings its languages along.
+    """
+    if trained is None or (trained.data.pairs and given.test_set):
+        return
+    source_lang, target_lang = trained.data.languages[0]
+    own = {"source_lang": source_lang, "target_lang": target_lang}
+    own |= {name: getattr(trained.data, name) for name in ("source_column", "target_column")}
+    given.is_one_pair = bool(given.source_lang and given.target_lang)
+    for name, value in own.items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
 
 
-def _load(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
+def load_run_rows_or_test_sets(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
+    """Load what --test_set names, else the validation and test rows of the run of --model.
+
+    Raises:
+        UserError: there is neither, or a file cannot be read.
+    """
     if given.test_set:
         return load_test_sets(given)
     if trained is None:
@@ -173,11 +195,32 @@ def _load(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
 
 
 def load_own_rows(given: argparse.Namespace, trained: Config, *splits: str) -> list[TestSet]:
-    """Load the rows that a run was scored on: those of its splits that there are."""
+    """Load the rows that a run was scored on: those of its splits that there are, of each of its pairs."""
     from mtloop.corpus import load_corpus
 
-    corpus = load_corpus(trained.data)
-    return _as_test_sets(given, {split: rows for split in splits if (rows := getattr(corpus, split)) is not None})
+    test_sets = []
+    for data in trained.data.of_pairs():
+        if given.is_one_pair and trained.data.pairs and not _is_asked(given, data):
+            continue
+        corpus = load_corpus(data)
+        rows = {split: rows for split in splits if (rows := getattr(corpus, split)) is not None}
+        for test_set in _as_test_sets(given, rows):
+            if trained.data.pairs:
+                name = f"{test_set.name} {data.source_lang}-{data.target_lang}"
+                source_lang, target_lang = data.source_lang, data.target_lang
+                test_set = replace(test_set, name=name, source_lang=source_lang, target_lang=target_lang)
+            test_sets.append(test_set)
+    if not test_sets:
+        raise UserError(
+            f"--source_lang {given.source_lang} --target_lang {given.target_lang}: no pair of the run, which has "
+            f"{trained.data.pairs}"
+        )
+    return test_sets
+
+
+def _is_asked(given: argparse.Namespace, data: DataConfig) -> bool:
+    pairs = ((given.source_lang, data.source_lang), (given.target_lang, data.target_lang))
+    return all(match_language(str(asked), [str(there)]) for asked, there in pairs)
 
 
 def load_test_sets(given: argparse.Namespace) -> list[TestSet]:
@@ -192,10 +235,20 @@ def load_test_sets(given: argparse.Namespace) -> list[TestSet]:
 def _as_test_sets(given: argparse.Namespace, rows: dict[str, Any]) -> list[TestSet]:
     return [
         TestSet(
-            name=name, sources=found["source"][: given.max_samples], references=found["target"][: given.max_samples]
+            name=name,
+            sources=found["source"][: given.max_samples],
+            references=found["target"][: given.max_samples],
+            target_lang=given.target_lang,
         )
         for name, found in rows.items()
     ]
+
+
+def translate(translator: Translator, test_set: TestSet) -> list[str]:
+    """Translate the rows of a test set, into its own language. Collective."""
+    if test_set.source_lang is not None:
+        translator.set_languages(test_set.source_lang, test_set.target_lang)
+    return translator(test_set.sources)
 
 
 def open_translator(flag: str, model: str, given: argparse.Namespace, runtime: Runtime) -> Translator:
@@ -225,22 +278,24 @@ def _judge(given: argparse.Namespace, test_sets: list[TestSet], runtime: Runtime
     """Translate with each model in turn, one in memory at a time, and score. Collective."""
     from mtloop.metrics import score_with_intervals
 
-    def translate(flag: str, model: str) -> list[list[str]]:
+    def translate_with(flag: str, model: str) -> list[list[str]]:
         translator = open_translator(flag, model, given, runtime)
         hypotheses = []
         for test_set in test_sets:
             runtime.say(f"{flag.removeprefix('--')}: translating {len(test_set.sources):,} rows of {test_set.name} ...")
-            hypotheses.append(translator(test_set.sources))
+            hypotheses.append(translate(translator, test_set))
         return hypotheses
 
-    of_model = translate("--model", given.model)
-    of_baseline = translate("--baseline", given.baseline) if given.baseline is not None else [None] * len(test_sets)
+    of_model = translate_with("--model", given.model)
+    of_baseline = (
+        translate_with("--baseline", given.baseline) if given.baseline is not None else [None] * len(test_sets)
+    )
 
     def judge(test_set: TestSet, hypotheses: list[str], others: list[str] | None) -> Verdict:
         scores, baseline_scores = score_with_intervals(
             hypotheses,
             test_set.references,
-            given.target_lang,
+            test_set.target_lang,
             baseline=others,
             num_resamples=given.num_resamples,
         )

@@ -5,7 +5,7 @@ Must not know models, ranks or where rows come from. Shape letter: N rows.
 
 from mtloop.tokenization.encoding import Encoded, encode_rows, encode_side
 from mtloop.tokenization.identity import have_same_pieces, tokenizer_fingerprint
-from mtloop.tokenization.loading import for_languages, load_tokenizer, target_language_token
+from mtloop.tokenization.loading import for_languages, load_tokenizer, set_languages, target_language_token
 from mtloop.tokenization.prefixes import can_tell_pairs_apart, language_token, remember_prefix, source_prefix
 from mtloop.tokenization.training import train_tokenizer
 
@@ -19,6 +19,7 @@ __all__ = [
     "have_same_pieces",
     "load_tokenizer",
     "remember_prefix",
+    "set_languages",
     "source_prefix",
     "target_language_token",
     "tokenizer_fingerprint",

@@ -75,7 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--text", action="append", default=[], help="a sentence; may be given more than once")
     add("-o", "--output", metavar="OUT", help="the output, of the kind that its name says; for several files a folder "
         "(none: standard output)")  # fmt: skip
-    add("--model", required=True, metavar="M", help="a run folder, a checkpoint, any folder, or a Hub name[@revision]")
+    add(
+        "--model",
+        required=True,
+        metavar="M",
+        help="a run folder, a checkpoint, an export, any folder, or a Hub name[@revision]",
+    )
+    add("--engine", choices=("transformers", "ctranslate2"), help="ctranslate2 takes a folder of `mtloop export`, and "
+        "computes as that was quantised (none: what --model is for)")  # fmt: skip
     add("--source_lang", metavar="CODE", help="for models of several languages")
     add("--target_lang", metavar="CODE", help="for models of several languages")
     add("--source_prefix", metavar="TEXT", help="put before every text, for T5 models")
@@ -117,7 +124,7 @@ def _translate(argv: Sequence[str]) -> None:
 
     runtime = start_runtime(given)
     names = ("model", "source_lang", "target_lang", "source_prefix", "num_beams", "n_best", "max_tokens_per_batch",
-             "max_source_length", "max_target_length", "trust_remote_code")  # fmt: skip
+             "max_source_length", "max_target_length", "trust_remote_code", "engine")  # fmt: skip
     try:
         translator = Translator(**{name: getattr(given, name) for name in names}, runtime=runtime)
         for name in given.files or [None]:

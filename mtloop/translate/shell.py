@@ -13,6 +13,9 @@ from mtloop.config import HardwareConfig, RunFailed, UserError
 if TYPE_CHECKING:
     from mtloop.runtime import Runtime
 
+# What an export says of itself: it makes a folder one.
+RECORD_NAME = "mtloop_export.json"
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose complaint is a UserError of one line."""

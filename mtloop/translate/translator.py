@@ -9,24 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from mtloop.batching import plan_evaluation
 from mtloop.config import HardwareConfig, UserError
-from mtloop.generation import Hypothesis, generate_n_best
-from mtloop.model import load_model, position_limit, settle_generation
+from mtloop.generation import Hypothesis
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
-from mtloop.tokenization import encode_side, load_tokenizer, source_prefix, target_language_token
+from mtloop.tokenization import encode_side
+from mtloop.translate.engines import Engine, TransformersEngine, Wishes, open_engine
 
-# Where neither the model nor the caller names a longest text, in tokens.
-DEFAULT_MAX_LENGTH = 512
-# transformers' own default generation length, which no translation model means.
-UNSET_MAX_LENGTH = 20
 # What the loaders name in their advice; here the flag has another name.
 TRAINING_FLAGS = "(--tokenizer_name / )?--model_name_or_path"
-_IDS = List(Value("int32"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +47,8 @@ class Translator:
     Collective where the process is one of several: each calls it with the same texts and gets all translations.
 
     Attributes:
-        model: A folder, a run folder (its final/, else its newest checkpoint), or a Hub name, also `name@revision`.
+        model: A folder, a run folder (its final/, else its newest checkpoint), an export, or a Hub name, also
+            `name@revision`.
         source_lang: Language code; multilingual models need both, unless they were saved with them.
         target_lang: Likewise.
         source_prefix: Put before every text; None for what the model needs, if anything (T5, multilingual Marians).
@@ -64,6 +59,8 @@ class Translator:
         max_target_length: Tokens of a translation, at most; None for the model's own.
         trust_remote_code: Whether code of the repository may run.
         runtime: What to compute on; None chooses the best there is.
+        engine: "transformers", or "ctranslate2" for an export of `mtloop export`; None for what the folder holds.
+        loaded: The engine with the model.
     """
 
     model: str = field(kw_only=False)
@@ -77,8 +74,8 @@ class Translator:
     max_target_length: int | None = None
     trust_remote_code: bool = False
     runtime: Runtime | None = None
-    _network: PreTrainedModel = field(init=False, repr=False)
-    _tokenizer: PreTrainedTokenizerBase = field(init=False, repr=False)
+    engine: str | None = None
+    loaded: Engine = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Load the model.
@@ -94,43 +91,35 @@ class Translator:
 
     @property
     def network(self) -> PreTrainedModel:
-        """The model itself: whoever changes its weights in place translates with the new ones."""
-        return self._network
+        """The model itself: whoever changes its weights in place translates with the new ones.
+
+        Raises:
+            UserError: an export to another engine, whose weights cannot be changed.
+        """
+        if not isinstance(self.loaded, TransformersEngine):
+            raise UserError(f"--model {self.model}: an export; give the model that it was made of")
+        return self.loaded.network
 
     def _load(self, runtime: Runtime) -> None:
-        tokenizer, network = load_pair(
-            self.model,
-            runtime,
-            source_lang=self.source_lang,
-            target_lang=self.target_lang,
-            trust_remote_code=self.trust_remote_code,
-        )
-        self._tokenizer = tokenizer
-        self._network = network.to(runtime.device).eval()
-        if self.source_prefix is None:
-            self.source_prefix = source_prefix(
-                network.config, tokenizer, self.source_lang, self.target_lang, must_choose=True
-            )
-        limit = position_limit(network)
-        self.max_source_length = self.max_source_length or limit or DEFAULT_MAX_LENGTH
-        own = network.generation_config.max_length
-        is_named = own is not None and own != UNSET_MAX_LENGTH
-        self.max_target_length = self.max_target_length or (own if is_named else limit or DEFAULT_MAX_LENGTH)
-        for flag, length in (
-            ("max_source_length", self.max_source_length),
-            ("max_target_length", self.max_target_length),
-        ):
-            if limit is not None and length > limit:
-                raise UserError(f"--{flag} {length}: this model has {limit} positions; give at most {limit}")
-        self.num_beams = settle_generation(
-            network,
-            tokenizer,
-            num_beams=self.num_beams,
-            max_length=self.max_target_length,
-            forced_bos_token_id=target_language_token(tokenizer),
-        )
+        names = ("source_lang", "target_lang", "source_prefix", "num_beams", "max_source_length", "max_target_length")
+        wishes = Wishes(**{name: getattr(self, name) for name in names}, trust_remote_code=self.trust_remote_code)
+        self.loaded = open_engine(model_folder(self.model), wishes, runtime, engine=self.engine)
+        self.source_prefix = self.loaded.source_prefix
+        self.num_beams = self.loaded.num_beams
+        self.max_source_length = self.loaded.max_source_length
+        self.max_target_length = self.loaded.max_target_length
         if self.n_best > self.num_beams:
             raise UserError(f"--n_best {self.n_best}: --num_beams is {self.num_beams}; give at least as many beams")
+
+    def set_languages(self, source_lang: str | None, target_lang: str | None) -> None:
+        """Translate from now on between other languages, with a model of several.
+
+        Raises:
+            UserError: a language that it does not have.
+        """
+        self.source_lang, self.target_lang = source_lang, target_lang
+        self.loaded.set_languages(source_lang, target_lang)
+        self.source_prefix = self.loaded.source_prefix
 
     def __call__(self, texts: str | Sequence[str]) -> Any:
         """Translate a text into a string, or a list of texts into a list of strings: the best of each."""
@@ -149,18 +138,12 @@ class Translator:
         return [known[text] if text in known else [Translation(text="")] for text in texts]
 
     def _translate_unique(self, texts: list[str]) -> list[list[Translation]]:
-        assert self.max_source_length is not None and self.max_target_length is not None and self.runtime is not None
-        sources = [(self.source_prefix or "") + text for text in texts]
-        ids, is_long = encode_side(self._tokenizer, "text", sources, self.max_source_length)
-        pad_id = self._tokenizer.pad_token_id
-        assert pad_id is not None
-        # No row may be without tokens (Marian's normaliser can leave none but </s>); labels are not looked at.
-        encoded = Dataset.from_dict(
-            {"input_ids": ids, "labels": [[0]] * len(ids)}, features=Features({"input_ids": _IDS, "labels": _IDS})
-        )
+        assert self.runtime is not None
+        sources = [(self.loaded.source_prefix or "") + text for text in texts]
+        ids, is_long = encode_side(self.loaded.tokenizer, "text", sources, self.loaded.max_source_length)
         lengths = np.array([len(row) for row in ids], dtype=np.int32)
         batches = plan_evaluation(lengths, max_tokens=self.max_tokens_per_batch)
-        found = generate_n_best(self._network, encoded, batches, self.runtime, pad_id=pad_id, n_best=self.n_best)
+        found = self.loaded.search(ids, batches, self.runtime, n_best=self.n_best)
         return [
             [self._as_translation(candidate, is_source_cut=was_long) for candidate in candidates]
             for candidates, was_long in zip(found, is_long, strict=True)
@@ -168,47 +151,21 @@ class Translator:
 
     def _as_translation(self, candidate: Hypothesis, *, is_source_cut: bool) -> Translation:
         pieces = candidate.pieces.tolist()
-        assert self.max_target_length is not None
+        tokenizer = self.loaded.tokenizer
         # The decoder start counts, and may be the padding piece. An end proves nothing: at the limit it may be forced.
-        length = 1 + sum(piece != self._tokenizer.pad_token_id for piece in pieces[1:])
-        decoded = self._tokenizer.decode(pieces, skip_special_tokens=True)
+        length = 1 + sum(piece != tokenizer.pad_token_id for piece in pieces[1:])
+        decoded = tokenizer.decode(pieces, skip_special_tokens=True)
         return Translation(
             text=str(decoded),
             score=candidate.score,
             is_source_cut=is_source_cut,
-            is_cut=length >= self.max_target_length,
+            is_cut=length >= self.loaded.max_target_length,
         )
 
     def close(self) -> None:
         """Give the processes' common ground back; the translator cannot be used afterwards."""
         if self.runtime is not None:
             self.runtime.close()
-
-
-def load_pair(
-    model: str,
-    runtime: Runtime,
-    *,
-    source_lang: str | None = None,
-    target_lang: str | None = None,
-    trust_remote_code: bool = False,
-) -> tuple[PreTrainedTokenizerBase, Any]:
-    """Load the tokenizer and the model that Translator would. Collective.
-
-    Raises:
-        UserError: in the words of train.py, which name the flags of TRAINING_FLAGS.
-    """
-    name = model_folder(model)
-    tokenizer = runtime.one_first(
-        lambda: load_tokenizer(
-            name, source_lang=source_lang, target_lang=target_lang, trust_remote_code=trust_remote_code
-        )
-    )
-    attention = "eager" if runtime.device.type == "cpu" else None
-    network = runtime.one_first(
-        lambda: load_model(name, tokenizer, dropout=None, attention=attention, trust_remote_code=trust_remote_code)
-    )
-    return tokenizer, network
 
 
 def model_folder(name: str) -> str:

@@ -14,7 +14,7 @@ LAYERS = {
     "generation": 2, "checkpoint": 2, "tracking": 2,
     "evaluate": 3, "hub": 3, "translate": 3,
     "trainer": 4, "evaluation": 4,
-    "build": 5, "inspection": 5, "averaging": 5,
+    "build": 5, "inspection": 5, "averaging": 5, "export": 5,
     "entry": 6, "selfcheck": 6,
     "__init__": 7, "__main__": 7,
 }  # fmt: skip

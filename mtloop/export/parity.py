@@ -1,0 +1,82 @@
+"""Two engines on the same texts: what is identical, how good either is, and how fast."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mtloop.evaluation.command import TestSet, translate
+from mtloop.metrics import score
+from mtloop.translate.translator import Translator
+
+NUM_WARM_UP = 32
+MAX_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translated:
+    """What an engine made of a test set.
+
+    Attributes:
+        hypotheses: N translations.
+        sentences_per_s: Texts over the seconds spent, encoding and decoding included, the first batches before that
+            not.
+    """
+
+    hypotheses: list[str]
+    sentences_per_s: float
+
+
+def translate_timed(translator: Translator, test_set: TestSet) -> Translated:
+    """Translate a test set, after a few of its texts to warm up. Collective."""
+    translate(translator, replace(test_set, sources=test_set.sources[:NUM_WARM_UP]))
+    start = time.perf_counter()
+    hypotheses = translate(translator, test_set)
+    return Translated(hypotheses=hypotheses, sentences_per_s=len(hypotheses) / (time.perf_counter() - start))
+
+
+def compare(
+    test_set: TestSet, generate: Translated, exported: Translated, *, target_lang: str | None
+) -> dict[str, Any]:
+    """Return a report of JSON values on the two engines' translations of one test set."""
+
+    def judge(translated: Translated) -> dict[str, float]:
+        found = score(translated.hypotheses, test_set.references, target_lang)
+        return {"bleu": found.bleu, "chrf": found.chrf, "sentences_per_s": translated.sentences_per_s}
+
+    pairs = list(zip(test_set.sources, generate.hypotheses, exported.hypotheses, strict=True))
+    differing = [
+        {"index": index, "source": source, "generate": one, "ctranslate2": other}
+        for index, (source, one, other) in enumerate(pairs)
+        if one != other
+    ]
+    signatures = score(exported.hypotheses, test_set.references, target_lang)
+    return {
+        "test_set": test_set.name,
+        "num_sentences": len(pairs),
+        "num_identical": len(pairs) - len(differing),
+        "share_identical": 1 - len(differing) / len(pairs),
+        "generate": judge(generate),
+        "ctranslate2": judge(exported),
+        "factor": exported.sentences_per_s / generate.sentences_per_s,
+        "bleu_signature": signatures.bleu_signature,
+        "chrf_signature": signatures.chrf_signature,
+        "differing": differing[:MAX_SHOWN],
+    }
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """Write a report as a table, and what it comes to below it."""
+    rows = [["", "BLEU", "chrF", "sentences/s"]]
+    for name in ("generate", "ctranslate2"):
+        found = report[name]
+        rows.append([name, *(f"{found[key]:.2f}" for key in ("bleu", "chrf")), f"{found['sentences_per_s']:.1f}"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    same, whole, factor = report["num_identical"], report["num_sentences"], report["factor"]
+    return [
+        *lines,
+        f"{same:,} of {whole:,} outputs identical ({100 * report['share_identical']:.1f} %); ctranslate2 is "
+        f"{factor:.1f} times as fast as generate",
+    ]

@@ -1,0 +1,379 @@
+"""export: CTranslate2 computes what transformers does, for every family, and an export stands in for its model."""
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import sentencepiece
+import torch
+from transformers import AutoModelForSeq2SeqLM, M2M100Tokenizer, MBartTokenizer, MT5Config, T5Config, UMT5Config
+
+from mtloop.config import UserError
+from mtloop.export.command import main
+from mtloop.export.conversion import convert, differences, search_of
+from mtloop.model import settle_generation
+from mtloop.tokenization import load_tokenizer, target_language_token
+from mtloop.translate.command import main as translate
+from mtloop.translate.engines import TransformersEngine, Wishes
+from mtloop.translate.exported import Search, import_ctranslate2, read_record
+from mtloop.translate.translator import Translator
+
+FAMILIES = ("marian", "bart", "mbart", "m2m_100", "pegasus", "t5", "t5 v1.1", "mt5", "umt5")
+
+
+@pytest.fixture(scope="module")
+def configs(tiny_configs):
+    """tiny_configs, and the relatives of T5; of two layers, so that what one hands to the next counts."""
+    size = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "decoder_start_token_id": 0}
+    ids = {name: getattr(tiny_configs["t5"], name) for name in ("vocab_size", "pad_token_id", "eos_token_id")}
+    size |= {**ids, "decoder_start_token_id": ids["pad_token_id"], "num_layers": 2}
+    found = {
+        **tiny_configs,
+        "t5": T5Config(**size),
+        # As the checkpoints of v1.1 say it: transformers then does not scale the outputs.
+        "t5 v1.1": T5Config(**size, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+        "mt5": MT5Config(**size),
+        "umt5": UMT5Config(**size),
+    }
+    for name in ("marian", "bart", "mbart", "m2m_100", "pegasus"):
+        found[name].encoder_layers = found[name].decoder_layers = 2
+    return found
+
+
+def random_model(config):
+    """A model of random weights, biases and norms included, whose outputs are far from uniform."""
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.1))
+        if hasattr(model, "final_logits_bias"):
+            model.final_logits_bias.normal_()
+    return model.eval()
+
+
+def exported(folder, target, runtime, *, quantization=None, **wishes):
+    engine = TransformersEngine(str(folder), Wishes(**wishes), runtime)
+    record = convert(engine, str(folder), target, quantization=quantization)
+    (target / "mtloop_export.json").write_text(record.text())
+    return target
+
+
+@pytest.fixture
+def sentences(sample_rows):
+    return [sample_rows[number]["source"] for number in range(60)]
+
+
+@pytest.fixture
+def export(model_path, tmp_path, runtime):
+    return exported(model_path, tmp_path / "export", runtime)
+
+
+def both(folder, export, runtime, **options):
+    """Two translators, of a model and of its export."""
+    return [Translator(str(path), runtime=runtime, **options) for path in (folder, export)]
+
+
+# The weights
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gives_the_log_probabilities_of_transformers(
+    configs, marian_tokenizer, tmp_path, family, encoded_sample
+):
+    network = random_model(configs[family])
+    settle_generation(network, marian_tokenizer, num_beams=1, max_length=20, forced_bos_token_id=None)
+    engine = SimpleNamespace(network=copy.deepcopy(network), tokenizer=marian_tokenizer)
+    convert(engine, "m", tmp_path / "export", quantization=None)
+    rows = encoded_sample.rows.select(range(8))
+    pieces = marian_tokenizer.convert_ids_to_tokens(range(len(marian_tokenizer)))
+    sources = [[pieces[number] for number in ids] for ids in rows["input_ids"]]
+    targets = [[pieces[number] for number in ids[:-1]] for ids in rows["labels"]]  # it adds the end itself
+    found = import_ctranslate2().Translator(str(tmp_path / "export"), intra_threads=1).score_batch(sources, targets)
+    for row, scored in zip(rows, found, strict=True):
+        labels = torch.tensor([row["labels"]])
+        start = torch.tensor([[network.generation_config.decoder_start_token_id]])
+        with torch.no_grad():
+            logits = network(
+                input_ids=torch.tensor([row["input_ids"]]), decoder_input_ids=torch.cat([start, labels[:, :-1]], dim=1)
+            ).logits
+        expected = logits.log_softmax(dim=-1).gather(2, labels[:, :, None])[0, :, 0]
+        assert expected.std() > 0.3  # no uniform distribution, which anything would give
+        torch.testing.assert_close(torch.tensor(scored.log_probs), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_a_model_of_another_family_is_refused(configs, marian_tokenizer, runtime, tmp_path, model_path):
+    engine = TransformersEngine(str(model_path), Wishes(), runtime)
+    engine.network.config.model_type = "prophetnet"
+    with pytest.raises(UserError, match="--model m: no export of a prophetnet to CTranslate2; it takes marian, bart"):
+        convert(engine, "m", tmp_path / "export", quantization=None)
+
+
+def test_rows_without_a_piece_are_exported_too(tiny_model, model_path, marian_tokenizer, runtime, tmp_path, sentences):
+    model = AutoModelForSeq2SeqLM.from_pretrained(model_path)
+    model.resize_token_embeddings(len(marian_tokenizer) + 3)
+    model.save_pretrained(tmp_path / "model")
+    marian_tokenizer.save_pretrained(tmp_path / "model")
+    target = exported(tmp_path / "model", tmp_path / "export", runtime)
+    ours, theirs = both(tmp_path / "model", target, runtime, num_beams=2)
+    assert theirs(sentences) == ours(sentences)
+
+
+# The engine
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_an_export_translates_as_its_model_does(
+    model_path, export, runtime, sentences, tiny_model, marian_tokenizer, num_beams
+):
+    # Tied to the outputs, the padding piece's embedding has moved in training: the decoder does not start from zeros.
+    assert tiny_model.get_input_embeddings().weight[marian_tokenizer.pad_token_id].abs().max() > 0.01
+    ours, theirs = both(model_path, export, runtime, num_beams=num_beams, max_target_length=24)
+    texts = [*sentences, "", sentences[0]]
+    found = theirs.translate(texts)
+    expected = ours.translate(texts)
+    assert [one.text for (one,) in found] == [one.text for (one,) in expected]
+    assert len({one.text for (one,) in found}) > 5 and found[-2][0].text == ""
+    assert [one.is_cut for (one,) in found] == [one.is_cut for (one,) in expected]
+    for (one,), (other,) in zip(found, expected, strict=True):
+        assert one.score == pytest.approx(other.score, abs=2e-2)  # the padding piece is struck out before, or after
+
+
+def test_the_best_come_first_with_their_scores(model_path, export, runtime, sentences):
+    ours, theirs = both(model_path, export, runtime, num_beams=4, n_best=3, max_target_length=24)
+    for found, expected in zip(theirs.translate(sentences[:8]), ours.translate(sentences[:8]), strict=True):
+        scores = [candidate.score for candidate in found]
+        assert len(found) == 3 and scores == sorted(scores, reverse=True)
+        assert found[0].text == expected[0].text and scores[0] == pytest.approx(expected[0].score, abs=2e-2)
+
+
+def test_the_batches_change_nothing(export, runtime, sentences):
+    expected = Translator(str(export), runtime=runtime)(sentences)
+    assert Translator(str(export), runtime=runtime, max_tokens_per_batch=1)(sentences[::-1]) == expected[::-1]
+
+
+@pytest.mark.parametrize("max_target_length", [2, 3, 8, 20])
+def test_lengths_mean_the_same(model_path, export, runtime, sentences, max_target_length):
+    ours, theirs = both(
+        model_path, export, runtime, num_beams=1, max_target_length=max_target_length, max_source_length=6
+    )
+    texts = [sentences[0], "Yes"]
+    for (one,), (other,) in zip(theirs.translate(texts), ours.translate(texts), strict=True):
+        assert (one.text, one.is_cut, one.is_source_cut) == (other.text, other.is_cut, other.is_source_cut)
+    with pytest.raises(UserError, match="--max_source_length 9999: this model has 512 positions"):
+        Translator(str(export), runtime=runtime, max_source_length=9999)
+
+
+def test_an_export_is_known_by_its_folder(model_path, export, runtime, tmp_path):
+    with pytest.raises(
+        UserError, match="^--engine ctranslate2: .* is no export of mtloop; make one with `mtloop export"
+    ):
+        Translator(str(model_path), engine="ctranslate2", runtime=runtime)
+    with pytest.raises(UserError, match=r"^--model .*: an export to CTranslate2, .*; give the model it was made of"):
+        Translator(str(export), engine="transformers", runtime=runtime)
+    (export / "model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"^--model .*: CTranslate2 4\.\S+ cannot load it \("):
+        Translator(str(export), runtime=runtime)
+    (export / "mtloop_export.json").write_text("{}")
+    with pytest.raises(UserError, match="mtloop_export.json is damaged .* export the model again"):
+        Translator(str(export), runtime=runtime)
+
+
+def test_int8_loads_and_knows_what_was_learned(model_path, runtime, tmp_path, short_set):
+    target = exported(model_path, tmp_path / "export", runtime, quantization="int8")
+    assert (target / "model.bin").stat().st_size < (model_path / "model.safetensors").stat().st_size / 2
+    sources, references = (short_set.rows[name][:16] for name in ("source", "target"))
+    ours, theirs = both(model_path, target, runtime)
+    known = [reference for reference, found in zip(references, ours(sources), strict=True) if found == reference]
+    assert len(known) > 8 and len(set(theirs(sources)) & set(known)) >= len(known) - 2
+
+
+# Languages
+
+
+@pytest.fixture
+def pieces(marian_tokenizer):
+    model = sentencepiece.SentencePieceProcessor(model_file=f"{marian_tokenizer.name_or_path}/source.spm")
+    return [(model.id_to_piece(i), model.get_score(i)) for i in range(2, model.get_piece_size())]
+
+
+@pytest.fixture
+def mbart_path(configs, pieces, tmp_path):
+    tokenizer = MBartTokenizer(vocab=[("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces])
+    return _multilingual(configs["mbart"], tokenizer, tmp_path)
+
+
+@pytest.fixture
+def m2m_path(configs, pieces, marian_tokenizer, tmp_path):
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *(piece for piece, _ in pieces)]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocabulary)}))
+    spm = f"{marian_tokenizer.name_or_path}/source.spm"
+    return _multilingual(configs["m2m_100"], M2M100Tokenizer(str(tmp_path / "vocab.json"), spm), tmp_path)
+
+
+def _multilingual(config, tokenizer, tmp_path):
+    config = type(config).from_dict(config.to_dict())
+    languages = getattr(tokenizer, "lang_code_to_id", None) or {}
+    config.vocab_size = max(len(tokenizer), *languages.values()) + 1 if languages else len(tokenizer)
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    config.decoder_start_token_id = tokenizer.eos_token_id
+    if getattr(config, "forced_eos_token_id", None) is not None:
+        config.forced_eos_token_id = tokenizer.eos_token_id
+    random_model(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("family", "languages"), [("mbart_path", ("en_XX", "fr_XX", "de_DE")), ("m2m_path", ("en", "fr", "de"))]
+)
+def test_the_target_language_comes_first_and_may_be_another(request, runtime, tmp_path, sentences, family, languages):
+    folder = request.getfixturevalue(family)
+    source, target, other = languages
+    export = exported(folder, tmp_path / "export", runtime, source_lang=source, target_lang=target)
+    hypotheses = []
+    for language in (target, other):
+        options = {"source_lang": source, "target_lang": language, "num_beams": 2, "max_target_length": 12}
+        ours, theirs = both(folder, export, runtime, **options)
+        found = theirs(sentences[:20])
+        assert found == ours(sentences[:20])
+        hypotheses.append(found)
+        token = target_language_token(theirs.loaded.tokenizer)
+        (best,) = theirs.loaded.search([[token]], [torch.tensor([0]).numpy()], runtime, n_best=1)[0]
+        assert token in best.pieces[:2]
+    assert hypotheses[0] != hypotheses[1]
+
+
+# Generation settings
+
+
+def test_generate_s_settings_have_their_names_there(tiny_model, marian_tokenizer, model_path, runtime):
+    network = AutoModelForSeq2SeqLM.from_pretrained(model_path)
+    given = {"min_length": 5, "length_penalty": 0.6, "no_repeat_ngram_size": 3, "early_stopping": True,
+             "repetition_penalty": 1.2}  # fmt: skip
+    for name, value in given.items():
+        setattr(network.generation_config, name, value)
+    settle_generation(network, marian_tokenizer, num_beams=4, max_length=30, forced_bos_token_id=None)
+    pad, eos = marian_tokenizer.pad_token_id, marian_tokenizer.eos_token_id
+    assert search_of(network, marian_tokenizer) == Search(
+        num_beams=4, max_length=30, min_length=5, position_limit=512, decoder_start_id=pad, eos_ids=[eos],
+        has_forced_end=True, bad_words=[[pad]], length_penalty=0.6, repetition_penalty=1.2, no_repeat_ngram_size=3,
+        stops_early=True,
+    )  # fmt: skip
+    network.generation_config.suppress_tokens = [5]
+    found = [line.split(":")[0] for line in differences(network)]
+    assert found == ["suppress_tokens", "min_length", "repetition_penalty", "no_repeat_ngram_size"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "num_beams"),
+    [
+        ("length_penalty", 0.2, 3), ("early_stopping", True, 3),
+        # Of several beams others may win: test_generate_s_settings_have_their_names_there.
+        ("min_length", 15, 1), ("no_repeat_ngram_size", 1, 1), ("repetition_penalty", 1.5, 1),
+    ],
+)  # fmt: skip
+def test_a_setting_has_the_same_effect(model_path, runtime, tmp_path, sentences, name, value, num_beams):
+    network = AutoModelForSeq2SeqLM.from_pretrained(model_path)
+    network.generation_config.num_beams = num_beams
+    setattr(network.generation_config, name, value)
+    network.save_pretrained(tmp_path / "model")
+    load_tokenizer(str(model_path), source_lang="en", target_lang="fr").save_pretrained(tmp_path / "model")
+    ours, theirs = both(tmp_path / "model", exported(tmp_path / "model", tmp_path / "export", runtime), runtime)
+    found = theirs(sentences[:24])
+    assert found == ours(sentences[:24])
+    if name != "early_stopping":
+        assert found != Translator(str(model_path), num_beams=num_beams, runtime=runtime)(sentences[:24])
+
+
+# The command
+
+
+@pytest.fixture
+def rows_path(sample_rows, tmp_path):
+    path = tmp_path / "news.jsonl"
+    rows = [{"translation": {"en": row["source"], "fr": row["target"]}} for row in sample_rows.select(range(25))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def run_command(model_path, fresh_accelerate, capsys):
+    """Run the command; return its status, standard output and error."""
+
+    def run(*words):
+        flags = ["--format", "ctranslate2", "--source_lang", "en", "--target_lang", "fr", "--cpu_threads", "1"]
+        status = main([*flags, "--num_beams", "2", *map(str, words)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_an_export_comes_with_its_parity(run_command, model_path, rows_path, tmp_path):
+    target = tmp_path / "new" / "export"
+    words = ["--model", model_path, "-o", target, "--test_set", rows_path, "--max_samples", 20]
+    status, out, err = run_command(*words)
+    assert status == 0, err
+    record = read_record(target)
+    (parity,) = record.parity
+    assert (record.model, record.quantization, record.run_id) == (str(model_path), None, None)
+    assert (parity["test_set"], parity["num_sentences"], parity["num_beams"]) == ("news", 20, 2)
+    assert parity["num_identical"] == 20 and parity["differing"] == []
+    assert parity["generate"]["bleu"] == parity["ctranslate2"]["bleu"]
+    assert parity["factor"] == parity["ctranslate2"]["sentences_per_s"] / parity["generate"]["sentences_per_s"]
+    told = f"20 of 20 outputs identical (100.0 %); ctranslate2 is {parity['factor']:.1f} times as fast as generate"
+    assert told in out
+    assert [path.name for path in target.parent.iterdir()] == ["export"]
+    status, out, err = run_command(*words[:4], "--quantization", "int8", "--no_parity")
+    assert status == 0 and read_record(target).quantization == "int8" and "identical" not in out
+    status, out, err = run_command(*words[:4])
+    assert status == 0 and f"not compared: {model_path} is no run folder; --test_set FILE names rows" in out
+    assert translate(["--text", "Yes", "--engine", "ctranslate2", "--model", str(target), "--cpu_threads", "1"]) == 0
+
+
+def test_what_differs_is_kept(monkeypatch, run_command, model_path, rows_path, tmp_path):
+    from mtloop.export import parity
+
+    translated = parity.translate_timed
+
+    def alter(translator, test_set):
+        found = translated(translator, test_set)
+        is_export = not isinstance(translator.loaded, TransformersEngine)
+        return replace(found, hypotheses=["x", *found.hypotheses[1:]]) if is_export else found
+
+    monkeypatch.setattr(parity, "translate_timed", alter)
+    status, out, _ = run_command("--model", model_path, "-o", tmp_path / "export", "--test_set", rows_path)
+    assert status == 0 and "24 of 25 outputs identical (96.0 %)" in out
+    (report,) = read_record(tmp_path / "export").parity
+    (row,) = report["differing"]
+    assert (row["index"], row["ctranslate2"]) == (0, "x") and row["generate"] not in ("", "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["-o", "{dir}"], "-o {dir}: holds something else than an export; give a new folder"),
+        (["-o", "{rows}"], "-o {rows}: is no folder; give a new one"),
+        (["-o", "{rows}/x"], "-o {rows}/x: cannot be written ("),
+        (["-o", "{dir}/x", "--no_parity", "--test_set", "{rows}"], "--no_parity and --test_set: give one of the two"),
+        (["-o", "{dir}/x", "--max_samples", "0"], "--max_samples 0: give a whole number of at least 1"),
+        (["-o", "{dir}/x", "--quantization", "int4"], "argument --quantization: invalid choice: 'int4'"),
+        (["-o", "{dir}/x", "--model", "{dir}/nowhere"], "--model '{dir}/nowhere': there is no such folder"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run_command, model_path, rows_path, tmp_path, words, reason):
+    places = {"rows": rows_path, "dir": tmp_path}
+    status, _, err = run_command("--model", model_path, *[word.format(**places) for word in words])
+    (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]
+    assert status == 2 and line.startswith(f"mtloop: error: {reason.format(**places)}"), line
+    assert [path.name for path in tmp_path.iterdir()] == ["news.jsonl"]
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch, run_command, model_path, export, tmp_path):
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    status, _, err = run_command("--model", model_path, "-o", tmp_path / "out")
+    assert status == 2 and "`pip install ctranslate2`" in err
+    assert translate(["--text", "Yes", "--model", str(export)]) == 2
