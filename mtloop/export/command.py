@@ -112,9 +112,16 @@ def _convert(
     runtime.say(*(f"warning: generation_config {line}" for line in differences(translator.loaded.network)))
     runtime.say(*(f"generate: translating {len(each.sources):,} rows of {each.name} ..." for each in test_sets))
     generated = [translate_timed(translator, each) for each in test_sets]
-    record = runtime.on_main(lambda: convert(translator.loaded, given.model, partial, quantization=given.quantization))
-    runtime.on_main(lambda: _save(record, partial))
-    return record, generated
+
+    def convert_and_save() -> Record:
+        try:
+            record = convert(translator.loaded, given.model, partial, quantization=given.quantization)
+            _save(record, partial)
+        except OSError as error:
+            raise UserError(f"-o {given.output}: cannot be written ({error.strerror or error})") from error
+        return record
+
+    return runtime.on_main(convert_and_save), generated
 
 
 def _translator(given: argparse.Namespace, model: str, engine: str, runtime: Runtime) -> Translator:
