@@ -23,7 +23,7 @@ from mtloop.runtime import Runtime
 
 TABLE_COLUMNS = (
     ("epoch", 7),
-    ("step", 8),
+    ("step", 7),
     ("train loss", 10),
     ("eval loss", 9),
     ("perplexity", 10),

@@ -108,9 +108,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     base = runtime.on_main(lambda: base_fingerprint(model))
     runtime.say(describe_model(model))
     loader = build_loader(config, train_set, tokenizer, runtime)
-    total_steps = config.optimizer.max_train_steps or config.optimizer.num_train_epochs * loader.updates_per_epoch
-    warmup = warmup_steps(config.optimizer, total_steps=total_steps, is_from_scratch=is_from_scratch(config))
-    config = changed(config, num_warmup_steps=warmup)
+    config, total_steps, warmup = settle_steps(config, loader)
     if not runtime.is_sharded:  # before AdamW is built, which picks its fused form by the device
         cast(torch.nn.Module, model).to(runtime.device)
     optimizer = build_optimizer(model, config.optimizer)
@@ -158,6 +156,13 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
         data_report=report,
         different=different,
     )
+
+
+def settle_steps(config: Config, loader: TrainLoader) -> tuple[Config, int, int]:
+    """Count the updates of the run and those of its warm-up, which goes into the configuration."""
+    total_steps = config.optimizer.max_train_steps or config.optimizer.num_train_epochs * loader.updates_per_epoch
+    warmup = warmup_steps(config.optimizer, total_steps=total_steps, is_from_scratch=is_from_scratch(config))
+    return changed(config, num_warmup_steps=warmup), total_steps, warmup
 
 
 def find_changes(config: Config, stored: Config, folder: RunFolder, report: dict[str, Any]) -> list[str]:

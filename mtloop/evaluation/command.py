@@ -140,8 +140,7 @@ def _named(text: str) -> tuple[str, list[str]]:
 
 def _evaluate(argv: Sequence[str]) -> None:
     given = _parser().parse_args(argv)
-    check_counts(given, "num_beams", "max_tokens_per_batch", "max_samples", "num_resamples")
-    check_test_sets(given)
+    _check(given)
     runtime = start_runtime(given)
     try:
         trained = stored_config(given.model)

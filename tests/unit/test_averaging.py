@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 
 import pytest
 import torch
@@ -28,9 +29,9 @@ TARGET = Target(repo_id="team/en-fr")
 def moved(model, seed, size):
     """A copy of a model with noise on every weight."""
     torch.manual_seed(seed)
-    copy = type(model)(model.config)
+    copy = type(model)(deepcopy(model.config))
     copy.load_state_dict(model.state_dict())
-    copy.generation_config = model.generation_config
+    copy.generation_config = deepcopy(model.generation_config)
     with torch.no_grad():
         for parameter in copy.parameters():
             parameter += size * torch.randn_like(parameter)
