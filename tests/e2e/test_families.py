@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mtloop import Translator
-from mtloop.config import HardwareConfig
+from mtloop.config import UserError
 from mtloop.tokenization import load_tokenizer
 from mtloop.trainer import train
 from tests.families import FAMILIES, LANGUAGES, make_family
@@ -94,6 +94,48 @@ def test_a_family_learns_is_saved_and_translates_elsewhere(family, pairs, pairs_
     assert Translator(final, runtime=runtime)(sources) == texts
 
 
+@pytest.mark.parametrize("name", ["mbart", "m2m_100", "mt5", "scratch"])
+def test_both_directions_in_one_run(name, pairs, pairs_file, new_run, runtime, tmp_path):
+    """What a translation begins with differs between the pairs: in the decoder's start, after it, and not at all."""
+    flags = {"model_size": "tiny", "tokenizer_name": None, "train_tokenizer": True, "vocab_size": 240}
+    if name != "scratch":
+        texts = [text for pair in pairs for text in pair] * 3
+        folder = make_family(name, tmp_path, texts)
+        flags = {"model_name_or_path": str(folder), "model_size": None, "tokenizer_name": None}
+    run = new_run(
+        **flags,
+        train_file=pairs_file,
+        validation_file=pairs_file,
+        source_lang=None,
+        target_lang=None,
+        pairs="en-fr,fr-en",
+        max_train_samples=20,
+        max_eval_samples=20,
+        max_train_steps=250,
+        eval_steps=1000,
+        eval_on_start=False,
+        learning_rate=2e-3,
+        adam_beta2=0.98,
+        num_warmup_steps=30,
+        sentences_per_update=20,
+        val_max_target_length=64,
+    )
+    assert len(run.loader.encoded) == 40 and run.valid.rows["source"][:20] == run.valid.rows["target"][20:]
+    assert train(run) is None
+    found = json.loads(run.folder.metrics_path.read_text().splitlines()[-1])
+    assert found["bleu_en-fr"] > 90 and found["bleu_fr-en"] > 90
+    assert found["bleu"] == (found["bleu_en-fr"] + found["bleu_fr-en"]) / 2
+    assert 0 <= found["bleu_fr-en_ci"] < 20 and "bleu_ci" not in found
+
+    # The report of the run is what its final/ translates, in either direction; languages are told in any code.
+    stored = [json.loads(line) for line in (run.folder.hypotheses_dir / "step_250.jsonl").read_text().splitlines()]
+    assert [line["pair"] for line in stored] == ["en-fr"] * 20 + ["fr-en"] * 20
+    translator = Translator(str(run.folder.final_dir), source_lang="en", target_lang="fra", runtime=runtime)
+    for rows, languages in ((stored[:20], ("eng", "French")), (stored[20:], ("fr_FR", "en"))):
+        translator.set_languages(*languages)
+        assert translator([row["source"] for row in rows]) == [row["hypothesis"] for row in rows]
+
+
 def assert_encoded_as_the_class_does(run, folder, pairs, prefix):
     """The rows that are trained on are what the class itself makes of a pair, and no piece is unknown."""
     plain = load_tokenizer(str(folder), source_lang=LANGUAGES[0], target_lang=LANGUAGES[1])
@@ -107,17 +149,14 @@ def assert_encoded_as_the_class_does(run, folder, pairs, prefix):
         assert plain.convert_ids_to_tokens(rows[0]["input_ids"][0]) == prefix.strip()
 
 
-def test_translator_needs_to_be_told_the_language_of_a_multilingual_model(pairs, tmp_path):
-    from mtloop.config import UserError
-
+def test_translator_needs_to_be_told_the_language_of_a_multilingual_model(pairs, runtime, tmp_path):
     texts = [text for pair in pairs for text in pair] * 3
-    hardware = HardwareConfig(use_cpu=True, cpu_threads=1)
-    assert hardware.use_cpu
-    folder = make_family("marian-multilingual", tmp_path, texts)
+    folder = str(make_family("marian-multilingual", tmp_path, texts))
     with pytest.raises(UserError, match="--target_lang is missing: .*>>deu<<, >>fra<<"):
-        Translator(str(folder))
+        Translator(folder, runtime=runtime)
     with pytest.raises(UserError, match="--target_lang 'es' is no one language"):
-        Translator(str(folder), target_lang="es")
-    assert Translator(str(folder), target_lang="French").source_prefix == ">>fra<< "
+        Translator(folder, target_lang="es", runtime=runtime)
+    assert Translator(folder, target_lang="French", runtime=runtime).source_prefix == ">>fra<< "
+    assert Translator(folder, source_prefix="", runtime=runtime).source_prefix == ""
     with pytest.raises(UserError, match="--target_lang is missing"):
-        Translator(str(make_family("nllb", tmp_path, texts)), source_lang="en")
+        Translator(str(make_family("nllb", tmp_path, texts)), source_lang="en", runtime=runtime)

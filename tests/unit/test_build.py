@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtloop.build import claim_folder, drop_long, settle_budget, start_trackers
-from mtloop.config import HardwareConfig, RunFailed, UserError, changed, config_from, parse_config, resolve
+from mtloop.config import HardwareConfig, RunFailed, UserError, changed, config_from, differences, parse_config, resolve
 from mtloop.runtime import Runtime
 from mtloop.tokenization import Encoded
 
@@ -178,3 +178,37 @@ def test_a_tracker_that_is_not_installed_is_named(fresh_accelerate, tmp_path, ca
 def test_without_the_flag_there_is_no_tracker(runtime, capsys):
     assert not start_trackers(config_of(), runtime)
     assert capsys.readouterr().out == ""
+
+
+# several pairs
+
+
+def test_a_model_that_cannot_tell_pairs_apart_is_refused(new_run):
+    flags = {"source_lang": None, "target_lang": None}
+    with pytest.raises(UserError, match="--pairs en-fr,fr-en: this marian cannot be told which language is wanted"):
+        new_run(**flags, pairs="en-fr,fr-en")
+    many_to_one = new_run("one", **flags, pairs="en-fr,English-fr")  # one target needs no telling
+    assert len(many_to_one.loader.encoded) == 2 * 54 and many_to_one.config.data.source_prefix is None
+
+
+def test_pairs_share_the_split_and_are_counted_each(new_run):
+    flags = {"tokenizer_name": None, "train_tokenizer": True, "vocab_size": 160}
+    run = new_run(**flags, source_lang=None, target_lang=None, pairs="en-fr,fr-en")
+    assert [(part.name, part.rows) for part in run.valid.parts] == [("en-fr", slice(0, 6)), ("fr-en", slice(6, 12))]
+    rows = run.valid.rows
+    assert rows["source"][:6] == rows["target"][6:] and rows["index"][:6] == rows["index"][6:]
+    assert not {*rows["source"]} & {*run.train_rows["source"]}  # no sentence is trained in either direction
+    report = run.data_report
+    assert report["counts"]["train"]["kept"] == 108 and report["pairs"]["fr-en"]["counts"]["train"]["kept"] == 54
+    first = run.tokenizer.convert_ids_to_tokens(run.valid.encoded[0]["input_ids"][0])
+    last = run.tokenizer.convert_ids_to_tokens(run.valid.encoded[11]["input_ids"][0])
+    assert (first, last) == (">>fr<<", ">>en<<")
+    few = run.valid.first(2)
+    assert few.rows["source"][:] == rows["source"][:2] + rows["source"][6:8]
+    assert [part.rows for part in few.parts] == [slice(0, 2), slice(2, 4)]
+
+
+def test_a_prefix_that_the_model_needs_is_settled_and_may_be_left_to_it_at_a_resume(new_run, tmp_path):
+    config = config_of(tokenizer_name=None, train_tokenizer=True)
+    assert differences(changed(config, source_prefix=">>fr<< "), config) == []
+    assert "--source_prefix" in differences(changed(config, source_prefix="a "), changed(config, source_prefix="b "))[0]

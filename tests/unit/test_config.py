@@ -35,6 +35,7 @@ from mtloop.config.whole import group_fields
 SCRATCH = ["--train_tokenizer", "--model_size", "small"]
 FILES = ["--train_file", "a.tsv", "--source_lang", "en", "--target_lang", "fr"]
 TUNE = ["--model_name_or_path", "some/model", *FILES]
+PAIRS = ["--model_name_or_path", "some/model", "--train_file", "a.tsv", "--pairs"]
 
 
 def silent(argv):
@@ -133,6 +134,11 @@ def test_command_line_mistakes(argv, line):
         ([*SCRATCH, "--train_file", "a.tsv", "--source_lang", "en"], "--target_lang: not given: give a code"),
         ([*TUNE, "--target_lang", "en"], "--target_lang: en is the source language too"),
         ([*TUNE, "--dataset_config_name", "en-fr"], "--dataset_config_name: en-fr: only with --dataset_name"),
+        ([*TUNE, "--pairs", "en-de"], "--pairs: en-de: --source_lang en is given: leave one out"),
+        ([*PAIRS, "en-fr,en"], "--pairs: en-fr,en: 'en' is no pair: give SOURCE-TARGET,..., as en-fr,en-pt_BR"),
+        ([*PAIRS, "en-en"], "--pairs: en-en: 'en-en' is no pair"),
+        ([*PAIRS, "en-fr,de-fr,en-fr"], "--pairs: en-fr,de-fr,en-fr: a pair stands twice"),
+        ([*PAIRS, "en-fr", "--source_prefix", "x"], "--pairs: en-fr: --source_prefix x is given: leave one out"),
         ([*TUNE, "--average_last", "3", "--save_total_limit", "2"], "--save_total_limit: 2: --average_last 3 needs"),
         ([*TUNE, "--average_last", "3", "--load_best_model_at_end"], "--average_last: 3: --load_best_model_at_end"),
         ([*TUNE, "--average_last", "1"], "--average_last: 1: give a whole number of at least 2"),
@@ -207,6 +213,26 @@ def test_languages_may_be_left_out_with_columns():
     columns = ["--source_column", "src", "--target_column", "tgt"]
     assert silent([*SCRATCH, "--train_file", "a.csv", *columns]).data.source_lang is None
     assert silent([*TUNE, "--target_lang", "en", *columns]).data.target_lang == "en"
+
+
+def test_pairs_are_configs_of_their_own():
+    data = silent([*PAIRS, "en-fr, pt_BR-en", "--max_source_length", "9"]).data
+    assert data.pair_names == ("en-fr", "pt_BR-en")
+    assert data.languages == (("en", "fr"), ("pt_BR", "en"))
+    assert [(one.pairs, one.source_lang, one.target_lang, one.max_source_length) for one in data.of_pairs()] == [
+        (None, "en", "fr", 9),
+        (None, "pt_BR", "en", 9),
+    ]
+    single = silent([*TUNE]).data
+    assert single.of_pairs() == (single,) and single.languages == (("en", "fr"),)
+
+
+def test_pairs_replace_the_languages_of_a_recipe_and_the_other_way_round(tmp_path):
+    data = silent(["demo", "--pairs", "en-fr,fr-en"]).data
+    assert (data.pairs, data.source_lang, data.target_lang) == ("en-fr,fr-en", None, None)
+    path = in_yaml(tmp_path, "train_file: [a.tsv]\nmodel_name_or_path: some/model\npairs: en-fr,fr-en\n")
+    data = silent([str(path), "--source_lang", "en", "--target_lang", "fr"]).data
+    assert (data.pairs, data.source_lang, data.target_lang) == (None, "en", "fr")
 
 
 def test_an_update_size_on_the_command_line_replaces_the_recipes():

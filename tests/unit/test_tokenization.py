@@ -16,13 +16,28 @@ import datasets
 import numpy as np
 import pytest
 import sentencepiece
-from transformers import M2M100Tokenizer, MarianTokenizer, MBart50Tokenizer, MBartTokenizer, NllbTokenizer, T5Tokenizer
+from transformers import (
+    BartConfig,
+    M2M100Tokenizer,
+    MarianConfig,
+    MarianTokenizer,
+    MBart50Tokenizer,
+    MBartTokenizer,
+    MT5Config,
+    NllbTokenizer,
+    T5Config,
+    T5Tokenizer,
+    UMT5Config,
+)
 
 from mtloop.config import UserError
 from mtloop.tokenization import (
+    can_tell_pairs_apart,
     encode_rows,
     for_languages,
     load_tokenizer,
+    remember_prefix,
+    source_prefix,
     target_language_token,
     tokenizer_fingerprint,
     train_tokenizer,
@@ -302,6 +317,89 @@ def test_long_texts_are_not_skipped(tmp_path):
         corpus, vocab_size=VOCAB_SIZE, output_dir=tmp_path / "t", source_lang=None, target_lang=None
     )
     assert 1 not in tokenizer("q")["input_ids"]
+
+
+def test_language_tokens_are_entries_before_the_padding_piece(tmp_path):
+    tokens = [">>fra<<", ">>deu<<"]
+    tokenizer = train_tokenizer(
+        texts(), vocab_size=80, output_dir=tmp_path / "t", source_lang="en", target_lang="fr", language_tokens=tokens
+    )
+    assert tokenizer.convert_tokens_to_ids([*tokens, "<pad>"]) == [77, 78, 79] and len(tokenizer) == 80
+    plain = tokenizer(" open the file")["input_ids"]
+    assert tokenizer(">>deu<< open the file")["input_ids"] == [78, *plain]
+    with pytest.raises(UserError, match=r"is too large for a corpus of .* texts: use (\d+) or less") as caught:
+        train_tokenizer(
+            texts(),
+            vocab_size=8000,
+            output_dir=tmp_path / "u",
+            source_lang=None,
+            target_lang=None,
+            language_tokens=tokens,
+        )
+    largest = int(str(caught.value).split("use ")[1].split()[0])
+    train_tokenizer(
+        texts(),
+        vocab_size=largest,
+        output_dir=tmp_path / "u",
+        source_lang=None,
+        target_lang=None,
+        language_tokens=tokens,
+    )
+
+
+# Prefixes
+
+
+def marian_of(languages, tmp_path):
+    tokens = [f">>{language}<<" for language in languages]
+    return train_tokenizer(
+        texts(), vocab_size=80, output_dir=tmp_path / "m", source_lang=None, target_lang=None, language_tokens=tokens
+    )
+
+
+def test_a_multilingual_marian_gets_the_token_of_its_target(tmp_path):
+    tokenizer = marian_of(["fr", "fr_CA", "deu"], tmp_path)
+    for wanted, token in (("fr", "fr"), ("French", "fr"), ("fr_CA", "fr_CA"), ("de", "deu")):
+        assert source_prefix(MarianConfig(), tokenizer, "en", wanted) == f">>{token}<< "
+    with pytest.raises(UserError, match=r"--target_lang is missing: .*>>deu<<, >>fr<<.*--source_prefix"):
+        source_prefix(MarianConfig(), tokenizer, None, None)
+    with pytest.raises(UserError, match="--target_lang 'es' is no one language of this tokenizer: known are >>deu<<"):
+        source_prefix(MarianConfig(), tokenizer, "en", "es")
+
+
+def test_one_token_alone_says_nothing(tmp_path):
+    tokenizer = marian_of(["fr"], tmp_path)
+    assert source_prefix(MarianConfig(), tokenizer, "en", "fr") is None
+    assert not can_tell_pairs_apart(MarianConfig(), tokenizer)
+
+
+def test_t5_is_asked_in_words_and_its_relatives_where_they_must_tell_pairs_apart(t5):
+    words = "translate English to French: "
+    assert source_prefix(T5Config(), t5, "en", "fr_FR") == words
+    assert source_prefix(T5Config(), t5, None, None) is None  # columns: any text to text
+    for config in (MT5Config(), UMT5Config()):
+        assert source_prefix(config, t5, "en", "fr") is None
+        assert source_prefix(config, t5, "eng", "fra_Latn", is_one_of_several=True) == words
+        assert can_tell_pairs_apart(config, t5)
+    assert source_prefix(BartConfig(), t5, "en", "fr", is_one_of_several=True) is None
+
+
+def test_a_prefix_is_remembered_where_t5_has_its_own(t5, tmp_path):
+    config = BartConfig()
+    remember_prefix(config, "English", "fr_FR", "en2fr ")
+    config.save_pretrained(tmp_path)
+    read = BartConfig.from_pretrained(tmp_path)
+    assert read.task_specific_params == {"translation_en_to_fr": {"prefix": "en2fr "}}
+    for languages in (("en", "fr"), ("eng_Latn", "French"), (None, None)):
+        assert source_prefix(read, t5, *languages) == "en2fr "
+    assert source_prefix(read, t5, "en", "de") is None
+    remember_prefix(read, "fr", "en", "")
+    assert source_prefix(read, t5, "fr", "en") == ""
+    assert source_prefix(read, t5, None, None) is None
+    with pytest.raises(UserError, match="--source_lang and --target_lang are missing: .*translation_fr_to_en"):
+        source_prefix(read, t5, None, None, must_choose=True)
+    remember_prefix(read, "en", "de", None)  # nothing to remember
+    assert len(read.task_specific_params) == 2
 
 
 def test_a_killed_run_leaves_nothing_half_and_the_next_one_replaces(tmp_path, marian_dir):
