@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from mtloop.averaging.choice import METRICS, choose_best, choose_last, choose_named, scores_of
 from mtloop.checkpoint.folders import partial_name, publish
 from mtloop.config import Config, UserError
-from mtloop.evaluation.command import (
+from mtloop.evaluation.rows import (
     add_test_set_flags,
     check_test_sets,
     fill_settings,
@@ -27,7 +27,7 @@ from mtloop.run_folder import RunFolder
 from mtloop.translate.shell import Parser, add_model_flags, reported, start_runtime
 
 if TYPE_CHECKING:
-    from mtloop.evaluation.command import TestSet
+    from mtloop.evaluation.rows import TestSet
     from mtloop.runtime import Runtime
 
 WAYS = ("last", "best", "checkpoints", "interpolate")
@@ -188,7 +188,7 @@ def _score(given: argparse.Namespace, paths: list[Path], test_sets: list[TestSet
     """Print the scores of each checkpoint and, last, of their average. Collective."""
     from mtloop.averaging.scoring import score_each, table
     from mtloop.checkpoint.weights import load_weights
-    from mtloop.evaluation.command import open_translator
+    from mtloop.evaluation.rows import open_translator
 
     translator = open_translator("--checkpoints", str(paths[-1]), given, runtime)
     names = [*_names(given, paths[:-1]), "average"]

@@ -12,7 +12,7 @@ from mtloop.averaging.scoring import score_each, table
 from mtloop.checkpoint.averaging import RECORD_NAME, check_alike, interpolate_into
 from mtloop.checkpoint.folders import sync_tree
 from mtloop.config import Config, UserError, is_from_scratch
-from mtloop.evaluation.command import TestSet, open_translator
+from mtloop.evaluation.rows import TestSet, open_translator
 from mtloop.runtime import Runtime
 from mtloop.tokenization import have_same_pieces
 from mtloop.translate.engines import load_pair

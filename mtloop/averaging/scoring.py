@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from mtloop.evaluation.command import TestSet, translate
+from mtloop.evaluation.rows import TestSet, translate
 from mtloop.metrics import Scores, score
 from mtloop.translate.translator import Translator
 

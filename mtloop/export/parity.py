@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtloop.evaluation.command import TestSet, translate
+from mtloop.evaluation.rows import TestSet, translate
 from mtloop.metrics import score
 from mtloop.translate.translator import Translator
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.config import UserError
-from mtloop.hub.card import collect, lines_until, write_card
+from mtloop.hub.card import write_card
+from mtloop.hub.facts import collect, lines_until
 from mtloop.hub.parts import Part, Target
 from mtloop.manifest import Damaged, read_manifest
 from mtloop.run_folder import RunFolder

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.checkpoint.folders import partial_name
 from mtloop.config import Config, DataConfig, UserError
-from mtloop.evaluation.command import stored_config
+from mtloop.evaluation.rows import stored_config
 from mtloop.run_folder import RunFolder, write_atomically
 from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime
 

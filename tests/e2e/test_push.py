@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mtloop.hub.card import escape
+from mtloop.hub.facts import escape
 from mtloop.hub.upload import read_key
 from mtloop.manifest import read_manifest
 from mtloop.run_folder import RunFolder, read_json, read_json_lines

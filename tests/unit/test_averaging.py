@@ -15,8 +15,9 @@ from mtloop.checkpoint import averaging, list_checkpoints
 from mtloop.checkpoint.averaging import average_into, interpolate_into
 from mtloop.config import RunFailed, UserError
 from mtloop.evaluation.command import main as evaluate
-from mtloop.hub.card import collect, write_card
+from mtloop.hub.card import write_card
 from mtloop.hub.export import files_of
+from mtloop.hub.facts import collect
 from mtloop.hub.parts import Target, final_part
 from mtloop.hub.upload import Lost, additions
 from mtloop.run_folder import read_json_lines

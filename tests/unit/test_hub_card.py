@@ -6,20 +6,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mtloop.config import parse_config
-from mtloop.hub.card import (
-    choose,
-    collect,
-    data_name,
-    dataset_id,
-    duration,
-    epoch_rows,
-    escape,
-    hub_name,
-    language_of,
-    write_card,
-)
+from mtloop.hub.card import language_of, write_card
 from mtloop.hub.export import files_of
+from mtloop.hub.facts import choose, collect, data_name, dataset_id, duration, escape, hub_name
 from mtloop.hub.parts import Target, epoch_part, final_part
+from mtloop.hub.tables import epoch_rows
 from mtloop.manifest import read_manifest
 from tests.hub_runs import RUN_ID, SIGNATURES, evaluation, make_run
 
@@ -151,14 +142,36 @@ def test_settings_that_differ_are_listed_without_this_machines_paths(tmp_path):
 def test_the_snippet_names_branch_and_languages(tmp_path):
     folder = make_run(tmp_path, *FINE_TUNING, "--dataset_name", "demo", "--source_prefix", "translate: ", epochs=2)
     step = folder.checkpoints_dir / "step_20"
-    (step / "tokenizer_config.json").write_text('{"src_lang": "en", "tgt_lang": "fr"}')
+    (step / "tokenizer_config.json").write_text('{"src_lang": "en_XX", "tgt_lang": "fr_XX"}')
     part = epoch_part(folder, step)
     facts = collect(folder, part, Target(repo_id="team/en-fr", revision="big"), record=read_manifest(step))
     text = write_card(facts)
-    assert 'from_pretrained("team/en-fr", revision="big", src_lang="en", tgt_lang="fr")' in text
-    options = "--source_lang en --target_lang fr --source_prefix 'translate: '"
+    assert 'from_pretrained("team/en-fr", revision="big", src_lang="en_XX", tgt_lang="fr_XX")' in text
+    options = "--source_lang en --target_lang fr"  # the prefix stands in the model's config
     assert f"mtloop translate FILE -o OUT --model team/en-fr@big {options}" in text
     assert 'tokenizer(["translate: source 0"]' in text and "--model_name_or_path team/en-fr@big" in text
+
+
+def test_several_pairs_have_their_own_scores_and_prefixes(tmp_path):
+    folder = make_run(tmp_path, "demo", "--pairs", "en-fr,fr-en", epochs=2)
+    lines = [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]
+    for line in lines:
+        if "bleu" in line:
+            line |= {"bleu_en-fr": 41.0, "bleu_fr-en": 39.0, "chrf_en-fr": 51.0, "chrf_fr-en": 49.0}
+            line["bleu_signature"] = f"mean of 2: {line['bleu_signature']}"
+    folder.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = [{"index": 0, "source": "Ouvrir", "reference": "Open", "hypothesis": "Open", "pair": "fr-en"}]
+    (folder.hypotheses_dir / "step_20.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    step = folder.checkpoints_dir / "step_20"
+    tasks = {"translation_fr_to_en": {"prefix": ">>en<< "}}
+    (step / "config.json").write_text(json.dumps({"task_specific_params": tasks}))
+    card = card_of(folder)
+    assert card.data.language == ["en", "fr"] and "Translates en to fr, fr to en; " in card.text
+    found = {(one.dataset_config, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert found[("en-fr", "bleu")] == 41.0 and found[("fr-en", "chrf")] == 49.0 and len(found) == 4
+    assert card.data.eval_results[0].metric_config == SIGNATURES["bleu_signature"]
+    assert "| fr-en | 39.00 | 49.00 |" in card.text and 'tokenizer([">>en<< Ouvrir"]' in card.text
+    assert "--source_lang en --target_lang fr\n" in card.text and "--pairs en-fr,fr-en" in card.text
 
 
 def test_a_run_without_any_evaluation_has_a_card(tmp_path):
@@ -176,7 +189,7 @@ def test_a_run_without_any_evaluation_has_a_card(tmp_path):
         ("eng_Latn", "eng"),
         ("zh-CN", "zh"),
         ("pt_BR", "pt"),
-        ("French", None),
+        ("French", "fr"),
         (None, None),
     ],
 )

@@ -1,7 +1,4 @@
-"""Load or build the seq2seq model, check it against its tokenizer, and settle its generation config.
-
-Must not know data, ranks or training. Shape letters: B sentences, T target tokens, V vocabulary.
-"""
+"""Load a pretrained model, or build one, and check it against its tokenizer."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -33,8 +29,6 @@ MODEL_SIZES: dict[str, dict[str, int]] = {
 # A model's table may be padded beyond its tokenizer (T5: 32,128 rows for 32,100 pieces); more than this is another
 # vocabulary.
 MAX_SPARE_ROWS = 256
-# What generate() refuses beside a plain beam search, and save_pretrained with it.
-SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def load_model(
@@ -231,113 +225,6 @@ def _match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     if num_pieces > num_rows:
         logger.info("embeddings resized from %d to %d rows for added tokens", num_rows, num_pieces)
         model.resize_token_embeddings(num_pieces)
-
-
-def check_positions(model: PreTrainedModel, *, max_source_length: int, max_target_length: int) -> None:
-    """Refuse lengths beyond a model's table of positions.
-
-    Raises:
-        UserError: naming the flag and the most that the model takes.
-    """
-    limit = position_limit(model)
-    if limit is None:
-        return
-    for flag, length in (("--max_source_length", max_source_length), ("--max_target_length", max_target_length)):
-        if length > limit:
-            raise UserError(f"{flag} {length}: this model has {limit} positions; give at most {limit}")
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """The longest text that a model's table of positions takes, in tokens; None where it takes any."""
-    # M2M100 and NLLB extend their table as needed; T5's relative positions have none.
-    if model.config.model_type == "m2m_100":
-        return None
-    return getattr(model.config, "max_position_embeddings", None)
-
-
-def settle_generation(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    num_beams: int | None,
-    max_length: int,
-    forced_bos_token_id: int | None,
-) -> int:
-    """Write into the generation config what every export and every evaluation uses.
-
-    Args:
-        model: Its generation_config is changed.
-        tokenizer: Gives pad and eos.
-        num_beams: None keeps the model's own, else 4.
-        max_length: Tokens of a translation at most, decoder start included (as the course counts).
-        forced_bos_token_id: The target language's token where the model has such, else None.
-
-    Returns:
-        The beams that hold.
-
-    Raises:
-        UserError: the model's own generation config contradicts a beam search.
-    """
-    generation = model.generation_config
-    generation.num_beams = num_beams or generation.num_beams or 4
-    generation.max_length = max_length
-    generation.max_new_tokens = None
-    generation.do_sample = False
-    generation.num_return_sequences = None
-    for name in SAMPLING_OPTIONS:
-        setattr(generation, name, None)
-    if generation.num_beams == 1:
-        generation.early_stopping = generation.length_penalty = None
-    generation.pad_token_id = tokenizer.pad_token_id
-    if generation.eos_token_id is None:
-        generation.eos_token_id = tokenizer.eos_token_id
-    for name, token_id in first_tokens(model, tokenizer, forced_bos_token_id).items():
-        setattr(generation, name, token_id)
-    try:
-        generation.validate(strict=True)
-    except ValueError as error:  # better now than at the first checkpoint
-        reason = " ".join(str(error).split())
-        raise UserError(f"--model_name_or_path: its generation_config.json cannot be used ({reason})") from error
-    return generation.num_beams
-
-
-def first_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, forced_bos_token_id: int | None
-) -> dict[str, int | None]:
-    """Return what a translation into the tokenizer's target language begins with, by name in a generation config.
-
-    Args:
-        model: Its family decides.
-        tokenizer: Set to the language.
-        forced_bos_token_id: The language's token where the model has such, else None.
-    """
-    labels = torch.tensor([tokenizer(text_target="a")["input_ids"]])
-    # What training shows the decoder first; mBART's is the language, which the model's config does not name.
-    found: dict[str, int | None] = {"decoder_start_token_id": int(shift_right(model, labels)[0, 0])}
-    if forced_bos_token_id is not None:
-        is_predicted = int(labels[0, 0]) == forced_bos_token_id  # mBART's labels end with the language, others begin so
-        found["forced_bos_token_id"] = forced_bos_token_id if is_predicted else None
-    return found
-
-
-def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:
-    """Make the decoder's input from the labels, as the model's own forward would.
-
-    Args:
-        model: Unwrapped; its family decides what comes first (mBART: the language token).
-        labels: int64 [B, T], IGNORE_INDEX where nothing counts; in a filler that is everywhere.
-
-    Returns:
-        int64 [B, T].
-    """
-    # mBART looks for a row's last real label, and fails where a filler has none: any piece but pad will do.
-    is_filler = (labels < 0).all(dim=1, keepdim=True)
-    labels = labels.masked_fill(is_filler, 1 if model.config.pad_token_id == 0 else 0)
-    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        return cast(Any, model).prepare_decoder_input_ids_from_labels(labels=labels)
-    shifted = labels.new_full(labels.shape, model.config.decoder_start_token_id)
-    shifted[:, 1:] = labels[:, :-1]
-    return shifted.masked_fill(shifted < 0, model.config.pad_token_id)
 
 
 def first_line(error: BaseException) -> str:
