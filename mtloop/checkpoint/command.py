@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.checkpoint.folders import discard
-from mtloop.checkpoint.listing import damage_of, epoch_of, link_names, list_checkpoints
+from mtloop.checkpoint.listing import damage_of, epoch_ends, epoch_of, link_names, list_checkpoints
 from mtloop.config import UserError
 from mtloop.manifest import Damaged, check_sizes, is_hashed, read_manifest
 from mtloop.run_folder import RunFolder, read_json_lines
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     for name, help in (
         ("list", "show the checkpoints; manifests and sizes are checked"),
         ("verify", "read every byte and compare it with the manifest; status 1 if one is damaged"),
-        ("prune", "remove all but the newest sound ones, the best, and epochs that are still to be pushed"),
+        ("prune", "remove all but the newest sound ones, the best, and epochs that are still to be pushed or averaged"),
     ):
         action = actions.add_parser(name, help=help, description=help, allow_abbrev=False)
         action.add_argument("run", metavar="RUN", type=Path, help="the run folder")
@@ -165,6 +165,8 @@ def _prune(run: Path, save_total_limit: int) -> int:
         for entry in sound:
             if "best" in entry.names or (is_pushing and epoch_of(entry.path) and not entry.is_pushed):
                 kept.add(entry.path)
+        if stored is not None and stored.evaluation.average_last and not folder.is_finished:
+            kept |= {entry.path for entry in sound} & set(epoch_ends(folder)[-stored.evaluation.average_last :])
         if not sound and entries:
             raise UserError(f"{run}: every checkpoint is damaged; nothing is removed")
         for entry in entries:

@@ -717,6 +717,13 @@ def test_prune_keeps_epochs_that_are_still_to_be_pushed(listed):
     assert [step for step, _ in list_checkpoints(listed)] == [8, 16]
 
 
+def test_prune_keeps_the_epochs_that_the_end_of_the_run_will_average(listed):
+    listed.config_path.write_text(CONFIG + "average_last: 2\n")
+    (listed.checkpoints_dir / "best").unlink()
+    assert checkpoint(["prune", str(listed.path)]) == 0
+    assert [step for step, _ in list_checkpoints(listed)] == [8, 16]
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     for arguments in (["list", str(tmp_path)], ["verify", str(tmp_path / "no")], ["prune", str(tmp_path)]):
         assert checkpoint(arguments) == 2
