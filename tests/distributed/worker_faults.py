@@ -104,7 +104,7 @@ def inject(fault, folder):
     if fault == "save":
         Checkpointer._fill = before(Checkpointer._fill, raises(full), when=lambda *_: RANK == 0)
     elif fault == "score":
-        evaluate.score = before(evaluate.score, raises(ValueError("no score")), when=lambda *_: True)
+        evaluate.scores_of = before(evaluate.scores_of, raises(ValueError("no score")), when=lambda *_: True)
     elif fault == "metrics":
         loop.train_step = before(loop.train_step, turn_into_folder, **on_main)
     elif fault == "raise":
