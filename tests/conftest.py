@@ -113,6 +113,15 @@ def encoded_sample(sample_rows, marian_tokenizer):
 
 
 @pytest.fixture
+def rows_path(sample_rows, tmp_path) -> Path:
+    """25 rows of the sample in a JSON lines file: a test set."""
+    path = tmp_path / "news.jsonl"
+    rows = [{"translation": {"en": row["source"], "fr": row["target"]}} for row in sample_rows.select(range(25))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
 def fresh_accelerate():
     """accelerate's process-wide state as at the start of a program, and none left behind."""
     import torch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.checkpoint.folders import partial_name
 from mtloop.config import Config, DataConfig, UserError
-from mtloop.evaluation.rows import stored_config
+from mtloop.evaluation.rows import open_translator, stored_config
 from mtloop.run_folder import RunFolder, write_atomically
 from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime
 
@@ -236,22 +236,13 @@ def _grep(given: argparse.Namespace, pattern: re.Pattern[str], corpus: Corpus, t
 
 
 def _grep_and_translate(given: argparse.Namespace, pattern: re.Pattern[str], subject: Subject) -> None:
-    from mtloop.translate.translator import Translator
-
     runtime = start_runtime(given)
     data = subject.data
     try:
         corpus = runtime.one_first(lambda: _load(data))
-        translator = Translator(
-            given.model,
-            source_lang=data.source_lang,
-            target_lang=data.target_lang,
-            source_prefix=data.source_prefix,
-            num_beams=given.num_beams,
-            max_tokens_per_batch=given.max_tokens_per_batch,
-            trust_remote_code=given.trust_remote_code,
-            runtime=runtime,
-        )
+        languages = {name: getattr(data, name) for name in ("source_lang", "target_lang", "source_prefix")}
+        asked = argparse.Namespace(**{**vars(given), **languages})
+        translator = open_translator("--model", given.model, asked, runtime)
         _grep(given, pattern, corpus, translator)
     finally:
         runtime.close()

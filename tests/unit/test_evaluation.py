@@ -8,21 +8,14 @@ import sys
 import pytest
 
 from mtloop.evaluation.command import Verdict as FoundScores
-from mtloop.evaluation.command import _named, main, shown, stored_config
+from mtloop.evaluation.command import main, shown
+from mtloop.evaluation.rows import _named, stored_config
 from mtloop.metrics import Interval, score_with_intervals
 
 REFERENCES = [f"the {word} opens file number {i} of the folder" for i, word in enumerate(["dog", "cat", "user"] * 10)]
 GOOD = [text.replace("opens", "opens the") if i % 3 else text for i, text in enumerate(REFERENCES)]
 BAD = [text.replace("folder", "house").replace("file", "door") if i % 2 else "no" for i, text in enumerate(REFERENCES)]
 NEAR = [REFERENCES[0].replace("opens", "closes"), *BAD[1:]]
-
-
-@pytest.fixture
-def rows_path(sample_rows, tmp_path):
-    path = tmp_path / "news.jsonl"
-    rows = [{"translation": {"en": row["source"], "fr": row["target"]}} for row in sample_rows.select(range(25))]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture

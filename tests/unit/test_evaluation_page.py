@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 
-from mtloop.evaluation.command import TestSet as Rows
 from mtloop.evaluation.command import Verdict as FoundScores
 from mtloop.evaluation.page import differing, page
+from mtloop.evaluation.rows import TestSet as Rows
 from mtloop.metrics import score_with_intervals, sentence_chrf
 
 SPOIL = "document.documentElement.dataset.spoiled = 1"

@@ -293,14 +293,6 @@ def test_a_setting_has_the_same_effect(model_path, runtime, tmp_path, sentences,
 
 
 @pytest.fixture
-def rows_path(sample_rows, tmp_path):
-    path = tmp_path / "news.jsonl"
-    rows = [{"translation": {"en": row["source"], "fr": row["target"]}} for row in sample_rows.select(range(25))]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
 def run_command(model_path, fresh_accelerate, capsys):
     """Run the command; return its status, standard output and error."""
 
