@@ -224,6 +224,24 @@ def load_adapter(model: PreTrainedModel, path: Path) -> None:
         own[name].copy_(weight)
 
 
+def load_merged(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Read plain weights, which nothing is to be added to, into a model with an adapter: that adds nothing then.
+
+    For what is made of several checkpoints at the end of a run; a resume reads base and adapter anew.
+
+    Raises:
+        ValueError: for weights of another model.
+    """
+    own = {name.replace(".base_layer.", "."): weight for name, weight in model.state_dict().items()}
+    for name, weight in weights.items():
+        if name not in own or own[name].shape != weight.shape:
+            raise ValueError(f"{name} is not a weight of this model, or of another shape")
+        own[name].copy_(weight)
+    for name, weight in own.items():
+        if name.endswith(".lora_B.default.weight"):
+            weight.zero_()
+
+
 def base_fingerprint(model: PreTrainedModel) -> str | None:
     """Hash the weights that an adapter stands beside, and without which it is nothing; None without an adapter."""
     if adapter_config(model) is None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.averaging.scoring import score_each, table
-from mtloop.checkpoint.averaging import RECORD_NAME, check_alike, interpolate_into
+from mtloop.checkpoint.averaging import check_alike, interpolate_into
 from mtloop.checkpoint.folders import sync_tree
+from mtloop.checkpoint.weights import AVERAGED_NAME
 from mtloop.config import Config, UserError, is_from_scratch
 from mtloop.evaluation.rows import TestSet, open_translator
 from mtloop.runtime import Runtime
@@ -78,7 +79,7 @@ class Line:
         # Where a model lies on this machine is nobody's business.
         names = {end: Path(name).name if Path(name).exists() else name for end, name in self._names.items()}
         text = json.dumps({"interpolation": {**names, "weight": weight}}, indent=2, ensure_ascii=False)
-        (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+        (folder / AVERAGED_NAME).write_text(text + "\n", encoding="utf-8")
         sync_tree(folder)
 
 

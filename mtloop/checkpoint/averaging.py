@@ -17,14 +17,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mtloop.adapters import ADAPTER_NAME
 from mtloop.checkpoint.folders import for_each_file, partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import damage_of, epoch_ends
+from mtloop.checkpoint.weights import AVERAGED_NAME
 from mtloop.config import RunFailed, UserError
 from mtloop.manifest import MANIFEST_NAME, Damaged, hash_file, read_manifest
 from mtloop.run_folder import RunFolder
 
-# Beside the weights: what they were made of.
-RECORD_NAME = "averaged.json"
 WEIGHTS = "*.safetensors"
 
 
@@ -49,7 +49,8 @@ def average_into(target: Path, checkpoints: Sequence[Path]) -> None:
         weights = [_open(path, stack) for path in checkpoints]
         for path, found in zip(checkpoints, weights, strict=True):
             _check_same(path, found, newest, weights[-1])
-        shutil.copytree(newest, target, ignore=shutil.ignore_patterns("training", WEIGHTS), dirs_exist_ok=True)
+        left_out = shutil.ignore_patterns("training", ADAPTER_NAME, WEIGHTS)
+        shutil.copytree(newest, target, ignore=left_out, dirs_exist_ok=True)
         for file in set(weights[-1].values()):
             means = {name: _mean(name, weights) for name in file.names}
             save_file(means, target / file.path.name, metadata=file.metadata)
@@ -57,7 +58,7 @@ def average_into(target: Path, checkpoints: Sequence[Path]) -> None:
         {"name": path.name, **{name: manifest[name] for name in ("step", "sha256") if name in manifest}}
         for path, manifest in ((path, manifest_of(path)) for path in checkpoints)
     ]
-    (target / RECORD_NAME).write_text(json.dumps({"average_of": record}, indent=2) + "\n", encoding="utf-8")
+    (target / AVERAGED_NAME).write_text(json.dumps({"average_of": record}, indent=2) + "\n", encoding="utf-8")
     sync_tree(target)
 
 

@@ -8,27 +8,34 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from mtloop.adapters import ADAPTER_NAME, adapter_config, load_adapter
+from mtloop.adapters import ADAPTER_NAME, adapter_config, load_adapter, load_merged
+
+# Beside the weights of an average: what they were made of.
+AVERAGED_NAME = "averaged.json"
 
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:
     """Read a checkpoint's weights into a model in place; tied weights stand in the file once.
 
     Of a model with an adapter these are the adapter's: its base has come from --model_name_or_path, and what is merged
-    in the checkpoint cannot be taken apart again bit by bit.
+    in the checkpoint cannot be taken apart again bit by bit. An average of checkpoints is of the merged ones, and is
+    loaded so that the adapter adds nothing to it.
 
     Raises:
         OSError: when there is no such file.
         ValueError: when the file lacks a weight or has one of another name or shape.
     """
-    if adapter_config(model) is not None:
-        if not (path / ADAPTER_NAME).is_dir():
-            raise ValueError(f"{path.name} has no {ADAPTER_NAME}/: it is of a run without --lora_rank")
+    if adapter_config(model) is not None and (path / ADAPTER_NAME).is_dir():
         load_adapter(model, path / ADAPTER_NAME)
         return
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):
         weights.update(load_file(file))
+    if adapter_config(model) is not None:
+        if not (path / AVERAGED_NAME).is_file():
+            raise ValueError(f"{path.name} has no {ADAPTER_NAME}/: it is of a run without --lora_rank")
+        load_merged(model, weights)
+        return
     own = model.state_dict()
     for name, weight in weights.items():
         if name in own and own[name].shape != weight.shape:

@@ -157,7 +157,7 @@ accelerate launch train.py --model_name_or_path {name} --train_file pairs.jsonl{
 
 def _adapter(facts: Facts) -> str:
     """Say where the adapter of a LoRA run is, and how peft loads it."""
-    if not facts.config.tuning.lora_rank:
+    if not facts.config.tuning.lora_rank or facts.part.average_of:  # an average is of the merged models
         return ""
     name, target = facts.config.model.model_name_or_path, facts.target
     revision = "" if target.revision == MAIN_BRANCH else f', revision="{target.revision}"'

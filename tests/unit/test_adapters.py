@@ -24,6 +24,7 @@ from mtloop.adapters import (
 )
 from mtloop.checkpoint.weights import load_weights
 from mtloop.config import TuningConfig, UserError
+from mtloop.loader import collate
 from mtloop.manifest import read_manifest
 from mtloop.trainer import train, train_step
 
@@ -321,3 +322,21 @@ def test_frozen_parts_of_a_run_stay_as_they_were(new_run, model_path, capsys):
     moved = {name for name in base if not torch.equal(base[name], final[name])}
     assert moved and all(name.startswith("model.decoder.layers.") for name in moved)
     assert not (run.folder.final_dir / ADAPTER_NAME).exists()
+
+
+def test_an_average_is_a_plain_model_and_what_the_run_itself_scores(lora_run):
+    run = lora_run(average_last=2, learning_rate=1e-2)
+    assert train(run) is None
+    folder = run.folder
+    ends = [folder.checkpoints_dir / f"step_{step}" for step in (4, 8)]
+    one, other = (load_file(path / "model.safetensors") for path in ends)
+    final = load_file(folder.final_dir / "model.safetensors")
+    assert all(torch.equal(final[name], ((one[name].double() + other[name].double()) / 2).float()) for name in final)
+    assert (ends[0] / "adapter").is_dir() and not (folder.final_dir / "adapter").exists()
+    # The run scored the average, not its last weights: no adapter is added to it once more.
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(folder.final_dir).eval()
+    batch = collate(run.valid.encoded, range(4), pad_id=run.tokenizer.pad_token_id)
+    with torch.no_grad():
+        expected, found = loaded(**batch).logits, run.model.eval()(**batch).logits
+    assert torch.allclose(expected, found, atol=1e-6)
+    assert (folder.hypotheses_dir / "average.jsonl").is_file()
