@@ -334,7 +334,7 @@ def test_an_average_is_a_plain_model_and_what_the_run_itself_scores(lora_run):
     assert all(torch.equal(final[name], ((one[name].double() + other[name].double()) / 2).float()) for name in final)
     assert (ends[0] / "adapter").is_dir() and not (folder.final_dir / "adapter").exists()
     # The run scored the average, not its last weights: no adapter is added to it once more.
-    loaded = AutoModelForSeq2SeqLM.from_pretrained(folder.final_dir).eval()
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(folder.final_dir, attn_implementation="eager").eval()
     batch = collate(run.valid.encoded, range(4), pad_id=run.tokenizer.pad_token_id)
     with torch.no_grad():
         expected, found = loaded(**batch).logits, run.model.eval()(**batch).logits
