@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
 
         return selfcheck(rest)
     is_help = command in ("-h", "--help")
+    if command and not is_help:
+        print(f"mtloop: error: no such command: {command}; python -m mtloop --help lists them", file=sys.stderr)
+        return 2
     print(USAGE, file=sys.stdout if is_help else sys.stderr)
     return 0 if is_help else 2
 

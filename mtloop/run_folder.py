@@ -87,6 +87,21 @@ class RunFolder:
                 f"--output_dir {self.path}: cannot be written ({error.strerror or error}); give a folder that can"
             ) from error
 
+    def refuse_foreign(self) -> None:
+        """Refuse a folder without a run that holds files which a run would replace.
+
+        Raises:
+            UserError: naming them.
+        """
+        if self.config_path.exists() or self.run_record["run_id"]:
+            return
+        named = (self.run_path, self.data_path, self.metrics_path, self.push_path, self.path / "curves.png")
+        foreign = [path.name for path in (*named, self.final_dir, self.hypotheses_dir) if path.exists()]
+        if foreign:
+            raise UserError(
+                f"--output_dir {self.path}: holds {', '.join(foreign)} and is no run folder; give a new folder"
+            )
+
     def lock(self, say: Callable[[str], None], *, wait_s: float = LOCK_WAIT_S) -> None:
         """Keep every other process out of the folder until unlock(), or until this process ends, however it ends.
 

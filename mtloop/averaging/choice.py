@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from mtloop.checkpoint import list_checkpoints
-from mtloop.checkpoint.listing import names_of
+from mtloop.checkpoint.listing import epoch_ends, names_of
 from mtloop.config import UserError
 from mtloop.run_folder import RunFolder, read_json_lines
 
@@ -14,14 +14,16 @@ METRICS = ("bleu", "chrf", "eval_loss")
 
 
 def choose_last(folder: RunFolder, number: int) -> list[Path]:
-    """Take the last checkpoints of a run, by step.
+    """Take the checkpoints of a run's last epochs, as --average_last does; of any updates where too few end an epoch.
 
     Raises:
         UserError: when there are fewer.
     """
     there = [path for _, path in list_checkpoints(folder)]
     _check_enough("--last", number, there, f"in {folder.checkpoints_dir}")
-    return there[-number:]
+    newest = int(there[-1].name.removeprefix("step_"))
+    ends = epoch_ends(folder, end_step=newest)
+    return (ends if len(ends) >= number else there)[-number:]
 
 
 def choose_best(folder: RunFolder, number: int, metric: str) -> list[Path]:

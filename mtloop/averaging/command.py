@@ -21,10 +21,9 @@ from mtloop.evaluation.rows import (
     fill_settings,
     load_own_rows,
     load_test_sets,
-    stored_config,
 )
 from mtloop.run_folder import RunFolder
-from mtloop.translate.shell import Parser, add_model_flags, reported, start_runtime
+from mtloop.translate.shell import Parser, add_model_flags, reported, start_runtime, stored_config
 
 if TYPE_CHECKING:
     from mtloop.evaluation.rows import TestSet

@@ -52,6 +52,7 @@ def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | 
 
     def claim() -> Config | None:
         folder.create()
+        folder.refuse_foreign()
         folder.lock(runtime.say)
         try:
             stored = folder.check_config(config)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.config import UserError
 from mtloop.run_folder import write_atomically
-from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime
+from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime, stored_config
 
 if TYPE_CHECKING:
     from mtloop.metrics import Interval
@@ -24,7 +24,6 @@ from mtloop.evaluation.rows import (
     fill_settings,
     load_run_rows_or_test_sets,
     open_translator,
-    stored_config,
     translate,
 )
 
@@ -56,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="mtloop evaluate",
-        description="Translate test sets and score them with sacreBLEU: BLEU, chrF and TER, 95 %% confidence intervals "
+        description="Translate test sets and score them with sacreBLEU: BLEU, chrF and TER, 95 % confidence intervals "
         "by bootstrap, and the difference from a baseline with its p-value.",
         allow_abbrev=False,
     )
@@ -75,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 def _check(given: argparse.Namespace) -> None:
     check_counts(given, "num_resamples")
     check_test_sets(given)
+    if given.output is not None and Path(given.output).exists() and not Path(given.output).is_dir():
+        raise UserError(f"-o {given.output}: is no folder; give one, or a new name")
     if given.compare is not None:  # told now, and not when all is translated
         path = Path(given.compare)
         if path.suffix.lower() not in (".html", ".htm"):

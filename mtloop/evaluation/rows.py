@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.config import Config, DataConfig, UserError
 from mtloop.languages import match_language
-from mtloop.run_folder import RunFolder
 from mtloop.translate.shell import check_counts
 
 if TYPE_CHECKING:
@@ -72,15 +71,6 @@ def _named(text: str) -> tuple[str, list[str]]:
         name, files = "", text
     paths = files.split(",")
     return name or Path(paths[0]).name.split(".")[0], paths
-
-
-def stored_config(model: str) -> Config | None:
-    """The configuration that a model was trained with: of a run folder, or beside a checkpoint; None without one."""
-    path = Path(model)
-    for folder in (path, path.parent, path.parent.parent):  # RUN, RUN/final, RUN/checkpoints/step_N
-        if path.is_dir() and (folder / "config.yaml").is_file():
-            return RunFolder(folder).stored_config()
-    return None
 
 
 def fill_settings(given: argparse.Namespace, trained: Config | None) -> None:

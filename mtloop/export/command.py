@@ -17,9 +17,8 @@ from mtloop.evaluation.rows import (
     check_test_sets,
     fill_settings,
     load_run_rows_or_test_sets,
-    stored_config,
 )
-from mtloop.translate.shell import RECORD_NAME, Parser, add_model_flags, reported, start_runtime
+from mtloop.translate.shell import RECORD_NAME, Parser, add_model_flags, reported, start_runtime, stored_config
 
 if TYPE_CHECKING:
     from mtloop.export.parity import Translated

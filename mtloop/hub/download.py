@@ -59,9 +59,9 @@ def fetch(folder: RunFolder, asked: str, say: Callable[[str], None]) -> None:
             f"{FLAG} {asked}: cannot be fetched ({type(error).__name__}: {reason_of(error)}); check the name, the "
             "network, and for a private one HF_TOKEN"
         ) from error
+    folder.update_record(run_id=record["run_id"])  # first: it is what makes the folder this run's
     if (partial / "metrics.jsonl").exists():
         os.replace(partial / "metrics.jsonl", folder.metrics_path)
-    folder.update_record(run_id=record["run_id"])
     publish(partial, folder.checkpoints_dir / f"step_{record['step']}")
 
 

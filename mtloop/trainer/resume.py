@@ -41,7 +41,11 @@ def check_origin(run: Run, record: dict[str, Any]) -> None:
     mine, theirs = run.checkpointer.identity, record.get("fingerprints", {})
     asked = run.config.output.resume_from_checkpoint or ""
     base, base_then = (prints.get("base_model") for prints in (mine["fingerprints"], theirs))
-    if base is not None and base != base_then and not run.config.output.allow_changed:
+    if base is not None and base != base_then and run.config.output.allow_changed:
+        run.different.append(
+            f"the weights of --model_name_or_path (fingerprint {str(base_then)[:12]}, now {base[:12]})"
+        )
+    elif base is not None and base != base_then:
         raise UserError(
             f"--model_name_or_path {run.config.model.model_name_or_path}: these are not the weights that the adapter "
             f"was trained beside (fingerprint {str(base_then)[:12]}, now {base[:12]}); give those back (name@revision "

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtloop.checkpoint.folders import partial_name
-from mtloop.config import UserError
+from mtloop.config import Config, UserError
+from mtloop.languages import match_language
 from mtloop.translate.files import Entry, Writer, opened, read_entries
-from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime
+from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime, stored_config
 
 if TYPE_CHECKING:
     from mtloop.translate.translator import Translation
@@ -106,7 +107,7 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError("two files have the same name: their outputs would be one; translate them one by one")
     for name in given.files:
         if name != "-" and not Path(name).is_file():
-            raise UserError(f"{name}: no such file")
+            raise UserError(f"{name}: {'a folder, not a file' if Path(name).is_dir() else 'no such file'}")
         if given.output is not None and _output_of(name, given).resolve() == Path(name).resolve():
             raise UserError(f"-o {given.output}: that is the input itself; give another")
 
@@ -117,11 +118,28 @@ def _output_of(name: str, given: argparse.Namespace) -> Path:
     return output / (Path(name).name if name != "-" else "stdin.txt") if is_folder else output
 
 
+def _check_languages(given: argparse.Namespace, trained: Config | None) -> None:
+    """Refuse languages that a model of a run was not trained on, where it cannot be told which is wanted."""
+    if trained is None or trained.data.pairs or trained.model.model_name_or_path:  # a pretrained one may know more
+        return
+    for flag in ("source_lang", "target_lang"):
+        asked, own = getattr(given, flag), getattr(trained.data, flag)
+        if asked and own and not match_language(asked, [own]):
+            raise UserError(
+                f"--{flag} {asked}: this model translates {trained.data.source_lang} to {trained.data.target_lang}"
+            )
+
+
 def _translate(argv: Sequence[str]) -> None:
     given = _parser().parse_args(argv)
     _check(given)
     from mtloop.translate.translator import Translator
 
+    trained = stored_config(given.model)
+    _check_languages(given, trained)
+    source_lang = trained.data.languages[0][0] if trained is not None else None
+    given.row_lang = given.source_lang or source_lang
+    given.column = given.source_column or (trained.data.source_column if trained is not None else None)
     runtime = start_runtime(given)
     names = ("model", "source_lang", "target_lang", "source_prefix", "num_beams", "n_best", "max_tokens_per_batch",
              "max_source_length", "max_target_length", "trust_remote_code", "engine")  # fmt: skip
@@ -161,7 +179,7 @@ def _entries(name: str | None, given: argparse.Namespace) -> Generator[Entry]:
         yield from (Entry(text, "\n") for text in given.text)
         return
     with opened(name) as file:
-        yield from read_entries(file, name, column=given.source_column, source_lang=given.source_lang)
+        yield from read_entries(file, name, column=given.column, source_lang=given.row_lang)
 
 
 class _Sink:

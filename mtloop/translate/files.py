@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtloop.config import UserError
+from mtloop.languages import find_key
 
 if TYPE_CHECKING:
     from mtloop.translate.translator import Translation
@@ -115,9 +116,12 @@ def _json_entry(line: str, where: str, column: str | None, source_lang: str | No
 def _text_of(row: dict[str, Any], where: str, column: str | None, source_lang: str | None) -> str:
     names = [column] if column else [name for name in (source_lang, "source", "text") if name]
     found = next((name for name in names if name in row), None)
+    if found is None and source_lang and not column:
+        found = find_key(source_lang, row)
     if found is None:
         there = ", ".join(map(str, row)) or "none"
-        raise UserError(f"{where}: no column {' or '.join(names)}; give --source_column; there: {there}")
+        remedy = "give --source_column" if column else "give --source_lang or --source_column"
+        raise UserError(f"{where}: no column {' or '.join(names)}; {remedy}; there: {there}")
     if not isinstance(row[found], str):
         raise UserError(f"{where}: {found} is no text but {json.dumps(row[found])[:60]}")
     return row[found]

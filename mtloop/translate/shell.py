@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mtloop.config import HardwareConfig, RunFailed, UserError
+from mtloop.config import Config, HardwareConfig, RunFailed, UserError
+from mtloop.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mtloop.runtime import Runtime
@@ -74,3 +76,12 @@ def reported(work: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def stored_config(model: str) -> Config | None:
+    """The configuration that a model was trained with: of a run folder, or beside a checkpoint; None without one."""
+    path = Path(model)
+    for folder in (path, path.parent, path.parent.parent):  # RUN, RUN/final, RUN/checkpoints/step_N
+        if path.is_dir() and (folder / "config.yaml").is_file():
+            return RunFolder(folder).stored_config()
+    return None

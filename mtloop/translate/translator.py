@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,8 @@ class Translator:
     def __call__(self, texts: str | Sequence[str]) -> Any:
         """Translate a text into a string, or a list of texts into a list of strings: the best of each."""
         is_one = isinstance(texts, str)
+        if not is_one and not isinstance(texts, Iterable):
+            raise TypeError(f"{type(texts).__name__} is no text: give a text or a list of texts")
         best = [candidates[0].text for candidates in self.translate([texts] if isinstance(texts, str) else texts)]
         return best[0] if is_one else best
 
@@ -132,7 +134,13 @@ class Translator:
 
         Returns:
             N lists of n_best translations, best first; a blank text gives one blank translation.
+
+        Raises:
+            TypeError: naming what is no text.
         """
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"text {number} is {type(text).__name__}, not str: give a text or a list of texts")
         unique = [text for text in dict.fromkeys(texts) if text.strip()]
         known = dict(zip(unique, self._translate_unique(unique), strict=True)) if unique else {}
         return [known[text] if text in known else [Translation(text="")] for text in texts]

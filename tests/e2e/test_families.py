@@ -131,7 +131,10 @@ def test_both_directions_in_one_run(name, pairs, pairs_file, new_run, runtime, t
     assert 0 <= found["bleu_fr-en_ci"] < 20 and "bleu_ci" not in found
 
     # The report of the run is what its final/ translates, in either direction; languages are told in any code.
-    stored = [json.loads(line) for line in (run.folder.hypotheses_dir / f"step_{run.state.step}.jsonl").read_text().splitlines()]
+    stored = [
+        json.loads(line)
+        for line in (run.folder.hypotheses_dir / f"step_{run.state.step}.jsonl").read_text().splitlines()
+    ]
     assert [line["pair"] for line in stored] == ["en-fr"] * 20 + ["fr-en"] * 20
     translator = Translator(str(run.folder.final_dir), source_lang="en", target_lang="fra", runtime=runtime)
     for rows, languages in ((stored[:20], ("eng", "French")), (stored[20:], ("fr_FR", "en"))):

@@ -311,6 +311,8 @@ def test_a_base_that_has_changed_is_refused_or_let_through(lora_run, model_path,
     with pytest.raises(UserError, match=f"--model_name_or_path {base}: these are not the weights .*--allow_changed$"):
         train(lora_run(**flags))
     assert train(lora_run(**flags, allow_changed=True)) is None
+    ((change,),) = [noted["changed"] for noted in run.folder.run_record["changes"]]
+    assert change.startswith("the weights of --model_name_or_path (fingerprint ")
 
 
 def test_frozen_parts_of_a_run_stay_as_they_were(new_run, model_path, capsys):

@@ -22,7 +22,7 @@ from mtloop.hub.parts import Target, final_part
 from mtloop.hub.upload import Lost, additions
 from mtloop.run_folder import read_json_lines
 from mtloop.trainer import train
-from tests.hub_runs import evaluation, hashes, make_run, write_hypotheses
+from tests.hub_runs import evaluation, hashes, make_run, write_checkpoint, write_hypotheses
 
 TARGET = Target(repo_id="team/en-fr")
 
@@ -165,6 +165,10 @@ def test_the_last_and_the_best_are_chosen(tmp_path):
         return [path.name for path in paths]
 
     assert names(choose_last(folder, 2)) == ["step_30", "step_40"]
+    between = write_checkpoint(folder, 3, cursor=5)  # of --save_steps: ends no epoch
+    assert names(choose_last(folder, 2)) == ["step_30", "step_40"]
+    assert names(choose_last(folder, 5)) == ["step_10", "step_20", "step_30", "step_35", "step_40"]
+    shutil.rmtree(between)
     assert names(choose_best(folder, 2, "bleu")) == ["step_20", "step_30"]  # step_90 is gone
     lines.insert(0, evaluation(4, bleu=50.0))  # an earlier try at the step: the last line counts
     lines.append(evaluation(1, bleu=50.0))

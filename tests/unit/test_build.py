@@ -126,6 +126,7 @@ def test_other_data_under_the_same_name_is_refused(new_run, tmp_path):
 def test_the_configuration_is_written_last(new_run, tmp_path):
     # A folder is a run's once config.yaml is there: a data report that came after it could be missing for ever.
     (tmp_path / "run" / "data.json").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text('{"run_id": "a"}')  # or it would be somebody else's folder
     with pytest.raises(RunFailed, match=r"data\.json: cannot be written"):
         new_run()
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from mtloop.__main__ import main as commands
 from mtloop.config import parse_config
 from mtloop.entry import main
 
@@ -221,3 +222,10 @@ def test_a_finished_run_is_made_longer_with_allow_changed(pairs_path, tmp_path, 
     assert [line["step"] for line in metrics_of(folder) if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert status_of(folder)["step"] == 6
     assert main(longer) == 0 and "nothing to do" in capsys.readouterr().out
+
+
+def test_a_command_that_does_not_exist_is_told_in_a_line(capsys):
+    assert commands(["translat"]) == 2
+    assert capsys.readouterr().err == "mtloop: error: no such command: translat; python -m mtloop --help lists them\n"
+    assert commands([]) == 2 and "usage: python -m mtloop COMMAND" in capsys.readouterr().err
+    assert commands(["--help"]) == 0 and "translate FILE" in capsys.readouterr().out

@@ -9,8 +9,9 @@ import pytest
 
 from mtloop.evaluation.command import Verdict as FoundScores
 from mtloop.evaluation.command import main, shown
-from mtloop.evaluation.rows import _named, stored_config
+from mtloop.evaluation.rows import _named
 from mtloop.metrics import Interval, score_with_intervals
+from mtloop.translate.shell import stored_config
 
 REFERENCES = [f"the {word} opens file number {i} of the folder" for i, word in enumerate(["dog", "cat", "user"] * 10)]
 GOOD = [text.replace("opens", "opens the") if i % 3 else text for i, text in enumerate(REFERENCES)]

@@ -292,3 +292,16 @@ def test_a_write_that_fails_leaves_what_stood_and_nothing_beside_it(tmp_path):
 def test_a_write_into_nowhere_names_the_file(blocked):
     with pytest.raises(RunFailed, match=f"{blocked}: cannot be written"):
         write_atomically(blocked, "x")
+
+
+def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.create()
+    (tmp_path / "log.txt").write_text("mine")  # is in nobody's way
+    folder.refuse_foreign()
+    (tmp_path / "data.json").write_text("{}")
+    (tmp_path / "final").mkdir()
+    with pytest.raises(UserError, match=f"--output_dir {tmp_path}: holds data.json, final and is no run folder"):
+        folder.refuse_foreign()
+    folder.update_record(run_id="a")  # a run that was killed while it began
+    folder.refuse_foreign()

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,7 @@ def test_rows_name_their_text():
         (
             "x.jsonl",
             b'{"de": "a", "id": 1}\n',
-            "x.jsonl:1: no column en or source or text; give --source_column; there: de, id",
+            "x.jsonl:1: no column en or source or text; give --source_lang or --source_column; there: de, id",
         ),
         ("x.jsonl", b'{"en": 5}\n', "x.jsonl:1: en is no text but 5"),
         ("x.csv", b"en,id\na\n", "x.csv:2: fewer fields than the first line names"),
@@ -261,6 +262,7 @@ def test_what_is_cut_is_counted_and_named(run_command, sentences, tmp_path):
         (["{in}", "--n_best", "0"], "--n_best 0: give a whole number of at least 1"),
         (["{in}", "--num_beams", "x"], "argument --num_beams: invalid int value: 'x'"),
         (["{in}x"], "{in}x: no such file"),
+        (["{dir}"], "{dir}: a folder, not a file"),
         (["{in}", "{dir}"], "several files need -o FOLDER"),
         (["{in}", "-o", "{in}"], "-o {in}: that is the input itself; give another"),
         (["{in}", "-o", "{in}/out.txt"], "-o {in}/out.txt: "),
@@ -274,6 +276,29 @@ def test_mistakes_are_told_in_a_line(run_command, tmp_path, words, reason):
     status, out, err = run_command(*[word.format(**places) for word in words])
     (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]
     assert status == 2 and out == "" and line.startswith(f"mtloop: error: {reason.format(**places)}")
+
+
+def test_a_run_of_one_pair_knows_its_languages(model_path, fresh_accelerate, capsys, tmp_path, sentences):
+    """It reads the rows that it was trained on, and is not asked for what it cannot do."""
+    shutil.copytree(model_path, tmp_path / "run" / "final")
+    config = "train_file: [a.tsv]\nsource_lang: en\ntarget_lang: fr\ntrain_tokenizer: true\nmodel_size: tiny\n"
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    (tmp_path / "in.jsonl").write_text(json.dumps({"translation": {"en": sentences[0], "fr": "x"}}) + "\n")
+    words = [str(tmp_path / "in.jsonl"), "--model", str(tmp_path / "run"), "--num_beams", "1", "--cpu_threads", "1"]
+    words += ["-o", str(tmp_path / "out.jsonl")]
+    assert main([*words, "--source_lang", "English"]) == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["hypothesis"]
+    for flags in (["--target_lang", "de"], ["--source_lang", "fr"]):
+        assert main([*words, *flags]) == 2
+        line = f"mtloop: error: {' '.join(flags)}: this model translates en to fr"
+        assert line in capsys.readouterr().err.splitlines()
+
+
+def test_what_is_no_text_is_named(translator):
+    with pytest.raises(TypeError, match="^int is no text: give a text or a list of texts$"):
+        translator(3)
+    with pytest.raises(TypeError, match="^text 1 is NoneType, not str"):
+        translator(["a", None])
 
 
 def test_a_broken_line_leaves_no_half_output(run_command, tmp_path, monkeypatch):
