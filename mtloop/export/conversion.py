@@ -160,7 +160,8 @@ class _Converter(Converter):
             self._lay_positions_out()
         spec: Any = LOADERS[config.model_type]().get_model_spec(self._network)
         if "t5" in config.model_type:
-            is_scaled = getattr(config, "scale_decoder_outputs", False)
+            # transformers 5.17 always scales UMT5's outputs, and its config does not say so.
+            is_scaled = getattr(config, "scale_decoder_outputs", config.model_type == "umt5")
             spec.decoder.scale_outputs = config.d_model**-0.5 if is_scaled else OPTIONAL
         else:
             self.num_positions = len(spec.encoder.position_encodings.encodings)
