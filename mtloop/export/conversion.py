@@ -83,6 +83,12 @@ def convert(engine: TransformersEngine, model: str, target: Path, *, quantizatio
     kind = network.config.model_type
     if kind not in LOADERS:
         raise UserError(f"--model {model}: no export of a {kind} to CTranslate2; it takes {', '.join(LOADERS)}")
+    if kind == "umt5" and not hasattr(network.config, "scale_decoder_outputs"):
+        # 5.17 computes UMT5's outputs and positions otherwise: log-probabilities differ by whole nats.
+        raise UserError(
+            f"--model {model}: transformers {version('transformers')} computes UMT5 otherwise than CTranslate2 does; "
+            "pip install -U transformers, 5.24 or later"
+        )
     search = search_of(network, tokenizer)
     config = network.config.to_dict()
     converter = _Converter(network, tokenizer, search)
@@ -160,8 +166,7 @@ class _Converter(Converter):
             self._lay_positions_out()
         spec: Any = LOADERS[config.model_type]().get_model_spec(self._network)
         if "t5" in config.model_type:
-            # transformers 5.17 always scales UMT5's outputs, and its config does not say so.
-            is_scaled = getattr(config, "scale_decoder_outputs", config.model_type == "umt5")
+            is_scaled = getattr(config, "scale_decoder_outputs", False)
             spec.decoder.scale_outputs = config.d_model**-0.5 if is_scaled else OPTIONAL
         else:
             self.num_positions = len(spec.encoder.position_encodings.encodings)
