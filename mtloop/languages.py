@@ -67,6 +67,11 @@ def base_code(code: str) -> str:
     return str(langcodes.Language.get(langcodes.standardize_tag(language.language, macro=True)).language)
 
 
+def translation_task(source_lang: str, target_lang: str) -> str:
+    """Name a pair as T5's config names the task: translation_en_to_fr."""
+    return f"translation_{base_code(source_lang)}_to_{base_code(target_lang)}"
+
+
 def find_key(wanted: str, keys: Iterable[str]) -> str | None:
     """Return the one key that means the wanted language, None where none does or it is not clear which."""
     keys = tuple(keys)

@@ -46,7 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", metavar="RUN", nargs="?", help="a run folder; for --interpolate any model that was fine-tuned")
-    add("--last", type=int, metavar="N", help="average the last N checkpoints")
+    add(
+        "--last",
+        type=int,
+        metavar="N",
+        help="average the checkpoints of the last N epochs (of any updates where fewer end an epoch)",
+    )
     add("--best", type=int, metavar="N", help="average the N that scored best on the validation rows in training")
     add("--metric", choices=METRICS, help="of --best (none: the run's --metric_for_best_model)")
     add("--checkpoints", nargs="+", metavar="C", help="average these: step_N, epoch_N, best, or folders")

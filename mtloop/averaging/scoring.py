@@ -8,6 +8,7 @@ from functools import partial
 
 from mtloop.evaluation.rows import TestSet, translate
 from mtloop.metrics import Scores, score
+from mtloop.translate.shell import aligned
 from mtloop.translate.translator import Translator
 
 
@@ -61,7 +62,12 @@ def table(title: str, rows: list[Row], test_sets: list[TestSet]) -> list[str]:
         for scores, highest in zip(row.scores, best, strict=True):
             cells += [f"{'*' if scores.bleu == highest else ''}{scores.bleu:.2f}", f"{scores.chrf:.2f}"]
         lines.append(cells)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     scores = rows[0].scores[0]
-    return ["", *shown, "", "* the best BLEU", f"BLEU: {scores.bleu_signature}", f"chrF: {scores.chrf_signature}"]
+    return [
+        "",
+        *aligned(lines),
+        "",
+        "* the best BLEU",
+        f"BLEU: {scores.bleu_signature}",
+        f"chrF: {scores.chrf_signature}",
+    ]

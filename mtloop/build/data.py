@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtloop.config import Config, UserError, changed
 from mtloop.corpus import Corpus
+from mtloop.corpus.store import digest
 from mtloop.evaluate import EvaluationSet, PairRows
 from mtloop.model import load_config
 from mtloop.run_folder import RunFolder
@@ -252,13 +252,13 @@ def _merged(pairs: list[Pair], reports: list[dict[str, Any]]) -> dict[str, Any]:
         for split, of_pair in report["counts"].items():
             counts[split] = _sum(counts.get(split, {}), of_pair)
     fingerprints = {
-        kind: _digest([report["fingerprints"][kind] for report in reports]) for kind in reports[0]["fingerprints"]
+        kind: digest([report["fingerprints"][kind] for report in reports]) for kind in reports[0]["fingerprints"]
     }
     return {
         "sources": reports[0]["sources"],
         "counts": counts,
         "fingerprints": fingerprints,
-        "fingerprint": _digest([report["fingerprint"] for report in reports]),
+        "fingerprint": digest([report["fingerprint"] for report in reports]),
         "pairs": {pair.name: report for pair, report in zip(pairs, reports, strict=True)},
     }
 
@@ -269,10 +269,6 @@ def _sum(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     for name, value in second.items():
         total[name] = _sum(first.get(name, {}), value) if isinstance(value, dict) else first.get(name, 0) + value
     return total
-
-
-def _digest(values: list[str]) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def drop_long(rows: Dataset, encoded: Encoded, report: dict[str, Any], *, is_wanted: bool) -> tuple[Dataset, Encoded]:

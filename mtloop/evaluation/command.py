@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.config import UserError
 from mtloop.run_folder import write_atomically
-from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime, stored_config
+from mtloop.translate.shell import (
+    Parser,
+    add_model_flags,
+    aligned,
+    check_counts,
+    reported,
+    start_runtime,
+    stored_config,
+)
 
 if TYPE_CHECKING:
     from mtloop.metrics import Interval
@@ -148,12 +156,10 @@ def table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:
     for verdict in verdicts:
         cells = [shown(verdict, metric, has_baseline=has_baseline) for metric in ("BLEU", "chrF2", "TER")]
         rows.append([verdict.test_set.name, f"{len(verdict.hypotheses):,}", *cells])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     what = "score ± half of the 95 % confidence interval"
     what += " (difference from the baseline, p-value of the paired bootstrap)" if has_baseline else ""
     signatures = [f"{name}: {interval.signature}" for name, interval in verdicts[0].scores.items()]
-    return ["", *lines, "", what, *signatures]
+    return ["", *aligned(rows), "", what, *signatures]
 
 
 def shown(verdict: Verdict, metric: str, *, has_baseline: bool) -> str:

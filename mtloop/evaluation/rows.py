@@ -79,12 +79,12 @@ def fill_settings(given: argparse.Namespace, trained: Config | None) -> None:
     The prefix of its sources stands in the model's config. Of several pairs the first stands for the moment: each test
     set of the run's own brings its languages along.
     """
+    given.is_one_pair = bool(given.source_lang and given.target_lang)
     if trained is None or (trained.data.pairs and given.test_set):
         return
     source_lang, target_lang = trained.data.languages[0]
     own = {"source_lang": source_lang, "target_lang": target_lang}
     own |= {name: getattr(trained.data, name) for name in ("source_column", "target_column")}
-    given.is_one_pair = bool(given.source_lang and given.target_lang)
     for name, value in own.items():
         if getattr(given, name) is None:
             setattr(given, name, value)
@@ -160,7 +160,9 @@ def translate(translator: Translator, test_set: TestSet) -> list[str]:
     return translator(test_set.sources)
 
 
-def open_translator(flag: str, model: str, given: argparse.Namespace, runtime: Runtime) -> Translator:
+def open_translator(
+    flag: str, model: str, given: argparse.Namespace, runtime: Runtime, *, engine: str | None = None
+) -> Translator:
     """Load a model as the flags say; `flag` is where the user named it. Collective.
 
     Raises:
@@ -178,6 +180,7 @@ def open_translator(flag: str, model: str, given: argparse.Namespace, runtime: R
             max_tokens_per_batch=given.max_tokens_per_batch,
             trust_remote_code=given.trust_remote_code,
             runtime=runtime,
+            engine=engine,
         )
     except UserError as error:
         raise UserError(str(error).replace("--model", flag)) from error

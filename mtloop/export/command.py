@@ -6,6 +6,7 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial as partial_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from mtloop.evaluation.rows import (
     check_test_sets,
     fill_settings,
     load_run_rows_or_test_sets,
+    open_translator,
 )
 from mtloop.translate.shell import RECORD_NAME, Parser, add_model_flags, reported, start_runtime, stored_config
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from mtloop.export.parity import Translated
     from mtloop.runtime import Runtime
     from mtloop.translate.exported import Record
-    from mtloop.translate.translator import Translator
 
 # CTranslate2's own names (ctranslate2.specs.model_spec.ACCEPTED_MODEL_TYPES), here without the package.
 QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
@@ -107,7 +108,7 @@ def _convert(
     from mtloop.export.conversion import convert, differences
     from mtloop.export.parity import translate_timed
 
-    translator: Any = _translator(given, given.model, "transformers", runtime)
+    translator: Any = open_translator("--model", given.model, given, runtime, engine="transformers")
     runtime.say(*(f"warning: generation_config {line}" for line in differences(translator.loaded.network)))
     runtime.say(*(f"generate: translating {len(each.sources):,} rows of {each.name} ..." for each in test_sets))
     generated = [translate_timed(translator, each) for each in test_sets]
@@ -123,20 +124,13 @@ def _convert(
     return runtime.on_main(convert_and_save), generated
 
 
-def _translator(given: argparse.Namespace, model: str, engine: str, runtime: Runtime) -> Translator:
-    from mtloop.translate.translator import Translator
-
-    names = ("source_lang", "target_lang", "source_prefix", "num_beams", "max_tokens_per_batch", "trust_remote_code")
-    return Translator(model, engine=engine, runtime=runtime, **{name: getattr(given, name) for name in names})
-
-
 def _compare(
     given: argparse.Namespace, test_sets: list[TestSet], generated: list[Translated], partial: Path, runtime: Runtime
 ) -> list[dict[str, Any]]:
     """Translate with the export, print a table for each test set, and return the reports. Collective."""
     from mtloop.export.parity import compare, table, translate_timed
 
-    exported = _translator(given, str(partial), "ctranslate2", runtime)
+    exported = open_translator("--model", str(partial), given, runtime, engine="ctranslate2")
     how = {
         "num_beams": exported.num_beams,
         "num_processes": runtime.num_ranks,
@@ -146,7 +140,7 @@ def _compare(
     reports = []
     for test_set, ours in zip(test_sets, generated, strict=True):
         theirs = translate_timed(exported, test_set)
-        report = runtime.on_main(lambda: compare(test_set, ours, theirs, target_lang=test_set.target_lang))  # noqa: B023
+        report = runtime.on_main(partial_of(compare, test_set, ours, theirs))
         runtime.say(
             f"parity on {report['num_sentences']:,} rows of {test_set.name}, {exported.num_beams} beams, on "
             f"{runtime.device.type} with {runtime.num_threads} thread(s) in {runtime.num_ranks} process(es), "

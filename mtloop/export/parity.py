@@ -8,6 +8,7 @@ from typing import Any
 
 from mtloop.evaluation.rows import TestSet, translate
 from mtloop.metrics import score
+from mtloop.translate.shell import aligned
 from mtloop.translate.translator import Translator
 
 NUM_WARM_UP = 32
@@ -36,32 +37,27 @@ def translate_timed(translator: Translator, test_set: TestSet) -> Translated:
     return Translated(hypotheses=hypotheses, sentences_per_s=len(hypotheses) / (time.perf_counter() - start))
 
 
-def compare(
-    test_set: TestSet, generate: Translated, exported: Translated, *, target_lang: str | None
-) -> dict[str, Any]:
+def compare(test_set: TestSet, generate: Translated, exported: Translated) -> dict[str, Any]:
     """Return a report of JSON values on the two engines' translations of one test set."""
-
-    def judge(translated: Translated) -> dict[str, float]:
-        found = score(translated.hypotheses, test_set.references, target_lang)
-        return {"bleu": found.bleu, "chrf": found.chrf, "sentences_per_s": translated.sentences_per_s}
-
+    ours, theirs = (
+        score(translated.hypotheses, test_set.references, test_set.target_lang) for translated in (generate, exported)
+    )
     pairs = list(zip(test_set.sources, generate.hypotheses, exported.hypotheses, strict=True))
     differing = [
         {"index": index, "source": source, "generate": one, "ctranslate2": other}
         for index, (source, one, other) in enumerate(pairs)
         if one != other
     ]
-    signatures = score(exported.hypotheses, test_set.references, target_lang)
     return {
         "test_set": test_set.name,
         "num_sentences": len(pairs),
         "num_identical": len(pairs) - len(differing),
         "share_identical": 1 - len(differing) / len(pairs),
-        "generate": judge(generate),
-        "ctranslate2": judge(exported),
+        "generate": {"bleu": ours.bleu, "chrf": ours.chrf, "sentences_per_s": generate.sentences_per_s},
+        "ctranslate2": {"bleu": theirs.bleu, "chrf": theirs.chrf, "sentences_per_s": exported.sentences_per_s},
         "factor": exported.sentences_per_s / generate.sentences_per_s,
-        "bleu_signature": signatures.bleu_signature,
-        "chrf_signature": signatures.chrf_signature,
+        "bleu_signature": theirs.bleu_signature,
+        "chrf_signature": theirs.chrf_signature,
         "differing": differing[:MAX_SHOWN],
     }
 
@@ -72,11 +68,9 @@ def table(report: dict[str, Any]) -> list[str]:
     for name in ("generate", "ctranslate2"):
         found = report[name]
         rows.append([name, *(f"{found[key]:.2f}" for key in ("bleu", "chrf")), f"{found['sentences_per_s']:.1f}"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     same, whole, factor = report["num_identical"], report["num_sentences"], report["factor"]
     return [
-        *lines,
+        *aligned(rows),
         f"{same:,} of {whole:,} outputs identical ({100 * report['share_identical']:.1f} %); ctranslate2 is "
         f"{factor:.1f} times as fast as generate",
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from mtloop.config import Config, split_revision
 from mtloop.hub.parts import Part, Target
-from mtloop.languages import base_code
+from mtloop.languages import translation_task
 from mtloop.run_folder import RunFolder, read_json, read_json_lines
 
 NUM_EXAMPLES, NUM_WIDGETS = 10, 3
@@ -138,8 +138,7 @@ def source_text(facts: Facts, row: dict[str, Any]) -> str:
     prefix = facts.config.data.source_prefix
     if "pair" in row:
         source_lang, _, target_lang = row["pair"].partition("-")
-        task = f"translation_{base_code(source_lang)}_to_{base_code(target_lang)}"
-        prefix = facts.tasks.get(task, {}).get("prefix")
+        prefix = facts.tasks.get(translation_task(source_lang, target_lang), {}).get("prefix")
     return (prefix or "") + str(row["source"])
 
 

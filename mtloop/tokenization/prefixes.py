@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from mtloop.config import UserError
-from mtloop.languages import base_code, language_name
+from mtloop.languages import language_name, translation_task
 from mtloop.tokenization.loading import known_languages, resolve_language
 
 # T5 was trained on this sentence; the others of its family only need one to tell several pairs apart.
@@ -106,4 +106,4 @@ def _task(source_lang: str | None, target_lang: str | None) -> str:
     """The name that T5's config gives a translation task: translation_en_to_fr."""
     if not source_lang or not target_lang:
         return TEXT_TO_TEXT
-    return f"{TRANSLATION}{base_code(source_lang)}_to_{base_code(target_lang)}"
+    return translation_task(source_lang, target_lang)

@@ -63,6 +63,12 @@ def start_runtime(given: argparse.Namespace) -> Runtime:
     )
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, each column to the right and as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
 def reported(work: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Do a command's work, and return its status: 0; 1 it failed; 2 the user's mistake, in one line; 130 Ctrl-C."""
     try:
