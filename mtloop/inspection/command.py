@@ -121,7 +121,7 @@ def _subject(given: argparse.Namespace) -> Subject:
         config = stored_config(run)
         if config is None:
             raise UserError(f"--run {run}: no run folder (it has no config.yaml); give one that train.py has made")
-        data = dataclasses.replace(config.data, **flags)
+        data = dataclasses.replace(_of_one_pair(run, config.data, given), **flags)
     elif any(named.values()):
         data = DataConfig(train_file=files or None, **flags)
     else:
@@ -131,6 +131,13 @@ def _subject(given: argparse.Namespace) -> Subject:
     if given.model is not None:
         return Subject(data, given.model, "--model")
     return Subject(data, None if config is None else _tokenizer_of_run(run, config), "--tokenizer")
+
+
+def _of_one_pair(run: str, data: DataConfig, given: argparse.Namespace) -> DataConfig:
+    """Leave the choice of a pair, of a run that has several, to the flags."""
+    if data.pairs and not (given.source_lang and given.target_lang):
+        raise UserError(f"--run {run}: has the pairs {data.pairs}; say which with --source_lang and --target_lang")
+    return dataclasses.replace(data, pairs=None)
 
 
 def _tokenizer_of_run(run: str, config: Config) -> str | None:

@@ -1,5 +1,6 @@
 """evaluation: the numbers of sacreBLEU's own command line, of any model on any test sets."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -7,9 +8,10 @@ import sys
 
 import pytest
 
+from mtloop.config import parse_config
 from mtloop.evaluation.command import Verdict as FoundScores
 from mtloop.evaluation.command import main, shown
-from mtloop.evaluation.rows import _named
+from mtloop.evaluation.rows import _named, fill_settings, load_own_rows
 from mtloop.metrics import Interval, score_with_intervals
 from mtloop.translate.shell import stored_config
 
@@ -170,3 +172,16 @@ def test_the_configuration_of_a_run_is_found(tmp_path):
                                           "source_lang: en\ntarget_lang: fr\n")  # fmt: skip
     for name in (".", "final", "checkpoints/step_3"):
         assert stored_config(str(tmp_path / name)).data.dataset_name == "demo"
+
+
+def test_a_run_of_several_pairs_is_scored_beside_other_test_sets():
+    trained = parse_config(["demo", "--pairs", "en-fr,fr-en"])
+    nothing = dict.fromkeys(("source_lang", "target_lang", "source_column", "target_column"))
+    given = argparse.Namespace(**nothing, test_set=["news=news.jsonl"], max_samples=3)
+    fill_settings(given, trained)
+    assert given.source_lang is None  # of the other test set nobody has said what it is
+    own = load_own_rows(given, trained, "valid")
+    assert [one.name for one in own] == ["valid en-fr", "valid fr-en"] and own[0].sources == own[1].references
+    given.source_lang, given.target_lang = "English", "French"
+    fill_settings(given, trained)
+    assert [one.name for one in load_own_rows(given, trained, "valid")] == ["valid en-fr"]

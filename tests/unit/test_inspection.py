@@ -297,3 +297,14 @@ def assert_shared(report, path):
     }
     for name, share in expected.items():
         assert report["shared_with_train"]["valid"][name] == round(float(share), 5)
+
+
+def test_a_run_of_several_pairs_is_looked_at_pair_by_pair(run_command, files, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    text = f"train_file: [{files[0]}]\npairs: en-fr,fr-en\ntrain_tokenizer: true\nmodel_size: tiny\n"
+    (run / "config.yaml").write_text(text)
+    status, _, err = run_command(run)
+    assert status == 2 and f"--run {run}: has the pairs en-fr,fr-en; say which with --source_lang" in err
+    status, out, err = run_command(run, "--source_lang", "fr", "--target_lang", "en")
+    assert status == 0 and "train: " in out, err
