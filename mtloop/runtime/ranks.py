@@ -38,6 +38,7 @@ from mtloop.runtime.machine import (
     keep_freed_memory,
     set_threads,
 )
+from mtloop.runtime.network import choose_interface
 from mtloop.runtime.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Runtime:
             keep_freed_memory()
         precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_tiny_model=is_tiny_model)
         check_environment(precision, is_cpu=is_cpu)
+        choose_interface()
         try:
             with self.signals.leaving_with_launcher():
                 self.accelerator = self._accelerator(hardware, precision, is_cpu, project_dir, report_to)
