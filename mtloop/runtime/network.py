@@ -37,3 +37,14 @@ def _own_address(peer: str) -> str | None:
             return str(probe.getsockname()[0]).partition("%")[0]
     except OSError:  # an unknown name or no route: the launcher says so itself
         return None
+
+
+def could_not_meet() -> str:
+    """Say in one line that the processes did not find one another, and what to look at."""
+    where = f"{os.environ.get('MASTER_ADDR', '?')} port {os.environ.get('MASTER_PORT', '?')}"
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "that of the machine's own name")
+    return (
+        f"the processes of the run did not meet at {where}; does --main_process_ip name the "
+        "first machine, and is every port open between the machines? On CPUs they speak over the network interface "
+        f"{interface}: GLOO_SOCKET_IFNAME chooses another"
+    )

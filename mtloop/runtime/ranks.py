@@ -29,7 +29,8 @@ from accelerate.utils import (
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mtloop.config import RunFailed, UserError
+from mtloop.config import ProcessFailed, RunFailed, UserError
+from mtloop.runtime.failures import explain
 from mtloop.runtime.machine import (
     check_environment,
     choose_precision,
@@ -38,7 +39,7 @@ from mtloop.runtime.machine import (
     keep_freed_memory,
     set_threads,
 )
-from mtloop.runtime.network import choose_interface
+from mtloop.runtime.network import choose_interface, could_not_meet
 from mtloop.runtime.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Asking the ranks whether one was told to stop is a host sync: free on a CPU, not on an accelerator.
 STOP_CHECK_EVERY_ON_ACCELERATOR = 10
+# Seconds beyond --process_timeout in which torch's own error, which says more, may come first.
+MEETING_MARGIN_S = 5.0
 
 
 class Runtime:
@@ -83,6 +86,7 @@ class Runtime:
 
         Raises:
             UserError: for a launch that cannot be what was wanted (process counts that disagree, FSDP on a CPU, ...).
+            ProcessFailed: for processes that do not find one another.
         """
         self.signals = StopSignals()
         is_cpu = hardware.use_cpu or flag("ACCELERATE_USE_CPU") or not has_accelerator()
@@ -94,11 +98,16 @@ class Runtime:
         check_environment(precision, is_cpu=is_cpu)
         choose_interface()
         try:
-            with self.signals.leaving_with_launcher():
+            with self.signals.leaving_with_launcher(timeout_s=hardware.process_timeout + MEETING_MARGIN_S):
                 self.accelerator = self._accelerator(hardware, precision, is_cpu, project_dir, report_to)
         except ValueError as error:
             problem = " ".join(str(error).split())
             raise UserError(f"--mixed_precision {precision or 'of the launch file'}: {problem}") from error
+        except RuntimeError as error:
+            failure = explain(error)
+            if failure is None or not failure.is_lost_peer:
+                raise
+            raise ProcessFailed(could_not_meet()) from error
         self.rank: int = self.accelerator.process_index
         self.num_ranks: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process

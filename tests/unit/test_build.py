@@ -33,6 +33,8 @@ def test_a_new_folder_is_made_and_swept_and_an_old_one_recognised(runtime, tmp_p
     leftovers = [folder.path / ".tmp-final-1", folder.checkpoints_dir / ".trash-step_1-1"]
     for path in leftovers:
         path.mkdir()
+    leftovers.append(folder.path / ".tmp-probe-1")
+    leftovers[-1].write_text("")
     _, stored = claim_folder(config, runtime)
     assert stored is not None and stored.optimizer == config.optimizer
     assert not any(path.exists() for path in leftovers)
