@@ -49,6 +49,11 @@ class Host:
     def plug(self, state):
         subprocess.run(["ip", "-n", self.name, "link", "set", self.cable, state], check=True)
 
+    def pids(self):
+        """Every process that is on this machine."""
+        done = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
+        return [int(pid) for pid in done.stdout.split()]
+
     def errors(self):
         return [line for line in (self.home / "stderr").read_text().splitlines() if line.startswith("mtloop: ")]
 
@@ -79,10 +84,8 @@ def hosts(tmp_path):
         yield pair
     finally:
         for host in made:
-            for pid in subprocess.run(
-                ["ip", "netns", "pids", host.name], capture_output=True, text=True, check=False
-            ).stdout.split():
-                psutil.Process(int(pid)).kill()
+            for pid in host.pids():
+                psutil.Process(pid).kill()
             subprocess.run(["ip", "netns", "del", host.name], check=True)
 
 
@@ -102,13 +105,11 @@ def start(hosts, *flags, script="train.py", num_processes=2, **extra):
     ]  # fmt: skip
 
 
-def wait_for_end(processes, timeout_s):
+def wait_for_end(hosts, processes, timeout_s):
     """Wait for both launchers; none of what they started may outlive them."""
-    children = [child for process in processes for child in psutil.Process(process.pid).children(recursive=True)]
     for process in processes:
         process.wait(timeout=timeout_s)
-    _, left = psutil.wait_procs(children, timeout=5)
-    assert not left
+    assert [host.pids() for host in hosts] == [[], []]
     return [process.returncode for process in processes]
 
 
@@ -121,7 +122,7 @@ def test_the_same_run_as_on_one_process(hosts, tmp_path):
     flags = ["--max_train_steps", "20", "--output_dir"]
     alone, both = tmp_path / "alone", tmp_path / "both"
     assert run([sys.executable, "train.py", *FLAGS, *flags, str(alone)]).returncode == 0
-    assert wait_for_end(start(hosts, *flags, both), 120) == [0, 0], hosts[0].errors() + hosts[1].errors()
+    assert wait_for_end(hosts, start(hosts, *flags, both), 120) == [0, 0], hosts[0].errors() + hosts[1].errors()
     first = (hosts[0].home / "stdout").read_text().splitlines()[0]
     assert "device cpu · 2 processes" in first and "the launch file asks for a GPU, none is here" in first
     expected, found = (lines_of(folder, "loss") for folder in (alone, both))
@@ -145,7 +146,7 @@ def test_the_same_run_as_on_one_process(hosts, tmp_path):
 def test_each_machine_tokenises_once_into_its_own_cache(hosts, tmp_path):
     flags = ["--max_train_steps", "2", "--output_dir", tmp_path / "run"]
     processes = start(hosts, *flags, script="tests/distributed/worker_tokenize.py", num_processes=4)
-    assert wait_for_end(processes, 180) == [0, 0], hosts[0].errors() + hosts[1].errors()
+    assert wait_for_end(hosts, processes, 180) == [0, 0], hosts[0].errors() + hosts[1].errors()
     assert "4 processes" in (hosts[0].home / "stdout").read_text().splitlines()[0]
     for host in hosts:
         # Training and validation rows, each one batch of at most 1,000: by the first process, the second finds them.
@@ -176,9 +177,10 @@ def test_a_cut_cable_ends_both_machines_and_the_same_command_goes_on(hosts, tmp_
             break
     follow.kill()
     follow.wait()
+    assert all(host.pids() for host in hosts)
     hosts[unplugged].plug("down")
     # TIMEOUT_S for the processes to miss one another, the rest for them and their launchers to leave.
-    assert wait_for_end(processes, TIMEOUT_S + 30) == [1, 1]
+    assert wait_for_end(hosts, processes, TIMEOUT_S + 30) == [1, 1]
     for rank, host in enumerate(hosts):
         (error,) = host.errors()
         assert error == (
@@ -189,7 +191,7 @@ def test_a_cut_cable_ends_both_machines_and_the_same_command_goes_on(hosts, tmp_
     assert (status["status"], status["exit_status"]) == ("failed", 1)
     assert "did not answer within --process_timeout" in status["message"]
     hosts[unplugged].plug("up")
-    assert wait_for_end(start(hosts, *flags), 120) == [0, 0], hosts[0].errors() + hosts[1].errors()
+    assert wait_for_end(hosts, start(hosts, *flags), 120) == [0, 0], hosts[0].errors() + hosts[1].errors()
     assert f"resumed from {folder}/checkpoints/step_" in (hosts[0].home / "stdout").read_text()
     assert json.loads((folder / "status.json").read_text())["status"] == "finished"
     assert [line["step"] for line in lines_of(folder, "loss")] == list(range(1, 4 * NUM_UPDATES_PER_EPOCH + 1))
@@ -197,7 +199,7 @@ def test_a_cut_cable_ends_both_machines_and_the_same_command_goes_on(hosts, tmp_
 
 def test_a_folder_that_is_not_the_same_on_both_is_refused(hosts):
     """A relative name, and homes that the machines do not share."""
-    assert wait_for_end(start(hosts, "--max_train_steps", "2", "--output_dir", "runs/mine"), 90) == [1, 1]
+    assert wait_for_end(hosts, start(hosts, "--max_train_steps", "2", "--output_dir", "runs/mine"), 90) == [1, 1]
     (error,) = hosts[0].errors()
     assert error.startswith("mtloop: error: --output_dir runs/mine: process 1 on ")
     assert str(hosts[1].home / "runs" / "mine") in error and error.endswith("a folder that all machines share")
@@ -210,7 +212,7 @@ def test_machines_that_cannot_reach_each_other_say_what_to_look_at(hosts, tmp_pa
     flags = ["--process_timeout", TIMEOUT_S, "--output_dir", tmp_path / "run"]
     # The launchers meet, the processes look for one another on loopback.
     processes = start(hosts, *flags, GLOO_SOCKET_IFNAME="lo")
-    assert wait_for_end(processes, TIMEOUT_S + 60) == [1, 1]
+    assert wait_for_end(hosts, processes, TIMEOUT_S + 60) == [1, 1]
     for rank, host in enumerate(hosts):
         (error,) = host.errors()
         assert error.startswith(
