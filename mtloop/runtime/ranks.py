@@ -34,6 +34,7 @@ from mtloop.runtime.failures import explain
 from mtloop.runtime.machine import (
     check_environment,
     choose_precision,
+    complete_fp16,
     flag,
     has_accelerator,
     keep_freed_memory,
@@ -95,7 +96,7 @@ class Runtime:
         if is_cpu:
             keep_freed_memory()
         precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_tiny_model=is_tiny_model)
-        check_environment(precision, is_cpu=is_cpu)
+        check_environment(is_cpu=is_cpu)
         choose_interface()
         try:
             with self.signals.leaving_with_launcher(timeout_s=hardware.process_timeout + MEETING_MARGIN_S):
@@ -108,6 +109,7 @@ class Runtime:
             if failure is None or not failure.is_lost_peer:
                 raise
             raise ProcessFailed(could_not_meet()) from error
+        complete_fp16(self.accelerator)
         self.rank: int = self.accelerator.process_index
         self.num_ranks: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process

@@ -57,6 +57,9 @@ def test_threads_are_the_cores_shared_by_the_processes_of_the_machine(fresh_acce
         ("bf16", None, torch.bfloat16),
         ("bf16", "no", torch.float32),
         ("no", "bf16", torch.bfloat16),
+        ("fp16", None, torch.float16),
+        ("no", "fp16", torch.float16),
+        ("fp16", "no", torch.float32),
     ],
 )
 def test_a_flag_wins_over_the_launch_file_and_none_means_the_file(
@@ -66,8 +69,9 @@ def test_a_flag_wins_over_the_launch_file_and_none_means_the_file(
     if of_the_launch_file:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", of_the_launch_file)
     runtime = start(mixed_precision=asked)
-    assert runtime.precision == {torch.float32: "no", torch.bfloat16: "bf16"}[expected]
+    assert runtime.precision == {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[expected]
     assert autocast_dtype(runtime) == expected
+    assert (runtime.accelerator.scaler is not None) == (expected == torch.float16)
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the processor's features are read from /proc/cpuinfo")
@@ -90,8 +94,6 @@ def test_auto_is_fp32_for_a_tiny_model_on_a_processor(fresh_accelerate, monkeypa
 @pytest.mark.parametrize(
     ("environment", "flags", "words"),
     [
-        ({}, {"mixed_precision": "fp16"}, ["--mixed_precision fp16", "bf16"]),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, ["--mixed_precision fp16", "bf16"]),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, ["fsdp", "multi_cpu.yaml"]),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["deepspeed", "fsdp.yaml"]),
         ({"WORLD_SIZE": "2"}, {}, ["WORLD_SIZE is 2", "accelerate launch"]),
