@@ -39,6 +39,17 @@ def check_environment(*, is_cpu: bool) -> None:
         )
 
 
+def use_deterministic_algorithms(is_wanted: bool) -> None:
+    """Have torch take the algorithm that gives the same bits every time, or fail where it has none; or no longer.
+
+    On a GPU the gradients of embeddings and attention are otherwise summed in the order in which threads arrive.
+    """
+    if is_wanted:
+        # cuBLAS asks for it, before the first matrix product; 8 buffers of 4 MiB, from its documentation.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(is_wanted)
+
+
 def complete_fp16(accelerator: Accelerator) -> None:
     """Give accelerate what it leaves out for fp16 on a CPU, silently: autocast, and a scaler for the loss.
 

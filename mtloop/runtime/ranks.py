@@ -39,6 +39,7 @@ from mtloop.runtime.machine import (
     has_accelerator,
     keep_freed_memory,
     set_threads,
+    use_deterministic_algorithms,
 )
 from mtloop.runtime.network import choose_interface, could_not_meet
 from mtloop.runtime.signals import Interrupted, StopSignals
@@ -93,6 +94,7 @@ class Runtime:
         is_cpu = hardware.use_cpu or flag("ACCELERATE_USE_CPU") or not has_accelerator()
         self.seed = hardware.seed
         self.num_threads = set_threads(hardware.cpu_threads)
+        use_deterministic_algorithms(hardware.deterministic)
         if is_cpu:
             keep_freed_memory()
         precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_tiny_model=is_tiny_model)
@@ -308,8 +310,9 @@ class Runtime:
             raise Interrupted(number)
 
     def close(self) -> None:
-        """End trackers and the process group, and give the signals back: a notebook goes on after the run."""
+        """End trackers and the process group, and give signals and settings back: a notebook goes on after the run."""
         self.signals.restore()
+        use_deterministic_algorithms(False)
         if self.num_ranks > 1:
             # Gloo's thread needs the GIL to drop the tensors of the last collective, and the group's destructor waits
             # for that thread while it holds the GIL (torch 2.13): without this pause one exit in a few hung for ever.

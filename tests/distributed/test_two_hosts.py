@@ -23,7 +23,7 @@ FLAGS = [
     "--max_eval_samples", "21", "--vocab_size", "400", "--num_beams", "1", "--val_max_target_length", "16",
     "--logging_steps", "1",
 ]  # fmt: skip
-NUM_UPDATES_PER_EPOCH = 36  # of 600 pairs of the demo by the default of 1,000 padded tokens
+NUM_UPDATES_PER_EPOCH = 36  # of 600 pairs, by the demo's 450 target tokens
 TIMEOUT_S = 10
 
 
@@ -105,6 +105,20 @@ def start(hosts, *flags, script="train.py", num_processes=2, **extra):
     ]  # fmt: skip
 
 
+def start_with_torchrun(hosts, *flags):
+    """Likewise, with torchrun."""
+    return [
+        host.start(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--node_rank", rank,
+                "--nproc_per_node", 1, "--master_addr", hosts[0].address, "--master_port", 29500,
+                PROJECT / "train.py", *FLAGS, *flags,
+            ]
+        )
+        for rank, host in enumerate(hosts)
+    ]  # fmt: skip
+
+
 def wait_for_end(hosts, processes, timeout_s):
     """Wait for both launchers; none of what they started may outlive them."""
     for process in processes:
@@ -141,6 +155,13 @@ def test_the_same_run_as_on_one_process(hosts, tmp_path):
     )
     assert [line["index"] for line in hypotheses] == [line["index"] for line in alone_too]
     assert len({line["index"] for line in hypotheses}) == 21
+
+
+def test_torchrun_starts_the_same_run(hosts, tmp_path):
+    flags = ["--max_train_steps", "2", "--output_dir", tmp_path / "run"]
+    assert wait_for_end(hosts, start_with_torchrun(hosts, *flags), 120) == [0, 0], hosts[0].errors()
+    assert "device cpu · 2 processes" in (hosts[0].home / "stdout").read_text().splitlines()[0]
+    assert [line["step"] for line in lines_of(tmp_path / "run", "loss")] == [1, 2]
 
 
 def test_each_machine_tokenises_once_into_its_own_cache(hosts, tmp_path):
