@@ -45,7 +45,7 @@ def test_the_demo_learns_in_every_precision(tmp_path, precision):
     first, losses = launched(tmp_path / "gpu", *flags, "60", "--mixed_precision", precision)
     assert first.startswith("device cuda (") and "1 process ·" in first
     assert f"precision {'fp32' if precision == 'no' else precision}" in first
-    assert len(losses) == 60 and sum(losses[-10:]) < 0.8 * sum(losses[:10])  # as on a CPU, where it falls by a third
+    assert len(losses) == 60 and sum(losses[-10:]) < 0.9 * sum(losses[:10])  # on a CPU it falls by a fifth
     _, on_cpu = launched(tmp_path / "cpu", *flags, "5", "--use_cpu", "--mixed_precision", "no")
     assert losses[:5] == pytest.approx(on_cpu, rel=NEARNESS[precision])
 
@@ -115,8 +115,8 @@ def test_the_peak_of_memory_is_that_of_one_micro_batch(new_run):
         num_micro_batches.append(len(update.micro_batches))
         gradients = sum(4 * weight.numel() for weight in run.model.parameters() if weight.requires_grad)
         longest = max(batch[side].shape[1] for batch in update.micro_batches for side in ("input_ids", "labels"))
-        # Twice: in the backward a gradient stands beside what it is the gradient of. 16 MiB: kernels' own workspaces.
-        bound = gradients + 2 * max_tokens * bytes_per_token(run.model.config, longest) + 2**24
+        # On a CPU the forward keeps 0.36 of this, at both caps; the rest is for the backward's own. 16 MiB: workspaces.
+        bound = gradients + max_tokens * bytes_per_token(run.model.config, longest) + 2**24
         assert peaks[-1] <= bound
     assert num_micro_batches[0] > num_micro_batches[1] and peaks[0] < peaks[1]
 
