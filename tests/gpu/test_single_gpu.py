@@ -41,7 +41,7 @@ def launched(folder, *flags):
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_the_demo_learns_in_every_precision(tmp_path, precision):
-    flags = ["--dropout", "0", "--max_train_steps"]
+    flags = ["--dropout", "0", "--lr_scheduler_type", "constant", "--max_train_steps"]
     first, losses = launched(tmp_path / "gpu", *flags, "60", "--mixed_precision", precision)
     assert first.startswith("device cuda (") and "1 process ·" in first
     assert f"precision {'fp32' if precision == 'no' else precision}" in first
