@@ -139,12 +139,13 @@ def fresh_accelerate():
 
 
 @pytest.fixture
-def runtime(fresh_accelerate):
-    """One process on the CPU in fp32."""
+def runtime(fresh_accelerate, request):
+    """One process on the CPU, in fp32 or in the precision that the test gives as parameter."""
     from mtloop.config import HardwareConfig
     from mtloop.runtime import Runtime
 
-    started = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1, mixed_precision="no"))
+    precision = getattr(request, "param", "no")
+    started = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1, mixed_precision=precision))
     yield started
     started.close()
 

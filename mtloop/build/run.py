@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtloop.adapters import base_fingerprint, choose_trained
 from mtloop.batching import Budget
 from mtloop.build.data import Pair, build_tokenizer, encode_corpus, settle_pairs
-from mtloop.checkpoint import sweep
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.config import Config, changed, differences, flat, is_from_scratch, to_yaml
 from mtloop.corpus import Corpus, describe, load_corpus
@@ -34,35 +32,6 @@ from mtloop.trainer import Run
 
 # Of these versions the last digit of a number may depend.
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy")
-
-
-def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | None]:
-    """Create the run folder, or recognise it as this run's, and lock it until RunFolder.unlock().
-
-    Collective.
-
-    Returns:
-        The folder, and the configuration stored there (None in a new one).
-
-    Raises:
-        UserError: when it cannot be written, is in use, or holds another run and --allow_changed is not given.
-    """
-    assert config.output.output_dir is not None
-    folder = RunFolder(Path(config.output.output_dir))
-
-    def claim() -> Config | None:
-        folder.create()
-        folder.refuse_foreign()
-        folder.lock(runtime.say)
-        try:
-            stored = folder.check_config(config)
-            sweep(folder)
-        except BaseException:
-            folder.unlock()
-            raise
-        return stored
-
-    return folder, runtime.on_main(claim)
 
 
 def settle_budget(config: Config, stored: Config | None, *, num_ranks: int) -> Config:

@@ -147,7 +147,7 @@ def sweep(folder: RunFolder) -> None:
         recover(parent)
         for pattern in (".tmp-*", ".trash-*", ".push-*"):
             for path in parent.glob(pattern):
-                if path.is_symlink():
+                if path.is_symlink() or path.is_file():
                     path.unlink(missing_ok=True)
                 else:
                     shutil.rmtree(path, ignore_errors=True)

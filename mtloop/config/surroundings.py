@@ -93,6 +93,9 @@ class HardwareConfig(Group):
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = setting(
         None, "arithmetic of forward and backward; auto: the best that the device has (none: what the launch file says)"
     )
+    deterministic: bool = setting(
+        False, "let a GPU compute the same bits every time, more slowly; a CPU does in any case"
+    )
     use_cpu: bool = setting(False, "train on the CPU although an accelerator is present")
     cpu_threads: int | None = setting(
         None, "CPU threads a process (none: the cores divided by the local processes)", check=between(1, 1_024)

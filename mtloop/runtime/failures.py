@@ -33,6 +33,8 @@ def explain(error: BaseException) -> ProcessFailed | None:
         return ProcessFailed(
             "out of memory; lower --max_tokens_per_micro_batch or --eval_max_tokens: results are the same"
         )
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
+        return ProcessFailed(f"--deterministic: {text.partition(',')[0][:120]}; leave it out")
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         return ProcessFailed(
             f"a loader worker died ({text[:120]}); out of memory? Lower --dataloader_num_workers; the same command "

@@ -10,6 +10,7 @@ import ctypes
 import os
 
 import torch
+from accelerate import Accelerator
 
 from mtloop.config import UserError
 
@@ -22,13 +23,8 @@ def flag(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
-def check_environment(precision: str | None, *, is_cpu: bool) -> None:
+def check_environment(*, is_cpu: bool) -> None:
     """Refuse what a launch file or a shell asks for and accelerate would get wrong, silently or after a long wait."""
-    if is_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
-        raise UserError(
-            "--mixed_precision fp16: accelerate runs it on a CPU without autocast and without a gradient scaler; "
-            "give bf16, no or auto"
-        )
     if is_cpu and flag("ACCELERATE_USE_FSDP"):
         raise UserError(
             "fsdp: there is no accelerator here, and accelerate would silently run plain data parallelism instead; "
@@ -41,6 +37,27 @@ def check_environment(precision: str | None, *, is_cpu: bool) -> None:
             f"WORLD_SIZE is {world_size} but no launcher set MASTER_ADDR: start with `accelerate launch` and a file of "
             "accelerate_configs/, or unset WORLD_SIZE"
         )
+
+
+def use_deterministic_algorithms(is_wanted: bool) -> None:
+    """Have torch take the algorithm that gives the same bits every time, or fail where it has none; or no longer.
+
+    On a GPU the gradients of embeddings and attention are otherwise summed in the order in which threads arrive.
+    """
+    if is_wanted:
+        # cuBLAS asks for it, before the first matrix product; 8 buffers of 4 MiB, from its documentation.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(is_wanted)
+
+
+def complete_fp16(accelerator: Accelerator) -> None:
+    """Give accelerate what it leaves out for fp16 on a CPU, silently: autocast, and a scaler for the loss.
+
+    Before prepare(), which hands both on. Torch has them there since 2.3.
+    """
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu")
 
 
 def has_accelerator() -> bool:

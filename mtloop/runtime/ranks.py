@@ -29,15 +29,19 @@ from accelerate.utils import (
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mtloop.config import RunFailed, UserError
+from mtloop.config import ProcessFailed, RunFailed, UserError
+from mtloop.runtime.failures import explain
 from mtloop.runtime.machine import (
     check_environment,
     choose_precision,
+    complete_fp16,
     flag,
     has_accelerator,
     keep_freed_memory,
     set_threads,
+    use_deterministic_algorithms,
 )
+from mtloop.runtime.network import choose_interface, could_not_meet
 from mtloop.runtime.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Asking the ranks whether one was told to stop is a host sync: free on a CPU, not on an accelerator.
 STOP_CHECK_EVERY_ON_ACCELERATOR = 10
+# Seconds beyond --process_timeout in which torch's own error, which says more, may come first.
+MEETING_MARGIN_S = 5.0
 
 
 class Runtime:
@@ -82,21 +88,30 @@ class Runtime:
 
         Raises:
             UserError: for a launch that cannot be what was wanted (process counts that disagree, FSDP on a CPU, ...).
+            ProcessFailed: for processes that do not find one another.
         """
         self.signals = StopSignals()
         is_cpu = hardware.use_cpu or flag("ACCELERATE_USE_CPU") or not has_accelerator()
         self.seed = hardware.seed
         self.num_threads = set_threads(hardware.cpu_threads)
+        use_deterministic_algorithms(hardware.deterministic)
         if is_cpu:
             keep_freed_memory()
         precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_tiny_model=is_tiny_model)
-        check_environment(precision, is_cpu=is_cpu)
+        check_environment(is_cpu=is_cpu)
+        choose_interface()
         try:
-            with self.signals.leaving_with_launcher():
+            with self.signals.leaving_with_launcher(timeout_s=hardware.process_timeout + MEETING_MARGIN_S):
                 self.accelerator = self._accelerator(hardware, precision, is_cpu, project_dir, report_to)
         except ValueError as error:
             problem = " ".join(str(error).split())
             raise UserError(f"--mixed_precision {precision or 'of the launch file'}: {problem}") from error
+        except RuntimeError as error:
+            failure = explain(error)
+            if failure is None or not failure.is_lost_peer:
+                raise
+            raise ProcessFailed(could_not_meet()) from error
+        complete_fp16(self.accelerator)
         self.rank: int = self.accelerator.process_index
         self.num_ranks: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
@@ -295,8 +310,9 @@ class Runtime:
             raise Interrupted(number)
 
     def close(self) -> None:
-        """End trackers and the process group, and give the signals back: a notebook goes on after the run."""
+        """End trackers and the process group, and give signals and settings back: a notebook goes on after the run."""
         self.signals.restore()
+        use_deterministic_algorithms(False)
         if self.num_ranks > 1:
             # Gloo's thread needs the GIL to drop the tensors of the last collective, and the group's destructor waits
             # for that thread while it holds the GIL (torch 2.13): without this pause one exit in a few hung for ever.

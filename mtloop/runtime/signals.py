@@ -11,11 +11,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import psutil
+
+from mtloop.runtime.network import could_not_meet
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 # Ignored from the start they stay so: HUP under nohup, INT in a shell's background. A batch script that ignores TERM
@@ -80,21 +83,25 @@ class StopSignals:
         return self.number
 
     @contextlib.contextmanager
-    def leaving_with_launcher(self) -> Iterator[None]:
-        """End this process at once if its launcher dies meanwhile: for the time before there is anything to save.
+    def leaving_with_launcher(self, *, timeout_s: float) -> Iterator[None]:
+        """End this process at once if its launcher dies meanwhile, or if this takes too long.
 
-        The launcher of several processes keeps the store at which they meet; without it they would wait for it as long
-        as --process_timeout lets them.
+        For the time before there is anything to save, in which the processes meet. The launcher of several keeps the
+        store at which they do: without it they would wait as long as --process_timeout lets them. And the process that
+        gloo has wait for a connection waits without end if the one that should connect has failed (torch 2.13).
         """
-        is_over = threading.Event()
+        is_over, deadline = threading.Event(), time.monotonic() + timeout_s
+
+        def leave(line: str, status: int) -> None:
+            print(f"mtloop: {line}", file=sys.stderr, flush=True)
+            os._exit(status)
 
         def watch() -> None:
             while not is_over.wait(0.2):
                 if self.launcher is not None and os.getppid() != self.launcher:
-                    print(
-                        "mtloop: stopped: the launcher is gone, before the training began", file=sys.stderr, flush=True
-                    )
-                    os._exit(128 + signal.SIGTERM)
+                    leave("stopped: the launcher is gone, before the training began", 128 + signal.SIGTERM)
+                if time.monotonic() > deadline:
+                    leave(f"error: process {os.environ.get('RANK', '0')}: {could_not_meet()}", 1)
 
         threading.Thread(target=watch, name="mtloop-launcher", daemon=True).start()
         try:

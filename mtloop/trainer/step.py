@@ -53,7 +53,8 @@ def train_step(run: Run, update: Update) -> UpdateStats:
         scaler = run.runtime.accelerator.scaler
         if is_finite or scaler is None:
             break
-        run.optimizer.step()  # the scaler skips the step and lowers the scale
+        # Without optimizer.step(), in which the scaler would judge for itself: of a sharded model by its shard alone.
+        scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
         run.optimizer.zero_grad()
     learning_rate = float(run.scheduler.get_last_lr()[0])
     if is_finite:

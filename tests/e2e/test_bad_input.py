@@ -118,7 +118,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         (["--num_beam", "3"], ["--num_beam", "--num_beams"]),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], ["reduce_lr_on_plateau"]),
         (["--expect_processes", "2"], ["--expect_processes 2"]),
-        (["--mixed_precision", "fp16"], ["fp16"]),
         (["--vocab_size", "8000"], ["--vocab_size"]),
         (["--max_source_length", "64", "--resume_from_checkpoint", "epoch_7"], ["--resume_from_checkpoint epoch_7"]),
         (["--vocab_size", "10000000000"], ["--vocab_size", "multiple of 8"]),

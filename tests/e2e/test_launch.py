@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.launch import PROJECT, environment, run
+from tests.launch import PROJECT, environment, free_port, run
 
 pytestmark = pytest.mark.e2e
 
@@ -78,21 +78,40 @@ def test_the_package_works_outside_the_clone(tmp_path):
     assert (site / "mtloop" / "recipes" / "kde4-en-fr.yaml").exists()
 
 
-@pytest.mark.parametrize("name", ["single_gpu", "multi_gpu"])
-def test_a_gpu_file_without_a_gpu_runs_on_the_cpu_and_says_so(tmp_path, name):
+# What each file is started with on a machine without an accelerator, and what its first line then says.
+WITHOUT_ACCELERATOR = {
+    "cpu": ([], 1, False),
+    "multi_cpu": ([], 2, False),
+    "single_gpu": ([], 1, True),
+    "multi_gpu": ([], 2, True),
+    # Two machines: tests/distributed/test_two_hosts.py and tests/e2e/test_slurm.py.
+    "multi_node": (["--num_machines", "1", "--num_processes", "2", "--main_process_ip", "127.0.0.1"], 2, True),
+}
+# Refused there: each has a test of its own.
+REFUSED = {"fsdp", "tpu"}
+
+
+def test_every_launch_file_is_started_or_refused():
+    names = {path.stem for path in (PROJECT / "accelerate_configs").glob("*.yaml")}
+    assert names == set(WITHOUT_ACCELERATOR) | REFUSED
+
+
+@pytest.mark.parametrize("name", WITHOUT_ACCELERATOR)
+def test_a_launch_file_runs_on_the_cpu_and_says_if_it_asks_for_more(tmp_path, name):
     import torch
 
     if torch.accelerator.is_available():
         pytest.skip("there is an accelerator here")
+    given, num_processes, asks_for_gpu = WITHOUT_ACCELERATOR[name]
+    port = ["--main_process_port", str(free_port())] if num_processes > 1 else []
     done = run(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
-         f"accelerate_configs/{name}.yaml", *(["--num_processes", "2"] if name == "multi_gpu" else []), "train.py",
-         *SMALL, "--output_dir", str(tmp_path / "run")]
+         f"accelerate_configs/{name}.yaml", *given, *port, "train.py", *SMALL, "--output_dir", str(tmp_path / "run")]
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    first = next(line for line in done.stdout.splitlines() if line.startswith("device"))
-    assert "device cpu" in first and "asks for a GPU, none is here" in first
-    assert f"{2 if name == 'multi_gpu' else 1} process" in first
+    first = done.stdout.splitlines()[0]
+    assert first.startswith(f"device cpu · {num_processes} process")
+    assert first.endswith("the launch file asks for a GPU, none is here") == asks_for_gpu
 
 
 def test_fsdp_file_on_a_cpu_is_refused(tmp_path):

@@ -1,11 +1,15 @@
 """From a configuration to a run: the folder is claimed, numbers are settled once, wrong ones are refused."""
 
 import json
+import socket
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from mtloop.build import claim_folder, drop_long, settle_budget, start_trackers
+from mtloop.build.folder import await_word
 from mtloop.config import HardwareConfig, RunFailed, UserError, changed, config_from, differences, parse_config, resolve
 from mtloop.runtime import Runtime
 from mtloop.tokenization import Encoded
@@ -33,6 +37,8 @@ def test_a_new_folder_is_made_and_swept_and_an_old_one_recognised(runtime, tmp_p
     leftovers = [folder.path / ".tmp-final-1", folder.checkpoints_dir / ".trash-step_1-1"]
     for path in leftovers:
         path.mkdir()
+    leftovers.append(folder.path / ".tmp-probe-1")
+    leftovers[-1].write_text("")
     _, stored = claim_folder(config, runtime)
     assert stored is not None and stored.optimizer == config.optimizer
     assert not any(path.exists() for path in leftovers)
@@ -52,6 +58,32 @@ def test_a_folder_that_cannot_be_made_is_refused(runtime, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^--output_dir .*file/run: cannot be written"):
         claim_folder(config_of(output_dir=tmp_path / "file" / "run"), runtime)
+
+
+def test_what_another_process_writes_may_be_seen_late(tmp_path):
+    """As over a network: the file is not there at first, then empty."""
+    path = tmp_path / "probe"
+
+    def write():
+        path.write_text("")
+        time.sleep(0.2)
+        path.write_text("word")
+
+    writer = threading.Timer(0.2, write)
+    writer.start()
+    await_word(path, "word", rank=1, wait_s=30)
+    writer.join()
+
+
+@pytest.mark.parametrize("found", [None, "another run's"])
+def test_a_folder_that_a_process_does_not_share_is_refused(tmp_path, found):
+    if found is not None:
+        (tmp_path / "probe").write_text(found)
+    with pytest.raises(UserError) as caught:
+        await_word(tmp_path / "probe", "word", rank=1, wait_s=0.2)
+    message = str(caught.value)
+    assert message.startswith(f"--output_dir {tmp_path}: process 1 on {socket.gethostname()} does not see there")
+    assert message.endswith("give the absolute path of a folder that all machines share") and "\n" not in message
 
 
 # the budget

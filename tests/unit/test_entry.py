@@ -131,7 +131,6 @@ def test_the_stored_configuration_starts_the_same_run_elsewhere(finished, tmp_pa
         ({"vocab_size": 8000}, "--vocab_size"),
         ({"learning_rat": 1}, "--learning_rat: no such flag, did you mean --learning_rate?"),
         ({"expect_processes": 3}, "--expect_processes 3"),
-        ({"mixed_precision": "fp16"}, "--mixed_precision fp16"),
         ({"max_source_length": 5000, "config_name": "nowhere", "model_size": None}, "--config_name nowhere"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"no_such": 1}'}, "--lr_scheduler"),
     ],

@@ -3,18 +3,21 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 from torch.utils.data import DataLoader
 
 from mtloop.config import HardwareConfig, RunFailed, UserError
-from mtloop.runtime import Interrupted, Runtime, attempt
+from mtloop.runtime import Interrupted, Runtime, attempt, explain
+from mtloop.runtime.network import choose_interface
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -57,6 +60,9 @@ def test_threads_are_the_cores_shared_by_the_processes_of_the_machine(fresh_acce
         ("bf16", None, torch.bfloat16),
         ("bf16", "no", torch.float32),
         ("no", "bf16", torch.bfloat16),
+        ("fp16", None, torch.float16),
+        ("no", "fp16", torch.float16),
+        ("fp16", "no", torch.float32),
     ],
 )
 def test_a_flag_wins_over_the_launch_file_and_none_means_the_file(
@@ -66,8 +72,9 @@ def test_a_flag_wins_over_the_launch_file_and_none_means_the_file(
     if of_the_launch_file:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", of_the_launch_file)
     runtime = start(mixed_precision=asked)
-    assert runtime.precision == {torch.float32: "no", torch.bfloat16: "bf16"}[expected]
+    assert runtime.precision == {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[expected]
     assert autocast_dtype(runtime) == expected
+    assert (runtime.accelerator.scaler is not None) == (expected == torch.float16)
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the processor's features are read from /proc/cpuinfo")
@@ -90,8 +97,6 @@ def test_auto_is_fp32_for_a_tiny_model_on_a_processor(fresh_accelerate, monkeypa
 @pytest.mark.parametrize(
     ("environment", "flags", "words"),
     [
-        ({}, {"mixed_precision": "fp16"}, ["--mixed_precision fp16", "bf16"]),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, ["--mixed_precision fp16", "bf16"]),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, ["fsdp", "multi_cpu.yaml"]),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["deepspeed", "fsdp.yaml"]),
         ({"WORLD_SIZE": "2"}, {}, ["WORLD_SIZE is 2", "accelerate launch"]),
@@ -140,6 +145,57 @@ def test_description_is_one_line_and_says_what_the_launch_file_could_not_have(fr
     assert start().describe() == "device cpu · 1 process · 1 CPU thread each · precision fp32"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # what single_gpu.yaml comes to
     assert start().describe().endswith("precision fp32 · the launch file asks for a GPU, none is here")
+
+
+def test_deterministic_algorithms_are_asked_for_until_the_end_of_the_run(fresh_accelerate, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # what the user chose stays
+    assert not torch.are_deterministic_algorithms_enabled()
+    runtime = start(deterministic=True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(3).put_(torch.tensor([0]), torch.ones(1))
+    failure = explain(caught.value)
+    assert str(failure) == "--deterministic: put_ does not have a deterministic implementation; leave it out"
+    runtime.close()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+# several machines
+
+
+def interfaces():
+    """Each network interface with an IPv4 address beyond loopback, and that address."""
+    return [
+        (name, address.address)
+        for name, addresses in psutil.net_if_addrs().items()
+        for address in addresses
+        if address.family == socket.AF_INET and not address.address.startswith("127.")
+    ]
+
+
+def test_gloo_takes_the_interface_that_leads_to_the_first_machine(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that the test's end takes back what choose_interface sets
+    for name, address in interfaces():
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+        monkeypatch.setenv("MASTER_ADDR", address)
+        choose_interface()
+        assert os.environ["GLOO_SOCKET_IFNAME"] == name
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "no-such-host.invalid", ""])
+def test_gloo_is_left_alone_on_one_machine_and_where_nothing_is_known(monkeypatch, address):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("MASTER_ADDR", address)
+    choose_interface()
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+def test_a_chosen_interface_stays(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
+    for _, address in interfaces():
+        monkeypatch.setenv("MASTER_ADDR", address)
+        choose_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
 
 
 # randomness

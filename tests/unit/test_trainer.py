@@ -225,28 +225,24 @@ def test_one_more_than_tolerated_fails(new_run):
 # fp16
 
 
-def fp16_run(new_run, runtime, name, init_scale):
-    """A run as fp16 makes it on an accelerator: real fp16 autocast and a real scaler, which the CPU has too."""
-    runtime.accelerator.state._mixed_precision = "fp16"  # Runtime itself refuses fp16 on a CPU
-    runtime.accelerator.native_amp = True
-    runtime.accelerator._optimizers.clear()
-    runtime.accelerator.scaler = torch.amp.GradScaler(device="cpu", init_scale=init_scale)
-    run = new_run(name, sentences_per_update=1)  # fp16 is slow on a CPU
-    with runtime.accelerator.autocast():
-        assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float16
-    return run
+def fp16_run(new_run, runtime, name, init_scale, **flags):
+    """A run with dropout whose scaler starts at init_scale: a repeat that drew other masks would be another update."""
+    runtime.accelerator._optimizers.clear()  # of an earlier run of the test
+    runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+    return new_run(name, dropout=0.1, num_warmup_steps=0, **flags)
 
 
+@pytest.mark.parametrize("runtime", ["fp16"], indirect=True)
 def test_an_fp16_overflow_repeats_the_update_with_a_lower_scale(new_run, runtime):
     # fp16 ends at 65,504 = 2^16: of loss / some 20 tokens, scaled by 2^27, the largest gradients lie far beyond it.
-    run = fp16_run(new_run, runtime, "high", 2.0**27)
+    run = fp16_run(new_run, runtime, "high", 2.0**27, sentences_per_update=1)
     stats = train_step(run, first_update(run))
     scale = runtime.accelerator.scaler.get_scale()
     assert not stats.is_skipped and math.isfinite(stats.grad_norm.item())
     num_halvings = 27 - math.log2(scale)
     assert 1 <= num_halvings <= MAX_OVERFLOW_REPEATS and num_halvings == int(num_halvings)
     # No sentence was lost and no other update slipped in: it is the update that starts with that scale.
-    straight = fp16_run(new_run, runtime, "straight", scale)
+    straight = fp16_run(new_run, runtime, "straight", scale, sentences_per_update=1)
     expected = train_step(straight, first_update(straight))
     assert runtime.accelerator.scaler.get_scale() == scale
     assert stats.grad_norm.item() == expected.grad_norm.item() and stats.loss_sum.item() == expected.loss_sum.item()
@@ -255,8 +251,9 @@ def test_an_fp16_overflow_repeats_the_update_with_a_lower_scale(new_run, runtime
     assert run.scheduler.last_epoch == 1
 
 
+@pytest.mark.parametrize("runtime", ["fp16"], indirect=True)
 def test_an_fp16_update_that_overflows_at_every_scale_is_given_up(new_run, runtime):
-    run = fp16_run(new_run, runtime, "hopeless", 2.0**60)
+    run = fp16_run(new_run, runtime, "hopeless", 2.0**60, sentences_per_update=1)
     before = weights_of(run)
     update = first_update(run)
     stats = train_step(run, update)
@@ -265,6 +262,28 @@ def test_an_fp16_update_that_overflows_at_every_scale_is_given_up(new_run, runti
     assert runtime.accelerator.scaler.get_scale() == 2.0 ** (60 - 1 - MAX_OVERFLOW_REPEATS)
     with pytest.raises(RunFailed, match=r"^step 1: "):
         count(run, update, stats)
+
+
+@pytest.mark.parametrize("runtime", ["fp16"], indirect=True)
+def test_an_fp16_run_that_overflows_at_first_or_is_resumed_is_the_same_run(new_run, runtime):
+    flags = {"max_train_steps": 4, "logging_steps": 1, "eval_steps": 10, "save_steps": 2}
+    high = fp16_run(new_run, runtime, "high", 2.0**26, **flags)
+    assert train(high) is None
+    scale = runtime.accelerator.scaler.get_scale()
+    assert scale < 2.0**26
+    straight = fp16_run(new_run, runtime, "straight", scale, **flags)
+    assert train(straight) is None
+    assert runtime.accelerator.scaler.get_scale() == scale
+    keys = ("step", "loss", "grad_norm", "learning_rate", "target_tokens")
+    losses = [
+        [[record[key] for key in keys] for record in records(run) if "loss" in record] for run in (high, straight)
+    ]
+    assert losses[0] == losses[1] and [values[0] for values in losses[0]] == [1, 2, 3, 4]
+    assert not has_moved(high, weights_of(straight))
+    shutil.rmtree(high.folder.checkpoints_dir / "step_4")
+    again = fp16_run(new_run, runtime, "high", 2.0**26, **flags)  # the checkpoint's scale takes its place
+    assert train(again) is None
+    assert runtime.accelerator.scaler.get_scale() == scale and not has_moved(again, weights_of(straight))
 
 
 # what is due when
