@@ -32,7 +32,7 @@ def check_environment(precision: str | None, *, is_cpu: bool) -> None:
     if is_cpu and flag("ACCELERATE_USE_FSDP"):
         raise UserError(
             "fsdp: there is no accelerator here, and accelerate would silently run plain data parallelism instead; "
-            "pick accelerate_configs/multi_cpu.yaml or cpu.yaml"
+            "pick accelerate_configs/multi_cpu.yaml and add --shard_model, which is FSDP2 over gloo, or cpu.yaml"
         )
     if flag("ACCELERATE_USE_DEEPSPEED"):
         raise UserError("deepspeed: not supported; pick accelerate_configs/fsdp.yaml or multi_gpu.yaml")
