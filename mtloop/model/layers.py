@@ -18,11 +18,12 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     """
     layers: list[nn.Module] = []
     for side in (model.get_encoder(), model.get_decoder()):
-        stacks: list[list[nn.Module]] = [list(child) for child in side.children() if isinstance(child, nn.ModuleList)]
-        if not any(stacks):
+        stacks = [child for child in side.children() if isinstance(child, nn.ModuleList)]
+        longest = max(stacks, key=len, default=nn.ModuleList())
+        if not len(longest):
             raise UserError(
                 f"--shard_model: {type(side).__name__} of a {model.config.model_type} model is no stack of layers; "
                 "train it unsharded, with accelerate_configs/multi_gpu.yaml"
             )
-        layers += max(stacks, key=lambda stack: len(stack))
+        layers += longest
     return layers

@@ -22,17 +22,17 @@ def flag(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
-def check_environment(precision: str | None, *, is_cpu: bool) -> None:
+def check_environment(precision: str | None, *, is_cpu: bool, shard_model: bool) -> None:
     """Refuse what a launch file or a shell asks for and accelerate would get wrong, silently or after a long wait."""
     if is_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         raise UserError(
             "--mixed_precision fp16: accelerate runs it on a CPU without autocast and without a gradient scaler; "
             "give bf16, no or auto"
         )
-    if is_cpu and flag("ACCELERATE_USE_FSDP"):
+    if is_cpu and flag("ACCELERATE_USE_FSDP") and not shard_model:
         raise UserError(
-            "fsdp: there is no accelerator here, and accelerate would silently run plain data parallelism instead; "
-            "pick accelerate_configs/multi_cpu.yaml and add --shard_model, which is FSDP2 over gloo, or cpu.yaml"
+            "fsdp: the launch file asks for it and no accelerator is here; pick accelerate_configs/multi_cpu.yaml or "
+            "cpu.yaml, or add --shard_model to shard over processes on the CPU all the same"
         )
     if flag("ACCELERATE_USE_DEEPSPEED"):
         raise UserError("deepspeed: not supported; pick accelerate_configs/fsdp.yaml or multi_gpu.yaml")

@@ -91,7 +91,7 @@ class Runtime:
         if is_cpu:
             keep_freed_memory()
         precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_tiny_model=is_tiny_model)
-        check_environment(precision, is_cpu=is_cpu)
+        check_environment(precision, is_cpu=is_cpu, shard_model=hardware.shard_model)
         sharding = asked_sharding(hardware, precision)
         try:
             with self.signals.leaving_with_launcher(), hidden_from_accelerate():

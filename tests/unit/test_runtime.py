@@ -92,7 +92,9 @@ def test_auto_is_fp32_for_a_tiny_model_on_a_processor(fresh_accelerate, monkeypa
     [
         ({}, {"mixed_precision": "fp16"}, ["--mixed_precision fp16", "bf16"]),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, ["--mixed_precision fp16", "bf16"]),
-        ({"ACCELERATE_USE_FSDP": "true"}, {}, ["fsdp", "multi_cpu.yaml"]),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, ["fsdp", "multi_cpu.yaml", "--shard_model"]),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {"shard_model": True}, ["fsdp_version 1", "give 2"]),
+        ({}, {"shard_model": True, "mixed_precision": "fp16"}, ["--mixed_precision fp16", "bf16"]),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["deepspeed", "fsdp.yaml"]),
         ({"WORLD_SIZE": "2"}, {}, ["WORLD_SIZE is 2", "accelerate launch"]),
         ({}, {"expect_processes": 2}, ["--expect_processes 2", "started 1", "--num_processes"]),
@@ -106,6 +108,11 @@ def test_a_launch_that_cannot_be_meant_is_refused_in_one_line(fresh_accelerate, 
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+def test_one_process_has_nobody_to_share_a_model_with(fresh_accelerate):
+    runtime = start(shard_model=True)
+    assert runtime.sharding is None and "sharded" not in runtime.describe()
 
 
 def test_a_world_that_accelerate_does_not_see_is_refused(runtime, monkeypatch):
