@@ -29,13 +29,12 @@ def check_environment(precision: str | None, *, is_cpu: bool, shard_model: bool)
             "--mixed_precision fp16: accelerate runs it on a CPU without autocast and without a gradient scaler; "
             "give bf16, no or auto"
         )
-    if is_cpu and flag("ACCELERATE_USE_FSDP") and not shard_model:
+    asked = [name for name in ("fsdp", "deepspeed") if flag(f"ACCELERATE_USE_{name.upper()}")]
+    if is_cpu and asked and not shard_model:
         raise UserError(
-            "fsdp: the launch file asks for it and no accelerator is here; pick accelerate_configs/multi_cpu.yaml or "
-            "cpu.yaml, or add --shard_model to shard over processes on the CPU all the same"
+            f"{asked[0]}: the launch file asks for it and no accelerator is here; pick accelerate_configs/multi_cpu.yaml "
+            "or cpu.yaml, or add --shard_model to shard over processes on the CPU all the same"
         )
-    if flag("ACCELERATE_USE_DEEPSPEED"):
-        raise UserError("deepspeed: not supported; pick accelerate_configs/fsdp.yaml or multi_gpu.yaml")
     if (world_size := os.environ.get("WORLD_SIZE", "1")) != "1" and "MASTER_ADDR" not in os.environ:
         raise UserError(
             f"WORLD_SIZE is {world_size} but no launcher set MASTER_ADDR: start with `accelerate launch` and a file of "

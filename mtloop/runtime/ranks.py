@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mtloop.config import RunFailed, UserError
+from mtloop.runtime.asked import asked_sharding, hidden_from_accelerate
 from mtloop.runtime.machine import (
     check_environment,
     choose_precision,
@@ -37,7 +38,7 @@ from mtloop.runtime.machine import (
     keep_freed_memory,
     set_threads,
 )
-from mtloop.runtime.sharding import asked_sharding, hidden_from_accelerate, is_sharded, set_gradient_sync, shard
+from mtloop.runtime.sharding import is_sharded, set_gradient_sync, shard
 from mtloop.runtime.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Runtime:
         text += f" · {self.num_ranks} process{'es' if self.num_ranks > 1 else ''}"
         text += f" · {self.num_threads} CPU thread{'s' if self.num_threads > 1 else ''} each"
         text += f" · precision {'fp32' if self.precision == 'no' else self.precision}"
-        text += " · sharded (FSDP2)" if self.sharding is not None else ""
+        text += f" · sharded ({self.sharding.name})" if self.sharding is not None else ""
         if self.device.type == "cpu" and self._is_gpu_launch:
             text += " · the launch file asks for a GPU, none is here"
         return text

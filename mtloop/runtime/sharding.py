@@ -7,11 +7,8 @@ own way; this is the same on a CPU over gloo, where it can be tested. Must not k
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,74 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtloop.config import UserError
-from mtloop.runtime.machine import flag
-
-if TYPE_CHECKING:
-    from mtloop.config import HardwareConfig
-
-# What the launcher exports of fsdp_config, the only values that hold here, and why; what is not listed is read below
-# (reshard_after_forward, activation_checkpointing) or has no meaning in FSDP2. An option that is left out is fine.
-FIXED_OPTIONS = {
-    "FSDP_VERSION": ("2", "FSDP1 is not supported"),
-    "FSDP_AUTO_WRAP_POLICY": ("TRANSFORMER_BASED_WRAP", "the units are the layers of encoder and decoder"),
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": ("", "the layers are found in the model that is loaded: leave it out"),
-    "FSDP_IGNORED_MODULES": ("", "all parameters are sharded: leave it out"),
-    "FSDP_SHARDING_STRATEGY": ("FULL_SHARD", "FSDP2 shards parameters, gradients and optimizer state"),
-    "FSDP_STATE_DICT_TYPE": ("FULL_STATE_DICT", "a checkpoint holds whole tensors, so that any processes resume it"),
-    "FSDP_OFFLOAD_PARAMS": ("false", "parameters in CPU memory are not supported; take more GPUs"),
-    "FSDP_FORWARD_PREFETCH": ("false", "FSDP2 has no such option"),
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "every process reads the weights itself"),
-    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": ("false", "activations in CPU memory are not supported"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sharding:
-    """How a model is sharded.
-
-    Attributes:
-        reshard_after_forward: Whether the whole parameters of a layer are given up between its forward and backward.
-        activation_checkpointing: Whether a layer's backward computes its forward again.
-    """
-
-    reshard_after_forward: bool = True
-    activation_checkpointing: bool = False
-
-
-def asked_sharding(hardware: HardwareConfig, precision: str | None) -> Sharding | None:
-    """Return what --shard_model or the launch file asks for, None where neither does.
-
-    Raises:
-        UserError: for an option of the launch file that would not be kept, and for fp16.
-    """
-    is_launched = flag("ACCELERATE_USE_FSDP")
-    if not is_launched and not hardware.shard_model:
-        return None
-    if (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
-        raise UserError(
-            "--mixed_precision fp16: a sharded model is not trained with a gradient scaler; give bf16 or no"
-        )
-    if not is_launched:
-        return Sharding()
-    for name, (value, reason) in FIXED_OPTIONS.items():
-        if (given := os.environ.get(name, value)).lower() != value.lower():
-            remedy = f"; give {value}" if value else ""
-            raise UserError(f"{name.lower()} {given} of the launch file: {reason}{remedy}")
-    return Sharding(
-        reshard_after_forward=os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false",
-        activation_checkpointing=flag("FSDP_ACTIVATION_CHECKPOINTING"),
-    )
-
-
-@contextlib.contextmanager
-def hidden_from_accelerate() -> Iterator[None]:
-    """Let accelerate set up plain data parallelism although the launch file asks for FSDP: sharding is done here."""
-    value = os.environ.pop("ACCELERATE_USE_FSDP", None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ["ACCELERATE_USE_FSDP"] = value
+from mtloop.runtime.asked import Sharding
 
 
 def shard(

@@ -95,7 +95,7 @@ def test_auto_is_fp32_for_a_tiny_model_on_a_processor(fresh_accelerate, monkeypa
         ({"ACCELERATE_USE_FSDP": "true"}, {}, ["fsdp", "multi_cpu.yaml", "--shard_model"]),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {"shard_model": True}, ["fsdp_version 1", "give 2"]),
         ({}, {"shard_model": True, "mixed_precision": "fp16"}, ["--mixed_precision fp16", "bf16"]),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["deepspeed", "fsdp.yaml"]),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["deepspeed", "multi_cpu.yaml", "--shard_model"]),
         ({"WORLD_SIZE": "2"}, {}, ["WORLD_SIZE is 2", "accelerate launch"]),
         ({}, {"expect_processes": 2}, ["--expect_processes 2", "started 1", "--num_processes"]),
     ],

@@ -1,7 +1,10 @@
 """Which modules are sharded, and whole tensors out of and into a sharded model; one rank over gloo, no launcher."""
 
+import os
+
 import pytest
 import torch
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSeq2SeqLM
@@ -10,8 +13,17 @@ from mtloop.checkpoint.weights import load_weights
 from mtloop.config import HardwareConfig, UserError
 from mtloop.model import layers_of
 from mtloop.runtime import gathered, is_sharded, put, sharded_state, whole
-from mtloop.runtime.sharding import FIXED_OPTIONS, Sharding, asked_sharding, hidden_from_accelerate, shard
+from mtloop.runtime.asked import (
+    DEEPSPEED_OPTIONS,
+    FSDP_OPTIONS,
+    LAUNCHED,
+    Sharding,
+    asked_sharding,
+    hidden_from_accelerate,
+)
+from mtloop.runtime.sharding import shard
 from tests.families import FAMILIES, make_family
+from tests.unit.test_accelerate_configs import launcher_arguments
 
 
 @pytest.fixture(scope="module")
@@ -184,16 +196,24 @@ def test_a_plain_tensor_is_put_and_returned_as_it_is():
 # what is asked for
 
 
+def export(monkeypatch, environment):
+    for name, value in environment.items():
+        if name.startswith(("FSDP_", "ACCELERATE_")):
+            monkeypatch.setenv(name, value)
+
+
 @pytest.fixture
 def launch_file(monkeypatch):
     """The environment of accelerate_configs/fsdp.yaml."""
-    from accelerate.utils.launch import prepare_multi_gpu_env
+    export(monkeypatch, prepare_multi_gpu_env(launcher_arguments("fsdp")))
 
-    from tests.unit.test_accelerate_configs import launcher_arguments
 
-    for name, value in prepare_multi_gpu_env(launcher_arguments("fsdp")).items():
-        if name.startswith("FSDP_") or name in ("ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION"):
-            monkeypatch.setenv(name, value)
+@pytest.fixture
+def deepspeed_file(monkeypatch):
+    """The environment of accelerate_configs/deepspeed_zero2.yaml."""
+    arguments = launcher_arguments("deepspeed_zero2")
+    arguments.deepspeed_fields_from_accelerate_config = ""  # set by the launcher on its way
+    export(monkeypatch, prepare_deepspeed_cmd_env(arguments)[1])
 
 
 def test_the_launch_file_asks_for_it_and_a_flag_does_too(launch_file, monkeypatch):
@@ -207,7 +227,25 @@ def test_the_launch_file_asks_for_it_and_a_flag_does_too(launch_file, monkeypatc
     assert asked_sharding(HardwareConfig(shard_model=True), None) == Sharding()  # the file's options are of its FSDP
 
 
-@pytest.mark.parametrize("name", FIXED_OPTIONS)
+def test_a_zero_stage_says_when_whole_parameters_are_given_up(deepspeed_file, monkeypatch):
+    two = asked_sharding(HardwareConfig(), None)
+    assert not two.reshard_after_forward and two.name.startswith("ZeRO stage 2 by FSDP2")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    assert asked_sharding(HardwareConfig(), None).reshard_after_forward
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "1")
+    with pytest.raises(UserError, match=r"^deepspeed: zero_stage 1 of the launch file: give 2 or 3"):
+        asked_sharding(HardwareConfig(), None)
+
+
+@pytest.mark.parametrize("name", DEEPSPEED_OPTIONS)
+def test_an_option_of_deepspeed_that_would_not_be_kept_is_refused(deepspeed_file, monkeypatch, name):
+    monkeypatch.setenv(name, "cpu")
+    with pytest.raises(UserError, match=r"^deepspeed: [a-z_]+ cpu of the launch file: ") as caught:
+        asked_sharding(HardwareConfig(), None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FSDP_OPTIONS)
 def test_an_option_that_would_not_be_kept_is_refused(launch_file, monkeypatch, name):
     value = {"FSDP_VERSION": "1", "FSDP_AUTO_WRAP_POLICY": "NO_WRAP", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
     given = value.get(name, "true")
@@ -226,9 +264,9 @@ def test_fp16_is_refused(launch_file, monkeypatch):
         asked_sharding(HardwareConfig(), None)
 
 
-def test_accelerate_is_not_told(launch_file, monkeypatch):
-    import os
-
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_accelerate_is_not_told(monkeypatch, name):
+    monkeypatch.setenv(name, "true")
     with hidden_from_accelerate():
-        assert "ACCELERATE_USE_FSDP" not in os.environ
-    assert os.environ["ACCELERATE_USE_FSDP"] == "true"
+        assert name not in os.environ
+    assert os.environ[name] == "true"
