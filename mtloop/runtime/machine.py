@@ -32,7 +32,7 @@ def check_environment(precision: str | None, *, is_cpu: bool, shard_model: bool)
     asked = [name for name in ("fsdp", "deepspeed") if flag(f"ACCELERATE_USE_{name.upper()}")]
     if is_cpu and asked and not shard_model:
         raise UserError(
-            f"{asked[0]}: the launch file asks for it and no accelerator is here; pick accelerate_configs/multi_cpu.yaml "
+            f"{asked[0]}: the launch file asks for it, no accelerator is here; pick accelerate_configs/multi_cpu.yaml "
             "or cpu.yaml, or add --shard_model to shard over processes on the CPU all the same"
         )
     if (world_size := os.environ.get("WORLD_SIZE", "1")) != "1" and "MASTER_ADDR" not in os.environ:

@@ -114,12 +114,18 @@ def sharded_state(stored: dict[str, Any], optimizer: torch.optim.Optimizer) -> d
     """Return an optimizer's stored state as its parameters are: this rank's parts where those are sharded.
 
     Not collective: every rank has read all of it.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    def like(parameter: Tensor, value: Any) -> Any:
+    Raises:
+        KeyError: for the state of a parameter that the optimizer has not.
+    """
+    every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(isinstance(parameter, DTensor) for parameter in every):
+        return stored
+    parameters = dict(enumerate(every))  # as state_dict() numbers them
+
+    def like(parameter: DTensor, value: Any) -> Any:
         is_moment = isinstance(value, Tensor) and value.shape == parameter.shape
-        return _part_of(value, parameter) if is_moment and isinstance(parameter, DTensor) else value
+        return _part_of(value, parameter) if is_moment else value
 
     state = {
         number: {name: like(parameters[number], value) for name, value in entry.items()}
