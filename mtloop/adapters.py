@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, nn, zeros
 from transformers import PreTrainedModel
 
 from mtloop.config import TuningConfig, UserError, split_revision
@@ -206,8 +206,8 @@ def save_adapter(model: PreTrainedModel, weights: dict[str, Tensor], path: Path)
     lora.save_pretrained(str(path))
 
 
-def load_adapter(model: PreTrainedModel, path: Path) -> None:
-    """Read an adapter's weights into a model that has one of the same layers and rank, bit by bit.
+def stored_adapter(model: PreTrainedModel, path: Path) -> dict[str, Tensor]:
+    """Read an adapter's weights, by the names of a model that has one of the same layers and rank.
 
     Raises:
         OSError: when there is no such file.
@@ -220,26 +220,25 @@ def load_adapter(model: PreTrainedModel, path: Path) -> None:
     for name, weight in stored.items():
         if weight.shape != own[name].shape:
             raise ValueError(f"{path} is of another rank: {name} is {list(weight.shape)}, here {list(own[name].shape)}")
-    for name, weight in stored.items():
-        own[name].copy_(weight)
+    names = {_name_in_file(name): name for name in model.state_dict() if _is_adapters(name)}
+    return {names[name]: weight for name, weight in stored.items()}
 
 
-def load_merged(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """Read plain weights, which nothing is to be added to, into a model with an adapter: that adds nothing then.
+def unmerged(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return plain weights by the names of a model with an adapter, and an adapter that adds nothing to them.
 
     For what is made of several checkpoints at the end of a run; a resume reads base and adapter anew.
 
     Raises:
         ValueError: for weights of another model.
     """
-    own = {name.replace(".base_layer.", "."): weight for name, weight in model.state_dict().items()}
+    own = model.state_dict()
+    names = {name.replace(".base_layer.", "."): name for name in own}
     for name, weight in weights.items():
-        if name not in own or own[name].shape != weight.shape:
+        if name not in names or own[names[name]].shape != weight.shape:
             raise ValueError(f"{name} is not a weight of this model, or of another shape")
-        own[name].copy_(weight)
-    for name, weight in own.items():
-        if name.endswith(".lora_B.default.weight"):
-            weight.zero_()
+    nothing = {name: zeros(weight.shape) for name, weight in own.items() if name.endswith(".lora_B.default.weight")}
+    return {**{names[name]: weight for name, weight in weights.items()}, **nothing}
 
 
 def base_fingerprint(model: PreTrainedModel) -> str | None:

@@ -21,7 +21,7 @@ from mtloop.generation import deal_batches, generate_hypotheses
 from mtloop.loss import token_loss_sum
 from mtloop.metrics import Scores, Tally, mean_scores, scores_of, tally
 from mtloop.model import first_tokens, shift_right
-from mtloop.runtime import Runtime
+from mtloop.runtime import Runtime, is_sharded
 from mtloop.tokenization import target_language_token
 
 NUM_SAMPLES = 10
@@ -243,7 +243,8 @@ def loss_per_token(
     batches = plan_evaluation(np.maximum(data.source_lengths, data.target_lengths), max_tokens=max_tokens)
     assert tokenizer.pad_token_id is not None
     sums = []
-    for _, batch in deal_batches(batches, data.encoded, runtime, pad_id=tokenizer.pad_token_id):
+    pad_id, in_step = tokenizer.pad_token_id, is_sharded(model)
+    for row_ids, batch in deal_batches(batches, data.encoded, runtime, pad_id=pad_id, in_step=in_step):
         with runtime.accelerator.autocast():
             logits = model(
                 input_ids=batch["input_ids"],
@@ -251,7 +252,8 @@ def loss_per_token(
                 decoder_input_ids=shift_right(model, batch["labels"]),
                 use_cache=False,
             ).logits
-        sums.append(token_loss_sum(logits, batch["labels"]))
+        if len(row_ids):
+            sums.append(token_loss_sum(logits, batch["labels"]))
     local_sum = torch.stack(sums).cpu().double().sum() if sums else 0.0
     (total,) = runtime.sum_over_ranks(local_sum)
     return total / int(data.target_lengths.sum(dtype=np.int64))

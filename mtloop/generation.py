@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mtloop.loader import Batch, collate
-from mtloop.runtime import Runtime
+from mtloop.runtime import Runtime, is_sharded
 
 # Fills the gathered table where a rank has fewer rows or shorter ones; no row index and no piece is negative.
 NOTHING = -1
@@ -25,10 +25,17 @@ NOTHING = -1
 Answer = tuple[NDArray[np.int64], Tensor, Tensor | None]
 
 
-def share_batches(batches: list[NDArray[np.int64]], runtime: Runtime) -> Iterator[NDArray[np.int64]]:
+def share_batches(
+    batches: list[NDArray[np.int64]], runtime: Runtime, *, in_step: bool = False
+) -> Iterator[NDArray[np.int64]]:
     """Yield the row indices of this rank's share of globally formed batches, every num_ranks-th.
 
     Collective, to the end: between batches the ranks agree whether they were told to stop.
+
+    Args:
+        batches: The same on every rank.
+        runtime: The ranks.
+        in_step: Whether every rank gets equally many: those with one less end with a batch of no rows.
 
     Raises:
         Interrupted: on every rank.
@@ -37,17 +44,20 @@ def share_batches(batches: list[NDArray[np.int64]], runtime: Runtime) -> Iterato
         runtime.stop_if_told()
         if number + runtime.rank < len(batches):
             yield batches[number + runtime.rank]
+        elif in_step:
+            yield batches[number][:0]
 
 
 def deal_batches(
-    batches: list[NDArray[np.int64]], encoded: Dataset, runtime: Runtime, *, pad_id: int
+    batches: list[NDArray[np.int64]], encoded: Dataset, runtime: Runtime, *, pad_id: int, in_step: bool = False
 ) -> Iterable[tuple[NDArray[np.int64], Batch]]:
     """Yield this rank's share of globally formed batches with the row indices of each; share_batches says more.
 
-    The batches stay as they were formed: at equal threads every rank count computes the same tensors.
+    The batches stay as they were formed: at equal threads every rank count computes the same tensors. With in_step, for
+    a model whose forward is collective, a rank without a batch gets one of another's rows, and no row indices.
     """
-    for row_ids in share_batches(batches, runtime):
-        batch = collate(encoded, row_ids, pad_id=pad_id)
+    for row_ids in share_batches(batches, runtime, in_step=in_step):
+        batch = collate(encoded, row_ids if len(row_ids) else batches[-1][:1], pad_id=pad_id)
         yield row_ids, {name: tensor.to(runtime.device) for name, tensor in batch.items()}
 
 
@@ -160,13 +170,17 @@ def _generate(
     options = dict(options or {})
     if with_scores:
         options |= {"num_return_sequences": n_best, "return_dict_in_generate": True, "output_scores": True}
+    in_step = is_sharded(model)
+    if in_step:
+        options["synced_gpus"] = True  # a rank whose sentences are done goes on until all ranks' are
     # One autocast around a whole batch: the bf16 copies of the weights are then made once, not once a piece.
-    for row_ids, batch in deal_batches(batches, encoded, runtime, pad_id=pad_id):
+    for row_ids, batch in deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=in_step):
         with runtime.accelerator.autocast():
             answer = cast(Any, model).generate(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
             )
-        yield (row_ids, answer.sequences, _scores(model, answer)) if with_scores else (row_ids, answer, None)
+        if len(row_ids):
+            yield (row_ids, answer.sequences, _scores(model, answer)) if with_scores else (row_ids, answer, None)
 
 
 def _gather(answers: Iterable[Answer], runtime: Runtime, *, n_best: int = 1) -> Tensor:

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).parents[1]
 
@@ -18,14 +20,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch_command(script: str | Path, *arguments: object, num_processes: int = 1) -> list[str]:
-    """The command line of `accelerate launch` for 1 process (cpu.yaml) or several (multi_cpu.yaml)."""
-    name = "cpu.yaml" if num_processes == 1 else "multi_cpu.yaml"
+def launch_command(
+    script: str | Path, *arguments: object, num_processes: int = 1, file: str | None = None, options: Sequence[str] = ()
+) -> list[str]:
+    """The command line of `accelerate launch` for 1 process (cpu.yaml) or several (multi_cpu.yaml), or with a file."""
+    name = file or ("cpu.yaml" if num_processes == 1 else "multi_cpu.yaml")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(PROJECT / "accelerate_configs" / name)]
     if num_processes > 1:
         command += ["--num_processes", str(num_processes), "--main_process_port", str(free_port())]
-    return [*command, str(script), *map(str, arguments)]
+    return [*command, *options, str(script), *map(str, arguments)]
 
 
 def start_command(script: str | Path, *arguments: object, num_processes: int = 1) -> list[str]:
@@ -50,12 +54,12 @@ def run(
     )
 
 
-def launch(script: str | Path, *arguments: object, num_processes: int = 1, timeout_s: float = 300) -> str:
-    """Launch to a successful end; return standard output.
+def launch(script: str | Path, *arguments: object, num_processes: int = 1, timeout_s: float = 300, **how: Any) -> str:
+    """Launch to a successful end, as launch_command says; return standard output.
 
     Raises:
         AssertionError: with what was printed, for a non-zero status.
     """
-    done = run(launch_command(script, *arguments, num_processes=num_processes), timeout_s=timeout_s)
+    done = run(launch_command(script, *arguments, num_processes=num_processes, **how), timeout_s=timeout_s)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done.stdout

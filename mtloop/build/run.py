@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ from mtloop.checkpoint.save import Checkpointer
 from mtloop.config import Config, changed, differences, flat, is_from_scratch, to_yaml
 from mtloop.corpus import Corpus, describe, load_corpus
 from mtloop.loader import TrainLoader
-from mtloop.model import build_model, check_positions, load_model, settle_generation
+from mtloop.model import build_model, check_positions, layers_of, load_model, settle_generation
 from mtloop.optim import build_optimizer, build_scheduler, warmup_steps
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
@@ -79,11 +79,10 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     runtime.say(describe_model(model))
     loader = build_loader(config, train_set, tokenizer, runtime)
     config, total_steps, warmup = settle_steps(config, loader)
-    if not runtime.is_sharded:  # before AdamW is built, which picks its fused form by the device
-        cast(torch.nn.Module, model).to(runtime.device)
+    runtime.place_model(model, layers_of)
     optimizer = build_optimizer(model, config.optimizer)
     scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
-    wrapped_model, prepared = runtime.accelerator.prepare(model, optimizer)
+    wrapped_model, prepared = runtime.prepare(model, optimizer)
     wrapped_model.train()
     runtime.say(describe_plan(config, loader, total_steps, warmup))
     if stored is None:
@@ -107,7 +106,6 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
             folder=folder,
             runtime=runtime,
             model=unwrapped,
-            wrapped_model=wrapped_model,
             optimizer=prepared,
             scheduler=scheduler,
             tokenizer=tokenizer,

@@ -41,7 +41,7 @@ from mtloop.manifest import (
 )
 from mtloop.optim import set_schedule
 from mtloop.run_folder import RunFolder
-from mtloop.runtime import Runtime, attempt
+from mtloop.runtime import Runtime, attempt, gathered, sharded_state
 from mtloop.state import TrainState
 
 # A full disk is an OSError in our own writing, a RuntimeError in torch.save and a SafetensorError in save_pretrained.
@@ -49,7 +49,7 @@ UNWRITABLE = (OSError, RuntimeError, SafetensorError)
 # What a damaged or foreign file makes of json, torch.load, safetensors and load_state_dict.
 UNREADABLE = (*UNWRITABLE, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
 # What must be equal for a resumed run to be bitwise the one that was interrupted.
-BITWISE = ("num_ranks", "num_threads", "device", "precision", "max_tokens_per_micro_batch", "versions")
+BITWISE = ("num_ranks", "is_sharded", "num_threads", "device", "precision", "max_tokens_per_micro_batch", "versions")
 # Room for what a save writes beside weights and optimizer (tokenizer, configurations): 100,000 pieces take 5 MB.
 MARGIN_BYTES = 8_000_000
 
@@ -61,8 +61,7 @@ class Checkpointer:
     Attributes:
         folder: The run folder.
         runtime: Who writes: main alone, all wait.
-        model: Unwrapped.
-        wrapped_model: As prepared; a sharded one is gathered from it.
+        model: Unwrapped; sharded or whole.
         optimizer: As prepared.
         scheduler: The learning-rate schedule: a function of the step, so nothing of it is stored.
         tokenizer: Saved into each export.
@@ -76,7 +75,6 @@ class Checkpointer:
     folder: RunFolder
     runtime: Runtime
     model: PreTrainedModel
-    wrapped_model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     tokenizer: PreTrainedTokenizerBase
@@ -104,15 +102,18 @@ class Checkpointer:
         Raises:
             RunFailed: on every rank, when main could not write; what stood before still stands.
         """
-        weights = self.runtime.accelerator.get_state_dict(self.wrapped_model)  # gathers a sharded model: collective
-        self.runtime.on_main(lambda: self._write(weights))
+        is_main = self.runtime.is_main
+        # A sharded model is gathered here, outside what main does alone: collective.
+        weights = gathered(self.model.state_dict(keep_vars=True), is_kept=is_main)
+        optimizer_state = gathered(self.optimizer.state_dict(), is_kept=is_main)
+        self.runtime.on_main(lambda: self._write(weights, optimizer_state))
 
-    def _write(self, weights: dict[str, torch.Tensor]) -> None:
+    def _write(self, weights: dict[str, torch.Tensor], optimizer_state: dict[str, Any]) -> None:
         target = self.path
         partial = partial_name(target)
         try:
-            self._check_room(weights)
-            self._fill(partial, weights)
+            self._check_room(weights, optimizer_state)
+            self._fill(partial, weights, optimizer_state)
             if target.exists():  # this step was saved before
                 self._read_back(partial)
             publish(partial, target)
@@ -128,13 +129,13 @@ class Checkpointer:
         link_names(self.folder, latest=self.state.step, best=self.state.best_step)
         self.prune()
 
-    def _check_room(self, weights: dict[str, torch.Tensor]) -> None:
+    def _check_room(self, weights: dict[str, torch.Tensor], optimizer_state: dict[str, Any]) -> None:
         """Refuse to begin what the disk cannot hold.
 
         Raises:
             OSError: naming the bytes.
         """
-        states = [tensor for entry in self.optimizer.state.values() for tensor in entry.values()]
+        states = [tensor for entry in optimizer_state["state"].values() for tensor in entry.values()]
         tensors = {t.data_ptr(): t.nbytes for t in (*weights.values(), *states) if isinstance(t, torch.Tensor)}
         needed = sum(tensors.values()) + MARGIN_BYTES
         if earlier := list_checkpoints(self.folder):
@@ -144,7 +145,7 @@ class Checkpointer:
         if free < needed:
             raise OSError(f"it takes {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
 
-    def _fill(self, path: Path, weights: dict[str, torch.Tensor]) -> None:
+    def _fill(self, path: Path, weights: dict[str, torch.Tensor], optimizer_state: dict[str, Any]) -> None:
         """Write, hash and flush all files of a checkpoint, the manifest last."""
         path.mkdir()  # without parents: a run folder that is gone must not come back as half of one
         (path / "training").mkdir()
@@ -155,7 +156,7 @@ class Checkpointer:
         files: dict[str, Any] = {}
         # transformers takes no stream: what it has just written is hashed as it comes back from memory.
         for_each_file(path, lambda name, file: files.update({name: hash_file(file)}))
-        files["training/optimizer.pt"] = _save(self.optimizer.state_dict(), path / "training" / "optimizer.pt")
+        files["training/optimizer.pt"] = _save(optimizer_state, path / "training" / "optimizer.pt")
         if (scaler := self.runtime.accelerator.scaler) is not None:
             files["training/scaler.pt"] = _save(scaler.state_dict(), path / "training" / "scaler.pt")
         state = self.state.state_dict()
@@ -170,6 +171,7 @@ class Checkpointer:
             "num_threads": runtime.num_threads,
             "device": runtime.device.type,
             "precision": runtime.precision,
+            "is_sharded": runtime.sharding is not None,
         }
 
     def prune(self) -> None:
@@ -249,7 +251,7 @@ class Checkpointer:
             stored = _load(training / "optimizer.pt")
             # What the configuration says holds, for a run whose settings were changed with --allow_changed.
             groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({**stored, "param_groups": groups})
+            self.optimizer.load_state_dict({**sharded_state(stored, self.optimizer), "param_groups": groups})
             scaler = self.runtime.accelerator.scaler
             if scaler is not None and (training / "scaler.pt").exists():
                 scaler.load_state_dict(_load(training / "scaler.pt"))

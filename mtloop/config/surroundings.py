@@ -97,6 +97,10 @@ class HardwareConfig(Group):
         False, "let a GPU compute the same bits every time, more slowly; a CPU does in any case"
     )
     use_cpu: bool = setting(False, "train on the CPU although an accelerator is present")
+    shard_model: bool = setting(
+        False,
+        "shard parameters, gradients and optimizer state over the processes (FSDP2), as a launch file with FSDP does",
+    )
     cpu_threads: int | None = setting(
         None, "CPU threads a process (none: the cores divided by the local processes)", check=between(1, 1_024)
     )

@@ -4,6 +4,7 @@ Must not know data, ranks or training. Shape letters: B sentences, T target toke
 """
 
 from mtloop.model.generating import check_positions, first_tokens, position_limit, settle_generation, shift_right
+from mtloop.model.layers import layers_of
 from mtloop.model.loading import MAX_SPARE_ROWS, MODEL_SIZES, build_model, first_line, load_config, load_model
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "check_positions",
     "first_line",
     "first_tokens",
+    "layers_of",
     "load_config",
     "load_model",
     "position_limit",

@@ -23,15 +23,14 @@ def flag(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
-def check_environment(*, is_cpu: bool) -> None:
+def check_environment(*, is_cpu: bool, shard_model: bool) -> None:
     """Refuse what a launch file or a shell asks for and accelerate would get wrong, silently or after a long wait."""
-    if is_cpu and flag("ACCELERATE_USE_FSDP"):
+    asked = [name for name in ("fsdp", "deepspeed") if flag(f"ACCELERATE_USE_{name.upper()}")]
+    if is_cpu and asked and not shard_model:
         raise UserError(
-            "fsdp: there is no accelerator here, and accelerate would silently run plain data parallelism instead; "
-            "pick accelerate_configs/multi_cpu.yaml or cpu.yaml"
+            f"{asked[0]}: the launch file asks for it, no accelerator is here; pick accelerate_configs/multi_cpu.yaml "
+            "or cpu.yaml, or add --shard_model to shard over processes on the CPU all the same"
         )
-    if flag("ACCELERATE_USE_DEEPSPEED"):
-        raise UserError("deepspeed: not supported; pick accelerate_configs/fsdp.yaml or multi_gpu.yaml")
     if (world_size := os.environ.get("WORLD_SIZE", "1")) != "1" and "MASTER_ADDR" not in os.environ:
         raise UserError(
             f"WORLD_SIZE is {world_size} but no launcher set MASTER_ADDR: start with `accelerate launch` and a file of "

@@ -21,7 +21,6 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    DistributedType,
     GradientAccumulationPlugin,
     broadcast_object_list,
     gather_object,
@@ -30,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mtloop.config import ProcessFailed, RunFailed, UserError
+from mtloop.runtime.asked import asked_sharding, hidden_from_accelerate
 from mtloop.runtime.failures import explain
 from mtloop.runtime.machine import (
     check_environment,
@@ -42,6 +42,7 @@ from mtloop.runtime.machine import (
     use_deterministic_algorithms,
 )
 from mtloop.runtime.network import choose_interface, could_not_meet
+from mtloop.runtime.sharding import is_sharded, set_gradient_sync, shard
 from mtloop.runtime.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Runtime:
         is_main: Whether this is rank 0.
         device: Where tensors go.
         precision: "no", "bf16" or "fp16": what autocast uses.
+        sharding: How the model is sharded over the ranks, None where each holds a whole one.
         num_threads: CPU threads of this process.
         signals: Whether this process was told to stop.
     """
@@ -98,10 +100,12 @@ class Runtime:
         if is_cpu:
             keep_freed_memory()
         precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_tiny_model=is_tiny_model)
-        check_environment(is_cpu=is_cpu)
+        check_environment(is_cpu=is_cpu, shard_model=hardware.shard_model)
+        sharding = asked_sharding(hardware, precision)
         choose_interface()
+        timeout_s = hardware.process_timeout + MEETING_MARGIN_S
         try:
-            with self.signals.leaving_with_launcher(timeout_s=hardware.process_timeout + MEETING_MARGIN_S):
+            with self.signals.leaving_with_launcher(timeout_s=timeout_s), hidden_from_accelerate():
                 self.accelerator = self._accelerator(hardware, precision, is_cpu, project_dir, report_to)
         except ValueError as error:
             problem = " ".join(str(error).split())
@@ -117,8 +121,8 @@ class Runtime:
         self.is_main: bool = self.accelerator.is_main_process
         self.device: torch.device = self.accelerator.device
         self.precision: str = self.accelerator.mixed_precision
-        self.is_sharded: bool = self.accelerator.distributed_type == DistributedType.FSDP
         self._check_launch(hardware)
+        self.sharding = sharding if self.num_ranks > 1 else None
 
     @staticmethod
     def _accelerator(
@@ -161,6 +165,7 @@ class Runtime:
         text += f" · {self.num_ranks} process{'es' if self.num_ranks > 1 else ''}"
         text += f" · {self.num_threads} CPU thread{'s' if self.num_threads > 1 else ''} each"
         text += f" · precision {'fp32' if self.precision == 'no' else self.precision}"
+        text += f" · sharded ({self.sharding.name})" if self.sharding is not None else ""
         if self.device.type == "cpu" and self._is_gpu_launch:
             text += " · the launch file asks for a GPU, none is here"
         return text
@@ -195,10 +200,38 @@ class Runtime:
         """Move a loader's tensors to the device without sharding it: each rank's loader holds its own batches."""
         return prepare_data_loader(loader, self.device, num_processes=1, process_index=0, put_on_device=True)
 
+    def place_model(self, model: torch.nn.Module, units: Callable[[Any], list[torch.nn.Module]]) -> None:
+        """Move a model to the device, or shard it over the devices of all ranks.
+
+        Before AdamW is built, which holds on to the parameters as it finds them and picks its fused form by the device.
+        Collective where the model is sharded.
+
+        Args:
+            model: The same on every rank; changed in place.
+            units: Names the modules that are sharded as one each.
+        """
+        if self.sharding is None:
+            model.to(self.device)
+        else:
+            shard(model, self.sharding, units(model), device=self.device, is_bf16=self.precision == "bf16")
+
+    def prepare(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """Have accelerate wrap a placed model (data parallelism, autocast) and its optimizer. Collective."""
+        if self.sharding is None:
+            return self.accelerator.prepare(model, optimizer)
+        # evaluation_mode: autocast, and no data parallelism around what is sharded.
+        wrapped = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        return wrapped, self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+
     @contextlib.contextmanager
     def gradient_sync(self, model: torch.nn.Module, *, enabled: bool) -> Iterator[None]:
         """Let the ranks exchange gradients in this backward only if enabled. Forward and backward both go inside."""
-        if enabled:
+        if is_sharded(model):
+            set_gradient_sync(model, enabled=enabled)
+            yield
+        elif enabled:
             yield
         else:
             with self.accelerator.no_sync(model):

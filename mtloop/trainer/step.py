@@ -13,6 +13,7 @@ from torch import Tensor
 from mtloop.loader import Batch, Update
 from mtloop.loss import token_loss_sum
 from mtloop.model import shift_right
+from mtloop.runtime import whole
 from mtloop.trainer.run import Run
 
 T = TypeVar("T")
@@ -48,7 +49,8 @@ def train_step(run: Run, update: Update) -> UpdateStats:
     for _ in range(MAX_OVERFLOW_REPEATS + 1):
         loss_sum = accumulate_gradients(run, update)
         max_norm = run.config.optimizer.max_grad_norm or math.inf
-        grad_norm = torch.as_tensor(run.runtime.accelerator.clip_grad_norm_(run.wrapped_model.parameters(), max_norm))
+        norm = run.runtime.accelerator.clip_grad_norm_(run.wrapped_model.parameters(), max_norm)
+        grad_norm = whole(torch.as_tensor(norm))
         is_finite = math.isfinite(grad_norm.item())  # host sync; the norm is the same on every rank, so is the verdict
         scaler = run.runtime.accelerator.scaler
         if is_finite or scaler is None:

@@ -1,6 +1,6 @@
 """Worker: evaluate a model on rows and write the report.
 
-worker_evaluate.py NUM_RANKS MODEL_DIR ROWS.jsonl OUT.json
+worker_evaluate.py NUM_RANKS MODEL_DIR ROWS.jsonl OUT.json [sharded]
 """
 
 import json
@@ -10,19 +10,23 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from mtloop.batching import plan_evaluation
 from mtloop.config import HardwareConfig
 from mtloop.evaluate import EvaluationSet, evaluate
-from mtloop.model import load_model
-from mtloop.runtime import Runtime
+from mtloop.model import layers_of, load_model
+from mtloop.runtime import Runtime, is_sharded
 from mtloop.tokenization import encode_rows, load_tokenizer
 from mtloop.tracking import silence_libraries
+
+MAX_TOKENS = 300
 
 
 def main() -> None:
     num_ranks, model_dir, rows_path, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
     silence_libraries()
     # One thread on any number of ranks: sums over threads are not bitwise those of one.
-    runtime = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1, mixed_precision="no"))
+    shard_model = "sharded" in sys.argv[5:]
+    runtime = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1, mixed_precision="no", shard_model=shard_model))
     assert runtime.accelerator.num_processes == num_ranks, runtime.accelerator.num_processes
     tokenizer = load_tokenizer(model_dir, source_lang="en", target_lang="fr")
     pairs = [json.loads(line) for line in rows_path.read_text(encoding="utf-8").splitlines()]
@@ -42,12 +46,16 @@ def main() -> None:
         target_lengths=encoded.target_lengths,
     )
     model = load_model(model_dir, tokenizer, dropout=None, attention="eager")
-    report = evaluate(model, tokenizer, data, runtime, max_tokens=300, target_lang="fr")
+    runtime.place_model(model, layers_of)
+    assert is_sharded(model) == shard_model
+    report = evaluate(model, tokenizer, data, runtime, max_tokens=MAX_TOKENS, target_lang="fr")
     numbers = (report.loss_per_token, report.scores.bleu, report.time_s)
     # The same numbers on every rank, the clock's included: what is decided from them must be the same.
     assert len(set(runtime.gather_objects([numbers]))) == 1
     if runtime.is_main:
-        out.write_text(json.dumps({"loss": report.loss_per_token, **asdict(report.scores), "hyps": report.hypotheses}))
+        record = {"loss": report.loss_per_token, **asdict(report.scores), "hyps": report.hypotheses}
+        num_batches = len(plan_evaluation(data.source_lengths, max_tokens=MAX_TOKENS))
+        out.write_text(json.dumps({**record, "num_batches": num_batches}))
     runtime.close()
 
 

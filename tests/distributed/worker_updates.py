@@ -10,9 +10,15 @@ from pathlib import Path
 from mtloop.build import build_run, claim_folder, settle_budget
 from mtloop.config import parse_config, resolve
 from mtloop.loss import IGNORE_INDEX
-from mtloop.runtime import Runtime
+from mtloop.model import layers_of
+from mtloop.runtime import Runtime, is_sharded
 from mtloop.tracking import silence_libraries
 from mtloop.trainer import count, train_step
+
+
+def held_by(model) -> int:
+    """How many parameters this rank holds: of a sharded one its part."""
+    return sum((p.to_local() if is_sharded(model) else p).numel() for p in model.parameters())
 
 
 def main() -> None:
@@ -36,6 +42,9 @@ def main() -> None:
                 "grad_norm": stats.grad_norm.item(),
                 "target_tokens": update.target_tokens,
                 "tokens_seen": int(tokens),
+                "num_recomputed": sum(layer.gradient_checkpointing for layer in layers_of(run.model)),
+                "num_units": sum(is_sharded(module) for module in run.model.modules()),
+                "num_parameters": runtime.gather_objects([held_by(run.model)]),
                 "num_micro_batches": runtime.gather_objects([len(update.micro_batches)]),
             }
         )

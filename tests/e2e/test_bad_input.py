@@ -178,6 +178,7 @@ def test_processes_that_accelerate_does_not_join_are_refused(tmp_path):
     assert "WORLD_SIZE" in refused(tmp_path, "demo", WORLD_SIZE="2", RANK="0")
 
 
-def test_sharding_asked_for_on_a_cpu(tmp_path):
-    line = refused(tmp_path, "demo", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
-    assert "fsdp" in line and "multi_cpu.yaml" in line
+@pytest.mark.parametrize("what", ["fsdp", "deepspeed"])
+def test_sharding_asked_for_on_a_cpu(tmp_path, what):
+    line = refused(tmp_path, "demo", **{f"ACCELERATE_USE_{what.upper()}": "true"})
+    assert what in line and "multi_cpu.yaml" in line and "--shard_model" in line

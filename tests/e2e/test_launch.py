@@ -1,5 +1,6 @@
 """Every way in: notebooks, the installed package, each launch file, what the README says."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.launch import PROJECT, environment, free_port, run
+from tests.launch import PROJECT, environment, free_port, launch_command, run
 
 pytestmark = pytest.mark.e2e
 
@@ -88,7 +89,7 @@ WITHOUT_ACCELERATOR = {
     "multi_node": (["--num_machines", "1", "--num_processes", "2", "--main_process_ip", "127.0.0.1"], 2, True),
 }
 # Refused there: each has a test of its own.
-REFUSED = {"fsdp", "tpu"}
+REFUSED = {"deepspeed_zero2", "fsdp", "tpu"}
 
 
 def test_every_launch_file_is_started_or_refused():
@@ -126,6 +127,22 @@ def test_fsdp_file_on_a_cpu_is_refused(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("mtloop: error: fsdp") == 1
+
+
+def test_deepspeed_file_ends_with_a_line_that_says_what_is_missing(tmp_path):
+    """Its package, of which the launcher itself speaks, or else an accelerator."""
+    import torch
+
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator here")
+    words = ["train.py", *SMALL, "--output_dir", tmp_path / "run"]
+    command = launch_command(*words, num_processes=2, file="deepspeed_zero2.yaml")
+    done = run(command)
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    if importlib.util.find_spec("deepspeed") is None:
+        assert done.stderr.splitlines()[-1].startswith("ImportError: DeepSpeed is not installed")
+    else:
+        assert done.stderr.count("mtloop: error: deepspeed") == 1
 
 
 def readme_commands():

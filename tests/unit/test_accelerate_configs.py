@@ -21,6 +21,7 @@ PROMISES = {
     "multi_gpu": (DistributedType.MULTI_GPU, 2, 1, "bf16", False),
     "multi_node": (DistributedType.MULTI_GPU, 2 * 8, 2, "bf16", False),
     "fsdp": (DistributedType.FSDP, 2, 1, "bf16", False),
+    "deepspeed_zero2": (DistributedType.DEEPSPEED, 2, 1, "bf16", False),
     "tpu": (DistributedType.XLA, 8, 1, "bf16", False),
 }
 
@@ -74,6 +75,7 @@ def test_the_launcher_takes_the_file_and_picks_the_launcher_that_is_meant(name):
     distributed_type, num_processes, num_machines, mixed_precision, use_cpu = PROMISES[name]
     assert arguments.multi_gpu == (distributed_type == DistributedType.MULTI_GPU)
     assert arguments.use_fsdp == (distributed_type == DistributedType.FSDP)
+    assert arguments.use_deepspeed == (distributed_type == DistributedType.DEEPSPEED)
     assert arguments.tpu == (distributed_type == DistributedType.XLA)
     assert (arguments.num_processes, arguments.num_machines) == (num_processes, num_machines)
     assert (arguments.mixed_precision, arguments.use_cpu) == (mixed_precision, use_cpu)
@@ -83,7 +85,7 @@ def test_the_launcher_takes_the_file_and_picks_the_launcher_that_is_meant(name):
 def test_no_key_of_the_file_is_ignored_by_the_launcher(name):
     # The launcher drops a key without a word when the flag of that name has a default of its own (same_network has).
     keys = yaml.safe_load(path_of(name).read_text(encoding="utf-8"))
-    keys.update(keys.pop("fsdp_config", {}))
+    keys.update(keys.pop("fsdp_config", {}) | keys.pop("deepspeed_config", {}))
     for consumed in ("compute_environment", "distributed_type"):
         keys.pop(consumed)
     arguments = launcher_arguments(name)

@@ -18,9 +18,9 @@ from mtloop.adapters import (
     WEIGHTS_NAME,
     base_fingerprint,
     choose_trained,
-    load_adapter,
     merged_weights,
     save_adapter,
+    stored_adapter,
 )
 from mtloop.checkpoint.weights import load_weights
 from mtloop.config import TuningConfig, UserError
@@ -139,9 +139,9 @@ def test_an_adapter_of_another_rank_or_of_other_layers_is_refused(tiny_configs, 
     model = adapted(tiny_configs["marian"])
     save_adapter(model, model.state_dict(), tmp_path / ADAPTER_NAME)
     with pytest.raises(ValueError, match=r"of another rank: .*lora_A.weight is \[2, 16\], here \[3, 16\]"):
-        load_adapter(adapted(tiny_configs["marian"], lora_rank=3), tmp_path / ADAPTER_NAME)
+        stored_adapter(adapted(tiny_configs["marian"], lora_rank=3), tmp_path / ADAPTER_NAME)
     with pytest.raises(ValueError, match="of other layers"):
-        load_adapter(adapted(tiny_configs["marian"], lora_target_modules=["q_proj"]), tmp_path / ADAPTER_NAME)
+        stored_adapter(adapted(tiny_configs["marian"], lora_target_modules=["q_proj"]), tmp_path / ADAPTER_NAME)
     with pytest.raises(ValueError, match="without --lora_rank"):
         load_weights(model, tmp_path / ADAPTER_NAME)
 

@@ -54,7 +54,7 @@ class Trained:
             for batch in update.micro_batches:
                 decoder_input_ids = shift_right(keeper.model, batch["labels"])
                 inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-                logits = keeper.wrapped_model(**inputs, decoder_input_ids=decoder_input_ids).logits
+                logits = keeper.model(**inputs, decoder_input_ids=decoder_input_ids).logits
                 (token_loss_sum(logits, batch["labels"]) / update.target_tokens).backward()
             keeper.optimizer.step()
             keeper.scheduler.step()
@@ -111,7 +111,6 @@ def new_trained(tiny_configs, marian_tokenizer, encoded_sample, runtime, folder,
             folder=folder,
             runtime=runtime,
             model=runtime.accelerator.unwrap_model(wrapped_model),
-            wrapped_model=wrapped_model,
             optimizer=prepared,
             scheduler=scheduler,
             tokenizer=marian_tokenizer,

@@ -97,8 +97,10 @@ def test_auto_is_fp32_for_a_tiny_model_on_a_processor(fresh_accelerate, monkeypa
 @pytest.mark.parametrize(
     ("environment", "flags", "words"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, {}, ["fsdp", "multi_cpu.yaml"]),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["deepspeed", "fsdp.yaml"]),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, ["fsdp", "multi_cpu.yaml", "--shard_model"]),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {"shard_model": True}, ["fsdp_version 1", "give 2"]),
+        ({}, {"shard_model": True, "mixed_precision": "fp16"}, ["--mixed_precision fp16", "bf16"]),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["deepspeed", "multi_cpu.yaml", "--shard_model"]),
         ({"WORLD_SIZE": "2"}, {}, ["WORLD_SIZE is 2", "accelerate launch"]),
         ({}, {"expect_processes": 2}, ["--expect_processes 2", "started 1", "--num_processes"]),
     ],
@@ -111,6 +113,11 @@ def test_a_launch_that_cannot_be_meant_is_refused_in_one_line(fresh_accelerate, 
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+def test_one_process_has_nobody_to_share_a_model_with(fresh_accelerate):
+    runtime = start(shard_model=True)
+    assert runtime.sharding is None and "sharded" not in runtime.describe()
 
 
 def test_a_world_that_accelerate_does_not_see_is_refused(runtime, monkeypatch):
