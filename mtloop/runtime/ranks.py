@@ -159,6 +159,11 @@ class Runtime:
         is_half = os.environ.get("ACCELERATE_MIXED_PRECISION") in ("bf16", "fp16")
         return not flag("ACCELERATE_USE_CPU") and (is_half or bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
 
+    @property
+    def is_xla(self) -> bool:
+        """Whether every new shape costs a compilation, and every number that is read a wait."""
+        return self.device.type == "xla"
+
     def say(self, *lines: str) -> None:
         """Print lines once, from the main process, above a progress bar where there is one."""
         if not self.is_main:

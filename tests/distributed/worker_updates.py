@@ -37,6 +37,9 @@ def main() -> None:
                 "target_tokens": update.target_tokens,
                 "tokens_seen": int(tokens),
                 "num_micro_batches": runtime.gather_objects([len(update.micro_batches)]),
+                "shapes": runtime.gather_objects(
+                    [[(*batch["input_ids"].shape, batch["labels"].shape[1]) for batch in update.micro_batches]]
+                ),
             }
         )
         if len(records) == num_updates:
