@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,26 +12,27 @@ from mtloop.loader import Update
 from mtloop.metrics import Tally, resample
 from mtloop.run_folder import read_json_lines
 from mtloop.runtime import attempt
+from mtloop.trainer.nonfinite import MAX_UNREAD, NUM_NAMED_ROWS, Unread
 from mtloop.trainer.run import Run
 from mtloop.trainer.step import UpdateStats
 
 
 def count(run: Run, update: Update, stats: UpdateStats) -> None:
-    """Advance the counters by one update; refuse more non-finite ones than --skip_nonfinite.
+    """Advance the counters by one update; where its norm is known at once, refuse one that is no number.
 
     Raises:
-        RunFailed: naming the step and the rows.
+        RunFailed: as report_nonfinite does.
     """
-    if stats.is_skipped:
-        run.state.num_nonfinite += 1
-        rows = ", ".join(str(row) for row in run.train_rows[update.sentence_ids[:10]]["index"])
-        message = (
-            f"step {run.state.step + 1}: the gradient norm is {stats.grad_norm.item()}, the weights are left as they "
-            f"were; {len(update.sentence_ids)} rows of the training data, the first: {rows}"
+    run.guard.unread.append(
+        Unread(
+            step=run.state.step + 1,
+            first_ids=update.sentence_ids[:NUM_NAMED_ROWS],
+            num_rows=len(update.sentence_ids),
+            grad_norm=stats.grad_norm,
         )
-        if run.state.num_nonfinite > run.config.optimizer.skip_nonfinite:
-            raise RunFailed(f"{message}; lower --learning_rate, or tolerate more with --skip_nonfinite")
-        run.runtime.say(message)
+    )
+    if run.reads_every_norm or len(run.guard.unread) >= MAX_UNREAD:
+        report_nonfinite(run)
     seconds = run.watch.lap()
     run.state.advance(target_tokens=stats.target_tokens, updates_in_epoch=update.updates_in_epoch, time_s=seconds)
     run.seconds_since_log += seconds
@@ -38,8 +40,36 @@ def count(run: Run, update: Update, stats: UpdateStats) -> None:
     run.tracker.advance()
 
 
+def report_nonfinite(run: Run) -> None:
+    """Read the norms that the host does not know yet; refuse more non-finite ones than --skip_nonfinite. A host sync.
+
+    The same on every rank, at the same step: the norms are.
+
+    Raises:
+        RunFailed: naming the step and the rows.
+    """
+    unread = run.guard.take()
+    if unread:  # what the device had left to do
+        waited_s = run.watch.lap()
+        run.seconds_since_log += waited_s
+        run.state.train_time_s += waited_s
+    for update, grad_norm in unread:
+        if math.isfinite(grad_norm):
+            continue
+        run.state.num_nonfinite += 1
+        rows = ", ".join(str(row) for row in run.train_rows[update.first_ids]["index"])
+        message = (
+            f"step {update.step}: the gradient norm is {grad_norm}, the weights are left as they were; "
+            f"{update.num_rows} rows of the training data, the first: {rows}"
+        )
+        if run.state.num_nonfinite > run.config.optimizer.skip_nonfinite:
+            raise RunFailed(f"{message}; lower --learning_rate, or tolerate more with --skip_nonfinite")
+        run.runtime.say(message)
+
+
 def log(run: Run, stats: UpdateStats) -> None:
     """Record the update just made. Collective, and a host sync: the only copy of losses to the host."""
+    report_nonfinite(run)
     (loss_sum,) = run.runtime.sum_over_ranks(stats.loss_sum)
     run.seconds_since_log += run.watch.lap()  # what the device had left to do
     record = {
@@ -67,6 +97,7 @@ def epoch_of(run: Run) -> float:
 
 def evaluate_and_record(run: Run) -> Report:
     """Evaluate on the validation rows, record, and update the best score. Collective."""
+    report_nonfinite(run)
     report = evaluate_on(run, run.valid)
     metric = run.config.evaluation.metric_for_best_model
     run.state.record_score(report.score_of(metric), is_greater_better=metric != "eval_loss")

@@ -29,14 +29,15 @@ class UpdateStats:
         grad_norm: Before clipping, of the whole update: the same on every rank; a scalar on the device.
         learning_rate: The rate the step was taken with.
         target_tokens: Of the whole update, all ranks.
-        is_skipped: Whether the weights were left as they were, for a non-finite gradient norm.
+        is_skipped: Whether the weights were left as they were, for a non-finite gradient norm: not 0, a scalar on the
+            device.
     """
 
     loss_sum: Tensor
     grad_norm: Tensor
     learning_rate: float
     target_tokens: int
-    is_skipped: bool = False
+    is_skipped: Tensor
 
 
 def train_step(run: Run, update: Update) -> UpdateStats:
@@ -49,15 +50,14 @@ def train_step(run: Run, update: Update) -> UpdateStats:
         loss_sum = accumulate_gradients(run, update)
         max_norm = run.config.optimizer.max_grad_norm or math.inf
         grad_norm = torch.as_tensor(run.runtime.accelerator.clip_grad_norm_(run.wrapped_model.parameters(), max_norm))
-        is_finite = math.isfinite(grad_norm.item())  # host sync; the norm is the same on every rank, so is the verdict
         scaler = run.runtime.accelerator.scaler
-        if is_finite or scaler is None:
+        if scaler is None or math.isfinite(grad_norm.item()):  # host sync; the same norm, so one verdict, on every rank
             break
         run.optimizer.step()  # the scaler skips the step and lowers the scale
         run.optimizer.zero_grad()
     learning_rate = float(run.scheduler.get_last_lr()[0])
-    if is_finite:
-        run.optimizer.step()
+    is_skipped = run.guard.verdict(grad_norm, num_before=run.state.num_nonfinite)
+    step_unless(run, is_skipped)
     run.scheduler.step()
     run.optimizer.zero_grad()
     return UpdateStats(
@@ -65,8 +65,18 @@ def train_step(run: Run, update: Update) -> UpdateStats:
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         target_tokens=update.target_tokens,
-        is_skipped=not is_finite,
+        is_skipped=is_skipped,
     )
+
+
+def step_unless(run: Run, is_skipped: Tensor) -> None:
+    """Take the optimizer's step unless is_skipped, fp32 scalar, is 1: where the optimizer can, without asking it."""
+    if run.leaves_out_on_device:
+        inner = getattr(run.optimizer, "optimizer", run.optimizer)
+        inner.found_inf = is_skipped  # type: ignore[union-attr]  # read by AdamW, declared nowhere
+        run.optimizer.step()
+    elif not is_skipped.item():  # host sync
+        run.optimizer.step()
 
 
 def accumulate_gradients(run: Run, update: Update) -> Tensor:
