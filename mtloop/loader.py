@@ -76,7 +76,7 @@ def collate(
         encoded: Columns input_ids and labels.
         row_ids: int64 [B].
         pad_id: The tokenizer's padding id.
-        shape: Lengths to pad to; None for those of the longest row.
+        shape: Lengths to pad to; None, or a length of 0, for that of the longest row.
 
     Returns:
         input_ids and attention_mask int64 [B, S]; labels int64 [B, T], IGNORE_INDEX in the padding.

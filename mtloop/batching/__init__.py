@@ -4,7 +4,14 @@ Owns every decision about batches as a pure function of (lengths, budgets, seed,
 tensors, devices or the process it runs in: rank and rank count are parameters.
 """
 
-from mtloop.batching.division import MicroBatch, cut_by_tokens, divide_into_shapes, divide_update, plan_evaluation
+from mtloop.batching.division import (
+    MicroBatch,
+    cut_by_tokens,
+    divide_into_shapes,
+    divide_update,
+    plan_evaluation,
+    plan_static_evaluation,
+)
 from mtloop.batching.plan import Budget, EpochPlan, count_updates, plan_epoch
 from mtloop.batching.shapes import Shape, choose_evaluation_shapes, choose_shapes
 
@@ -21,4 +28,5 @@ __all__ = [
     "divide_update",
     "plan_epoch",
     "plan_evaluation",
+    "plan_static_evaluation",
 ]

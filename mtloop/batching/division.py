@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtloop.batching.plan import Ids, Lengths
-from mtloop.batching.shapes import Shape, first_fit
+from mtloop.batching.shapes import Shape, choose_evaluation_shapes, first_fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,3 +154,23 @@ def divide_into_shapes(
             ids = np.concatenate((real, np.repeat(pass_ids[-1:], shapes[number].rows - len(real))))
             micro_batches.append(MicroBatch(sentence_ids=ids, num_real=len(real), shape=shapes[number]))
     return micro_batches
+
+
+def plan_static_evaluation(
+    source_lengths: Lengths, target_lengths: Lengths | None, *, max_tokens: int
+) -> list[MicroBatch]:
+    """Form the batches of an evaluation as plan_evaluation does, in few shapes.
+
+    Args:
+        source_lengths: int32 [N].
+        target_lengths: int32 [N]; None where no target is padded.
+        max_tokens: Padded tokens of a batch at most, of both sides together.
+
+    Returns:
+        Longest shape first; every row exactly once among the first num_real of a batch.
+    """
+    if target_lengths is None:
+        target_lengths = np.zeros_like(source_lengths)
+    shapes = choose_evaluation_shapes(source_lengths, target_lengths, max_tokens=max_tokens)
+    rows = np.arange(len(source_lengths))
+    return divide_into_shapes(rows, source_lengths, target_lengths, shapes=shapes, rank=0, num_ranks=1)

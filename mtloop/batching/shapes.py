@@ -19,6 +19,8 @@ from mtloop.batching.plan import Budget, Ids, Lengths, plan_epoch
 # Each shape costs a compilation of seconds to minutes. Share of real tokens on KDE pairs, updates of 1,000 target
 # tokens or of 32 pairs: 1 shape 13 and 14 %, 4 shapes 55 and 59 %, 6 shapes 65 and 70 %, 8 shapes 68 and 72 %.
 MAX_SHAPES = 8
+# Fewer shapes are taken where they cost at most this share of tokens more than the best list.
+WORTH_A_SHAPE = 0.05
 # An evaluation compiles several programs a shape (encoder, decoding, loss) and is a small part of a run.
 MAX_EVALUATION_SHAPES = 3
 # Lengths are multiples of this where the model allows: the rows of a TPU's tile. Multiples of 4 win one point.
@@ -141,7 +143,8 @@ def _best_chain(
         best = longer
         if len(candidates) in best:
             found.append(best[len(candidates)])
-    return min(found, key=lambda one: one[0])[1]
+    least = min(cost for cost, _ in found)
+    return next(chain for cost, chain in found if cost <= (1 + WORTH_A_SHAPE) * least)
 
 
 def _round_up(length: int, limit: int) -> int:

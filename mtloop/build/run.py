@@ -110,8 +110,10 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     config = changed(config, pad_to=config.batch.pad_to or ("buckets" if runtime.is_xla else "longest"))
     loader = build_loader(config, train_set, tokenizer, runtime)
     config, total_steps, warmup = settle_steps(config, loader)
-    if not runtime.is_sharded:  # before AdamW is built, which picks its fused form by the device
+    if not runtime.is_sharded:  # before AdamW is built, which picks its form by the device
         cast(torch.nn.Module, model).to(runtime.device)
+    if runtime.is_xla:
+        model.tie_weights()  # on its way there each name got a parameter of its own
     optimizer = build_optimizer(model, config.optimizer)
     scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
     wrapped_model, prepared = runtime.accelerator.prepare(model, optimizer)
@@ -211,8 +213,9 @@ def build_settled_model(
     data, evaluation = config.data, config.evaluation
     max_generated = evaluation.val_max_target_length or data.max_target_length
     longest_target = max(data.max_target_length, max_generated)
-    # Heads of 64 and short rows: on a CPU plain attention beats the fused one by a fifth.
-    attention = "eager" if runtime.device.type == "cpu" else None
+    # Heads of 64 and short rows: on a CPU plain attention beats the fused one by a fifth. On XLA, which fuses by
+    # itself, the other form would look into each mask: a wait, and a program for each answer.
+    attention = "eager" if runtime.device.type in ("cpu", "xla") else None
     torch.manual_seed(config.hardware.seed)
 
     def build() -> PreTrainedModel:
@@ -240,10 +243,15 @@ def build_settled_model(
     num_beams = settle_generation(
         model,
         tokenizer,
-        num_beams=evaluation.num_beams,
+        num_beams=evaluation.num_beams or (1 if runtime.is_xla else None),
         max_length=max_generated,
         forced_bos_token_id=target_language_token(tokenizer),
     )
+    if runtime.is_xla and num_beams > 1:
+        runtime.say(
+            f"--num_beams {num_beams}: a beam search compiles a program for each piece that it generates, some "
+            f"{max_generated} for each shape of a batch; without --num_beams the search is greedy, in a few programs"
+        )
     for pair in pairs:
         remember_prefix(model.config, pair.source_lang, pair.target_lang, pair.prefix)
     return model, changed(config, num_beams=num_beams)

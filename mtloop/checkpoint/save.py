@@ -11,6 +11,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ class Checkpointer:
             RunFailed: on every rank, when main could not write; what stood before still stands.
         """
         weights = self.runtime.accelerator.get_state_dict(self.wrapped_model)  # gathers a sharded model: collective
+        if self.runtime.is_xla:
+            weights = host_weights(self.model, weights)
         self.runtime.on_main(lambda: self._write(weights))
 
     def _write(self, weights: dict[str, torch.Tensor]) -> None:
@@ -135,7 +138,8 @@ class Checkpointer:
             OSError: naming the bytes.
         """
         states = [tensor for entry in self.optimizer.state.values() for tensor in entry.values()]
-        tensors = {t.data_ptr(): t.nbytes for t in (*weights.values(), *states) if isinstance(t, torch.Tensor)}
+        tensors = {t.data_ptr(): t.nbytes for t in weights.values()}  # a tied weight once
+        tensors |= {id(t): t.nbytes for t in states if isinstance(t, torch.Tensor)}  # those of XLA have no address
         needed = sum(tensors.values()) + MARGIN_BYTES
         if earlier := list_checkpoints(self.folder):
             with contextlib.suppress(Damaged, UserError):
@@ -155,7 +159,7 @@ class Checkpointer:
         files: dict[str, Any] = {}
         # transformers takes no stream: what it has just written is hashed as it comes back from memory.
         for_each_file(path, lambda name, file: files.update({name: hash_file(file)}))
-        files["training/optimizer.pt"] = _save(self.optimizer.state_dict(), path / "training" / "optimizer.pt")
+        files["training/optimizer.pt"] = _save(on_host(self.optimizer.state_dict()), path / "training" / "optimizer.pt")
         if (scaler := self.runtime.accelerator.scaler) is not None:
             files["training/scaler.pt"] = _save(scaler.state_dict(), path / "training" / "scaler.pt")
         state = self.state.state_dict()
@@ -298,6 +302,25 @@ class Checkpointer:
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunFailed(f"{final}: cannot be written ({_reason(error)})") from error
+
+
+def host_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy a model's weights to the host, a tied one once for all its names: save_pretrained tells them by memory."""
+    own = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    owners = {name: id(tensor) for name, tensor in own}
+    copies: dict[Any, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        copies.setdefault(owners.get(name, name), tensor.cpu())
+    return {name: copies[owners.get(name, name)] for name in weights}
+
+
+def on_host(value: Any) -> Any:
+    """Copy the tensors in dicts and lists of any depth to the host: those of XLA cannot be stored."""
+    if isinstance(value, dict):
+        return {name: on_host(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(on_host(one) for one in value)
+    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 def _save(value: Any, path: Path) -> dict[str, Any]:

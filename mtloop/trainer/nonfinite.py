@@ -57,8 +57,7 @@ class NonfiniteGuard:
         self._num_skipped = self._num_skipped + is_bad
         return (is_bad | (self._num_skipped > self.max_skipped)).float()
 
-    def take(self) -> list[tuple[Unread, float]]:
-        """Hand over the updates since the last call with their norms. A host sync."""
-        read = [(one, one.grad_norm.item()) for one in self.unread]
-        self.unread.clear()
-        return read
+    def take(self) -> list[Unread]:
+        """Hand over the updates since the last call, whose norms are then to be read."""
+        taken, self.unread = self.unread, []
+        return taken

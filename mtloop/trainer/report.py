@@ -49,11 +49,12 @@ def report_nonfinite(run: Run) -> None:
         RunFailed: naming the step and the rows.
     """
     unread = run.guard.take()
+    norms = run.runtime.read([update.grad_norm for update in unread])
     if unread:  # what the device had left to do
         waited_s = run.watch.lap()
         run.seconds_since_log += waited_s
         run.state.train_time_s += waited_s
-    for update, grad_norm in unread:
+    for update, grad_norm in zip(unread, norms, strict=True):
         if math.isfinite(grad_norm):
             continue
         run.state.num_nonfinite += 1

@@ -59,7 +59,9 @@ def train_step(run: Run, update: Update) -> UpdateStats:
     is_skipped = run.guard.verdict(grad_norm, num_before=run.state.num_nonfinite)
     step_unless(run, is_skipped)
     run.scheduler.step()
-    run.optimizer.zero_grad()
+    # On XLA gradients stay: a first forward that makes them would be another program than those that add to them.
+    run.optimizer.zero_grad(set_to_none=not run.runtime.is_xla)
+    run.runtime.end_program()
     return UpdateStats(
         loss_sum=loss_sum,
         grad_norm=grad_norm,
@@ -86,13 +88,15 @@ def accumulate_gradients(run: Run, update: Update) -> Tensor:
         fp32 scalar, the sum of this rank's token losses, detached.
     """
     run.runtime.reseed(run.state.step)
-    loss_sum = torch.zeros((), device=run.runtime.device)
+    # Made on the host: on XLA the first forward would else add to a constant, and be another program than the others.
+    loss_sum = torch.tensor(0.0).to(run.runtime.device)
     for micro_batch, is_last in mark_last(update.micro_batches):
         with run.runtime.gradient_sync(run.wrapped_model, enabled=is_last):
             micro_loss_sum = forward_loss_sum(run, micro_batch)
             # Data parallelism takes the mean over ranks: undone by num_ranks. target_tokens is the whole update's.
             run.runtime.accelerator.backward(micro_loss_sum * run.runtime.num_ranks / update.target_tokens)
         loss_sum += micro_loss_sum.detach()
+        run.runtime.end_program()
     return loss_sum
 
 
