@@ -21,7 +21,7 @@ from mtloop.batching import MicroBatch, plan_evaluation, plan_static_evaluation
 from mtloop.generation import deal_batches, generate_hypotheses
 from mtloop.loss import token_loss_sum
 from mtloop.metrics import Scores, Tally, mean_scores, scores_of, tally
-from mtloop.model import first_tokens, shift_right
+from mtloop.model import first_tokens, shift_right, static_mask
 from mtloop.runtime import Runtime
 from mtloop.tokenization import target_language_token
 
@@ -254,7 +254,7 @@ def loss_per_token(
         with runtime.accelerator.autocast():
             logits = model(
                 input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
+                attention_mask=static_mask(batch["attention_mask"]),
                 decoder_input_ids=shift_right(model, batch["labels"]),
                 use_cache=False,
             ).logits

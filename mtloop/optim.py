@@ -26,11 +26,13 @@ class DeviceAdamW(AdamW):
         self.found_inf: torch.Tensor | None = None
         for group in self.param_groups:
             for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
+                # Made on the host: the device would compile a program for the zeros of each shape.
+                zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                parameter.grad = zeros.to(parameter.device)
                 self.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
+                    "step": torch.zeros(()).to(parameter.device),
+                    "exp_avg": zeros.to(parameter.device),
+                    "exp_avg_sq": zeros.to(parameter.device),
                 }
 
     @torch.no_grad()
@@ -40,8 +42,8 @@ class DeviceAdamW(AdamW):
         for group in self.param_groups:
             device = group["params"][0].device
             is_kept = torch.tensor(0.0).to(device) if self.found_inf is None else self.found_inf
-            # Made on the host: a number goes into the program as data, except 0 and 1, which a warm-up begins with.
-            learning_rate = torch.tensor(group["lr"], dtype=torch.float32).to(device)
+            # A vector, because XLA makes constants of the numbers 0 and 1, and a warm-up begins with 0.
+            learning_rate = torch.tensor([group["lr"]], dtype=torch.float32).to(device)
             for parameter in group["params"]:
                 self._update(parameter, group, learning_rate, is_kept)
 

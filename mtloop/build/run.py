@@ -214,7 +214,7 @@ def build_settled_model(
     max_generated = evaluation.val_max_target_length or data.max_target_length
     longest_target = max(data.max_target_length, max_generated)
     # Heads of 64 and short rows: on a CPU plain attention beats the fused one by a fifth. On XLA, which fuses by
-    # itself, the other form would look into each mask: a wait, and a program for each answer.
+    # itself, a mask is added to the scores.
     attention = "eager" if runtime.device.type in ("cpu", "xla") else None
     torch.manual_seed(config.hardware.seed)
 

@@ -41,7 +41,7 @@ from mtloop.runtime.machine import (
     set_threads,
 )
 from mtloop.runtime.signals import Interrupted, StopSignals
-from mtloop.runtime.xla import end_program, keep_weights_in_fp32, seed_device
+from mtloop.runtime.xla import end_program, keep_weights_in_fp32, num_compilations, seed_device
 
 if TYPE_CHECKING:
     from mtloop.config import HardwareConfig
@@ -192,6 +192,11 @@ class Runtime:
         """On XLA compile and start what was traced so far, so that every update is made of the same few programs."""
         if self.is_xla:
             end_program()
+
+    @property
+    def num_compilations(self) -> int:
+        """How many programs this process has compiled; 0 where none is."""
+        return num_compilations() if self.is_xla else 0
 
     def read(self, scalars: list[Tensor]) -> list[float]:
         """Copy scalars of the device to the host. A host sync."""

@@ -51,11 +51,11 @@ class NonfiniteGuard:
             fp32 scalar on the device, 1 to leave the weights as they are and else 0: what optimizers call found_inf.
         """
         if self._num_skipped is None:
-            # Made on the host: on XLA a tensor that the device makes would be a constant of the program.
-            self._num_skipped = torch.tensor(float(num_before)).to(grad_norm.device)
+            # A vector made on the host, for XLA: it makes a constant of the program of anything else that is 0.
+            self._num_skipped = torch.tensor([float(num_before)]).to(grad_norm.device)
         is_bad = ~torch.isfinite(grad_norm.detach())
         self._num_skipped = self._num_skipped + is_bad
-        return (is_bad | (self._num_skipped > self.max_skipped)).float()
+        return (is_bad | (self._num_skipped > self.max_skipped)).float().reshape(())
 
     def take(self) -> list[Unread]:
         """Hand over the updates since the last call, whose norms are then to be read."""

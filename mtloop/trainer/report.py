@@ -82,6 +82,8 @@ def log(run: Run, stats: UpdateStats) -> None:
         "target_tokens": stats.target_tokens,
         "tokens_per_s": run.tokens_since_log / run.seconds_since_log,
     }
+    if run.runtime.is_xla:
+        record["num_compilations"] = run.runtime.num_compilations
     together(run, lambda: run.tracker.log_update(record))
     run.tokens_since_log, run.seconds_since_log = 0, 0.0
 
@@ -107,6 +109,7 @@ def evaluate_and_record(run: Run) -> Report:
 
 def evaluate_on(run: Run, data: EvaluationSet) -> Report:
     """Evaluate on `data`, print, and write metrics and hypotheses. Collective."""
+    num_before = run.runtime.num_compilations
     report = evaluate(
         run.model,
         run.tokenizer,
@@ -115,6 +118,9 @@ def evaluate_on(run: Run, data: EvaluationSet) -> Report:
         max_tokens=run.config.evaluation.eval_max_tokens,
         target_lang=run.config.data.target_lang,
     )
+    if run.runtime.is_xla:
+        num_own = run.runtime.num_compilations - num_before
+        run.runtime.say(f"XLA: {num_before} programs compiled before this evaluation, {num_own} in it")
     together(run, lambda: record_evaluation(run, data, report))
     run.watch.skip()
     return report

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtloop.loader import Batch, Update
 from mtloop.loss import token_loss_sum
-from mtloop.model import shift_right
+from mtloop.model import shift_right, static_mask
 from mtloop.trainer.run import Run
 
 T = TypeVar("T")
@@ -88,8 +88,8 @@ def accumulate_gradients(run: Run, update: Update) -> Tensor:
         fp32 scalar, the sum of this rank's token losses, detached.
     """
     run.runtime.reseed(run.state.step)
-    # Made on the host: on XLA the first forward would else add to a constant, and be another program than the others.
-    loss_sum = torch.tensor(0.0).to(run.runtime.device)
+    # A vector made on the host, for XLA: its first forward would else add to a constant, and be another program.
+    loss_sum = torch.zeros(1).to(run.runtime.device)
     for micro_batch, is_last in mark_last(update.micro_batches):
         with run.runtime.gradient_sync(run.wrapped_model, enabled=is_last):
             micro_loss_sum = forward_loss_sum(run, micro_batch)
@@ -97,14 +97,14 @@ def accumulate_gradients(run: Run, update: Update) -> Tensor:
             run.runtime.accelerator.backward(micro_loss_sum * run.runtime.num_ranks / update.target_tokens)
         loss_sum += micro_loss_sum.detach()
         run.runtime.end_program()
-    return loss_sum
+    return loss_sum.sum()
 
 
 def forward_loss_sum(run: Run, batch: Batch) -> Tensor:
     """Sum the token losses of input_ids, attention_mask [B, S] and labels [B, T]."""
     logits = run.wrapped_model(
         input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
+        attention_mask=static_mask(batch["attention_mask"]),
         decoder_input_ids=shift_right(run.model, batch["labels"]),
         use_cache=False,
     ).logits

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mtloop.batching import plan_evaluation
-from mtloop.generation import NOTHING, _by_row_index, _stack, deal_batches, generate_hypotheses
+from mtloop.generation import NOTHING, deal_batches, generate_hypotheses
+from mtloop.generation.generate import _by_row_index, _stack
 
 NUM_ROWS = 24
 

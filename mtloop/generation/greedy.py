@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from mtloop.model import static_mask
+
 # The prefix that the decoder reads is of one of these widths, or the longest translation: half of KDE's are below 9.
 WIDTHS = (16, 64)
 # Whether all rows have ended is asked every so many steps: the host waits for the device then.
@@ -78,6 +80,7 @@ def greedy_search(
         int64 [B, T] with T rules.max_length, padded behind the end of a translation, on the device.
     """
     device, num_rows = input_ids.device, len(input_ids)
+    attention_mask = static_mask(attention_mask)
     encoded = cast(Any, model).get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
     memory = BaseModelOutput(last_hidden_state=encoded.last_hidden_state)
     start = torch.full((num_rows, rules.max_length), rules.pad)
@@ -94,14 +97,16 @@ def greedy_search(
         logits = model(
             encoder_outputs=memory, attention_mask=attention_mask, decoder_input_ids=pieces[:, :width], use_cache=False
         ).logits
-        pieces, has_ended = _write_step(logits, pieces, has_ended, at, rules)
+        pieces, has_ended, is_over = _write_step(logits, pieces, has_ended, at, rules)
         end_program()
-        if step % ASK_EVERY == ASK_EVERY - 1 and bool(has_ended.all()):  # host sync
+        if step % ASK_EVERY == ASK_EVERY - 1 and bool(is_over):  # host sync
             break
     return pieces
 
 
-def _write_step(logits: Tensor, pieces: Tensor, has_ended: Tensor, at: Tensor, rules: Rules) -> tuple[Tensor, Tensor]:
+def _write_step(
+    logits: Tensor, pieces: Tensor, has_ended: Tensor, at: Tensor, rules: Rules
+) -> tuple[Tensor, Tensor, Tensor]:
     """Choose each row's next piece and write it.
 
     Args:
@@ -110,6 +115,9 @@ def _write_step(logits: Tensor, pieces: Tensor, has_ended: Tensor, at: Tensor, r
         has_ended: bool [B].
         at: int64 [2], the position of the last piece, and the piece that must come next or -1.
         rules: Of the search.
+
+    Returns:
+        pieces and has_ended anew, and bool [] whether all rows have.
     """
     position, forced = at[:1], at[1:]
     scores = logits.index_select(1, position).squeeze(1).float()
@@ -123,4 +131,4 @@ def _write_step(logits: Tensor, pieces: Tensor, has_ended: Tensor, at: Tensor, r
     pieces = torch.where(is_next, chosen[:, None], pieces)
     for end in rules.end:
         has_ended = has_ended | (chosen == end)
-    return pieces, has_ended
+    return pieces, has_ended, has_ended.all()

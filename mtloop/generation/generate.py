@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mtloop.batching import MicroBatch
-from mtloop.greedy import greedy_search, rules_of
+from mtloop.generation.greedy import greedy_search, rules_of
 from mtloop.loader import Batch, collate
 from mtloop.loss import IGNORE_INDEX
 from mtloop.runtime import Runtime
