@@ -27,13 +27,11 @@ class DeviceAdamW(AdamW):
         for group in self.param_groups:
             for parameter in group["params"]:
                 # Made on the host: the device would compile a program for the zeros of each shape.
-                zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
-                parameter.grad = zeros.to(parameter.device)
+                shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
                 self.state[parameter] = {
-                    "step": torch.zeros(()).to(parameter.device),
-                    "exp_avg": zeros.to(parameter.device),
-                    "exp_avg_sq": zeros.to(parameter.device),
+                    name: torch.zeros(shape).to(parameter.device) for name, shape in shapes.items()
                 }
+                parameter.grad = torch.zeros(parameter.shape, dtype=parameter.dtype).to(parameter.device)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -110,10 +110,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     config = changed(config, pad_to=config.batch.pad_to or ("buckets" if runtime.is_xla else "longest"))
     loader = build_loader(config, train_set, tokenizer, runtime)
     config, total_steps, warmup = settle_steps(config, loader)
-    if not runtime.is_sharded:  # before AdamW is built, which picks its form by the device
-        cast(torch.nn.Module, model).to(runtime.device)
-    if runtime.is_xla:
-        model.tie_weights()  # on its way there each name got a parameter of its own
+    place_model(model, runtime)  # before AdamW is built, which picks its form by the device
     optimizer = build_optimizer(model, config.optimizer)
     scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
     wrapped_model, prepared = runtime.accelerator.prepare(model, optimizer)
@@ -159,6 +156,14 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
         data_report=report,
         different=different,
     )
+
+
+def place_model(model: PreTrainedModel, runtime: Runtime) -> None:
+    """Move the model to the device, but for one that is to be sharded."""
+    if not runtime.is_sharded:
+        cast(torch.nn.Module, model).to(runtime.device)
+    if runtime.is_xla:
+        model.tie_weights()  # on its way there each name got a parameter of its own
 
 
 def find_changes(config: Config, stored: Config, folder: RunFolder, report: dict[str, Any]) -> list[str]:

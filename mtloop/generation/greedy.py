@@ -54,7 +54,7 @@ def rules_of(generation: GenerationConfig, options: dict[str, Any]) -> Rules | N
         return None
     end = asked["eos_token_id"]
     return Rules(
-        first=asked["decoder_start_token_id"],
+        first=asked["bos_token_id"] if asked["decoder_start_token_id"] is None else asked["decoder_start_token_id"],
         forced_second=asked.get("forced_bos_token_id"),
         forced_last=asked.get("forced_eos_token_id"),
         end=tuple(end) if isinstance(end, (list, tuple)) else (end,),

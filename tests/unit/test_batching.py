@@ -13,6 +13,7 @@ from mtloop.batching import (
     divide_update,
     plan_epoch,
     plan_evaluation,
+    plan_static_evaluation,
 )
 
 
@@ -243,3 +244,12 @@ def test_evaluation_batches_of_few_shapes_are_complete():
     assert len({one.shape for one in batches}) <= 3
     assert all(one.shape.num_tokens <= 600 and one.shape.target == 0 for one in batches)
     assert sorted(np.concatenate([one.sentence_ids[: one.num_real] for one in batches])) == list(range(700))
+
+
+def test_the_losses_of_an_evaluation_are_of_few_shapes_too():
+    source, target = heavy_tailed_lengths(700)
+    batches = plan_static_evaluation(source, target, max_tokens=900)
+    assert len({batch.shape for batch in batches}) <= 3
+    assert all(target[batch.sentence_ids].max() <= batch.shape.target for batch in batches)
+    assert sorted(np.concatenate([one.sentence_ids[: one.num_real] for one in batches])) == list(range(700))
+    assert batches[0].shape == max((batch.shape for batch in batches), key=lambda shape: shape.source + shape.target)
