@@ -22,6 +22,7 @@ PROMISES = {
     "multi_node": (DistributedType.MULTI_GPU, 2 * 8, 2, "bf16", False),
     "fsdp": (DistributedType.FSDP, 2, 1, "bf16", False),
     "tpu": (DistributedType.XLA, 8, 1, "bf16", False),
+    "tpu_pod": (DistributedType.XLA, 4 * 8, 4, "bf16", False),
 }
 
 
