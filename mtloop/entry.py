@@ -36,8 +36,14 @@ def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None) -> in
     Returns:
         The exit status: 0 done, already finished, or saved on USR1; 1 the run failed; 2 the user's mistake; 3 trained,
         but not all pushed; 129, 130 or 143 saved on HUP, INT or TERM.
+
+    Raises:
+        SystemExit: with the status where it is not 0, under the XLA launcher.
     """
-    return _reported(lambda: _train(config_from(_own_arguments() if config is None else config)))
+    status = _reported(lambda: _train(config_from(_own_arguments() if config is None else config)))
+    if status and config is None and _is_train_py() and "FORK_LAUNCHED" in os.environ:
+        raise SystemExit(status)  # the XLA launcher drops what it is given back: a failed run would end with 0
+    return status
 
 
 def _reported(work: Callable[[], int]) -> int:
@@ -56,7 +62,11 @@ def _reported(work: Callable[[], int]) -> int:
 
 
 def _own_arguments() -> list[str]:
-    return sys.argv[1:] if os.path.basename(sys.argv[0]) == "train.py" else []
+    return sys.argv[1:] if _is_train_py() else []
+
+
+def _is_train_py() -> bool:
+    return os.path.basename(sys.argv[0]) == "train.py"
 
 
 def _report(message: str, status: int, *, is_alone: bool = False) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,11 +17,11 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.batching import plan_evaluation
+from mtloop.batching import MicroBatch, plan_evaluation, plan_static_evaluation
 from mtloop.generation import deal_batches, generate_hypotheses
 from mtloop.loss import token_loss_sum
 from mtloop.metrics import Scores, Tally, mean_scores, scores_of, tally
-from mtloop.model import first_tokens, shift_right
+from mtloop.model import first_tokens, shift_right, static_mask
 from mtloop.runtime import Runtime, is_sharded
 from mtloop.tokenization import target_language_token
 
@@ -218,7 +219,9 @@ def _translate(
         pieces += generate_hypotheses(
             model,
             data.encoded.select(rows) if part is not None else data.encoded,
-            plan_evaluation(data.source_lengths[rows], max_tokens=max_tokens),
+            plan_static_evaluation(data.source_lengths[rows], None, max_tokens=max_tokens)
+            if runtime.is_xla
+            else plan_evaluation(data.source_lengths[rows], max_tokens=max_tokens),
             runtime,
             pad_id=tokenizer.pad_token_id,
             options={name: token_id for name, token_id in options.items() if token_id is not None},
@@ -239,8 +242,12 @@ def loss_per_token(
 
     Collective.
     """
-    # Both sides are in memory here: neither may pass the cap, were a target of two tokens paired with a long source.
-    batches = plan_evaluation(np.maximum(data.source_lengths, data.target_lengths), max_tokens=max_tokens)
+    batches: Sequence[NDArray[np.int64] | MicroBatch]
+    if runtime.is_xla:
+        batches = plan_static_evaluation(data.source_lengths, data.target_lengths, max_tokens=2 * max_tokens)
+    else:
+        # Both sides are in memory: neither may pass the cap, were a target of two tokens paired with a long source.
+        batches = plan_evaluation(np.maximum(data.source_lengths, data.target_lengths), max_tokens=max_tokens)
     assert tokenizer.pad_token_id is not None
     sums = []
     pad_id, in_step = tokenizer.pad_token_id, is_sharded(model)
@@ -248,14 +255,14 @@ def loss_per_token(
         with runtime.accelerator.autocast():
             logits = model(
                 input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
+                attention_mask=static_mask(batch["attention_mask"]),
                 decoder_input_ids=shift_right(model, batch["labels"]),
                 use_cache=False,
             ).logits
         if len(row_ids):
             sums.append(token_loss_sum(logits, batch["labels"]))
-    local_sum = torch.stack(sums).cpu().double().sum() if sums else 0.0
-    (total,) = runtime.sum_over_ranks(local_sum)
+        runtime.end_program()
+    (total,) = runtime.sum_over_ranks(math.fsum(runtime.read(sums)))
     return total / int(data.target_lengths.sum(dtype=np.int64))
 
 

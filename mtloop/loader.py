@@ -21,7 +21,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from mtloop.batching import Budget, EpochPlan, count_updates, divide_update, plan_epoch
+from mtloop.batching import (
+    Budget,
+    EpochPlan,
+    MicroBatch,
+    Shape,
+    count_updates,
+    divide_into_shapes,
+    divide_update,
+    plan_epoch,
+)
 from mtloop.loss import IGNORE_INDEX
 
 Batch = dict[str, Tensor]
@@ -44,38 +53,42 @@ class Update:
     micro_batches: list[Batch]
 
 
-def pad_column(column: pa.ChunkedArray, *, pad_value: int) -> Tensor:
-    """Pad a column of integer lists to its longest row: int64 [B, longest].
+def pad_column(column: pa.ChunkedArray, *, pad_value: int, width: int | None = None) -> Tensor:
+    """Pad a column of integer lists to its longest row, or to `width`, no shorter: int64 [B, longest].
 
     Reads Arrow's values and offsets as they lie, without a Python object per token.
     """
     lists = column.combine_chunks()
     offsets = lists.offsets.to_numpy()
     lengths = np.diff(offsets)
-    padded = np.full((len(lengths), int(lengths.max())), pad_value, dtype=np.int64)
+    padded = np.full((len(lengths), width or int(lengths.max())), pad_value, dtype=np.int64)
     is_real = np.arange(padded.shape[1]) < lengths[:, None]
     padded[is_real] = lists.values.to_numpy()[offsets[0] : offsets[-1]]
     return torch.from_numpy(padded)
 
 
-def collate(encoded: Dataset, row_ids: Sequence[int] | NDArray[np.int64], *, pad_id: int) -> Batch:
+def collate(
+    encoded: Dataset, row_ids: Sequence[int] | NDArray[np.int64], *, pad_id: int, shape: Shape | None = None
+) -> Batch:
     """Read rows of an encoded data set into one padded batch.
 
     Args:
         encoded: Columns input_ids and labels.
         row_ids: int64 [B].
         pad_id: The tokenizer's padding id.
+        shape: Lengths to pad to; None, or a length of 0, for that of the longest row.
 
     Returns:
         input_ids and attention_mask int64 [B, S]; labels int64 [B, T], IGNORE_INDEX in the padding.
     """
     table = encoded.with_format("arrow")[row_ids]
-    input_ids = pad_column(table["input_ids"], pad_value=-1)
+    source, target = (shape.source, shape.target) if shape is not None else (None, None)
+    input_ids = pad_column(table["input_ids"], pad_value=-1, width=source)
     is_real = input_ids >= 0
     return {
         "input_ids": input_ids.masked_fill(~is_real, pad_id),
         "attention_mask": is_real.long(),
-        "labels": pad_column(table["labels"], pad_value=IGNORE_INDEX),
+        "labels": pad_column(table["labels"], pad_value=IGNORE_INDEX, width=target),
     }
 
 
@@ -84,28 +97,15 @@ class _Updates(TorchDataset[list[Batch]]):
     """One rank's micro-batches of the updates of an epoch, by update number: what a loader worker computes."""
 
     encoded: Dataset
-    source_lengths: NDArray[np.int32]
-    target_lengths: NDArray[np.int32]
     plan: EpochPlan
-    max_tokens: int
+    divide: Callable[[NDArray[np.int64]], list[MicroBatch]]
     pad_id: int
-    rank: int
-    num_ranks: int
 
     def __getitem__(self, update: int) -> list[Batch]:
-        micro_batches = divide_update(
-            self.plan.sentence_ids(update),
-            self.source_lengths,
-            self.target_lengths,
-            max_tokens=self.max_tokens,
-            rank=self.rank,
-            num_ranks=self.num_ranks,
-        )
         batches = []
-        for micro_batch in micro_batches:
-            batch = collate(self.encoded, micro_batch.sentence_ids, pad_id=self.pad_id)
-            if micro_batch.is_filler:
-                batch["labels"].fill_(IGNORE_INDEX)
+        for micro_batch in self.divide(self.plan.sentence_ids(update)):
+            batch = collate(self.encoded, micro_batch.sentence_ids, pad_id=self.pad_id, shape=micro_batch.shape)
+            batch["labels"][micro_batch.num_real :] = IGNORE_INDEX
             batches.append(batch)
         return batches
 
@@ -127,6 +127,7 @@ class TrainLoader:
         target_lengths: int32 [N].
         budget: What an update holds over all ranks.
         max_tokens_per_micro_batch: Padded tokens, source and target.
+        shapes: What micro-batches are padded to, from choose_shapes; [] for their own longest row.
         pad_id: The tokenizer's padding id.
         seed: The run's seed.
         rank: This rank.
@@ -146,10 +147,35 @@ class TrainLoader:
     num_ranks: int
     num_workers: int = 0
     place: Callable[[Any], Any] = field(default=lambda loader: loader)
+    shapes: list[Shape] = field(default_factory=list)
 
     @property
     def updates_per_epoch(self) -> int:
         return count_updates(self.target_lengths, self.budget)
+
+    def divide(self, sentence_ids: NDArray[np.int64]) -> list[MicroBatch]:
+        """Divide an update: this rank's micro-batches, equally many on every rank."""
+        options = {"rank": self.rank, "num_ranks": self.num_ranks}
+        if self.shapes:
+            return divide_into_shapes(
+                sentence_ids, self.source_lengths, self.target_lengths, shapes=self.shapes, **options
+            )
+        max_tokens = self.max_tokens_per_micro_batch
+        return divide_update(sentence_ids, self.source_lengths, self.target_lengths, max_tokens=max_tokens, **options)
+
+    def share_of_real_tokens(self) -> float:
+        """Compute the part of this rank's padded tokens, of both sides, that are real, in the first updates."""
+        plan = plan_epoch(self.source_lengths, self.target_lengths, self.budget, seed=self.seed, epoch=0)
+        micro_batches = [
+            one for number in range(min(plan.num_updates, 256)) for one in self.divide(plan.sentence_ids(number))
+        ]
+        real = padded = 0
+        for micro_batch in micro_batches:
+            ids, shape = micro_batch.sentence_ids, micro_batch.shape
+            sources, targets = self.source_lengths[ids], self.target_lengths[ids]
+            real += int(sources[: micro_batch.num_real].sum() + targets[: micro_batch.num_real].sum())
+            padded += shape.num_tokens if shape is not None else len(ids) * int(sources.max() + targets.max())
+        return real / padded
 
     def updates(self, *, epoch: int, cursor: int) -> Generator[Update, None, None]:
         """Yield updates without end, from update `cursor` of epoch `epoch` (both 0-based) on."""
@@ -161,13 +187,9 @@ class TrainLoader:
     def _epoch(self, plan: EpochPlan, cursor: int) -> Generator[Update, None, None]:
         rows = _Updates(
             encoded=self.encoded,
-            source_lengths=self.source_lengths,
-            target_lengths=self.target_lengths,
             plan=plan,
-            max_tokens=self.max_tokens_per_micro_batch,
+            divide=self.divide,
             pad_id=self.pad_id,
-            rank=self.rank,
-            num_ranks=self.num_ranks,
         )
         remaining = range(cursor, plan.num_updates)
         loader: DataLoader[list[Batch]] = DataLoader(

@@ -25,6 +25,14 @@ def token_loss_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0
     Source: Szegedy et al. 2016, section 7 (label smoothing), as torch.nn.functional.cross_entropy implements it:
     (1 - e) * nll + e * mean over V of -log p.
     """
+    if logits.device.type == "xla":  # how many labels count is data: picking them would be another program each time
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
     is_target = labels.flatten() != IGNORE_INDEX
     # Only real positions are brought to fp32: the [tokens, V] copy is the largest tensor of a step.
     target_logits = logits.flatten(0, 1)[is_target].float()

@@ -15,18 +15,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.adapters import base_fingerprint, choose_trained
-from mtloop.batching import Budget
 from mtloop.build.data import Pair, build_tokenizer, encode_corpus, settle_pairs
+from mtloop.build.plan import build_loader, describe_plan, settle_steps
 from mtloop.checkpoint.save import Checkpointer
-from mtloop.config import Config, changed, differences, flat, is_from_scratch, to_yaml
+from mtloop.config import Config, changed, differences, flat, to_yaml
 from mtloop.corpus import Corpus, describe, load_corpus
-from mtloop.loader import TrainLoader
 from mtloop.model import build_model, check_positions, layers_of, load_model, settle_generation
-from mtloop.optim import build_optimizer, build_scheduler, warmup_steps
+from mtloop.optim import build_optimizer, build_scheduler
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 from mtloop.state import TrainState
-from mtloop.tokenization import Encoded, remember_prefix, target_language_token
+from mtloop.tokenization import remember_prefix, target_language_token
 from mtloop.tracking import Tracker
 from mtloop.trainer import Run
 
@@ -77,6 +76,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     model, config = build_settled_model(config, tokenizer, pairs, runtime)
     base = runtime.on_main(lambda: base_fingerprint(model))
     runtime.say(describe_model(model))
+    config = changed(config, pad_to=config.batch.pad_to or ("buckets" if runtime.is_xla else "longest"))
     loader = build_loader(config, train_set, tokenizer, runtime)
     config, total_steps, warmup = settle_steps(config, loader)
     runtime.place_model(model, layers_of)
@@ -84,7 +84,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
     wrapped_model, prepared = runtime.prepare(model, optimizer)
     wrapped_model.train()
-    runtime.say(describe_plan(config, loader, total_steps, warmup))
+    runtime.say(*describe_plan(config, loader, total_steps, warmup))
     if stored is None:
         runtime.on_main(lambda: folder.start_run(config, report))
     state = TrainState()
@@ -126,13 +126,6 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     )
 
 
-def settle_steps(config: Config, loader: TrainLoader) -> tuple[Config, int, int]:
-    """Count the updates of the run and those of its warm-up, which goes into the configuration."""
-    total_steps = config.optimizer.max_train_steps or config.optimizer.num_train_epochs * loader.updates_per_epoch
-    warmup = warmup_steps(config.optimizer, total_steps=total_steps, is_from_scratch=is_from_scratch(config))
-    return changed(config, num_warmup_steps=warmup), total_steps, warmup
-
-
 def find_changes(config: Config, stored: Config, folder: RunFolder, report: dict[str, Any]) -> list[str]:
     """List the settings and the data that are not those of the run that goes on.
 
@@ -153,6 +146,7 @@ def identify(
         "tokens_per_update": batch.tokens_per_update,
         "sentences_per_update": batch.sentences_per_update,
         "max_tokens_per_micro_batch": batch.max_tokens_per_micro_batch,
+        "pad_to": batch.pad_to,
         "fingerprints": {
             **report["fingerprints"],
             "config": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
@@ -165,26 +159,6 @@ def identify(
             **{name: importlib.metadata.version(name) for name in LIBRARIES},
         },
     }
-
-
-def build_loader(
-    config: Config, train_set: Encoded, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
-) -> TrainLoader:
-    """Build this rank's loader of the training updates."""
-    assert tokenizer.pad_token_id is not None
-    return TrainLoader(
-        encoded=train_set.rows,
-        source_lengths=train_set.source_lengths,
-        target_lengths=train_set.target_lengths,
-        budget=Budget(tokens=config.batch.tokens_per_update, sentences=config.batch.sentences_per_update),
-        max_tokens_per_micro_batch=config.batch.max_tokens_per_micro_batch,
-        pad_id=tokenizer.pad_token_id,
-        seed=config.hardware.seed,
-        rank=runtime.rank,
-        num_ranks=runtime.num_ranks,
-        num_workers=config.batch.dataloader_num_workers,
-        place=runtime.place_batches,
-    )
 
 
 def load_corpora(config: Config, runtime: Runtime) -> list[Corpus]:
@@ -204,8 +178,9 @@ def build_settled_model(
     data, evaluation = config.data, config.evaluation
     max_generated = evaluation.val_max_target_length or data.max_target_length
     longest_target = max(data.max_target_length, max_generated)
-    # Heads of 64 and short rows: on a CPU plain attention beats the fused one by a fifth.
-    attention = "eager" if runtime.device.type == "cpu" else None
+    # Heads of 64 and short rows: on a CPU plain attention beats the fused one by a fifth. On XLA, which fuses by
+    # itself, a mask is added to the scores.
+    attention = "eager" if runtime.device.type in ("cpu", "xla") else None
     torch.manual_seed(config.hardware.seed)
 
     def build() -> PreTrainedModel:
@@ -233,10 +208,15 @@ def build_settled_model(
     num_beams = settle_generation(
         model,
         tokenizer,
-        num_beams=evaluation.num_beams,
+        num_beams=evaluation.num_beams or (1 if runtime.is_xla else None),
         max_length=max_generated,
         forced_bos_token_id=target_language_token(tokenizer),
     )
+    if runtime.is_xla and num_beams > 1:
+        runtime.say(
+            f"--num_beams {num_beams}: a beam search compiles a program for each piece that it generates, some "
+            f"{max_generated} for each shape of a batch; without --num_beams the search is greedy, in a few programs"
+        )
     for pair in pairs:
         remember_prefix(model.config, pair.source_lang, pair.target_lang, pair.prefix)
     return model, changed(config, num_beams=num_beams)
@@ -265,16 +245,4 @@ def describe_model(model: PreTrainedModel) -> str:
     return (
         f"model: {model.config.model_type}, {num_parameters:,} parameters, {num_trainable:,} of them trainable, "
         f"{model.config.vocab_size:,} pieces"
-    )
-
-
-def describe_plan(config: Config, loader: TrainLoader, total_steps: int, warmup: int) -> str:
-    """Say in one line what will be trained."""
-    batch = config.batch
-    size = f"about {batch.tokens_per_update:,} target tokens" if batch.tokens_per_update else ""
-    if batch.sentences_per_update:
-        size = f"{batch.sentences_per_update:,} sentences"
-    return (
-        f"plan: {total_steps:,} updates of {size}, {loader.updates_per_epoch:,} an epoch; learning rate "
-        f"{config.optimizer.learning_rate:g}, {warmup:,} updates of warm-up, beam size {config.evaluation.num_beams}"
     )

@@ -49,7 +49,9 @@ UNWRITABLE = (OSError, RuntimeError, SafetensorError)
 # What a damaged or foreign file makes of json, torch.load, safetensors and load_state_dict.
 UNREADABLE = (*UNWRITABLE, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
 # What must be equal for a resumed run to be bitwise the one that was interrupted.
-BITWISE = ("num_ranks", "is_sharded", "num_threads", "device", "precision", "max_tokens_per_micro_batch", "versions")
+BITWISE = (
+    "num_ranks", "is_sharded", "num_threads", "device", "precision", "max_tokens_per_micro_batch", "pad_to", "versions",
+)  # fmt: skip
 # Room for what a save writes beside weights and optimizer (tokenizer, configurations): 100,000 pieces take 5 MB.
 MARGIN_BYTES = 8_000_000
 

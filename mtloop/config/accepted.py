@@ -75,7 +75,7 @@ SWITCHES = {
     "low_cpu_mem_usage": "models are loaded by transformers' own default",
     "no_cuda": "use --use_cpu",
     "overwrite_output_dir": _OVERWRITE,
-    "pad_to_max_length": "batches are padded to their longest sentence",
+    "pad_to_max_length": "use --pad_to fixed",
     "predict_with_generate": _METRICS,
     "prediction_loss_only": _METRICS,
     "remove_unused_columns": _COLUMNS,

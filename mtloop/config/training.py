@@ -68,6 +68,10 @@ class BatchConfig(Group):
     max_tokens_per_micro_batch: int = setting(
         4096, "padded tokens of one forward on one device: memory, not the result", check=at_least(1)
     )
+    pad_to: Literal["fixed", "buckets", "longest"] | None = setting(
+        None,
+        "fixed: one shape for all forwards; buckets: a few; longest: each its own (none: buckets on XLA, else longest)",
+    )
     dataloader_num_workers: int = setting(0, "processes a rank that prepare batches", check=at_least(0))
 
     def __post_init__(self) -> None:

@@ -3,7 +3,14 @@
 Must not know data, ranks or training. Shape letters: B sentences, T target tokens, V vocabulary.
 """
 
-from mtloop.model.generating import check_positions, first_tokens, position_limit, settle_generation, shift_right
+from mtloop.model.generating import (
+    check_positions,
+    first_tokens,
+    position_limit,
+    settle_generation,
+    shift_right,
+    static_mask,
+)
 from mtloop.model.layers import layers_of
 from mtloop.model.loading import MAX_SPARE_ROWS, MODEL_SIZES, build_model, first_line, load_config, load_model
 
@@ -20,4 +27,5 @@ __all__ = [
     "position_limit",
     "settle_generation",
     "shift_right",
+    "static_mask",
 ]

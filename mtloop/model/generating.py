@@ -122,3 +122,21 @@ def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:
     shifted = labels.new_full(labels.shape, model.config.decoder_start_token_id)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill(shifted < 0, model.config.pad_token_id)
+
+
+def static_mask(attention_mask: Tensor) -> Tensor:
+    """On XLA turn a mask into what transformers makes of it, which it would first look into: a wait and a program each.
+
+    Args:
+        attention_mask: int64 [B, S], 1 at real tokens.
+
+    Returns:
+        On XLA float [B, 1, 1, S] to be added to eager attention's scores, elsewhere the mask itself.
+    """
+    return additive_mask(attention_mask) if attention_mask.device.type == "xla" else attention_mask
+
+
+def additive_mask(attention_mask: Tensor) -> Tensor:
+    """Return 0 where attention_mask, int64 [B, S], is 1 and the lowest fp32 number elsewhere: float [B, 1, 1, S]."""
+    is_padding = attention_mask[:, None, None, :] == 0
+    return torch.where(is_padding, torch.finfo(torch.float32).min, 0.0)

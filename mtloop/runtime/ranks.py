@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import random
 import sys
 import time
@@ -26,6 +27,7 @@ from accelerate.utils import (
     gather_object,
 )
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mtloop.config import ProcessFailed, RunFailed, UserError
@@ -44,6 +46,7 @@ from mtloop.runtime.machine import (
 from mtloop.runtime.network import choose_interface, could_not_meet
 from mtloop.runtime.sharding import is_sharded, set_gradient_sync, shard
 from mtloop.runtime.signals import Interrupted, StopSignals
+from mtloop.runtime.xla import end_program, keep_weights_in_fp32, num_compilations, seed_device
 
 if TYPE_CHECKING:
     from mtloop.config import HardwareConfig
@@ -121,6 +124,8 @@ class Runtime:
         self.is_main: bool = self.accelerator.is_main_process
         self.device: torch.device = self.accelerator.device
         self.precision: str = self.accelerator.mixed_precision
+        if self.is_xla:
+            keep_weights_in_fp32()
         self._check_launch(hardware)
         self.sharding = sharding if self.num_ranks > 1 else None
 
@@ -146,7 +151,7 @@ class Runtime:
 
     def _check_launch(self, hardware: HardwareConfig) -> None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        if world_size != self.num_ranks:
+        if world_size != self.num_ranks and not self.is_xla:  # XLA's launcher exports none
             raise UserError(
                 f"WORLD_SIZE is {world_size} but accelerate runs {self.num_ranks} process(es): every one would train "
                 "alone; start with `accelerate launch` and a file of accelerate_configs/, or unset WORLD_SIZE"
@@ -179,6 +184,11 @@ class Runtime:
         is_half = os.environ.get("ACCELERATE_MIXED_PRECISION") in ("bf16", "fp16")
         return not flag("ACCELERATE_USE_CPU") and (is_half or bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
 
+    @property
+    def is_xla(self) -> bool:
+        """Whether every new shape costs a compilation, and every number that is read a wait."""
+        return self.device.type == "xla"
+
     def say(self, *lines: str) -> None:
         """Print lines once, from the main process, above a progress bar where there is one."""
         if not self.is_main:
@@ -193,14 +203,32 @@ class Runtime:
     def reseed(self, step: int) -> None:
         """Make all randomness of an update a function of (seed, step, rank), so that a resume need restore none."""
         seed = int(np.random.SeedSequence([self.seed, step, self.rank]).generate_state(1)[0])
-        torch.manual_seed(seed)  # all devices
+        torch.manual_seed(seed)  # all devices but XLA
+        if self.is_xla:
+            seed_device(seed, self.device)
         random.seed(seed)  # layer drop in some models
+
+    def end_program(self) -> None:
+        """On XLA compile and start what was traced so far, so that every update is made of the same few programs."""
+        if self.is_xla:
+            end_program()
+
+    @property
+    def num_compilations(self) -> int:
+        """How many programs this process has compiled; 0 where none is."""
+        return num_compilations() if self.is_xla else 0
+
+    def read(self, scalars: list[Tensor]) -> list[float]:
+        """Copy scalars of the device to the host. A host sync."""
+        if self.is_xla:  # a stack of another number of them would be another program
+            return [scalar.item() for scalar in scalars]
+        return torch.stack(scalars).tolist() if scalars else []
 
     def place_batches(self, loader: Any) -> Any:
         """Move a loader's tensors to the device without sharding it: each rank's loader holds its own batches."""
         return prepare_data_loader(loader, self.device, num_processes=1, process_index=0, put_on_device=True)
 
-    def place_model(self, model: torch.nn.Module, units: Callable[[Any], list[torch.nn.Module]]) -> None:
+    def place_model(self, model: Any, units: Callable[[Any], list[torch.nn.Module]]) -> None:
         """Move a model to the device, or shard it over the devices of all ranks.
 
         Before AdamW is built, which holds on to the parameters as it finds them and picks its fused form by the device.
@@ -212,6 +240,8 @@ class Runtime:
         """
         if self.sharding is None:
             model.to(self.device)
+            if self.is_xla:
+                model.tie_weights()  # on its way there each name got a parameter of its own
         else:
             shard(model, self.sharding, units(model), device=self.device, is_bf16=self.precision == "bf16")
 
@@ -263,18 +293,28 @@ class Runtime:
         """
         if self.num_ranks == 1:
             return rows
+        if self.is_xla:  # unequal shapes are for the host
+            tables = exchange(self.accelerator, rows.cpu())
+            width = max(table.shape[1] for table in tables)
+            return torch.cat([F.pad(table, (0, width - table.shape[1]), value=pad_id) for table in tables])
         padded = self.accelerator.pad_across_processes(rows, dim=1, pad_index=pad_id)
         padded = self.accelerator.pad_across_processes(padded, dim=0, pad_index=pad_id)
         return self.accelerator.gather(padded)
 
     def gather_objects(self, items: list[T]) -> list[T]:
         """Concatenate the ranks' lists, in rank order, on every rank. Collective."""
-        return gather_object(items) if self.num_ranks > 1 else items
+        if self.num_ranks == 1:
+            return items
+        if self.is_xla:  # accelerate's gather_object is not made for it
+            return [item for theirs in exchange(self.accelerator, items) for item in theirs]
+        return gather_object(items)
 
     def broadcast(self, value: T) -> T:
         """Hand main's value to every rank. Collective."""
         if self.num_ranks == 1:
             return value
+        if self.is_xla:
+            return exchange(self.accelerator, value if self.is_main else None)[0]  # type: ignore[return-value]
         box = [value]
         broadcast_object_list(box, from_process=0)
         return box[0]
@@ -357,6 +397,20 @@ class Runtime:
             self.accelerator.state.destroy_process_group()
         # accelerate keeps device and precision for the process's life; a notebook may start another run with others.
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def exchange(accelerator: Accelerator, value: T) -> list[T]:
+    """Hand every rank's value to every rank, pickled into tensors of few shapes. Collective, and a host sync.
+
+    Returns:
+        The values in rank order.
+    """
+    data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(torch.int32)
+    sizes = accelerator.gather(torch.tensor([len(data)]).to(accelerator.device)).tolist()
+    width = 1 << (max(*sizes, 1_024) - 1).bit_length()
+    padded = F.pad(data, (0, width - len(data))).to(accelerator.device)
+    rows = accelerator.gather(padded[None]).cpu().to(torch.uint8)
+    return [pickle.loads(row[:size].numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def attempt(work: Callable[[], T], *, when: bool = True) -> tuple[T | None, Exception | None]:

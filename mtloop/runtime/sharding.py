@@ -76,11 +76,11 @@ def whole(tensor: Tensor) -> Tensor:
 def gathered(state: Any, *, is_kept: bool) -> Any:
     """Return a state dict with whole tensors in the place of shards, which go to the CPU one by one.
 
-    Collective where there are shards.
+    So do those of XLA, which cannot be stored. Collective where there are shards.
 
     Args:
         state: Dicts and lists of values; of a model with keep_vars=True, so that tied weights are known as one.
-        is_kept: Whether this rank wants them; shards are None in what it gets otherwise.
+        is_kept: Whether this rank wants them; they are None in what it gets otherwise.
     """
     known: dict[int, Tensor | None] = {}
 
@@ -91,11 +91,11 @@ def gathered(state: Any, *, is_kept: bool) -> Any:
             return [visit(item) for item in value]
         if not isinstance(value, Tensor):
             return value
-        if not isinstance(value, DTensor):
+        if not isinstance(value, DTensor) and value.device.type != "xla":
             return value.detach()
         if id(value) not in known:
-            full = value.full_tensor()
-            known[id(value)] = full.cpu() if is_kept else None
+            full = whole(value)
+            known[id(value)] = full.detach().cpu() if is_kept else None
         return known[id(value)]
 
     return visit(state)

@@ -10,7 +10,7 @@ from mtloop.checkpoint.averaging import publish_average
 from mtloop.checkpoint.weights import load_weights
 from mtloop.runtime import Interrupted
 from mtloop.trainer.pushing import push_epoch, push_final, queue_earlier
-from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, together
+from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, report_nonfinite, together
 from mtloop.trainer.resume import restore
 from mtloop.trainer.run import Run
 from mtloop.trainer.step import train_step
@@ -86,7 +86,8 @@ def make_average(run: Run, num_epochs: int) -> Path:
 
 
 def save(run: Run) -> None:
-    """Save the step, and queue it for the Hub where it ends an epoch. Collective."""
+    """Save the step once it is known to be sound, and queue it for the Hub where it ends an epoch. Collective."""
+    report_nonfinite(run)
     run.checkpointer.save()
     push_epoch(run)
     run.watch.skip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,26 +12,27 @@ from mtloop.loader import Update
 from mtloop.metrics import Tally, resample
 from mtloop.run_folder import read_json_lines
 from mtloop.runtime import attempt
+from mtloop.trainer.nonfinite import MAX_UNREAD, NUM_NAMED_ROWS, Unread
 from mtloop.trainer.run import Run
 from mtloop.trainer.step import UpdateStats
 
 
 def count(run: Run, update: Update, stats: UpdateStats) -> None:
-    """Advance the counters by one update; refuse more non-finite ones than --skip_nonfinite.
+    """Advance the counters by one update; where its norm is known at once, refuse one that is no number.
 
     Raises:
-        RunFailed: naming the step and the rows.
+        RunFailed: as report_nonfinite does.
     """
-    if stats.is_skipped:
-        run.state.num_nonfinite += 1
-        rows = ", ".join(str(row) for row in run.train_rows[update.sentence_ids[:10]]["index"])
-        message = (
-            f"step {run.state.step + 1}: the gradient norm is {stats.grad_norm.item()}, the weights are left as they "
-            f"were; {len(update.sentence_ids)} rows of the training data, the first: {rows}"
+    run.guard.unread.append(
+        Unread(
+            step=run.state.step + 1,
+            first_ids=update.sentence_ids[:NUM_NAMED_ROWS],
+            num_rows=len(update.sentence_ids),
+            grad_norm=stats.grad_norm,
         )
-        if run.state.num_nonfinite > run.config.optimizer.skip_nonfinite:
-            raise RunFailed(f"{message}; lower --learning_rate, or tolerate more with --skip_nonfinite")
-        run.runtime.say(message)
+    )
+    if run.reads_every_norm or len(run.guard.unread) >= MAX_UNREAD:
+        report_nonfinite(run)
     seconds = run.watch.lap()
     run.state.advance(target_tokens=stats.target_tokens, updates_in_epoch=update.updates_in_epoch, time_s=seconds)
     run.seconds_since_log += seconds
@@ -38,8 +40,37 @@ def count(run: Run, update: Update, stats: UpdateStats) -> None:
     run.tracker.advance()
 
 
+def report_nonfinite(run: Run) -> None:
+    """Read the norms that the host does not know yet; refuse more non-finite ones than --skip_nonfinite. A host sync.
+
+    The same on every rank, at the same step: the norms are.
+
+    Raises:
+        RunFailed: naming the step and the rows.
+    """
+    unread = run.guard.take()
+    norms = run.runtime.read([update.grad_norm for update in unread])
+    if unread:  # what the device had left to do
+        waited_s = run.watch.lap()
+        run.seconds_since_log += waited_s
+        run.state.train_time_s += waited_s
+    for update, grad_norm in zip(unread, norms, strict=True):
+        if math.isfinite(grad_norm):
+            continue
+        run.state.num_nonfinite += 1
+        rows = ", ".join(str(row) for row in run.train_rows[update.first_ids]["index"])
+        message = (
+            f"step {update.step}: the gradient norm is {grad_norm}, the weights are left as they were; "
+            f"{update.num_rows} rows of the training data, the first: {rows}"
+        )
+        if run.state.num_nonfinite > run.config.optimizer.skip_nonfinite:
+            raise RunFailed(f"{message}; lower --learning_rate, or tolerate more with --skip_nonfinite")
+        run.runtime.say(message)
+
+
 def log(run: Run, stats: UpdateStats) -> None:
     """Record the update just made. Collective, and a host sync: the only copy of losses to the host."""
+    report_nonfinite(run)
     (loss_sum,) = run.runtime.sum_over_ranks(stats.loss_sum)
     run.seconds_since_log += run.watch.lap()  # what the device had left to do
     record = {
@@ -51,6 +82,8 @@ def log(run: Run, stats: UpdateStats) -> None:
         "target_tokens": stats.target_tokens,
         "tokens_per_s": run.tokens_since_log / run.seconds_since_log,
     }
+    if run.runtime.is_xla:
+        record["num_compilations"] = run.runtime.num_compilations
     together(run, lambda: run.tracker.log_update(record))
     run.tokens_since_log, run.seconds_since_log = 0, 0.0
 
@@ -67,6 +100,7 @@ def epoch_of(run: Run) -> float:
 
 def evaluate_and_record(run: Run) -> Report:
     """Evaluate on the validation rows, record, and update the best score. Collective."""
+    report_nonfinite(run)
     report = evaluate_on(run, run.valid)
     metric = run.config.evaluation.metric_for_best_model
     run.state.record_score(report.score_of(metric), is_greater_better=metric != "eval_loss")
@@ -75,6 +109,7 @@ def evaluate_and_record(run: Run) -> Report:
 
 def evaluate_on(run: Run, data: EvaluationSet) -> Report:
     """Evaluate on `data`, print, and write metrics and hypotheses. Collective."""
+    num_before = run.runtime.num_compilations
     report = evaluate(
         run.model,
         run.tokenizer,
@@ -83,6 +118,9 @@ def evaluate_on(run: Run, data: EvaluationSet) -> Report:
         max_tokens=run.config.evaluation.eval_max_tokens,
         target_lang=run.config.data.target_lang,
     )
+    if run.runtime.is_xla:
+        num_own = run.runtime.num_compilations - num_before
+        run.runtime.say(f"XLA: {num_before} programs compiled before this evaluation, {num_own} in it")
     together(run, lambda: record_evaluation(run, data, report))
     run.watch.skip()
     return report

@@ -20,6 +20,7 @@ from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 from mtloop.state import TrainState
 from mtloop.tracking import Stopwatch, Tracker
+from mtloop.trainer.nonfinite import NonfiniteGuard
 
 
 @dataclass(kw_only=True)
@@ -50,9 +51,28 @@ class Run:
     different: list[str] = field(default_factory=list)
     state: TrainState = field(default_factory=TrainState)
     watch: Stopwatch = field(default_factory=Stopwatch)
+    guard: NonfiniteGuard = field(init=False)
     counted_at_start: dict[str, Tally] = field(default_factory=dict)
     tokens_since_log: int = 0
     seconds_since_log: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.guard = NonfiniteGuard(max_skipped=self.config.optimizer.skip_nonfinite)
+
+    @property
+    def leaves_out_on_device(self) -> bool:
+        """Whether the optimizer itself leaves out an update that the device finds to be no number.
+
+        Not that of a sharded model, whose fused form takes no plain tensor beside its shards, nor under fp16, whose
+        scaler waits for the device in any case.
+        """
+        takes_found_inf = self.optimizer.param_groups[0]["fused"] or self.runtime.is_xla
+        return takes_found_inf and self.runtime.sharding is None and self.runtime.accelerator.scaler is None
+
+    @property
+    def reads_every_norm(self) -> bool:
+        """Whether the host knows each norm at once: it costs nothing on a CPU, and elsewhere it may have waited."""
+        return self.runtime.device.type == "cpu" or not self.leaves_out_on_device
 
     @property
     def is_done(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtloop.loader import Batch, Update
 from mtloop.loss import token_loss_sum
-from mtloop.model import shift_right
+from mtloop.model import shift_right, static_mask
 from mtloop.runtime import whole
 from mtloop.trainer.run import Run
 
@@ -30,14 +30,15 @@ class UpdateStats:
         grad_norm: Before clipping, of the whole update: the same on every rank; a scalar on the device.
         learning_rate: The rate the step was taken with.
         target_tokens: Of the whole update, all ranks.
-        is_skipped: Whether the weights were left as they were, for a non-finite gradient norm.
+        is_skipped: Whether the weights were left as they were, for a non-finite gradient norm: not 0, a scalar on the
+            device.
     """
 
     loss_sum: Tensor
     grad_norm: Tensor
     learning_rate: float
     target_tokens: int
-    is_skipped: bool = False
+    is_skipped: Tensor
 
 
 def train_step(run: Run, update: Update) -> UpdateStats:
@@ -51,25 +52,36 @@ def train_step(run: Run, update: Update) -> UpdateStats:
         max_norm = run.config.optimizer.max_grad_norm or math.inf
         norm = run.runtime.accelerator.clip_grad_norm_(run.wrapped_model.parameters(), max_norm)
         grad_norm = whole(torch.as_tensor(norm))
-        is_finite = math.isfinite(grad_norm.item())  # host sync; the norm is the same on every rank, so is the verdict
         scaler = run.runtime.accelerator.scaler
-        if is_finite or scaler is None:
+        if scaler is None or math.isfinite(grad_norm.item()):  # host sync; the same norm, so one verdict, on every rank
             break
         # Without optimizer.step(), in which the scaler would judge for itself: of a sharded model by its shard alone.
         scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
         run.optimizer.zero_grad()
     learning_rate = float(run.scheduler.get_last_lr()[0])
-    if is_finite:
-        run.optimizer.step()
+    is_skipped = run.guard.verdict(grad_norm, num_before=run.state.num_nonfinite)
+    step_unless(run, is_skipped)
     run.scheduler.step()
-    run.optimizer.zero_grad()
+    # On XLA gradients stay: a first forward that makes them would be another program than those that add to them.
+    run.optimizer.zero_grad(set_to_none=not run.runtime.is_xla)
+    run.runtime.end_program()
     return UpdateStats(
         loss_sum=loss_sum,
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         target_tokens=update.target_tokens,
-        is_skipped=not is_finite,
+        is_skipped=is_skipped,
     )
+
+
+def step_unless(run: Run, is_skipped: Tensor) -> None:
+    """Take the optimizer's step unless is_skipped, fp32 scalar, is 1: where the optimizer can, without asking it."""
+    if run.leaves_out_on_device:
+        inner = getattr(run.optimizer, "optimizer", run.optimizer)
+        inner.found_inf = is_skipped  # type: ignore[union-attr]  # read by AdamW, declared nowhere
+        run.optimizer.step()
+    elif not is_skipped.item():  # host sync
+        run.optimizer.step()
 
 
 def accumulate_gradients(run: Run, update: Update) -> Tensor:
@@ -79,21 +91,23 @@ def accumulate_gradients(run: Run, update: Update) -> Tensor:
         fp32 scalar, the sum of this rank's token losses, detached.
     """
     run.runtime.reseed(run.state.step)
-    loss_sum = torch.zeros((), device=run.runtime.device)
+    # A vector made on the host, for XLA: its first forward would else add to a constant, and be another program.
+    loss_sum = torch.zeros(1).to(run.runtime.device)
     for micro_batch, is_last in mark_last(update.micro_batches):
         with run.runtime.gradient_sync(run.wrapped_model, enabled=is_last):
             micro_loss_sum = forward_loss_sum(run, micro_batch)
             # Data parallelism takes the mean over ranks: undone by num_ranks. target_tokens is the whole update's.
             run.runtime.accelerator.backward(micro_loss_sum * run.runtime.num_ranks / update.target_tokens)
         loss_sum += micro_loss_sum.detach()
-    return loss_sum
+        run.runtime.end_program()
+    return loss_sum.sum()
 
 
 def forward_loss_sum(run: Run, batch: Batch) -> Tensor:
     """Sum the token losses of input_ids, attention_mask [B, S] and labels [B, T]."""
     logits = run.wrapped_model(
         input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
+        attention_mask=static_mask(batch["attention_mask"]),
         decoder_input_ids=shift_right(run.model, batch["labels"]),
         use_cache=False,
     ).logits

@@ -52,6 +52,18 @@ def test_updates_are_the_same_on_any_processes_and_micro_batches(alone, tmp_path
     assert_same_updates(alone, found)
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize(("pad_to", "max_shapes"), [("buckets", 8), ("fixed", 1)])
+def test_padding_to_few_shapes_changes_no_update(alone, tmp_path, num_processes, pad_to, max_shapes):
+    flags = ["--pad_to", pad_to, "--max_tokens_per_micro_batch", 600]
+    found = train_updates(tmp_path, num_processes, *flags)
+    assert_same_updates(alone, found)
+    by_rank = [record["shapes"] for record in found]
+    assert all(shapes == [shapes[0]] * num_processes for shapes in by_rank)
+    kinds = {tuple(shape) for shapes in by_rank for shape in shapes[0]}
+    assert 1 <= len(kinds) <= max_shapes
+
+
 def test_a_rank_without_a_sentence_changes_nothing(tmp_path):
     """One sentence an update on two ranks: one of them only keeps step."""
     flags = ["--sentences_per_update", 1]

@@ -46,6 +46,9 @@ def main() -> None:
                 "num_units": sum(is_sharded(module) for module in run.model.modules()),
                 "num_parameters": runtime.gather_objects([held_by(run.model)]),
                 "num_micro_batches": runtime.gather_objects([len(update.micro_batches)]),
+                "shapes": runtime.gather_objects(
+                    [[(*batch["input_ids"].shape, batch["labels"].shape[1]) for batch in update.micro_batches]]
+                ),
             }
         )
         if len(records) == num_updates:

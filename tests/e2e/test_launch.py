@@ -89,7 +89,7 @@ WITHOUT_ACCELERATOR = {
     "multi_node": (["--num_machines", "1", "--num_processes", "2", "--main_process_ip", "127.0.0.1"], 2, True),
 }
 # Refused there: each has a test of its own.
-REFUSED = {"deepspeed_zero2", "fsdp", "tpu"}
+REFUSED = {"deepspeed_zero2", "fsdp", "tpu", "tpu_pod"}
 
 
 def test_every_launch_file_is_started_or_refused():

@@ -23,6 +23,7 @@ PROMISES = {
     "fsdp": (DistributedType.FSDP, 2, 1, "bf16", False),
     "deepspeed_zero2": (DistributedType.DEEPSPEED, 2, 1, "bf16", False),
     "tpu": (DistributedType.XLA, 8, 1, "bf16", False),
+    "tpu_pod": (DistributedType.XLA, 4 * 8, 4, "bf16", False),
 }
 
 

@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from mtloop.batching import Budget, count_updates, cut_by_tokens, divide_update, plan_epoch, plan_evaluation
+from mtloop.batching import (
+    Budget,
+    choose_evaluation_shapes,
+    choose_shapes,
+    count_updates,
+    cut_by_tokens,
+    divide_into_shapes,
+    divide_update,
+    plan_epoch,
+    plan_evaluation,
+    plan_static_evaluation,
+)
 
 
 def draw_lengths(num_sentences: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -142,3 +153,103 @@ def test_no_sentences_is_an_error():
     empty = np.array([], dtype=np.int32)
     with pytest.raises(ValueError, match="0 sources"):
         plan_epoch(empty, empty, Budget(sentences=1), seed=0, epoch=0)
+
+
+# Shapes
+
+
+def heavy_tailed_lengths(num):
+    """As user-interface strings are: half of them short, a few very long, sources and targets alike."""
+    rng = np.random.default_rng(5)
+    source = np.clip(np.exp(rng.normal(2.0, 1.0, num)), 2, 120).astype(np.int32)
+    target = np.clip(source * rng.uniform(0.7, 1.6, num), 2, 120).astype(np.int32)
+    return source, target
+
+
+def shapes_for(source, target, budget, **options):
+    defaults = {"max_tokens": 1_000, "num_ranks": 1, "longest": (120, 120)}
+    return choose_shapes(source, target, budget, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("budget", [Budget(tokens=400), Budget(sentences=16), Budget(sentences=1)])
+@pytest.mark.parametrize("num_ranks", [1, 2, 8])
+@pytest.mark.parametrize("max_shapes", [1, 4, 8])
+def test_shapes_hold_every_sentence_once_and_are_the_same_on_every_rank(budget, num_ranks, max_shapes):
+    source, target = heavy_tailed_lengths(2_000)
+    shapes = shapes_for(source, target, budget, num_ranks=num_ranks, max_shapes=max_shapes)
+    assert 1 <= len(shapes) <= max_shapes
+    assert all(shape.num_tokens <= 1_000 or shape.rows == 1 for shape in shapes)
+    plan = plan_epoch(source, target, budget, seed=9, epoch=2)  # not the updates that the shapes were chosen on
+    for u in range(0, plan.num_updates, 7):
+        ids = plan.sentence_ids(u)
+        shares = [
+            divide_into_shapes(ids, source, target, shapes=shapes, rank=rank, num_ranks=num_ranks)
+            for rank in range(num_ranks)
+        ]
+        for passes in zip(*shares, strict=True):
+            assert len({one.shape for one in passes}) == 1 and passes[0].shape in shapes
+            assert any(one.num_real for one in passes)  # no pass is all padding
+            for one in passes:
+                assert len(one.sentence_ids) == one.shape.rows
+                assert source[one.sentence_ids].max() <= one.shape.source
+                assert target[one.sentence_ids].max() <= one.shape.target
+        real = np.concatenate([one.sentence_ids[: one.num_real] for share in shares for one in share])
+        assert sorted(real) == sorted(ids)
+
+
+def test_shapes_are_multiples_of_eight_but_never_beyond_the_model():
+    source = target = np.array([3, 9, 21, 98], dtype=np.int32)
+    budget = Budget(sentences=4)
+    assert shapes_for(source, target, budget, longest=(128, 128))[-1].source == 104
+    last = shapes_for(source, target, budget, longest=(100, 99))[-1]
+    assert (last.source, last.target) == (100, 99)
+    assert all(shape.source % 8 == 0 for shape in shapes_for(source, target, budget, longest=(128, 128)))
+
+
+def test_the_cheapest_shapes_are_found():
+    """Two kinds of updates, 8 rows of 8 tokens or 2 of 80: two shapes pad nothing, and no third is wanted."""
+    target = np.array([8] * 64 + [80] * 16, dtype=np.int32)
+    shapes = shapes_for(target, target, Budget(tokens=80), max_tokens=320)
+    plan = plan_epoch(target, target, Budget(tokens=80), seed=0, epoch=0)
+    rows = [divide_into_shapes(plan.sentence_ids(u), target, target, shapes=shapes, rank=0, num_ranks=1)
+            for u in range(plan.num_updates)]  # fmt: skip
+    assert [(shape.source, shape.target) for shape in shapes] == [(8, 8), (80, 80)]
+    # 64 rows of 8 tokens in updates of 80 are 6.4 updates of 10 rows: at most one row in ten is padding.
+    padded = sum(one.shape.num_tokens for passes in rows for one in passes)
+    assert padded <= 1.1 * 2 * target.sum()
+
+
+def test_buckets_pad_far_less_than_one_shape_does():
+    source, target = heavy_tailed_lengths(20_000)
+    share = {}
+    for max_shapes in (1, 8):
+        shapes = shapes_for(source, target, Budget(tokens=1_000), max_tokens=4_096, max_shapes=max_shapes)
+        plan = plan_epoch(source, target, Budget(tokens=1_000), seed=0, epoch=1)
+        real = padded = 0
+        for u in range(0, plan.num_updates, 5):
+            ids = plan.sentence_ids(u)
+            passes = divide_into_shapes(ids, source, target, shapes=shapes, rank=0, num_ranks=1)
+            real += source[ids].sum() + target[ids].sum()
+            padded += sum(one.shape.num_tokens for one in passes)
+        share[max_shapes] = real / padded
+    # Mean length over longest is 11 / 120 for a single shape; a bucket of a factor 1.5 in length gives 5 in 6 at best.
+    assert share[1] < 0.2 and share[8] > 0.55
+
+
+def test_evaluation_batches_of_few_shapes_are_complete():
+    source, _ = heavy_tailed_lengths(700)
+    nothing = np.zeros_like(source)
+    shapes = choose_evaluation_shapes(source, nothing, max_tokens=600)
+    batches = divide_into_shapes(np.arange(700), source, nothing, shapes=shapes, rank=0, num_ranks=1)
+    assert len({one.shape for one in batches}) <= 3
+    assert all(one.shape.num_tokens <= 600 and one.shape.target == 0 for one in batches)
+    assert sorted(np.concatenate([one.sentence_ids[: one.num_real] for one in batches])) == list(range(700))
+
+
+def test_the_losses_of_an_evaluation_are_of_few_shapes_too():
+    source, target = heavy_tailed_lengths(700)
+    batches = plan_static_evaluation(source, target, max_tokens=900)
+    assert len({batch.shape for batch in batches}) <= 3
+    assert all(target[batch.sentence_ids].max() <= batch.shape.target for batch in batches)
+    assert sorted(np.concatenate([one.sentence_ids[: one.num_real] for one in batches])) == list(range(700))
+    assert batches[0].shape == max((batch.shape for batch in batches), key=lambda shape: shape.source + shape.target)

@@ -5,9 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForSeq2SeqLM
 
-from mtloop.batching import plan_evaluation
-from mtloop.generation import NOTHING, _by_row_index, _stack, deal_batches, generate_hypotheses
+from mtloop.batching import plan_evaluation, plan_static_evaluation
+from mtloop.generation import NOTHING, deal_batches, generate_hypotheses, greedy_search, rules_of
+from mtloop.generation.generate import _by_row_index, _stack
+from mtloop.loader import collate
 
 NUM_ROWS = 24
 
@@ -103,3 +106,63 @@ def test_ranks_share_the_batches_and_leave_none_out(rows, lengths, runtime, mari
     runtime.num_ranks, runtime.rank = 1, 0
     assert sorted(np.concatenate(dealt).tolist()) == list(range(NUM_ROWS))
     assert {tuple(ids) for ids in dealt} == {tuple(ids) for ids in batches}  # as they were formed
+
+
+# greedy search in fixed shapes
+
+
+def search(model, rows, lengths, *, max_tokens, **options):
+    """What greedy_search makes of each row, in batches of few shapes."""
+    rules = rules_of(model.generation_config, options)
+    found = {}
+    for batch in plan_static_evaluation(lengths, None, max_tokens=max_tokens):
+        encoded = collate(rows, batch.sentence_ids, pad_id=rules.pad, shape=batch.shape)
+        with torch.no_grad():
+            pieces = greedy_search(
+                model, encoded["input_ids"], encoded["attention_mask"], rules, end_program=lambda: None
+            )
+        assert pieces.shape == (batch.shape.rows, rules.max_length)
+        found |= dict(zip(batch.sentence_ids[: batch.num_real].tolist(), pieces.tolist(), strict=False))
+    return [stripped(found[row], rules.pad) for row in range(len(rows))]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 200])
+@pytest.mark.parametrize("options", [{}, {"forced_bos_token_id": 7}, {"forced_eos_token_id": 0, "max_length": 9},
+                                     {"bad_words_ids": [[5], [399]]}, {"eos_token_id": [0, 11]}])  # fmt: skip
+def test_greedy_search_finds_what_generate_finds(tiny_model, rows, lengths, marian_tokenizer, options, max_tokens):
+    with torch.no_grad():
+        expected = [
+            tiny_model.generate(input_ids=torch.tensor([ids]), **options)[0].tolist() for ids in rows["input_ids"]
+        ]
+    pad_id = marian_tokenizer.pad_token_id
+    found = search(tiny_model, rows, lengths, max_tokens=max_tokens, **options)
+    assert found == [stripped(pieces, pad_id) for pieces in expected]
+
+
+@pytest.mark.parametrize("family", ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"])
+def test_greedy_search_holds_for_each_family(tiny_configs, rows, lengths, family):
+    torch.manual_seed(1)
+    model = AutoModelForSeq2SeqLM.from_config(tiny_configs[family], attn_implementation="eager").eval()
+    generation = model.generation_config
+    generation.max_length, generation.num_beams = 12, 1
+    few = rows.select(range(8))
+    with torch.no_grad():
+        expected = [model.generate(input_ids=torch.tensor([ids]))[0].tolist() for ids in few["input_ids"]]
+    found = search(model, few, lengths[:8], max_tokens=200)
+    assert found == [stripped(pieces, generation.pad_token_id) for pieces in expected]
+
+
+def test_what_is_no_plain_greedy_search_is_left_to_generate(tiny_model):
+    config = tiny_model.generation_config
+    assert rules_of(config, {}) is not None
+    for options in ({"num_beams": 2}, {"no_repeat_ngram_size": 3}, {"bad_words_ids": [[5, 6]]}, {"min_length": 4}):
+        assert rules_of(config, options) is None
+
+
+def test_a_static_batch_gives_its_own_rows_alone(tiny_model, rows, lengths, runtime, marian_tokenizer, plain_pieces):
+    """Copies that fill a shape are translated too, and left out."""
+    batches = plan_static_evaluation(lengths, None, max_tokens=200)
+    assert sum(len(batch.sentence_ids) for batch in batches) > NUM_ROWS
+    pad_id = marian_tokenizer.pad_token_id
+    found = generate_hypotheses(tiny_model, rows, batches, runtime, pad_id=pad_id)
+    assert [stripped(p.tolist(), pad_id) for p in found] == [stripped(p, pad_id) for p in plain_pieces]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import concatenate_datasets
 
-from mtloop.batching import Budget, plan_epoch
+from mtloop.batching import Budget, choose_shapes, plan_epoch
 from mtloop.loader import TrainLoader, collate
 from mtloop.loss import IGNORE_INDEX
 
@@ -145,6 +145,40 @@ def test_micro_batches_keep_within_their_budget(new_loader):
     for batch in itertools.chain.from_iterable(update.micro_batches for update in epoch_of(new_loader())):
         width = batch["input_ids"].shape[1] + batch["labels"].shape[1]
         assert width * len(batch["labels"]) <= 120 or len(batch["labels"]) == 1
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_micro_batches_of_given_shapes_hold_the_same_sentences(new_loader, small_set, num_ranks):
+    rows, source_lengths, target_lengths = small_set
+    shapes = choose_shapes(
+        source_lengths, target_lengths, Budget(tokens=200), max_tokens=120, num_ranks=num_ranks, longest=(64, 64)
+    )
+    plain = epoch_of(new_loader())
+    by_rank = [epoch_of(new_loader(shapes=shapes, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
+    for update, *shares in zip(plain, *by_rank, strict=True):
+        assert Counter(pairs_in(shares)) == Counter(pairs_in([update]))
+        for share in shares:
+            assert (share.target_tokens, share.updates_in_epoch) == (update.target_tokens, update.updates_in_epoch)
+            for batch in share.micro_batches:
+                found = (*batch["input_ids"].shape, batch["labels"].shape[1])
+                assert found in {(shape.rows, shape.source, shape.target) for shape in shapes}
+                # A row without a single real token gives NaN in some families.
+                assert batch["attention_mask"].any(dim=1).all()
+
+
+def test_the_share_of_real_tokens_is_that_of_the_tensors(new_loader):
+    """The whole epoch is below the sample of the line that is printed, so both count the same."""
+    longest = {"longest": (64, 64), "max_tokens": 120, "num_ranks": 1}
+    lengths = new_loader().source_lengths, new_loader().target_lengths
+    for shapes in ([], choose_shapes(*lengths, Budget(tokens=200), **longest)):
+        loader = new_loader(shapes=shapes)
+        batches = [batch for update in epoch_of(loader) for batch in update.micro_batches]
+        real = sum(int(batch["attention_mask"].sum() + (batch["labels"] != IGNORE_INDEX).sum()) for batch in batches)
+        # Copies that fill a shape have a source that the model sees: not real all the same.
+        copies = [(batch["labels"] == IGNORE_INDEX).all(dim=1) for batch in batches]
+        real -= sum(int(b["attention_mask"][c].sum()) for b, c in zip(batches, copies, strict=True))
+        padded = sum(batch["input_ids"].numel() + batch["labels"].numel() for batch in batches)
+        assert loader.share_of_real_tokens() == pytest.approx(real / padded, abs=1e-12)
 
 
 def test_a_filler_counts_nothing(new_loader):

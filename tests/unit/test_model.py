@@ -30,6 +30,7 @@ from mtloop.model import (
     settle_generation,
     shift_right,
 )
+from mtloop.model.generating import additive_mask
 from mtloop.tokenization import load_tokenizer, target_language_token
 
 FAMILIES = ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"]
@@ -530,3 +531,21 @@ def test_configs_of_the_hub_keep_their_defaults(tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).decoder_start_token_id == 58_100
     assert MBartConfig().decoder_start_token_id is None
     assert not hasattr(T5Config(), "max_position_embeddings")
+
+
+@pytest.mark.parametrize("family", ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"])
+def test_a_mask_made_here_is_what_the_model_makes_of_it(tiny_configs, family):
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(tiny_configs[family], attn_implementation="eager").eval()
+    ids = torch.arange(3, 23).reshape(2, 10)
+    mask = torch.ones_like(ids)
+    mask[0, 6:] = 0
+    decoder_ids = torch.arange(3, 11).reshape(2, 4)
+    with torch.no_grad():
+        expected, found = (
+            model(input_ids=ids, attention_mask=one, decoder_input_ids=decoder_ids, use_cache=False).logits
+            for one in (mask, additive_mask(mask))
+        )
+        unmasked = model(input_ids=ids, decoder_input_ids=decoder_ids, use_cache=False).logits
+    assert torch.equal(found, expected)
+    assert not torch.allclose(unmasked[0], expected[0], atol=1e-6)

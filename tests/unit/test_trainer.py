@@ -222,6 +222,64 @@ def test_one_more_than_tolerated_fails(new_run):
         train(run)
 
 
+def blind(run, monkeypatch):
+    """As on an accelerator: the host reads norms where it logs, evaluates or saves, and nowhere else."""
+    monkeypatch.setattr(type(run), "reads_every_norm", False)
+    assert run.leaves_out_on_device
+
+
+def test_the_device_leaves_out_an_update_that_the_host_has_not_read(new_run, monkeypatch, capsys):
+    flags = {"skip_nonfinite": 2, "max_train_steps": 7, "logging_steps": 4}
+    seeing, unseeing = new_run("seeing", **flags), new_run("unseeing", **flags)
+    for run in (seeing, unseeing):
+        spoil(run, steps=[1, 2])
+    assert train(seeing) is None
+    blind(unseeing, monkeypatch)
+    assert train(unseeing) is None
+    assert not has_moved(unseeing, weights_of(seeing))
+    assert (unseeing.state.num_nonfinite, unseeing.guard.unread) == (2, [])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "the gradient norm is nan" in line]
+    assert [line.split(":")[0] for line in lines] == ["step 2", "step 3"] * 2
+
+
+@pytest.mark.parametrize(("flags", "step"), [({"logging_steps": 5}, 5), ({"save_steps": 4}, 4), ({"eval_steps": 6}, 6)])
+def test_one_too_many_stops_the_weights_at_once_and_the_run_before_it_saves(new_run, monkeypatch, flags, step):
+    flags = {"logging_steps": 100, "skip_nonfinite": 1, **flags}
+    run = new_run(**flags, max_train_steps=7, sentences_per_update=8)  # 7 updates an epoch
+    spoil(run, steps=[1, 2])  # the second is one too many; what follows would be sound, had training gone on
+    after = {}
+    run.optimizer.optimizer.register_step_post_hook(lambda *_: after.setdefault(run.state.step, weights_of(run)))
+    blind(run, monkeypatch)
+    with pytest.raises(RunFailed, match=r"^step 3: the gradient norm is nan"):
+        train(run)
+    assert run.state.step == step
+    assert list_checkpoints(run.folder) == []
+    assert not has_moved(run, after[0]) and len(after) >= 4
+
+
+def test_norms_are_read_after_a_while_though_nothing_is_due(new_run, monkeypatch):
+    monkeypatch.setattr("mtloop.trainer.report.MAX_UNREAD", 3)
+    run = new_run(max_train_steps=7, logging_steps=100)
+    spoil(run, steps=[2])
+    blind(run, monkeypatch)
+    with pytest.raises(RunFailed, match=r"^step 3: "):
+        train(run)
+    assert run.state.step == 3  # the first was read where step 1 is logged; the next three here
+
+
+def test_what_was_left_out_before_a_resume_still_counts(new_run, monkeypatch):
+    flags = {"skip_nonfinite": 1, "save_steps": 2, "logging_steps": 100, "max_train_steps": 6}
+    first = new_run(**flags)
+    spoil(first, steps=[0])
+    first.total_steps = 2
+    train(first)
+    again = new_run(**flags)
+    spoil(again, steps=[3])
+    blind(again, monkeypatch)
+    with pytest.raises(RunFailed, match=r"^step 4: "):
+        train(again)
+
+
 # fp16
 
 

@@ -5,9 +5,9 @@ Must not know references, scores or files. Shape letters: B sentences, S source 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mtloop.batching import MicroBatch
+from mtloop.generation.greedy import greedy_search, rules_of
 from mtloop.loader import Batch, collate
+from mtloop.loss import IGNORE_INDEX
 from mtloop.runtime import Runtime, is_sharded
 
 # Fills the gathered table where a rank has fewer rows or shorter ones; no row index and no piece is negative.
@@ -25,17 +28,20 @@ NOTHING = -1
 Answer = tuple[NDArray[np.int64], Tensor, Tensor | None]
 
 
-def share_batches(
-    batches: list[NDArray[np.int64]], runtime: Runtime, *, in_step: bool = False
-) -> Iterator[NDArray[np.int64]]:
-    """Yield the row indices of this rank's share of globally formed batches, every num_ranks-th.
+T = TypeVar("T")
+# Row indices, or those of a batch of given shape.
+Planned = NDArray[np.int64] | MicroBatch
+
+
+def share_batches(batches: Sequence[T], runtime: Runtime, *, filler: T | None = None) -> Iterator[T]:
+    """Yield this rank's share of globally formed batches, every num_ranks-th.
 
     Collective, to the end: between batches the ranks agree whether they were told to stop.
 
     Args:
         batches: The same on every rank.
         runtime: The ranks.
-        in_step: Whether every rank gets equally many: those with one less end with a batch of no rows.
+        filler: What a rank with one batch less ends with, where every rank must get equally many.
 
     Raises:
         Interrupted: on every rank.
@@ -44,20 +50,29 @@ def share_batches(
         runtime.stop_if_told()
         if number + runtime.rank < len(batches):
             yield batches[number + runtime.rank]
-        elif in_step:
-            yield batches[number][:0]
+        elif filler is not None:
+            yield filler
 
 
 def deal_batches(
-    batches: list[NDArray[np.int64]], encoded: Dataset, runtime: Runtime, *, pad_id: int, in_step: bool = False
+    batches: Sequence[Planned], encoded: Dataset, runtime: Runtime, *, pad_id: int, in_step: bool = False
 ) -> Iterable[tuple[NDArray[np.int64], Batch]]:
     """Yield this rank's share of globally formed batches with the row indices of each; share_batches says more.
 
-    The batches stay as they were formed: at equal threads every rank count computes the same tensors. With in_step, for
-    a model whose forward is collective, a rank without a batch gets one of another's rows, and no row indices.
+    A batch of given shape may have more rows than indices: copies, whose labels count nothing. With in_step, for a
+    model whose forward is collective, a rank without a batch gets one of another's rows, and no row indices.
+
+    The batches stay as they were formed: at equal threads every rank count computes the same tensors.
     """
-    for row_ids in share_batches(batches, runtime, in_step=in_step):
-        batch = collate(encoded, row_ids if len(row_ids) else batches[-1][:1], pad_id=pad_id)
+    nothing: Planned | None = np.empty(0, dtype=np.int64) if in_step else None
+    for planned in share_batches(batches, runtime, filler=nothing):
+        if isinstance(planned, MicroBatch):
+            row_ids = planned.sentence_ids[: planned.num_real]
+            batch = collate(encoded, planned.sentence_ids, pad_id=pad_id, shape=planned.shape)
+            batch["labels"][planned.num_real :] = IGNORE_INDEX
+        else:
+            row_ids = planned
+            batch = collate(encoded, row_ids if len(row_ids) else [0], pad_id=pad_id)
         yield row_ids, {name: tensor.to(runtime.device) for name, tensor in batch.items()}
 
 
@@ -77,7 +92,7 @@ class Hypothesis:
 def generate_hypotheses(
     model: PreTrainedModel,
     encoded: Dataset,
-    batches: list[NDArray[np.int64]],
+    batches: Sequence[Planned],
     runtime: Runtime,
     *,
     pad_id: int,
@@ -103,7 +118,7 @@ def generate_hypotheses(
 def generate_n_best(
     model: PreTrainedModel,
     encoded: Dataset,
-    batches: list[NDArray[np.int64]],
+    batches: Sequence[Planned],
     runtime: Runtime,
     *,
     pad_id: int,
@@ -158,7 +173,7 @@ def gather_n_best(answers: Iterable[Answer], num_rows: int, runtime: Runtime, *,
 def _generate(
     model: PreTrainedModel,
     encoded: Dataset,
-    batches: list[NDArray[np.int64]],
+    batches: Sequence[Planned],
     runtime: Runtime,
     *,
     pad_id: int,
@@ -168,6 +183,7 @@ def _generate(
 ) -> Iterator[Answer]:
     """Translate this rank's share, batch by batch."""
     options = dict(options or {})
+    rules = rules_of(model.generation_config, options) if runtime.is_xla and not with_scores else None
     if with_scores:
         options |= {"num_return_sequences": n_best, "return_dict_in_generate": True, "output_scores": True}
     in_step = is_sharded(model)
@@ -176,21 +192,31 @@ def _generate(
     # One autocast around a whole batch: the bf16 copies of the weights are then made once, not once a piece.
     for row_ids, batch in deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=in_step):
         with runtime.accelerator.autocast():
-            answer = cast(Any, model).generate(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
-            )
-        if len(row_ids):
-            yield (row_ids, answer.sequences, _scores(model, answer)) if with_scores else (row_ids, answer, None)
+            if rules is None:
+                answer = cast(Any, model).generate(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
+                )
+            else:
+                answer = greedy_search(
+                    model, batch["input_ids"], batch["attention_mask"], rules, end_program=runtime.end_program
+                ).cpu()
+        if not len(row_ids):
+            continue
+        if with_scores:
+            yield row_ids, answer.sequences, _scores(model, answer)
+        else:
+            yield row_ids, answer[: len(row_ids)], None
 
 
 def _gather(answers: Iterable[Answer], runtime: Runtime, *, n_best: int = 1) -> Tensor:
     """Gather a table from all ranks: int64 [rows x n_best, 1 or 2 + T], row number, score's bits, pieces."""
-    tables = [torch.full((0, 1), NOTHING, dtype=torch.int64, device=runtime.device)]
+    device = torch.device("cpu") if runtime.is_xla else runtime.device  # tables of any shape are for the host there
+    tables = [torch.full((0, 1), NOTHING, dtype=torch.int64, device=device)]
     for row_ids, pieces, scores in answers:
-        numbers = (torch.from_numpy(row_ids)[:, None] * n_best + torch.arange(n_best)).flatten().to(runtime.device)
-        columns = [numbers[:, None], pieces.to(runtime.device)]
+        numbers = (torch.from_numpy(row_ids)[:, None] * n_best + torch.arange(n_best)).flatten().to(device)
+        columns = [numbers[:, None], pieces.to(device)]
         if scores is not None:
-            columns.insert(1, scores.cpu().double().view(torch.int64).to(runtime.device)[:, None])
+            columns.insert(1, scores.cpu().double().view(torch.int64).to(device)[:, None])
         tables.append(torch.cat(columns, dim=1))
     return runtime.gather_rows(_stack(tables), pad_id=NOTHING).cpu()
 

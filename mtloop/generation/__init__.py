@@ -1,0 +1,27 @@
+"""The only caller of model.generate, and what stands in for it where every shape is compiled: layer 2."""
+
+from mtloop.generation.generate import (
+    NOTHING,
+    Answer,
+    Hypothesis,
+    deal_batches,
+    gather_n_best,
+    generate_hypotheses,
+    generate_n_best,
+    share_batches,
+)
+from mtloop.generation.greedy import Rules, greedy_search, rules_of
+
+__all__ = [
+    "NOTHING",
+    "Answer",
+    "Hypothesis",
+    "Rules",
+    "deal_batches",
+    "gather_n_best",
+    "generate_hypotheses",
+    "generate_n_best",
+    "greedy_search",
+    "rules_of",
+    "share_batches",
+]
