@@ -18,9 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching import plan_evaluation
 from mtloop.generation import deal_batches, generate_hypotheses
-from mtloop.loss import token_loss_sum
 from mtloop.metrics import Scores, Tally, mean_scores, scores_of, tally
-from mtloop.model import first_tokens, shift_right
+from mtloop.model import batch_loss_sum, first_tokens
 from mtloop.runtime import Runtime
 from mtloop.tokenization import target_language_token
 
@@ -245,13 +244,7 @@ def loss_per_token(
     sums = []
     for _, batch in deal_batches(batches, data.encoded, runtime, pad_id=tokenizer.pad_token_id):
         with runtime.accelerator.autocast():
-            logits = model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                decoder_input_ids=shift_right(model, batch["labels"]),
-                use_cache=False,
-            ).logits
-        sums.append(token_loss_sum(logits, batch["labels"]))
+            sums.append(batch_loss_sum(model, batch))
     local_sum = torch.stack(sums).cpu().double().sum() if sums else 0.0
     (total,) = runtime.sum_over_ranks(local_sum)
     return total / int(data.target_lengths.sum(dtype=np.int64))

@@ -35,7 +35,7 @@ class Update:
         sentence_ids: int64 [n], the whole update, the same on every rank.
         target_tokens: Real target tokens of the whole update, all ranks.
         updates_in_epoch: How many updates this epoch has.
-        micro_batches: This rank's share: input_ids, attention_mask int64 [B, S], labels int64 [B, T], on the device.
+        micro_batches: This rank's share, as collate makes them, on the device.
     """
 
     sentence_ids: NDArray[np.int64]
@@ -67,15 +67,19 @@ def collate(encoded: Dataset, row_ids: Sequence[int] | NDArray[np.int64], *, pad
         pad_id: The tokenizer's padding id.
 
     Returns:
-        input_ids and attention_mask int64 [B, S]; labels int64 [B, T], IGNORE_INDEX in the padding.
+        input_ids and attention_mask int64 [B, S]; labels int64 [B, T], IGNORE_INDEX in the padding; target_positions
+        int64 [N]: where in the flattened labels the N real ones are, found here because a device would have to wait
+        for its own answer.
     """
     table = encoded.with_format("arrow")[row_ids]
     input_ids = pad_column(table["input_ids"], pad_value=-1)
     is_real = input_ids >= 0
+    labels = pad_column(table["labels"], pad_value=IGNORE_INDEX)
     return {
         "input_ids": input_ids.masked_fill(~is_real, pad_id),
         "attention_mask": is_real.long(),
-        "labels": pad_column(table["labels"], pad_value=IGNORE_INDEX),
+        "labels": labels,
+        "target_positions": (labels.flatten() != IGNORE_INDEX).nonzero().flatten(),
     }
 
 
@@ -106,6 +110,7 @@ class _Updates(TorchDataset[list[Batch]]):
             batch = collate(self.encoded, micro_batch.sentence_ids, pad_id=self.pad_id)
             if micro_batch.is_filler:
                 batch["labels"].fill_(IGNORE_INDEX)
+                batch["target_positions"] = batch["target_positions"][:0]
             batches.append(batch)
         return batches
 

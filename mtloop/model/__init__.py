@@ -5,10 +5,12 @@ Must not know data, ranks or training. Shape letters: B sentences, T target toke
 
 from mtloop.model.generating import check_positions, first_tokens, position_limit, settle_generation, shift_right
 from mtloop.model.loading import MAX_SPARE_ROWS, MODEL_SIZES, build_model, first_line, load_config, load_model
+from mtloop.model.scoring import batch_loss_sum
 
 __all__ = [
     "MAX_SPARE_ROWS",
     "MODEL_SIZES",
+    "batch_loss_sum",
     "build_model",
     "check_positions",
     "first_line",
