@@ -1,4 +1,4 @@
-"""What the benchmarks compare on: a slice of a corpus, a model of random weights, and counts of what each side computes.
+"""What the benchmarks compare on: a slice of a corpus, a model of random weights, counts of what each side computes.
 
 A contestant runs in a process of its own, so that none has the other's allocator, threads or caches.
 """
@@ -21,13 +21,14 @@ ROOT = Path(__file__).parents[2]
 MAX_LENGTH = 128
 # Of the standard model's vocabulary: 10,504 pieces for d = 256 and 3 + 3 layers are 9.2 M parameters.
 VOCAB_SIZE = 10_504
+DEMO_VOCAB_SIZE = 800
 VALID_PAIRS = 16
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """The arguments that the benchmarks share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="a corpus in any format that train.py reads")
+    parser.add_argument("corpus", help="a corpus in any format that train.py reads, or demo")
     parser.add_argument("--source_lang", default="en")
     parser.add_argument("--target_lang", default="fr")
     parser.add_argument("--model", help="a model folder (none: a Marian of random weights, d = 256, 3 + 3 layers)")
@@ -37,7 +38,11 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 
 
 def load_pairs(given: argparse.Namespace) -> list[tuple[str, str]]:
-    """Read all pairs of the corpus, those that train.py would drop left out."""
+    """Read all pairs of the corpus, those that train.py would drop left out; "demo" is the embedded one."""
+    if given.corpus == "demo":
+        from mtloop.demo import demo_pairs
+
+        return demo_pairs("train")
     from mtloop.config import DataConfig
     from mtloop.corpus import load_corpus
 
@@ -78,7 +83,7 @@ def model_folder(given: argparse.Namespace, pairs: Sequence[tuple[str, str]], fo
     path = folder / "model"
     tokenizer = train_tokenizer(
         (text for pair in pairs for text in pair),
-        vocab_size=VOCAB_SIZE,
+        vocab_size=DEMO_VOCAB_SIZE if given.corpus == "demo" else VOCAB_SIZE,
         output_dir=path,
         source_lang=given.source_lang,
         target_lang=given.target_lang,

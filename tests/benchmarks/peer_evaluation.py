@@ -62,9 +62,13 @@ def mtloop(given: dict[str, Any], sources: list[str], targets: list[str]) -> tup
     model = load_model(given["model"], tokenizer, dropout=None, attention=attention).to(runtime.device).eval()
     settle_generation(model, tokenizer, num_beams=given["num_beams"], max_length=MAX_LENGTH, forced_bos_token_id=None)
     encoded = encode_rows(
-        Dataset.from_dict({"index": list(range(len(sources))), "source": sources, "target": targets}), tokenizer, max_source_length=MAX_LENGTH, max_target_length=MAX_LENGTH,
-        source_prefix=None, num_workers=None,
-    )  # fmt: skip
+        Dataset.from_dict({"index": list(range(len(sources))), "source": sources, "target": targets}),
+        tokenizer,
+        max_source_length=MAX_LENGTH,
+        max_target_length=MAX_LENGTH,
+        source_prefix=None,
+        num_workers=None,
+    )
     start = time.perf_counter()
     pieces = generate_hypotheses(
         model,

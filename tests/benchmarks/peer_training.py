@@ -9,8 +9,10 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from datasets import Dataset, load_dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -39,28 +41,37 @@ def load(path: str, tokenizer: Any, source_lang: str, target_lang: str) -> Datas
 
 
 class LossClock(TrainerCallback):
-    """The validation loss per target token against the seconds of training alone."""
+    """The validation loss per target token every few updates, against the seconds of training alone."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.start = time.perf_counter()
-        self.points: list[tuple[float, int, float]] = []
-        self.evaluate: Any = None
-        self.every = 0
-        self.goal = 0.0
+    def __init__(self, every: int, goal: float, evaluate: Callable[[torch.nn.Module], float]) -> None:
+        self.every, self.goal, self.evaluate = every, goal, evaluate
+        self.points: list[tuple[float, float]] = []
+        self.seconds = self.start = 0.0
 
     def on_train_begin(self, *arguments: Any, **options: Any) -> None:
         self.start = time.perf_counter()
 
-    def on_step_end(self, arguments: Any, state: Any, control: Any, **options: Any) -> None:
-        if not self.every or state.global_step % self.every:
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.global_step % self.every:
             return
         self.seconds += time.perf_counter() - self.start
-        loss = self.evaluate(options["model"])
-        self.points.append((self.seconds, state.global_step, loss))
-        if loss <= self.goal:
-            control.should_training_stop = True
+        self.points.append((self.seconds, self.evaluate(options["model"])))
+        control.should_training_stop |= self.points[-1][1] <= self.goal
         self.start = time.perf_counter()
+
+
+def loss_per_token(model: torch.nn.Module, rows: Dataset, collator: DataCollatorForSeq2Seq) -> float:
+    """The cross-entropy per target token, in nats."""
+    model.eval()
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(rows), 16):
+            batch = collator([rows[i] for i in range(start, min(start + 16, len(rows)))])
+            num_tokens = int((batch["labels"] != -100).sum())
+            total += float(model(**batch).loss) * num_tokens  # the mean over the batch's tokens
+            tokens += num_tokens
+    model.train()
+    return total / tokens
 
 
 def build_trainer(given: dict[str, Any], output_dir: str) -> Seq2SeqTrainer:
@@ -98,8 +109,21 @@ def main() -> None:
         for batch in trainer.get_train_dataloader():
             real += int(batch["attention_mask"].sum()) + int((batch["labels"] != -100).sum())
             computed += batch["input_ids"].numel() + batch["labels"].numel()
+        points: list[tuple[float, float]] = []
+        if "goal" in given:
+            points = follow_loss(trainer, given)
         result = trainer.train()
-    print(json.dumps({"seconds": result.metrics["train_runtime"], "share_real": real / computed}))
+    seconds = result.metrics["train_runtime"]
+    print(json.dumps({"seconds": seconds, "share_real": real / computed, "points": points}))
+
+
+def follow_loss(trainer: Seq2SeqTrainer, given: dict[str, Any]) -> list[tuple[float, float]]:
+    """Have the trainer note (seconds, validation loss) every few updates; return the list that it fills."""
+    valid = load(given["valid"], trainer.processing_class, given["source_lang"], given["target_lang"])
+    collator = trainer.data_collator
+    clock = LossClock(given["every"], given["goal"], lambda model: loss_per_token(model, valid, collator))  # type: ignore[arg-type]
+    trainer.add_callback(clock)
+    return clock.points
 
 
 if __name__ == "__main__":
