@@ -19,9 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching import MicroBatch, plan_evaluation, plan_static_evaluation
 from mtloop.generation import deal_batches, generate_hypotheses
-from mtloop.loss import token_loss_sum
 from mtloop.metrics import Scores, Tally, mean_scores, scores_of, tally
-from mtloop.model import first_tokens, shift_right, static_mask
+from mtloop.model import batch_loss_sum, first_tokens
 from mtloop.runtime import Runtime, is_sharded
 from mtloop.tokenization import target_language_token
 
@@ -253,14 +252,9 @@ def loss_per_token(
     pad_id, in_step = tokenizer.pad_token_id, is_sharded(model)
     for row_ids, batch in deal_batches(batches, data.encoded, runtime, pad_id=pad_id, in_step=in_step):
         with runtime.accelerator.autocast():
-            logits = model(
-                input_ids=batch["input_ids"],
-                attention_mask=static_mask(batch["attention_mask"]),
-                decoder_input_ids=shift_right(model, batch["labels"]),
-                use_cache=False,
-            ).logits
+            loss_sum = batch_loss_sum(model, batch)
         if len(row_ids):
-            sums.append(token_loss_sum(logits, batch["labels"]))
+            sums.append(loss_sum)
         runtime.end_program()
     (total,) = runtime.sum_over_ranks(math.fsum(runtime.read(sums)))
     return total / int(data.target_lengths.sum(dtype=np.int64))

@@ -44,7 +44,7 @@ class Update:
         sentence_ids: int64 [n], the whole update, the same on every rank.
         target_tokens: Real target tokens of the whole update, all ranks.
         updates_in_epoch: How many updates this epoch has.
-        micro_batches: This rank's share: input_ids, attention_mask int64 [B, S], labels int64 [B, T], on the device.
+        micro_batches: This rank's share, as collate makes them, on the device.
     """
 
     sentence_ids: NDArray[np.int64]
@@ -68,7 +68,12 @@ def pad_column(column: pa.ChunkedArray, *, pad_value: int, width: int | None = N
 
 
 def collate(
-    encoded: Dataset, row_ids: Sequence[int] | NDArray[np.int64], *, pad_id: int, shape: Shape | None = None
+    encoded: Dataset,
+    row_ids: Sequence[int] | NDArray[np.int64],
+    *,
+    pad_id: int,
+    shape: Shape | None = None,
+    num_real: int | None = None,
 ) -> Batch:
     """Read rows of an encoded data set into one padded batch.
 
@@ -77,18 +82,24 @@ def collate(
         row_ids: int64 [B].
         pad_id: The tokenizer's padding id.
         shape: Lengths to pad to; None, or a length of 0, for that of the longest row.
+        num_real: Of the rows beyond this number no label counts; None for none.
 
     Returns:
-        input_ids and attention_mask int64 [B, S]; labels int64 [B, T], IGNORE_INDEX in the padding.
+        input_ids and attention_mask int64 [B, S]; labels int64 [B, T], IGNORE_INDEX in the padding; target_positions
+        int64 [N]: where in the flattened labels the N real ones are, found here because a device would have to wait
+        for its own answer.
     """
     table = encoded.with_format("arrow")[row_ids]
     source, target = (shape.source, shape.target) if shape is not None else (None, None)
     input_ids = pad_column(table["input_ids"], pad_value=-1, width=source)
     is_real = input_ids >= 0
+    labels = pad_column(table["labels"], pad_value=IGNORE_INDEX, width=target)
+    labels[len(labels) if num_real is None else num_real :] = IGNORE_INDEX
     return {
         "input_ids": input_ids.masked_fill(~is_real, pad_id),
         "attention_mask": is_real.long(),
-        "labels": pad_column(table["labels"], pad_value=IGNORE_INDEX, width=target),
+        "labels": labels,
+        "target_positions": (labels.flatten() != IGNORE_INDEX).nonzero().flatten(),
     }
 
 
@@ -103,9 +114,9 @@ class _Updates(TorchDataset[list[Batch]]):
 
     def __getitem__(self, update: int) -> list[Batch]:
         batches = []
-        for micro_batch in self.divide(self.plan.sentence_ids(update)):
-            batch = collate(self.encoded, micro_batch.sentence_ids, pad_id=self.pad_id, shape=micro_batch.shape)
-            batch["labels"][micro_batch.num_real :] = IGNORE_INDEX
+        for part in self.divide(self.plan.sentence_ids(update)):
+            options = {"pad_id": self.pad_id, "shape": part.shape, "num_real": part.num_real}
+            batch = collate(self.encoded, part.sentence_ids, **options)
             batches.append(batch)
         return batches
 

@@ -1,14 +1,20 @@
 """Cross-entropy as a sum over target tokens; the plan knows their number, so no mean is ever taken of means.
 
-Must not know models, ranks or updates. Shape letters: B sentences, T target tokens, V vocabulary.
+Must not know models, ranks or updates. Shape letters: B sentences, T target tokens, N real target tokens, D width of
+the model, V vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE_INDEX = -100
+# Logits held at once, as fp32: 64 MiB on a CPU, where more than the caches hold gains nothing, 256 MiB elsewhere.
+MAX_LOGITS_ON_CPU, MAX_LOGITS = 2**24, 2**26
 
 
 def token_loss_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -37,3 +43,82 @@ def token_loss_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0
     # Only real positions are brought to fp32: the [tokens, V] copy is the largest tensor of a step.
     target_logits = logits.flatten(0, 1)[is_target].float()
     return F.cross_entropy(target_logits, labels.flatten()[is_target], reduction="sum", label_smoothing=label_smoothing)
+
+
+def projected_loss_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Sum the cross-entropy of `hidden @ weight.T + bias` without ever holding all logits.
+
+    The gradient is found in the forward, a chunk of rows at a time, while the chunk's probabilities are at hand.
+    (torch 2.13's linear_cross_entropy does likewise, but sums a bf16 loss in bf16: 9,344 for 9,590.)
+
+    Args:
+        hidden: float [N, D], at real positions alone.
+        weight: float [V, D].
+        labels: int64 [N], each from 0 to V - 1.
+        bias: float, V elements; has no gradient.
+        label_smoothing: As in token_loss_sum.
+        dtype: Of the matrix products. The logits are then brought to fp32.
+
+    Returns:
+        fp32 scalar, in nats; 0 (with a zero gradient) where N is 0.
+
+    Source: as token_loss_sum; its gradient by the logits is softmax(logits) - (1 - e) * one-hot - e / V.
+    """
+    total: Tensor = _ProjectedLoss.apply(hidden, weight, labels, bias, label_smoothing, dtype)
+    return total
+
+
+class _ProjectedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        bias: Tensor | None,
+        smoothing: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        rows, columns = hidden.to(dtype), weight.to(dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_grad = torch.zeros_like(hidden) if wants_hidden else None
+        weight_grad = torch.zeros_like(weight) if wants_weight else None
+        most = MAX_LOGITS_ON_CPU if hidden.device.type == "cpu" else MAX_LOGITS
+        num_rows = max(1, most // len(columns))
+        for start in range(0, len(rows), num_rows):
+            chunk = slice(start, start + num_rows)
+            logits = (rows[chunk] @ columns.T).float()
+            if bias is not None:
+                logits += bias.flatten()
+            log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
+            picked = labels[chunk, None]
+            total += (log_sum - (1 - smoothing) * logits.gather(1, picked)).sum()
+            if smoothing:
+                total -= smoothing * logits.mean(dim=1).sum()
+            if not (wants_hidden or wants_weight):
+                continue
+            gradient = logits.sub_(log_sum).exp_().sub_(smoothing / len(columns))
+            gradient.scatter_add_(1, picked, torch.full_like(log_sum, smoothing - 1))
+            gradient = gradient.to(dtype)
+            if hidden_grad is not None:
+                hidden_grad[chunk] = (gradient @ columns).to(hidden.dtype)
+            if weight_grad is not None:
+                weight_grad += gradient.T @ rows[chunk]
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, weight_grad = (
+            None if found is None else found * gradients[0].to(found.dtype) for found in ctx.saved_tensors
+        )
+        return hidden_grad, weight_grad, None, None, None, None

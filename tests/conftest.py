@@ -208,7 +208,7 @@ def tiny_model(short_set, marian_tokenizer):
     import torch
 
     from mtloop.loader import collate
-    from mtloop.model import build_model, settle_generation
+    from mtloop.model import batch_loss_sum, build_model, settle_generation
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -218,7 +218,7 @@ def tiny_model(short_set, marian_tokenizer):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
     batch = collate(short_set.encoded, range(16), pad_id=marian_tokenizer.pad_token_id)
     for _ in range(40):
-        model(**batch).loss.backward()
+        (batch_loss_sum(model, batch) / len(batch["target_positions"])).backward()
         optimizer.step()
         optimizer.zero_grad()
     settle_generation(model, marian_tokenizer, num_beams=1, max_length=20, forced_bos_token_id=None)

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from mtloop.batching import MicroBatch
 from mtloop.generation.greedy import greedy_search, rules_of
 from mtloop.loader import Batch, collate
-from mtloop.loss import IGNORE_INDEX
 from mtloop.runtime import Runtime, is_sharded
 
 # Fills the gathered table where a rank has fewer rows or shorter ones; no row index and no piece is negative.
@@ -68,8 +67,8 @@ def deal_batches(
     for planned in share_batches(batches, runtime, filler=nothing):
         if isinstance(planned, MicroBatch):
             row_ids = planned.sentence_ids[: planned.num_real]
-            batch = collate(encoded, planned.sentence_ids, pad_id=pad_id, shape=planned.shape)
-            batch["labels"][planned.num_real :] = IGNORE_INDEX
+            options = {"pad_id": pad_id, "shape": planned.shape, "num_real": planned.num_real}
+            batch = collate(encoded, planned.sentence_ids, **options)
         else:
             row_ids = planned
             batch = collate(encoded, row_ids if len(row_ids) else [0], pad_id=pad_id)

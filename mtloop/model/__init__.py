@@ -13,10 +13,12 @@ from mtloop.model.generating import (
 )
 from mtloop.model.layers import layers_of
 from mtloop.model.loading import MAX_SPARE_ROWS, MODEL_SIZES, build_model, first_line, load_config, load_model
+from mtloop.model.scoring import batch_loss_sum
 
 __all__ = [
     "MAX_SPARE_ROWS",
     "MODEL_SIZES",
+    "batch_loss_sum",
     "build_model",
     "check_positions",
     "first_line",

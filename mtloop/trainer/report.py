@@ -132,7 +132,8 @@ def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
         return
     step = run.state.step
     rows = list(zip(data.rows["index"][:], data.rows["source"][:], data.rows["target"][:], strict=True))
-    record = {"step": step, "epoch": epoch_of(run), **report.metrics(), **chance(run, data, rows, report)}
+    record = {"step": step, "epoch": epoch_of(run), "train_time_s": run.state.train_time_s}
+    record |= {**report.metrics(), **chance(run, data, rows, report)}
     run.tracker.log_evaluation(data.name, record, epoch=epoch_of(run), pairs=list(report.pair_scores))
     pairs = [part.name for part in data.parts for _ in range(part.rows.start, part.rows.stop)]
     run.tracker.write_hypotheses(step, rows, report.hypotheses, name=data.name, pairs=pairs)

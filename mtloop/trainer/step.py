@@ -1,4 +1,4 @@
-"""One optimizer step. Shape letters: B sentences, S source tokens, T target tokens, V vocabulary."""
+"""One optimizer step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mtloop.loader import Batch, Update
-from mtloop.loss import token_loss_sum
-from mtloop.model import shift_right, static_mask
+from mtloop.loader import Update
+from mtloop.model import batch_loss_sum
 from mtloop.runtime import whole
 from mtloop.trainer.run import Run
 
@@ -95,23 +94,17 @@ def accumulate_gradients(run: Run, update: Update) -> Tensor:
     loss_sum = torch.zeros(1).to(run.runtime.device)
     for micro_batch, is_last in mark_last(update.micro_batches):
         with run.runtime.gradient_sync(run.wrapped_model, enabled=is_last):
-            micro_loss_sum = forward_loss_sum(run, micro_batch)
+            micro_loss_sum = batch_loss_sum(
+                run.model,
+                micro_batch,
+                wrapped_model=run.wrapped_model,
+                label_smoothing=run.config.optimizer.label_smoothing_factor,
+            )
             # Data parallelism takes the mean over ranks: undone by num_ranks. target_tokens is the whole update's.
             run.runtime.accelerator.backward(micro_loss_sum * run.runtime.num_ranks / update.target_tokens)
         loss_sum += micro_loss_sum.detach()
         run.runtime.end_program()
     return loss_sum.sum()
-
-
-def forward_loss_sum(run: Run, batch: Batch) -> Tensor:
-    """Sum the token losses of input_ids, attention_mask [B, S] and labels [B, T]."""
-    logits = run.wrapped_model(
-        input_ids=batch["input_ids"],
-        attention_mask=static_mask(batch["attention_mask"]),
-        decoder_input_ids=shift_right(run.model, batch["labels"]),
-        use_cache=False,
-    ).logits
-    return token_loss_sum(logits, batch["labels"], label_smoothing=run.config.optimizer.label_smoothing_factor)
 
 
 def mark_last(items: list[T]) -> Iterator[tuple[T, bool]]:

@@ -66,9 +66,9 @@ def poisoned(loss, folder):
             return original(run, update)
         (folder / f"before_{RANK}").write_text(digest_of(run))
         if RANK == 1:
-            step.token_loss_sum = lambda *arguments, **options: loss(*arguments, **options) * float("nan")
+            step.batch_loss_sum = lambda *arguments, **options: loss(*arguments, **options) * float("nan")
         stats = original(run, update)
-        step.token_loss_sum = loss
+        step.batch_loss_sum = loss
         (folder / f"after_{RANK}").write_text(digest_of(run))
         return stats
 
@@ -116,7 +116,7 @@ def inject(fault, folder):
     elif fault == "loader":
         loop.train_step = before(loop.train_step, kill_a_loader_worker, **on_main)
     elif fault == "nan":
-        poisoned(step.token_loss_sum, folder)
+        poisoned(step.batch_loss_sum, folder)
     else:
         assert fault == "clock"
         loop.train_step = with_a_clock_that_jumps(loop.train_step)

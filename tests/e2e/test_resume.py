@@ -20,7 +20,7 @@ FLAGS = [
 
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    clocks = ("tokens_per_s", "sentences_per_s", "eval_time_s")
+    clocks = ("tokens_per_s", "sentences_per_s", "eval_time_s", "train_time_s")
     return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
 
 

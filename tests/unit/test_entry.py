@@ -11,7 +11,7 @@ from mtloop.config import parse_config
 from mtloop.entry import main
 
 # What a clock says differs between two runs that are the same.
-CLOCKS = ("tokens_per_s", "eval_time_s", "sentences_per_s")
+CLOCKS = ("tokens_per_s", "eval_time_s", "sentences_per_s", "train_time_s")
 
 
 def flags_of(pairs_path, output_dir, **others):

@@ -88,6 +88,9 @@ def padded_by_hand(rows, row_ids):
         batch["input_ids"].append(row["input_ids"] + [PAD] * missing)
         batch["attention_mask"].append([1] * len(row["input_ids"]) + [0] * missing)
         batch["labels"].append(row["labels"] + [IGNORE_INDEX] * (longest_target - len(row["labels"])))
+    batch["target_positions"] = [
+        r * longest_target + t for r, row in enumerate(picked) for t in range(len(row["labels"]))
+    ]
     return {name: torch.tensor(values) for name, values in batch.items()}
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mtloop.loss import IGNORE_INDEX, token_loss_sum
+from mtloop import loss
+from mtloop.loss import IGNORE_INDEX, projected_loss_sum, token_loss_sum
 
 
 @pytest.fixture
@@ -69,3 +70,51 @@ def test_half_precision_logits_are_summed_in_fp32(batch):
     loss = token_loss_sum(logits.bfloat16(), labels)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(by_hand(logits.detach().bfloat16(), labels, 0.0), rel=1e-5)
+
+
+@pytest.fixture
+def projection():
+    """Hidden [23, 8], weight [50, 8], bias [1, 50] and labels [23]: of leaves that take gradients."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(23, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    return hidden, weight, torch.randn(1, 50), torch.randint(0, 50, (23,))
+
+
+def gradients(total, *leaves):
+    return torch.autograd.grad(total, leaves)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("most", [1, 50 * 7, 2**24], ids=["a row a chunk", "a last short chunk", "one chunk"])
+def test_a_projection_in_chunks_is_that_of_all_logits(projection, monkeypatch, smoothing, most):
+    monkeypatch.setattr(loss, "MAX_LOGITS_ON_CPU", most)
+    hidden, weight, bias, labels = projection
+    whole = token_loss_sum((hidden @ weight.T + bias)[None], labels[None], label_smoothing=smoothing)
+    ours = projected_loss_sum(hidden, weight, labels, bias=bias, label_smoothing=smoothing)
+    assert ours.item() == pytest.approx(whole.item(), rel=1e-6)
+    # Divided by 7, as the trainer divides by the update's tokens: the gradient that was found earlier scales along.
+    for mine, expected in zip(gradients(ours / 7, hidden, weight), gradients(whole / 7, hidden, weight), strict=True):
+        # Sums of 50 products of numbers around 1 round to some 1e-7 of the largest.
+        assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_projection_of_no_rows_is_nothing(projection):
+    hidden, weight, bias, labels = projection
+    total = projected_loss_sum(hidden[:0], weight, labels[:0], bias=bias)
+    assert total.item() == 0
+    assert all(gradient.abs().max() == 0 for gradient in gradients(total, hidden, weight))
+
+
+def test_a_frozen_projection_gets_no_gradient(projection):
+    hidden, weight, bias, labels = projection
+    total = projected_loss_sum(hidden, weight.detach(), labels, bias=bias)
+    expected = token_loss_sum((hidden @ weight.detach().T + bias)[None], labels[None])
+    assert torch.allclose(*gradients(total, hidden), *gradients(expected, hidden), rtol=1e-5, atol=1e-6)
+
+
+def test_a_projection_in_bf16_is_summed_in_fp32(projection):
+    hidden, weight, bias, labels = projection
+    total = projected_loss_sum(hidden, weight, labels, bias=bias, dtype=torch.bfloat16)
+    logits = (hidden.bfloat16() @ weight.bfloat16().T).float() + bias
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(token_loss_sum(logits[None], labels[None]).item(), rel=1e-6)

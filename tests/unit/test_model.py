@@ -24,6 +24,7 @@ from mtloop.config import UserError, split_revision
 from mtloop.loss import IGNORE_INDEX, token_loss_sum
 from mtloop.model import (
     MODEL_SIZES,
+    batch_loss_sum,
     build_model,
     check_positions,
     load_model,
@@ -114,6 +115,45 @@ def test_a_filler_goes_through_and_counts_nothing(model_dirs, marian_tokenizer, 
     # A filler beside real rows changes none of them.
     labels[1] = IGNORE_INDEX
     assert torch.equal(shift_right(model, labels)[[0, 2]], shift_right(model, labels[[0, 2]]))
+
+
+# The loss at real positions alone
+
+
+def with_positions(inputs, labels):
+    return {**inputs, "labels": labels, "target_positions": (labels.flatten() >= 0).nonzero().flatten()}
+
+
+@every_family
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_at_real_positions_is_that_of_all_logits(model_dirs, marian_tokenizer, family, smoothing):
+    model = load(model_dirs, family, marian_tokenizer, dropout=0.0)
+    inputs, labels = random_batch(marian_tokenizer)
+    if hasattr(model, "final_logits_bias"):  # not zero in the converted models
+        model.final_logits_bias.uniform_(-1, 1)
+    results = []
+    for batch in ({**inputs, "labels": labels}, with_positions(inputs, labels)):
+        loss = batch_loss_sum(model, batch, label_smoothing=smoothing)
+        loss.backward()
+        results.append((loss.item(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+        model.zero_grad()
+    (whole, expected), (ours, found) = results
+    assert ours == pytest.approx(whole, rel=1e-6)
+    norm = torch.cat([g.flatten() for g in expected.values()]).norm()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-6 * norm, name
+
+
+@every_family
+def test_real_positions_alone_are_projected(model_dirs, marian_tokenizer, family):
+    model = load(model_dirs, family, marian_tokenizer, dropout=0.0)
+    inputs, labels = random_batch(marian_tokenizer)
+    sizes = []
+    model.get_output_embeddings().register_forward_hook(lambda layer, given, logits: sizes.append(logits.numel()))
+    batch_loss_sum(model, with_positions(inputs, labels))
+    assert sizes == [0]
+    # The model is left as it was.
+    assert model(**inputs, decoder_input_ids=shift_right(model, labels)).logits.shape[:2] == labels.shape
 
 
 # Dropout
