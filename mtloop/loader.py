@@ -115,9 +115,8 @@ class _Updates(TorchDataset[list[Batch]]):
     def __getitem__(self, update: int) -> list[Batch]:
         batches = []
         for part in self.divide(self.plan.sentence_ids(update)):
-            options = {"pad_id": self.pad_id, "shape": part.shape, "num_real": part.num_real}
-            batch = collate(self.encoded, part.sentence_ids, **options)
-            batches.append(batch)
+            ids, shape, num_real = part.sentence_ids, part.shape, part.num_real
+            batches.append(collate(self.encoded, ids, pad_id=self.pad_id, shape=shape, num_real=num_real))
         return batches
 
 

@@ -67,8 +67,8 @@ def deal_batches(
     for planned in share_batches(batches, runtime, filler=nothing):
         if isinstance(planned, MicroBatch):
             row_ids = planned.sentence_ids[: planned.num_real]
-            options = {"pad_id": pad_id, "shape": planned.shape, "num_real": planned.num_real}
-            batch = collate(encoded, planned.sentence_ids, **options)
+            ids, shape, num_real = planned.sentence_ids, planned.shape, planned.num_real
+            batch = collate(encoded, ids, pad_id=pad_id, shape=shape, num_real=num_real)
         else:
             row_ids = planned
             batch = collate(encoded, row_ids if len(row_ids) else [0], pad_id=pad_id)
