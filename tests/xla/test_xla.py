@@ -44,9 +44,9 @@ def assert_few_compilations(output, what):
     """Of an epoch of training: what the line of the first evaluation counts before it."""
     found = [line for line in output.splitlines() if line.startswith("XLA: ")]
     print(f"{what}: {found[0]}")
-    num_programs = int(found[0].split()[1])
-    assert 0 < num_programs <= MAX_COMPILATIONS
-    assert "0 in it" in found[-1] or len(found) == 1  # what is evaluated again is compiled no more
+    counts = [[int(word) for word in line.split() if word.isdigit()] for line in found]  # before it, and in it
+    assert 0 < counts[0][0] <= MAX_COMPILATIONS
+    assert all(count == [sum(counts[0]), 0] for count in counts[1:])  # a second epoch compiles nothing
 
 
 def test_losses_are_those_of_a_cpu(xla, tmp_path):
@@ -65,10 +65,9 @@ def test_losses_are_those_of_a_cpu(xla, tmp_path):
 
 
 def test_an_epoch_takes_few_compilations(straight):
-    folder, output = straight
+    _, output = straight
     assert_few_compilations(output, "demo, an epoch")
-    by_update = [record["num_compilations"] for record in records_of(folder)]
-    assert by_update[-1] == by_update[len(by_update) // 2]  # the second half needs no new program
+    assert output.count("XLA: ") == 2  # after the epoch, and at the end
 
 
 def test_a_run_that_is_killed_goes_on_bitwise(xla, straight, tmp_path):
