@@ -138,6 +138,7 @@ def evaluate(
     *,
     max_tokens: int,
     target_lang: str | None,
+    max_length_ratio: float | None = None,
 ) -> Report:
     """Compute the validation loss and translate and score every row.
 
@@ -150,13 +151,14 @@ def evaluate(
         runtime: The ranks to share the work with.
         max_tokens: Padded source tokens of a batch at most.
         target_lang: Chooses sacreBLEU's tokenizer for languages without spaces.
+        max_length_ratio: As in generate_hypotheses.
     """
     was_training = model.training
     model.eval()
     start = time.perf_counter()
     loss = loss_per_token(model, tokenizer, data, runtime, max_tokens=max_tokens)
     translation_start = time.perf_counter()
-    pieces = _translate(model, tokenizer, data, runtime, max_tokens=max_tokens)
+    pieces = _translate(model, tokenizer, data, runtime, max_tokens=max_tokens, max_length_ratio=max_length_ratio)
     end = time.perf_counter()
     model.train(was_training)
 
@@ -206,6 +208,7 @@ def _translate(
     runtime: Runtime,
     *,
     max_tokens: int,
+    max_length_ratio: float | None,
 ) -> list[NDArray[np.int64]]:
     """Translate all rows, pair by pair: what a translation begins with is one for a batch. Collective."""
     assert tokenizer.pad_token_id is not None
@@ -224,6 +227,7 @@ def _translate(
             runtime,
             pad_id=tokenizer.pad_token_id,
             options={name: token_id for name, token_id in options.items() if token_id is not None},
+            max_length_ratio=max_length_ratio,
         )
     return pieces
 

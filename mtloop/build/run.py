@@ -18,7 +18,7 @@ from mtloop.adapters import base_fingerprint, choose_trained
 from mtloop.build.data import Pair, build_tokenizer, encode_corpus, settle_pairs
 from mtloop.build.plan import build_loader, describe_plan, settle_steps
 from mtloop.checkpoint.save import Checkpointer
-from mtloop.config import Config, changed, differences, flat, to_yaml
+from mtloop.config import Config, UserError, changed, differences, flat, to_yaml
 from mtloop.corpus import Corpus, describe, load_corpus
 from mtloop.model import build_model, check_positions, layers_of, load_model, settle_generation
 from mtloop.optim import build_optimizer, build_scheduler
@@ -212,6 +212,8 @@ def build_settled_model(
         max_length=max_generated,
         forced_bos_token_id=target_language_token(tokenizer),
     )
+    if runtime.is_xla and evaluation.max_length_ratio is not None:
+        raise UserError(f"--max_length_ratio {evaluation.max_length_ratio}: not on XLA; give --val_max_target_length")
     if runtime.is_xla and num_beams > 1:
         runtime.say(
             f"--num_beams {num_beams}: a beam search compiles a program for each piece that it generates, some "

@@ -192,6 +192,12 @@ class EvaluationConfig(Group):
     val_max_target_length: int | None = setting(
         None, "longest translation, in tokens (none: --max_target_length)", same_run=True, check=between(1, 65_536)
     )
+    max_length_ratio: float | None = setting(
+        None,
+        "ends a translation at this many pieces for each token of its source, and 10 (none: no such bound)",
+        same_run=True,
+        check=above_zero,
+    )
     eval_max_tokens: int = setting(
         2000, "source tokens of one evaluation batch: memory, not the result", check=at_least(1)
     )

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from mtloop.batching import MicroBatch
 from mtloop.generation.greedy import greedy_search, rules_of
@@ -23,6 +23,8 @@ from mtloop.runtime import Runtime, is_sharded
 
 # Fills the gathered table where a rank has fewer rows or shorter ones; no row index and no piece is negative.
 NOTHING = -1
+# What max_length_ratio always leaves: one word may become several, and a label of one piece a sentence.
+SPARE_PIECES = 10
 # Of a batch: row indices [B], pieces [B x n_best, T], and scores [B x n_best] where they are wanted.
 Answer = tuple[NDArray[np.int64], Tensor, Tensor | None]
 
@@ -96,6 +98,7 @@ def generate_hypotheses(
     *,
     pad_id: int,
     options: dict[str, Any] | None = None,
+    max_length_ratio: float | None = None,
 ) -> list[NDArray[np.int64]]:
     """Translate every row exactly once: generate_n_best without scores and with one translation.
 
@@ -106,11 +109,15 @@ def generate_hypotheses(
         runtime: Likewise.
         pad_id: The tokenizer's padding id.
         options: What differs from the model's generation config.
+        max_length_ratio: Ends a translation at this many times its source's tokens and SPARE_PIECES more, the decoder's
+            start included; None for the generation config's longest alone.
 
     Returns:
         N arrays of piece ids by row index, special tokens included, the same on every rank.
     """
-    answers = _generate(model, encoded, batches, runtime, pad_id=pad_id, options=options)
+    answers = _generate(
+        model, encoded, batches, runtime, pad_id=pad_id, options=options, max_length_ratio=max_length_ratio
+    )
     return _by_row_index(_gather(answers, runtime), len(encoded))
 
 
@@ -179,6 +186,7 @@ def _generate(
     n_best: int = 1,
     with_scores: bool = False,
     options: dict[str, Any] | None = None,
+    max_length_ratio: float | None = None,
 ) -> Iterator[Answer]:
     """Translate this rank's share, batch by batch."""
     options = dict(options or {})
@@ -190,6 +198,10 @@ def _generate(
         options["synced_gpus"] = True  # a rank whose sentences are done goes on until all ranks' are
     # One autocast around a whole batch: the bf16 copies of the weights are then made once, not once a piece.
     for row_ids, batch in deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=in_step):
+        if max_length_ratio is not None:
+            options["stopping_criteria"] = StoppingCriteriaList(
+                [LengthRatio(batch["attention_mask"], max_length_ratio)]
+            )
         with runtime.accelerator.autocast():
             if rules is None:
                 answer = cast(Any, model).generate(
@@ -205,6 +217,24 @@ def _generate(
             yield row_ids, answer.sequences, _scores(model, answer)
         else:
             yield row_ids, answer[: len(row_ids)], None
+
+
+class LengthRatio(StoppingCriteria):
+    """Ends each translation by the length of its own source."""
+
+    def __init__(self, attention_mask: Tensor, ratio: float) -> None:
+        """Set the bounds.
+
+        Args:
+            attention_mask: int64 [B, S], 1 at real tokens.
+            ratio: Pieces of a translation to a source token, at most; SPARE_PIECES come on top.
+        """
+        self._bounds = (attention_mask.sum(dim=1) * ratio).ceil() + SPARE_PIECES
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        """Say which of the hypotheses [B x k, T], with those of a row side by side, have come to their bound."""
+        bounds = self._bounds.repeat_interleave(len(input_ids) // len(self._bounds))
+        return input_ids.shape[1] >= bounds
 
 
 def _gather(answers: Iterable[Answer], runtime: Runtime, *, n_best: int = 1) -> Tensor:

@@ -140,6 +140,7 @@ def evaluate_set(run: Run, data: EvaluationSet) -> Report:
         data,
         run.runtime,
         max_tokens=config.evaluation.eval_max_tokens,
+        max_length_ratio=config.evaluation.max_length_ratio,
         target_lang=config.data.target_lang,
     )
 

@@ -116,6 +116,7 @@ def evaluate_on(run: Run, data: EvaluationSet) -> Report:
         data,
         run.runtime,
         max_tokens=run.config.evaluation.eval_max_tokens,
+        max_length_ratio=run.config.evaluation.max_length_ratio,
         target_lang=run.config.data.target_lang,
     )
     if run.runtime.is_xla:

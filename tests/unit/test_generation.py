@@ -9,6 +9,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from mtloop.batching import plan_evaluation, plan_static_evaluation
 from mtloop.generation import NOTHING, deal_batches, generate_hypotheses, greedy_search, rules_of
+from mtloop.generation import generate as generation_module
 from mtloop.generation.generate import _by_row_index, _stack
 from mtloop.loader import collate
 
@@ -62,6 +63,28 @@ def test_beams_are_searched_as_plain_generate_does(tiny_model, rows, lengths, ru
     assert expected != greedy
     found = generate(model, few, short, runtime, pad_id, 60)
     assert [stripped(pieces.tolist(), pad_id) for pieces in found] == [stripped(p, pad_id) for p in expected]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_translation_ends_at_a_multiple_of_its_own_source(
+    tiny_model, plain_pieces, rows, lengths, runtime, marian_tokenizer, monkeypatch, num_beams
+):
+    monkeypatch.setattr(generation_module, "SPARE_PIECES", 1)
+    model = copy.deepcopy(tiny_model)
+    model.generation_config.num_beams = num_beams
+    pad_id = marian_tokenizer.pad_token_id
+    batches = plan_evaluation(lengths, max_tokens=10_000)  # rows of all lengths in one batch
+    found = generate_hypotheses(model, rows, batches, runtime, pad_id=pad_id, max_length_ratio=0.5)
+    bounds = np.ceil(lengths * 0.5).astype(int) + 1
+    whole = [stripped(pieces, pad_id) for pieces in plain_pieces]
+    assert sum(len(pieces) > bound for pieces, bound in zip(whole, bounds, strict=True)) > 5
+    cut = [stripped(pieces.tolist(), pad_id) for pieces in found]
+    assert all(len(pieces) <= bound for pieces, bound in zip(cut, bounds, strict=True))
+    if num_beams == 1:  # greedily, what comes before the end does not know of it
+        assert cut == [pieces[:bound] for pieces, bound in zip(whole, bounds, strict=True)]
+    free = generate_hypotheses(model, rows, batches, runtime, pad_id=pad_id, max_length_ratio=100.0)
+    if num_beams == 1:
+        assert [stripped(pieces.tolist(), pad_id) for pieces in free] == whole
 
 
 def test_the_generation_config_is_used_as_it_is(tiny_model, rows, lengths, runtime, marian_tokenizer):
