@@ -65,16 +65,18 @@ def _projected(model: PreTrainedModel, batch: Mapping[str, Tensor], label_smooth
     head = model.get_output_embeddings()
     positions = batch.get("target_positions")
     device_type = batch["labels"].device.type
-    is_autocast = torch.is_autocast_enabled(device_type)
-    dtype = torch.get_autocast_dtype(device_type) if is_autocast else torch.float32
-    # fp16: what the probabilities leave for a gradient lies below its smallest numbers before the loss is scaled.
     is_plain = model.config.model_type in PLAIN_HEADS and type(head) is torch.nn.Linear and head.bias is None
     # XLA: as many positions as there happen to be would be a program of their own each time.
-    if positions is None or not is_plain or dtype == torch.float16 or device_type == "xla":
+    if positions is None or not is_plain or device_type == "xla":
         yield found
         return
 
-    def take_over(layer: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
+    def take_over(layer: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
+        # Asked here: accelerate's autocast is around the model's forward alone.
+        is_autocast = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type) if is_autocast else torch.float32
+        if dtype == torch.float16:  # what is left for a gradient is below its smallest numbers until the loss is scaled
+            return None
         hidden = cast(Tensor, inputs[0])
         with torch.autocast(device_type, enabled=False):
             found.loss_sum = projected_loss_sum(

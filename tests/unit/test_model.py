@@ -156,6 +156,27 @@ def test_real_positions_alone_are_projected(model_dirs, marian_tokenizer, family
     assert model(**inputs, decoder_input_ids=shift_right(model, labels)).logits.shape[:2] == labels.shape
 
 
+@pytest.mark.parametrize(("dtype", "is_projected"), [(torch.bfloat16, True), (torch.float16, False)])
+def test_the_projection_has_the_precision_of_the_forward(model_dirs, marian_tokenizer, dtype, is_projected):
+    """As accelerate has it: autocast is inside of what is called, not around it."""
+    model = load(model_dirs, "marian", marian_tokenizer, dropout=0.0)
+    inputs, labels = random_batch(marian_tokenizer)
+    sizes = []
+    model.get_output_embeddings().register_forward_hook(lambda layer, given, logits: sizes.append(logits.numel()))
+
+    def wrapped(**given):
+        with torch.autocast("cpu", dtype):
+            return model(**given)
+
+    batch = with_positions(inputs, labels)
+    loss = batch_loss_sum(model, batch, wrapped_model=wrapped)
+    assert (sizes == [0]) == is_projected
+    with torch.autocast("cpu", dtype):
+        around = batch_loss_sum(model, batch)
+    assert loss.dtype == torch.float32 and loss.item() == around.item()
+    assert loss.item() != batch_loss_sum(model, batch).item()  # fp32's
+
+
 # Dropout
 
 
