@@ -7,7 +7,6 @@ been read back are older ones removed.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.adapters import ADAPTER_NAME, merged_weights, save_adapter
+from mtloop.checkpoint.background import BackgroundWriter
 from mtloop.checkpoint.folders import (
     discard,
     for_each_file,
@@ -29,7 +28,8 @@ from mtloop.checkpoint.folders import (
     sync_tree,
 )
 from mtloop.checkpoint.listing import damage_of, epoch_ends, link_names, list_checkpoints, set_aside
-from mtloop.checkpoint.weights import load_weights
+from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint, reason_in_line
+from mtloop.checkpoint.snapshot import Buffers, Snapshot, num_bytes_of
 from mtloop.config import RunFailed, UserError
 from mtloop.manifest import (
     Damaged,
@@ -39,21 +39,14 @@ from mtloop.manifest import (
     size_of,
     write_manifest,
 )
-from mtloop.optim import set_schedule
 from mtloop.run_folder import RunFolder
-from mtloop.runtime import Runtime, attempt, gathered, sharded_state
+from mtloop.runtime import Runtime, attempt, available_memory, gathered
 from mtloop.state import TrainState
 
-# A full disk is an OSError in our own writing, a RuntimeError in torch.save and a SafetensorError in save_pretrained.
-UNWRITABLE = (OSError, RuntimeError, SafetensorError)
-# What a damaged or foreign file makes of json, torch.load, safetensors and load_state_dict.
-UNREADABLE = (*UNWRITABLE, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
-# What must be equal for a resumed run to be bitwise the one that was interrupted.
-BITWISE = (
-    "num_ranks", "is_sharded", "num_threads", "device", "precision", "max_tokens_per_micro_batch", "pad_to", "versions",
-)  # fmt: skip
 # Room for what a save writes beside weights and optimizer (tokenizer, configurations): 100,000 pieces take 5 MB.
 MARGIN_BYTES = 8_000_000
+# Of the host's free memory: a larger copy would cost other programs theirs, or the file system its cache.
+MAX_SHARE_OF_MEMORY = 0.5
 
 
 @dataclass(kw_only=True)
@@ -85,6 +78,8 @@ class Checkpointer:
     num_epochs_kept: int = 0
     is_awaited: Callable[[Path], bool] = lambda path: False
     identity: dict[str, Any] = field(default_factory=dict)
+    _writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+    _buffers: Buffers = field(default_factory=Buffers)
 
     @property
     def path(self) -> Path:
@@ -93,31 +88,83 @@ class Checkpointer:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the current step has its checkpoint. Main only."""
+        """Whether the current step has its checkpoint, once finish() was called. Main only."""
         return self.path.is_dir()
 
-    def save(self) -> None:
+    def save(self, *, in_background: bool = False, then: Callable[[], None] = lambda: None) -> None:
         """Write checkpoints/step_N for the current step, publish it, then prune.
 
-        Collective: every rank calls it; main writes.
+        Collective: every rank calls it; main writes. The save before it is finished first.
+
+        Args:
+            in_background: Whether to return as soon as what is to be written has been copied. Where the host has no
+                memory for the copy, the loop waits all the same.
+            then: What main does once the checkpoint stands, in the thread that wrote it.
 
         Raises:
-            RunFailed: on every rank, when main could not write; what stood before still stands.
+            RunFailed: on every rank, when main could not write; what stood before still stands. What fails behind the
+                loop is raised by the next save(), check() or finish().
         """
+        self.finish()
         is_main = self.runtime.is_main
+        weights, optimizer_state = self.model.state_dict(keep_vars=True), self.optimizer.state_dict()
+        # Gathered from shards or from XLA they are copies already.
+        has_copies = self.runtime.sharding is not None or self.runtime.is_xla
+        in_background = in_background and (has_copies or self._has_memory(num_bytes_of(weights, optimizer_state)))
+        copy = self._buffers.copy if in_background and is_main else torch.Tensor.detach
+        self._buffers.begin()
         # A sharded model is gathered here, outside what main does alone: collective.
-        weights = gathered(self.model.state_dict(keep_vars=True), is_kept=is_main)
-        optimizer_state = gathered(self.optimizer.state_dict(), is_kept=is_main)
-        self.runtime.on_main(lambda: self._write(weights, optimizer_state))
+        weights = gathered(weights, is_kept=is_main, copy=copy)
+        optimizer_state = gathered(optimizer_state, is_kept=is_main, copy=copy)
+        scaler = self.runtime.accelerator.scaler
+        snapshot = Snapshot(
+            path=self.path,
+            weights=weights,
+            optimizer_state=optimizer_state,
+            scaler_state=None if scaler is None else scaler.state_dict(),
+            state=self.state.state_dict(),
+        )
 
-    def _write(self, weights: dict[str, torch.Tensor], optimizer_state: dict[str, Any]) -> None:
-        target = self.path
+        def write() -> None:
+            self._write(snapshot)
+            then()
+
+        self.runtime.on_main(lambda: self._writer.start(write) if in_background else write())
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being written stands. Collective.
+
+        Raises:
+            RunFailed: on every rank, when it could not be written.
+        """
+        self.runtime.on_main(self._writer.finish)
+
+    def check(self) -> None:
+        """Raise what a save behind the loop has failed with; wait for nothing. Not collective: main alone knows.
+
+        Raises:
+            RunFailed: once.
+        """
+        self._writer.check()
+
+    def close(self) -> None:
+        """Wait for what is being written, when the run ends for another reason. Not collective."""
+        try:
+            self._writer.finish()
+        except RunFailed as error:
+            self.runtime.say(str(error))
+
+    def _has_memory(self, num_bytes: int) -> bool:
+        return self._buffers.num_bytes > 0 or num_bytes < MAX_SHARE_OF_MEMORY * available_memory()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        target = snapshot.path
         partial = partial_name(target)
         try:
-            self._check_room(weights, optimizer_state)
-            self._fill(partial, weights, optimizer_state)
+            self._check_room(snapshot)
+            self._fill(partial, snapshot)
             if target.exists():  # this step was saved before
-                self._read_back(partial)
+                self._read_back(partial, target)
             publish(partial, target)
         except RunFailed:
             shutil.rmtree(partial, ignore_errors=True)
@@ -125,45 +172,45 @@ class Checkpointer:
         except UNWRITABLE as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunFailed(
-                f"{target}: the checkpoint could not be saved ({_reason(error)}); the earlier ones are intact: once "
-                "there is room and the folder can be written, the same command goes on from the newest"
+                f"{target}: the checkpoint could not be saved ({reason_in_line(error)}); the earlier ones are intact: "
+                "once there is room and the folder can be written, the same command goes on from the newest"
             ) from error
-        link_names(self.folder, latest=self.state.step, best=self.state.best_step)
-        self.prune()
+        step, best_step = snapshot.state["step"], snapshot.state["best_step"]
+        link_names(self.folder, latest=step, best=best_step)
+        self._prune(step=step, best_step=best_step)
 
-    def _check_room(self, weights: dict[str, torch.Tensor], optimizer_state: dict[str, Any]) -> None:
+    def _check_room(self, snapshot: Snapshot) -> None:
         """Refuse to begin what the disk cannot hold.
 
         Raises:
             OSError: naming the bytes.
         """
-        states = [tensor for entry in optimizer_state["state"].values() for tensor in entry.values()]
-        tensors = {t.data_ptr(): t.nbytes for t in (*weights.values(), *states) if isinstance(t, torch.Tensor)}
-        needed = sum(tensors.values()) + MARGIN_BYTES
+        num_bytes = num_bytes_of(snapshot.weights, snapshot.optimizer_state)
+        needed = num_bytes + MARGIN_BYTES
         if earlier := list_checkpoints(self.folder):
             with contextlib.suppress(Damaged, UserError):
-                needed = max(sum(tensors.values()), size_of(read_manifest(earlier[-1][1])))
+                needed = max(num_bytes, size_of(read_manifest(earlier[-1][1])))
         free = shutil.disk_usage(self.folder.checkpoints_dir).free
         if free < needed:
             raise OSError(f"it takes {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
 
-    def _fill(self, path: Path, weights: dict[str, torch.Tensor], optimizer_state: dict[str, Any]) -> None:
+    def _fill(self, path: Path, snapshot: Snapshot) -> None:
         """Write, hash and flush all files of a checkpoint, the manifest last."""
         path.mkdir()  # without parents: a run folder that is gone must not come back as half of one
         (path / "training").mkdir()
-        self.model.save_pretrained(path, state_dict=merged_weights(self.model, weights))
-        save_adapter(self.model, weights, path / ADAPTER_NAME)
+        self.model.save_pretrained(path, state_dict=merged_weights(self.model, snapshot.weights))
+        save_adapter(self.model, snapshot.weights, path / ADAPTER_NAME)
         self.tokenizer.save_pretrained(path)
         shutil.copyfile(self.folder.config_path, path / "config.yaml")
         files: dict[str, Any] = {}
         # transformers takes no stream: what it has just written is hashed as it comes back from memory.
         for_each_file(path, lambda name, file: files.update({name: hash_file(file)}))
-        files["training/optimizer.pt"] = _save(optimizer_state, path / "training" / "optimizer.pt")
-        if (scaler := self.runtime.accelerator.scaler) is not None:
-            files["training/scaler.pt"] = _save(scaler.state_dict(), path / "training" / "scaler.pt")
-        state = self.state.state_dict()
-        progress = {name: state[name] for name in ("step", "epoch", "cursor")}
-        write_manifest(path, {**self.identity, **progress, **self._surroundings(), "state": state, "files": files})
+        files["training/optimizer.pt"] = _save(snapshot.optimizer_state, path / "training" / "optimizer.pt")
+        if snapshot.scaler_state is not None:
+            files["training/scaler.pt"] = _save(snapshot.scaler_state, path / "training" / "scaler.pt")
+        progress = {name: snapshot.state[name] for name in ("step", "epoch", "cursor")}
+        record = {**self.identity, **progress, **self._surroundings(), "state": snapshot.state, "files": files}
+        write_manifest(path, record)
         sync_tree(path)
 
     def _surroundings(self) -> dict[str, Any]:
@@ -177,31 +224,35 @@ class Checkpointer:
         }
 
     def prune(self) -> None:
-        """Remove the checkpoints beyond --save_total_limit, once the one just saved has been read back. Main only."""
+        """Remove the checkpoints beyond --save_total_limit, once the newest has been read back. Main only."""
+        self._prune(step=self.state.step, best_step=self.state.best_step)
+
+    def _prune(self, *, step: int, best_step: int) -> None:
         if self.save_total_limit is None:
             return
         kept = epoch_ends(self.folder)[-self.num_epochs_kept :] if self.num_epochs_kept else []
         superfluous = [
             path
-            for step, path in list_checkpoints(self.folder)[: -self.save_total_limit]
-            if step not in (self.state.best_step, self.state.step) and path not in kept and not self.is_awaited(path)
+            for number, path in list_checkpoints(self.folder)[: -self.save_total_limit]
+            if number not in (best_step, step) and path not in kept and not self.is_awaited(path)
         ]
         if not superfluous:
             return
-        self._read_back(self.path)
+        newest = self.folder.checkpoints_dir / f"step_{step}"
+        self._read_back(newest, newest)
         for path in superfluous:
             discard(path)
 
-    def _read_back(self, path: Path) -> None:
+    def _read_back(self, path: Path, target: Path) -> None:
         """Make sure that the disk holds what was written, before another checkpoint gives way to it.
 
         Raises:
-            RunFailed: when it does not.
+            RunFailed: when it does not, naming the target.
         """
         for_each_file(path, lambda _, file: forget_cached(file))
         if reason := damage_of(path):
             raise RunFailed(
-                f"{self.path}: the disk does not give back what was written ({reason}); the earlier checkpoints are "
+                f"{target}: the disk does not give back what was written ({reason}); the earlier checkpoints are "
                 "kept: check the disk, then start the same command again"
             )
 
@@ -231,77 +282,21 @@ class Checkpointer:
         Raises:
             UserError: on every rank, for a checkpoint that any cannot read.
         """
-        record, error = attempt(lambda: self._read(path))
+        record, error = attempt(
+            lambda: read_checkpoint(
+                path,
+                model=self.model,
+                optimizer=self.optimizer,
+                scaler=self.runtime.accelerator.scaler,
+                scheduler=self.scheduler,
+                state=self.state,
+            )
+        )
         self.runtime.raise_together(error)
         assert record is not None
-        now = {**self.identity, **self._surroundings()}
-        for name in BITWISE:
-            # Format 1 knew neither versions nor micro-batches.
-            if name in record and name in now and record[name] != now[name]:
-                self.runtime.say(
-                    f"resumed with {name} {_shown(now[name], record[name])}, saved with "
-                    f"{_shown(record[name], now[name])}: not bitwise the same run"
-                )
+        for difference in differences_to(record, {**self.identity, **self._surroundings()}):
+            self.runtime.say(f"resumed with {difference}: not bitwise the same run")
         return record
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        """Read a checkpoint into model, optimizer, scaler and counters; return its manifest."""
-        training = path / "training"
-        try:
-            record = read_manifest(path)
-            load_weights(self.model, path)
-            stored = _load(training / "optimizer.pt")
-            # What the configuration says holds, for a run whose settings were changed with --allow_changed.
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({**sharded_state(stored, self.optimizer), "param_groups": groups})
-            scaler = self.runtime.accelerator.scaler
-            if scaler is not None and (training / "scaler.pt").exists():
-                scaler.load_state_dict(_load(training / "scaler.pt"))
-            self.state.load_state_dict(record["state"])
-            set_schedule(self.scheduler, self.state.step)
-        except (*UNREADABLE, Damaged) as error:
-            raise UserError(
-                f"--resume_from_checkpoint {path}: cannot be read ({type(error).__name__}: {_reason(error)}); name "
-                f"an earlier one, such as {self.folder.checkpoints_dir}/step_N, or give another --output_dir"
-            ) from error
-        return record
-
-    def publish_final(self, *, is_best: bool) -> Path:
-        """Make final/ from the best or the latest checkpoint, and return the checkpoint it came from.
-
-        Collective.
-
-        Raises:
-            RunFailed: on every rank, when main could not write.
-        """
-        source = self.runtime.on_main(lambda: self._best_or_latest() if is_best else self.path)
-        self.runtime.on_main(lambda: self._copy_final(source))
-        return source
-
-    def _best_or_latest(self) -> Path:
-        best = self.folder.checkpoints_dir / f"step_{self.state.best_step}"
-        if not best.is_dir():
-            return self.path
-        if reason := damage_of(best):
-            self.runtime.say(
-                f"{best}, the best model, is damaged: {reason}; {self.folder.final_dir} holds the last one"
-            )
-            return self.path
-        return best
-
-    def _copy_final(self, source: Path) -> None:
-        final = self.folder.final_dir
-        partial = partial_name(final)
-        try:
-            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("training"))
-            sync_tree(partial)
-            publish(partial, final)
-            with contextlib.suppress(Damaged):
-                manifest = read_manifest(source)
-                self.folder.update_record(final={"step": manifest["step"], "manifest": manifest.get("sha256", "")})
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise RunFailed(f"{final}: cannot be written ({_reason(error)})") from error
 
 
 def _save(value: Any, path: Path) -> dict[str, Any]:
@@ -311,20 +306,3 @@ def _save(value: Any, path: Path) -> dict[str, Any]:
     finally:
         entry = file.close()
     return entry
-
-
-def _load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _reason(error: BaseException) -> str:
-    """Return an error's reason in one line: libraries explain at length."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error)
-    return next(iter(text.strip().splitlines()), type(error).__name__)
-
-
-def _shown(value: Any, other: Any) -> str:
-    """Show a value; of two groups of values those alone that differ."""
-    if isinstance(value, dict) and isinstance(other, dict):
-        return ", ".join(f"{name} {value[name]}" for name in value if value[name] != other.get(name))
-    return str(value)

@@ -1,6 +1,7 @@
 """Where a run computes and with whom: layer 1. Every other module takes a Runtime and never asks accelerate itself."""
 
 from mtloop.runtime.failures import explain
+from mtloop.runtime.machine import available_memory
 from mtloop.runtime.ranks import Runtime, attempt
 from mtloop.runtime.sharding import gathered, is_sharded, put, sharded_state, whole
 from mtloop.runtime.signals import Interrupted
@@ -9,6 +10,7 @@ __all__ = [
     "Interrupted",
     "Runtime",
     "attempt",
+    "available_memory",
     "explain",
     "gathered",
     "is_sharded",

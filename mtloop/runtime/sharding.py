@@ -7,7 +7,7 @@ own way; this is the same on a CPU over gloo, where it can be tested. Must not k
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gathered(state: Any, *, is_kept: bool) -> Any:
+def gathered(state: Any, *, is_kept: bool, copy: Callable[[Tensor], Tensor] = Tensor.detach) -> Any:
     """Return a state dict with whole tensors in the place of shards, which go to the CPU one by one.
 
     So do those of XLA, which cannot be stored. Collective where there are shards.
@@ -81,6 +81,7 @@ def gathered(state: Any, *, is_kept: bool) -> Any:
     Args:
         state: Dicts and lists of values; of a model with keep_vars=True, so that tied weights are known as one.
         is_kept: Whether this rank wants them; they are None in what it gets otherwise.
+        copy: What becomes of the tensors that are whole already.
     """
     known: dict[int, Tensor | None] = {}
 
@@ -91,11 +92,12 @@ def gathered(state: Any, *, is_kept: bool) -> Any:
             return [visit(item) for item in value]
         if not isinstance(value, Tensor):
             return value
-        if not isinstance(value, DTensor) and value.device.type != "xla":
-            return value.detach()
         if id(value) not in known:
-            full = whole(value)
-            known[id(value)] = full.detach().cpu() if is_kept else None
+            if not isinstance(value, DTensor) and value.device.type != "xla":
+                known[id(value)] = copy(value)
+            else:
+                full = whole(value)
+                known[id(value)] = full.detach().cpu() if is_kept else None
         return known[id(value)]
 
     return visit(state)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtloop.checkpoint.averaging import publish_average
+from mtloop.checkpoint.final import publish_final
 from mtloop.checkpoint.weights import load_weights
 from mtloop.runtime import Interrupted
-from mtloop.trainer.pushing import push_epoch, push_final, queue_earlier
+from mtloop.trainer.pushing import push_final, push_of_epoch, queue_earlier
 from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, report_nonfinite, together
 from mtloop.trainer.resume import restore
 from mtloop.trainer.run import Run
@@ -52,21 +53,22 @@ def train(run: Run) -> int | None:
         run.tracker.close_bar()
         if stop_signal is None:
             finish(run)
+        run.checkpointer.finish()
     except Interrupted as stop:  # in an evaluation, on every rank: it is abandoned, and made again after the resume
         run.tracker.close_bar()
         stop_signal = stop.number
-        if not run.runtime.on_main(lambda: run.checkpointer.is_saved):
-            save(run)
+        save_unless_saved(run)
+    finally:
+        run.checkpointer.close()
     return stop_signal
 
 
 def finish(run: Run) -> None:
     """Publish final/, evaluate it on the test rows where there are some, draw the curves. Collective."""
-    if not run.runtime.on_main(lambda: run.checkpointer.is_saved):
-        save(run)  # resumed from the end of a run in another folder
+    save_unless_saved(run)  # one may have resumed from the end of a run in another folder
     average_last = run.config.evaluation.average_last
     if average_last is None:
-        source = run.checkpointer.publish_final(is_best=run.config.evaluation.load_best_model_at_end)
+        source = publish_final(run.checkpointer, is_best=run.config.evaluation.load_best_model_at_end)
     else:
         source = make_average(run, average_last)
     if run.test is not None:
@@ -85,9 +87,21 @@ def make_average(run: Run, num_epochs: int) -> Path:
     return folder.final_dir
 
 
+def save_unless_saved(run: Run) -> None:
+    """Save the step where it has no checkpoint yet; either way all that was begun stands then. Collective."""
+    run.checkpointer.finish()
+    if not run.runtime.on_main(lambda: run.checkpointer.is_saved):
+        save(run)
+        run.checkpointer.finish()
+
+
 def save(run: Run) -> None:
-    """Save the step once it is known to be sound, and queue it for the Hub where it ends an epoch. Collective."""
+    """Save the step once it is known to be sound, and queue it for the Hub where it ends an epoch. Collective.
+
+    The files are written behind the loop, but not where loader processes are about to be forked: a lock that the
+    writing thread holds at that moment would be locked in them for ever.
+    """
     report_nonfinite(run)
-    run.checkpointer.save()
-    push_epoch(run)
+    in_background = run.loader.num_workers == 0 or run.state.cursor > 0
+    run.checkpointer.save(in_background=in_background, then=push_of_epoch(run))
     run.watch.skip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 from mtloop.config import Config
@@ -74,10 +75,19 @@ def queue_earlier(run: Run) -> None:
         queue_missing(run.publisher, with_epochs=_with_epochs(run), before_step=before_step)
 
 
-def push_epoch(run: Run) -> None:
-    """Queue the checkpoint just saved, where it ends an epoch and nothing of it is still to be made."""
-    if run.publisher is not None and run.state.is_epoch_end and _with_epochs(run) and not run.is_evaluation_pending:
-        _push(run, epoch_part(run.folder, run.checkpointer.path))
+def push_of_epoch(run: Run) -> Callable[[], None]:
+    """Return what queues the checkpoint of this step, where it ends an epoch and nothing of it is still to be made.
+
+    To be called once the checkpoint stands, by when the loop may have gone on.
+    """
+    path = run.checkpointer.path
+    is_due = run.state.is_epoch_end and _with_epochs(run) and not run.is_evaluation_pending
+
+    def push() -> None:
+        if run.publisher is not None and is_due:
+            _push(run, epoch_part(run.folder, path))
+
+    return push
 
 
 def push_final(run: Run) -> None:

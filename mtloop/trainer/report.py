@@ -84,7 +84,12 @@ def log(run: Run, stats: UpdateStats) -> None:
     }
     if run.runtime.is_xla:
         record["num_compilations"] = run.runtime.num_compilations
-    together(run, lambda: run.tracker.log_update(record))
+
+    def write() -> None:
+        run.checkpointer.check()
+        run.tracker.log_update(record)
+
+    together(run, write)
     run.tokens_since_log, run.seconds_since_log = 0, 0.0
 
 

@@ -40,6 +40,20 @@ def load(path: str, tokenizer: Any, source_lang: str, target_lang: str) -> Datas
         return rows.map(preprocess, batched=True, remove_columns=rows.column_names, keep_in_memory=True)
 
 
+class SaveClock(TrainerCallback):
+    """The seconds between the end of an update and the end of the save that follows it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.start = 0.0
+
+    def on_step_end(self, *arguments: Any, **options: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_save(self, *arguments: Any, **options: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.start)
+
+
 class LossClock(TrainerCallback):
     """The validation loss per target token every few updates, against the seconds of training alone."""
 
@@ -112,9 +126,12 @@ def main() -> None:
         points: list[tuple[float, float]] = []
         if "goal" in given:
             points = follow_loss(trainer, given)
+        clock = SaveClock()
+        trainer.add_callback(clock)
         result = trainer.train()
     seconds = result.metrics["train_runtime"]
-    print(json.dumps({"seconds": seconds, "share_real": real / computed, "points": points}))
+    found = {"seconds": seconds, "share_real": real / computed, "points": points, "still": clock.seconds}
+    print(json.dumps(found))
 
 
 def follow_loss(trainer: Seq2SeqTrainer, given: dict[str, Any]) -> list[tuple[float, float]]:

@@ -63,7 +63,7 @@ if __name__ == "__main__":
     elif moment == "evaluation":
         evaluate.generate_hypotheses = shown(slow_generation(evaluate.generate_hypotheses), folder, moment)
     elif moment == "saving":
-        is_epoch_end = lambda keeper, *_: keeper.state.is_epoch_end  # noqa: E731
+        is_epoch_end = lambda keeper, path, snapshot: snapshot.state["cursor"] == 0  # noqa: E731
         Checkpointer._fill = shown(Checkpointer._fill, folder, moment, when=is_epoch_end, after_s=1.0)
     else:
         build.load_corpus = shown(build.load_corpus, folder, moment, after_s=5.0)

@@ -1,5 +1,6 @@
 """checkpoint: bitwise resumes, complete or invisible folders, rotation, and exports that plain transformers loads."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -7,8 +8,10 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from mtloop.batching import Budget
 from mtloop.checkpoint import choose_checkpoint, find_checkpoint, list_checkpoints, set_aside, sweep
 from mtloop.checkpoint.command import main as checkpoint
+from mtloop.checkpoint.final import publish_final
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.weights import load_weights
 from mtloop.config import OptimizerConfig, RunFailed, UserError
@@ -446,6 +450,106 @@ def test_checkpoints_beyond_the_step_resumed_from_are_dropped(new_trained, folde
     assert names_in(folder.checkpoints_dir) == ["best", "latest", "step_2", "step_4"]
 
 
+# A save behind the loop
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Saves that do not get on before they are let go."""
+    may_go, has_begun, fill = threading.Event(), threading.Event(), Checkpointer._fill
+
+    def wait(*arguments):
+        has_begun.set()
+        assert may_go.wait(60)
+        fill(*arguments)
+
+    monkeypatch.setattr(Checkpointer, "_fill", wait)
+    yield SimpleNamespace(go=may_go.set, has_begun=has_begun)
+    may_go.set()
+
+
+def test_what_is_saved_behind_the_loop_is_of_its_step_however_far_training_goes_on(new_trained, folder, held):
+    first = new_trained()
+    first.train(5)
+    saved = copy.deepcopy(first.snapshot())
+    first.checkpointer.save(in_background=True)
+    first.train(5)
+    assert not list_checkpoints(folder)
+    held.go()
+    first.checkpointer.finish()
+    first.train(3)
+    first.checkpointer.save(in_background=True)  # into the same memory
+    first.checkpointer.finish()
+    other = new_trained(seed=9)
+    other.checkpointer.restore(folder.checkpoints_dir / "step_5")
+    assert_equal(other.snapshot(), saved)
+    other.checkpointer.restore(folder.checkpoints_dir / "step_13")
+    assert_equal(other.snapshot(), first.snapshot())
+
+
+def test_a_checkpoint_written_behind_the_loop_is_the_same_to_the_byte(new_trained, folder):
+    trained = new_trained()
+    trained.train(2)
+    files = []
+    for in_background in (True, False):
+        trained.checkpointer.save(in_background=in_background)
+        trained.checkpointer.finish()
+        files.append(hashes_of(folder.checkpoints_dir / "step_2"))
+    assert files[0] == files[1] and "training/optimizer.pt" in files[0]
+
+
+def test_two_saves_are_never_written_at_once(new_trained, folder, held):
+    trained = new_trained(save_total_limit=1)
+    order = []
+    trained.train(1)
+    trained.checkpointer.save(in_background=True, then=lambda: order.append(names_in(folder.checkpoints_dir)))
+    assert held.has_begun.wait(60) and order == []
+    trained.train(1)
+    threading.Timer(0.2, held.go).start()
+    trained.checkpointer.save(in_background=True, then=lambda: order.append(names_in(folder.checkpoints_dir)))
+    assert order[0] == ["latest", "step_1"]  # the first stood before the second was begun
+    trained.checkpointer.finish()
+    assert order[1] == ["latest", "step_2"]
+
+
+@pytest.mark.parametrize("where", ["check", "finish", "save"])
+def test_a_save_behind_the_loop_that_fails_is_raised_in_it(new_trained, folder, limit_file_size, where):
+    trained = new_trained()
+    trained.train(1)
+    trained.checkpointer.save()
+    before = hashes_of(folder.checkpoints_dir / "step_1")
+    trained.state.step = 2
+    limit_file_size((folder.checkpoints_dir / "step_1" / "model.safetensors").stat().st_size - 1)
+    pushed = []
+    trained.checkpointer.save(in_background=True, then=lambda: pushed.append(2))
+    trained.checkpointer._writer._thread.join()
+    limit_file_size(2**40)
+    with pytest.raises(RunFailed, match="step_2: the checkpoint could not be saved"):
+        getattr(trained.checkpointer, where)()
+    assert pushed == [] and hashes_of(folder.checkpoints_dir / "step_1") == before
+    trained.checkpointer.save(in_background=True)  # said once; the next one is another
+    trained.checkpointer.finish()
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_1", "step_2"]
+
+
+def test_a_run_that_ends_otherwise_waits_for_its_checkpoint(new_trained, folder, held):
+    trained = new_trained()
+    trained.train(1)
+    trained.checkpointer.save(in_background=True)
+    threading.Timer(0.2, held.go).start()
+    trained.checkpointer.close()
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_1"]
+
+
+def test_a_host_without_memory_for_a_copy_writes_at_once(new_trained, folder, monkeypatch):
+    monkeypatch.setattr("mtloop.checkpoint.save.available_memory", lambda: 100_000)
+    trained = new_trained()
+    trained.train(1)
+    trained.checkpointer.save(in_background=True)
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_1"]
+    assert trained.checkpointer._buffers.num_bytes == 0
+
+
 # A save that fails, or is killed
 
 
@@ -762,7 +866,7 @@ def test_the_final_model_is_the_best_or_the_last(new_trained, folder, is_best, b
     for step in (2, 5):
         trained.train(2)
         trained.save(step, best=best)
-    source = trained.checkpointer.publish_final(is_best=is_best)
+    source = publish_final(trained.checkpointer, is_best=is_best)
     assert source == folder.checkpoints_dir / f"step_{expected}"
     its_files = {name: value for name, value in hashes_of(source).items() if not name.startswith("training/")}
     assert hashes_of(folder.final_dir) == its_files and "model.safetensors" in its_files
@@ -773,11 +877,11 @@ def test_the_final_model_is_the_best_or_the_last(new_trained, folder, is_best, b
 def test_a_final_model_that_cannot_be_written_leaves_the_old_one(new_trained, folder, limit_file_size):
     trained = new_trained()
     trained.save(1)
-    trained.checkpointer.publish_final(is_best=False)
+    publish_final(trained.checkpointer, is_best=False)
     before = hashes_of(folder.final_dir)
     limit_file_size(10_000)
     with pytest.raises(RunFailed, match=f"{folder.final_dir}: cannot be written"):
-        trained.checkpointer.publish_final(is_best=False)
+        publish_final(trained.checkpointer, is_best=False)
     limit_file_size(2**40)
     assert hashes_of(folder.final_dir) == before
     assert names_in(folder.path) == ["checkpoints", "config.yaml", "final", "run.json"]

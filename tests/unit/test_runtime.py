@@ -78,9 +78,9 @@ def test_a_flag_wins_over_the_launch_file_and_none_means_the_file(
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the processor's features are read from /proc/cpuinfo")
-def test_auto_is_bf16_where_the_processor_has_it(fresh_accelerate, monkeypatch):
+def test_auto_is_bf16_where_the_processor_gains_from_it(fresh_accelerate, monkeypatch):
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    has_bf16 = bool({"avx512_bf16", "amx_tile"} & set(flags.split()))
+    has_bf16 = "amx_tile" in flags.split()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no" if has_bf16 else "bf16")  # auto wins over the file
     assert autocast_dtype(start(mixed_precision="auto")) == (torch.bfloat16 if has_bf16 else torch.float32)
 

@@ -1,0 +1,93 @@
+"""A checkpoint back into what a run is made of."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel
+
+from mtloop.checkpoint.weights import load_weights
+from mtloop.config import UserError
+from mtloop.manifest import Damaged, read_manifest
+from mtloop.optim import set_schedule
+from mtloop.runtime import sharded_state
+from mtloop.state import TrainState
+
+# A full disk is an OSError in our own writing, a RuntimeError in torch.save and a SafetensorError in save_pretrained.
+UNWRITABLE = (OSError, RuntimeError, SafetensorError)
+# What a damaged or foreign file makes of json, torch.load, safetensors and load_state_dict.
+UNREADABLE = (*UNWRITABLE, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
+# What must be equal for a resumed run to be bitwise the one that was interrupted.
+BITWISE = (
+    "num_ranks", "is_sharded", "num_threads", "device", "precision", "max_tokens_per_micro_batch", "pad_to", "versions",
+)  # fmt: skip
+
+
+def read_checkpoint(
+    path: Path,
+    *,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    scheduler: LRScheduler,
+    state: TrainState,
+) -> dict[str, Any]:
+    """Read a checkpoint into model, optimizer, scaler, schedule and counters; return its manifest. Not collective.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    training = path / "training"
+    try:
+        record = read_manifest(path)
+        load_weights(model, path)
+        stored = _load(training / "optimizer.pt")
+        # What the configuration says holds, for a run whose settings were changed with --allow_changed.
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({**sharded_state(stored, optimizer), "param_groups": groups})
+        if scaler is not None and (training / "scaler.pt").exists():
+            scaler.load_state_dict(_load(training / "scaler.pt"))
+        state.load_state_dict(record["state"])
+        set_schedule(scheduler, state.step)
+    except (*UNREADABLE, Damaged) as error:
+        raise UserError(
+            f"--resume_from_checkpoint {path}: cannot be read ({type(error).__name__}: {reason_in_line(error)}); name "
+            f"an earlier one, such as {path.parent}/step_N, or give another --output_dir"
+        ) from error
+    return record
+
+
+def differences_to(record: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """Say what keeps a resumed run from being bitwise the one that was interrupted, a line each.
+
+    Args:
+        record: The manifest.
+        now: The same entries of the run that resumes.
+    """
+    for name in BITWISE:
+        # Format 1 knew neither versions nor micro-batches.
+        if name in record and name in now and record[name] != now[name]:
+            yield f"{name} {_shown(now[name], record[name])}, saved with {_shown(record[name], now[name])}"
+
+
+def reason_in_line(error: BaseException) -> str:
+    """Return an error's reason in one line: libraries explain at length."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return next(iter(text.strip().splitlines()), type(error).__name__)
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _shown(value: Any, other: Any) -> str:
+    """Show a value; of two groups of values those alone that differ."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return ", ".join(f"{name} {value[name]}" for name in value if value[name] != other.get(name))
+    return str(value)
