@@ -21,10 +21,14 @@ from mtloop.batching import MicroBatch, plan_evaluation, plan_static_evaluation
 from mtloop.generation import deal_batches, generate_hypotheses
 from mtloop.metrics import Scores, Tally, mean_scores, scores_of, tally
 from mtloop.model import batch_loss_sum, first_tokens
-from mtloop.runtime import Runtime, is_sharded
+from mtloop.runtime import Runtime, free_memory, is_sharded
 from mtloop.tokenization import target_language_token
 
 NUM_SAMPLES = 10
+# Source tokens of an evaluation batch: sentences/s hardly grow beyond 1,000 on a CPU (generate, 4 beams).
+TOKENS_ON_CPU, MAX_TOKENS = 2_000, 16_000
+# Tokens of a short source, end included, and what beam search holds of the scores at once, in fp32.
+SHORT_SOURCE, COPIES_OF_SCORES = 4, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +140,7 @@ def evaluate(
     data: EvaluationSet,
     runtime: Runtime,
     *,
-    max_tokens: int,
+    max_tokens: int | None,
     target_lang: str | None,
     max_length_ratio: float | None = None,
 ) -> Report:
@@ -149,12 +153,14 @@ def evaluate(
         tokenizer: Turns pieces into text.
         data: The rows.
         runtime: The ranks to share the work with.
-        max_tokens: Padded source tokens of a batch at most.
+        max_tokens: Padded source tokens of a batch at most; None for what default_max_tokens finds.
         target_lang: Chooses sacreBLEU's tokenizer for languages without spaces.
         max_length_ratio: As in generate_hypotheses.
     """
     was_training = model.training
     model.eval()
+    if max_tokens is None:
+        max_tokens = min(runtime.gather_objects([default_max_tokens(model, free_memory(runtime.device), runtime)]))
     start = time.perf_counter()
     loss = loss_per_token(model, tokenizer, data, runtime, max_tokens=max_tokens)
     translation_start = time.perf_counter()
@@ -191,6 +197,29 @@ def evaluate(
         hypotheses=hypotheses,
         counted=counted,
     )
+
+
+def default_max_tokens(model: PreTrainedModel, num_bytes: int, runtime: Runtime) -> int:
+    """Choose the source tokens of an evaluation batch by the memory of an accelerator; on a CPU more gains nothing.
+
+    Short sources make the most rows, and a row holds for each beam the keys and values of its translation and a few
+    copies of its scores over the vocabulary. Half of the memory may be taken by the shortest; what is too much
+    nevertheless is halved batch by batch.
+
+    Args:
+        model: Says how large a row is.
+        num_bytes: Free on the device.
+        runtime: Says what the device is.
+    """
+    if runtime.device.type in ("cpu", "xla"):
+        return TOKENS_ON_CPU
+    config, generation = model.config.get_text_config(decoder=True), model.generation_config
+    width = int(getattr(config, "d_model", None) or config.hidden_size)
+    layers = int(getattr(config, "decoder_layers", None) or config.num_hidden_layers)
+    length = int(generation.max_length or 128)
+    a_beam = COPIES_OF_SCORES * 4 * config.vocab_size + 2 * 4 * layers * width * length
+    rows = num_bytes / 2 / (a_beam * int(generation.num_beams or 1))
+    return int(min(MAX_TOKENS, max(TOKENS_ON_CPU, SHORT_SOURCE * rows)))
 
 
 def count_pairs(data: EvaluationSet, hypotheses: list[str], target_lang: str | None) -> dict[str, Tally]:

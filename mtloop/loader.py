@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,20 @@ class TrainLoader:
     def updates_per_epoch(self) -> int:
         return count_updates(self.target_lengths, self.budget)
 
+    def halve(self) -> bool:
+        """Halve what goes through the model at once; False, and nothing is changed, where that is a row already.
+
+        The updates stay as they are: an update is divided into more micro-batches.
+        """
+        longest = int((self.source_lengths.astype(np.int64) + self.target_lengths).max())
+        can_be = max((shape.rows for shape in self.shapes), default=0) > 1 or (
+            not self.shapes and self.max_tokens_per_micro_batch > longest
+        )
+        if can_be:
+            self.max_tokens_per_micro_batch //= 2
+            self.shapes = [replace(shape, rows=max(1, shape.rows // 2)) for shape in self.shapes]
+        return can_be
+
     def divide(self, sentence_ids: NDArray[np.int64]) -> list[MicroBatch]:
         """Divide an update: this rank's micro-batches, equally many on every rank."""
         options = {"rank": self.rank, "num_ranks": self.num_ranks}
@@ -226,6 +240,27 @@ class TrainLoader:
             # one would hold up the end of this process for ever.
             for worker in set(multiprocessing.active_children()) - others:
                 worker.kill()
+
+
+class Feed:
+    """A loader's updates, one after the other, from a place that can be set anew."""
+
+    def __init__(self, loader: TrainLoader, *, epoch: int, cursor: int) -> None:
+        self._loader = loader
+        self._updates = loader.updates(epoch=epoch, cursor=cursor)
+
+    def next(self) -> Update:
+        """Return the next update: there is no last one."""
+        return next(self._updates)
+
+    def restart(self, *, epoch: int, cursor: int) -> None:
+        """Go on from here, with the loader as it is now: what it has prepared ahead is forgotten."""
+        self._updates.close()
+        self._updates = self._loader.updates(epoch=epoch, cursor=cursor)
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        self._updates.close()
 
 
 def _only(updates: list[list[Batch]]) -> list[Batch]:

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtloop.batching import Budget, Shape, choose_shapes
 from mtloop.batching.shapes import MAX_SHAPES
-from mtloop.config import Config, changed, is_from_scratch
+from mtloop.config import AUTO, MICRO_BATCH_TOKENS, Config, UserError, changed, is_from_scratch
 from mtloop.loader import TrainLoader
 from mtloop.optim import warmup_steps
 from mtloop.runtime import Runtime
@@ -25,7 +25,7 @@ def build_loader(
         target_lengths=train_set.target_lengths,
         budget=budget,
         shapes=choose_padding(config, train_set, budget, num_ranks=runtime.num_ranks),
-        max_tokens_per_micro_batch=config.batch.max_tokens_per_micro_batch,
+        max_tokens_per_micro_batch=micro_batch_tokens(config),
         pad_id=tokenizer.pad_token_id,
         seed=config.hardware.seed,
         rank=runtime.rank,
@@ -35,15 +35,26 @@ def build_loader(
     )
 
 
+def micro_batch_tokens(config: Config) -> int:
+    """The budget of a micro-batch; under auto the default, until the trainer has found what there is room for."""
+    asked = config.batch.max_tokens_per_micro_batch
+    return asked if isinstance(asked, int) else MICRO_BATCH_TOKENS
+
+
 def choose_padding(config: Config, train_set: Encoded, budget: Budget, *, num_ranks: int) -> list[Shape]:
     """Choose the shapes that --pad_to asks for; none where each micro-batch is padded to its own longest row."""
     if config.batch.pad_to == "longest":
         return []
+    if config.batch.max_tokens_per_micro_batch == AUTO:
+        raise UserError(
+            f"--max_tokens_per_micro_batch {AUTO}: with --pad_to {config.batch.pad_to} the shapes are chosen before "
+            "anything is computed; give a number"
+        )
     return choose_shapes(
         train_set.source_lengths,
         train_set.target_lengths,
         budget,
-        max_tokens=config.batch.max_tokens_per_micro_batch,
+        max_tokens=micro_batch_tokens(config),
         num_ranks=num_ranks,
         longest=(config.data.max_source_length, config.data.max_target_length),
         max_shapes=1 if config.batch.pad_to == "fixed" else MAX_SHAPES,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.adapters import base_fingerprint, choose_trained
 from mtloop.build.data import Pair, build_tokenizer, encode_corpus, settle_pairs
-from mtloop.build.plan import build_loader, describe_plan, settle_steps
+from mtloop.build.plan import build_loader, describe_plan, micro_batch_tokens, settle_steps
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.config import Config, UserError, changed, differences, flat, to_yaml
 from mtloop.corpus import Corpus, describe, load_corpus
@@ -145,7 +145,7 @@ def identify(
         "run_id": run_record["run_id"],
         "tokens_per_update": batch.tokens_per_update,
         "sentences_per_update": batch.sentences_per_update,
-        "max_tokens_per_micro_batch": batch.max_tokens_per_micro_batch,
+        "max_tokens_per_micro_batch": micro_batch_tokens(config),
         "pad_to": batch.pad_to,
         "fingerprints": {
             **report["fingerprints"],

@@ -1,19 +1,21 @@
 """Layer 0: what a run is told to do. Owns flags, YAML, recipes, validation and the user-facing errors."""
 
-from mtloop.config.checks import FieldError
+from mtloop.config.checks import AUTO, FieldError
 from mtloop.config.errors import ProcessFailed, RunFailed, UserError
 from mtloop.config.inputs import DataConfig, ModelConfig
 from mtloop.config.names import split_revision
 from mtloop.config.parse import config_from, parse_config
 from mtloop.config.resolution import differences, resolve, resolved_lines
 from mtloop.config.surroundings import HardwareConfig, HubConfig, OutputConfig
-from mtloop.config.training import BatchConfig, EvaluationConfig, OptimizerConfig
+from mtloop.config.training import MICRO_BATCH_TOKENS, BatchConfig, EvaluationConfig, OptimizerConfig
 from mtloop.config.tuning import TuningConfig
 from mtloop.config.whole import DEFAULTS, Config, changed, check_complete, flat, is_from_scratch
 from mtloop.config.yaml_file import recipe_names, to_yaml
 
 __all__ = [
+    "AUTO",
     "DEFAULTS",
+    "MICRO_BATCH_TOKENS",
     "BatchConfig",
     "Config",
     "DataConfig",

@@ -1,6 +1,6 @@
 """How a config field is declared and checked: its help line, its range, and whether a resumed run may change it.
 
-Owns the metadata keys `same_run` and `check`. Must not know which fields exist.
+Owns the metadata keys `same_run`, `check` and `parse`. Must not know which fields exist.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ from mtloop.config.errors import UserError
 Check = Callable[[Any], str]
 
 # Metadata that is ours; everything else in a field's metadata is a keyword of argparse's add_argument.
-OWN_METADATA = ("same_run", "check")
+OWN_METADATA = ("same_run", "check", "parse")
+AUTO = "auto"
 
 
 class FieldError(UserError):
@@ -24,7 +25,15 @@ class FieldError(UserError):
         self.name = name
 
 
-def setting(default: Any, help: str, *, same_run: bool = False, check: Check | None = None, **options: Any) -> Any:
+def setting(
+    default: Any,
+    help: str,
+    *,
+    same_run: bool = False,
+    check: Check | None = None,
+    parse: Callable[[str], Any] | None = None,
+    **options: Any,
+) -> Any:
     """Declare one field of a config group.
 
     Args:
@@ -32,9 +41,10 @@ def setting(default: Any, help: str, *, same_run: bool = False, check: Check | N
         help: What the field means, with its unit.
         same_run: True when a run folder may only be resumed with the same value.
         check: Takes the value, returns what to give instead, or "" when the value is fine. Not asked about None.
+        parse: Reads the flag's text where its type alone does not say how.
         **options: Further keywords of argparse's add_argument.
     """
-    metadata = {"help": help, "same_run": same_run, "check": check, **options}
+    metadata = {"help": help, "same_run": same_run, "check": check, "parse": parse, **options}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -47,6 +57,21 @@ def at_least(lowest: int) -> Check:
     """Accept whole numbers from `lowest` on."""
     remedy = f"give a whole number of at least {lowest}"
     return lambda value: "" if is_number(value) and isinstance(value, int) and value >= lowest else remedy
+
+
+def at_least_or_auto(lowest: int) -> Check:
+    """Accept whole numbers from `lowest` on, and the word auto."""
+    return lambda value: (
+        "" if value == AUTO or at_least(lowest)(value) == "" else f"{at_least(lowest)(None)}, or {AUTO}"
+    )
+
+
+def number_or_auto(text: str) -> int | str:
+    """Read a whole number; anything else is left for the field's check."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def between(lowest: int, highest: int) -> Check:

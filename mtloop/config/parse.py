@@ -47,7 +47,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         name = getattr(action.type, "__name__", "text")
-        return {"str": "TEXT", "string_to_bool": "BOOL"}.get(name, name.upper())
+        return {"str": "TEXT", "string_to_bool": "BOOL", "number_or_auto": "INT|auto"}.get(name, name.upper())
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if action.dest == "help" or not action.option_strings:
@@ -63,6 +63,10 @@ class _Parser(HfArgumentParser):
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: Any) -> None:
         # A copy, because the base class narrows field.type in place (X | None becomes X).
         field = copy.copy(field)
+        parse = field.metadata.get("parse")
+        if parse is not None:
+            parser.add_argument(f"--{field.name}", type=parse, default=field.default, help=field.metadata["help"])
+            return
         field.metadata = {key: value for key, value in field.metadata.items() if key not in OWN_METADATA}
         HfArgumentParser._parse_dataclass_field(parser, field)
 

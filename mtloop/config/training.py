@@ -9,8 +9,10 @@ from mtloop.config.checks import (
     Group,
     above_zero,
     at_least,
+    at_least_or_auto,
     below_one,
     between,
+    number_or_auto,
     setting,
     zero_or_more,
     zero_to_inf,
@@ -29,6 +31,7 @@ SCHEDULES = (
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 )
+MICRO_BATCH_TOKENS = 4096
 METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 # schedule -> the arguments of which it needs one, and an example of it
 SCHEDULE_NEEDS = {
@@ -65,8 +68,11 @@ class BatchConfig(Group):
     gradient_accumulation_steps: int | None = setting(
         None, "multiplies --per_device_train_batch_size and only that (none: 1)", check=at_least(1)
     )
-    max_tokens_per_micro_batch: int = setting(
-        4096, "padded tokens of one forward on one device: memory, not the result", check=at_least(1)
+    max_tokens_per_micro_batch: int | str = setting(
+        MICRO_BATCH_TOKENS,
+        "padded tokens of one forward on one device: memory, not the result; auto: what the device has room for",
+        check=at_least_or_auto(1),
+        parse=number_or_auto,
     )
     pad_to: Literal["fixed", "buckets", "longest"] | None = setting(
         None,
@@ -198,8 +204,10 @@ class EvaluationConfig(Group):
         same_run=True,
         check=above_zero,
     )
-    eval_max_tokens: int = setting(
-        2000, "source tokens of one evaluation batch: memory, not the result", check=at_least(1)
+    eval_max_tokens: int | None = setting(
+        None,
+        "source tokens of one evaluation batch: memory, not the result (none: 2000 on a CPU, else by free memory)",
+        check=at_least(1),
     )
     metric_for_best_model: Literal["bleu", "chrf", "eval_loss"] = setting(
         "bleu", "score that picks the best checkpoint", same_run=True

@@ -5,7 +5,7 @@ Must not know references, scores or files. Shape letters: B sentences, S source 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from mtloop.batching import MicroBatch
 from mtloop.generation.greedy import greedy_search, rules_of
 from mtloop.loader import Batch, collate
-from mtloop.runtime import Runtime, is_sharded
+from mtloop.runtime import Runtime, is_out_of_memory, is_sharded
 
 # Fills the gathered table where a rank has fewer rows or shorter ones; no row index and no piece is negative.
 NOTHING = -1
@@ -196,27 +196,53 @@ def _generate(
     in_step = is_sharded(model)
     if in_step:
         options["synced_gpus"] = True  # a rank whose sentences are done goes on until all ranks' are
-    # One autocast around a whole batch: the bf16 copies of the weights are then made once, not once a piece.
-    for row_ids, batch in deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=in_step):
+
+    def search(input_ids: Tensor, attention_mask: Tensor) -> Any:
         if max_length_ratio is not None:
-            options["stopping_criteria"] = StoppingCriteriaList(
-                [LengthRatio(batch["attention_mask"], max_length_ratio)]
-            )
+            options["stopping_criteria"] = StoppingCriteriaList([LengthRatio(attention_mask, max_length_ratio)])
+        # One autocast around a whole batch: the bf16 copies of the weights are then made once, not once a piece.
         with runtime.accelerator.autocast():
-            if rules is None:
-                answer = cast(Any, model).generate(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
-                )
+            if rules is not None:
+                return greedy_search(model, input_ids, attention_mask, rules, end_program=runtime.end_program).cpu()
+            return cast(Any, model).generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+
+    may_halve = rules is None and not in_step
+    for dealt_ids, batch in deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=in_step):
+        inputs = (batch["input_ids"], batch["attention_mask"])
+        for row_ids, answer in _search_in_room(search, dealt_ids, inputs, may_halve=may_halve):
+            if not len(row_ids):
+                continue
+            if with_scores:
+                yield row_ids, answer.sequences, _scores(model, answer)
             else:
-                answer = greedy_search(
-                    model, batch["input_ids"], batch["attention_mask"], rules, end_program=runtime.end_program
-                ).cpu()
-        if not len(row_ids):
-            continue
-        if with_scores:
-            yield row_ids, answer.sequences, _scores(model, answer)
+                yield row_ids, answer[: len(row_ids)], None
+
+
+def _search_in_room(
+    search: Callable[[Tensor, Tensor], Any],
+    row_ids: NDArray[np.int64],
+    inputs: tuple[Tensor, Tensor],
+    *,
+    may_halve: bool,
+) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """Search for a batch at once, or by halves where the device has no room for it: the translations are the same."""
+    waiting = [(row_ids, inputs)]
+    while waiting:
+        ids, (input_ids, attention_mask) = waiting.pop()
+        try:
+            answer = search(input_ids, attention_mask)
+        except RuntimeError as error:
+            if not (may_halve and len(ids) > 1 and is_out_of_memory(error)):
+                raise
+            answer = None
+        if answer is None:  # here the error is gone, and with it what it held
+            if input_ids.device.type == "cuda":
+                torch.cuda.empty_cache()
+            half = len(ids) // 2
+            waiting.append((ids[half:], (input_ids[half:], attention_mask[half:])))
+            waiting.append((ids[:half], (input_ids[:half], attention_mask[:half])))
         else:
-            yield row_ids, answer[: len(row_ids)], None
+            yield ids, answer
 
 
 class LengthRatio(StoppingCriteria):

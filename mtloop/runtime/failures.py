@@ -22,6 +22,11 @@ LOST_PEER = (
 )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no memory left for a tensor."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def explain(error: BaseException) -> ProcessFailed | None:
     """Turn an error that one process alone may meet into one line; None for one that is not known.
 
@@ -29,9 +34,10 @@ def explain(error: BaseException) -> ProcessFailed | None:
         What the process should report before it ends; its status is 1.
     """
     text = " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
+    if is_out_of_memory(error):
         return ProcessFailed(
-            "out of memory; lower --max_tokens_per_micro_batch or --eval_max_tokens: results are the same"
+            "out of memory; the same command goes on from the newest checkpoint, in training with half of "
+            "--max_tokens_per_micro_batch; in an evaluation lower --eval_max_tokens: results are the same"
         )
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return ProcessFailed(f"--deterministic: {text.partition(',')[0][:120]}; leave it out")

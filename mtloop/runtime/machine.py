@@ -90,6 +90,14 @@ def available_memory() -> int:
     return max(0, free)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take of the memory that a device computes in."""
+    if device.type != "cuda":  # a CPU, and what shares its memory; the processes of a machine divide it
+        return available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed: every batch allocates and frees the same hundreds of megabytes."""
     with contextlib.suppress(OSError, AttributeError):  # no glibc: macOS, Windows, musl

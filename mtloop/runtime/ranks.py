@@ -373,6 +373,13 @@ class Runtime:
         numbers[self.rank] = mine or 0
         return int(self.accelerator.reduce(numbers, reduction="sum").max()) or None  # host sync
 
+    def is_any(self, mine: bool) -> bool:
+        """Whether it is so on any rank; the same answer on every one. Collective, and a host sync."""
+        if self.num_ranks == 1:
+            return mine
+        num_ranks = self.accelerator.reduce(torch.tensor(int(mine), device=self.device), reduction="sum")
+        return int(num_ranks) > 0
+
     def stop_if_told(self) -> None:
         """Abandon what is going on if any rank was told to stop. Collective.
 

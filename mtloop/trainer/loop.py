@@ -9,12 +9,14 @@ from pathlib import Path
 from mtloop.checkpoint.averaging import publish_average
 from mtloop.checkpoint.final import publish_final
 from mtloop.checkpoint.weights import load_weights
-from mtloop.runtime import Interrupted
+from mtloop.loader import Feed
+from mtloop.runtime import Interrupted, is_out_of_memory
+from mtloop.trainer.budget import halve, note_limit, settle_micro_batches
 from mtloop.trainer.pushing import push_final, push_of_epoch, queue_earlier
 from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, report_nonfinite, together
 from mtloop.trainer.resume import restore
 from mtloop.trainer.run import Run
-from mtloop.trainer.step import train_step
+from mtloop.trainer.step import MemoryShort, train_step
 
 
 def train(run: Run) -> int | None:
@@ -28,6 +30,7 @@ def train(run: Run) -> int | None:
     Raises:
         RunFailed: on every rank, when the run cannot go on.
     """
+    settle_micro_batches(run)
     restore(run)
     queue_earlier(run)
     stop_signal = None
@@ -37,10 +40,15 @@ def train(run: Run) -> int | None:
             save(run)  # training may never beat the first one: then it is the best model, and final/ is made of it
         run.tracker.open_bar(run.state.step)
         run.watch.skip()
-        with contextlib.closing(run.loader.updates(epoch=run.state.epoch, cursor=run.state.cursor)) as updates:
+        with contextlib.closing(Feed(run.loader, epoch=run.state.epoch, cursor=run.state.cursor)) as feed:
             while not (run.is_done or run.is_out_of_patience or stop_signal):
-                update = next(updates)
-                stats = train_step(run, update)
+                update = feed.next()
+                try:
+                    stats = train_step(run, update)
+                except MemoryShort:
+                    halve(run)
+                    feed.restart(epoch=run.state.epoch, cursor=run.state.cursor)
+                    continue
                 count(run, update, stats)
                 if run.due("log"):
                     log(run, stats)
@@ -58,6 +66,10 @@ def train(run: Run) -> int | None:
         run.tracker.close_bar()
         stop_signal = stop.number
         save_unless_saved(run)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            note_limit(run)
+        raise
     finally:
         run.checkpointer.close()
     return stop_signal

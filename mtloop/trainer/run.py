@@ -28,7 +28,8 @@ class Run:
     """All that a run is made of, built by build.build_run.
 
     data_report is what data.json holds or will hold; different is what --allow_changed let through; counted_at_start is
-    of the validation hypotheses of the pretrained model, on main once they were read.
+    of the validation hypotheses of the pretrained model, on main once they were read; num_tried counts the updates made
+    with the present budget of a micro-batch.
     """
 
     config: Config
@@ -53,6 +54,7 @@ class Run:
     watch: Stopwatch = field(default_factory=Stopwatch)
     guard: NonfiniteGuard = field(init=False)
     counted_at_start: dict[str, Tally] = field(default_factory=dict)
+    num_tried: int = 0
     tokens_since_log: int = 0
     seconds_since_log: float = 0.0
 

@@ -4,8 +4,8 @@
 
 A Marian of about 10 M and one of 75 M parameters (that of opus-mt-en-fr: 6 + 6 layers of 512, 59,514 pieces), weights
 and moments of AdamW in fp32, on pairs of the demo. Still is how long no update is computed: for mtloop the copy that is
-taken (the first one also asks for the memory) and, to compare, the whole of a save in the foreground. Writing behind the loop
-takes time from the updates beside it: "slower beside it" is what they took longer than others, over all of one save.
+taken (the first one also asks for the memory) and, to compare, the whole of a save in the foreground. Writing behind
+the loop takes time from the updates beside it: "slower beside it" is what they took longer than others, over one save.
 """
 
 from __future__ import annotations

@@ -122,6 +122,25 @@ def test_no_number_is_tolerated_as_often_as_asked(tmp_path):
     assert status["status"] == "finished"
 
 
+def test_memory_that_gives_out_on_one_rank_halves_the_budget_on_all(tmp_path):
+    """The updates after it are those of a run that had room."""
+    flags = ["--dropout", "0", "--max_train_steps", "32"]
+    done, status = fail(tmp_path, "memory", *flags)
+    assert done.returncode == 0 and status["status"] == "finished", done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if "out of memory" in line]
+    assert lines[0].startswith("step 21: out of memory; --max_tokens_per_micro_batch is 2,048 from here on, not 4,096")
+    plain = run(start_command("train.py", *FLAGS, *flags, "--output_dir", tmp_path / "plain", num_processes=2))
+    assert plain.returncode == 0, plain.stderr[-3000:]
+    losses = []
+    for folder in ("run", "plain"):
+        records = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([(line["step"], line["loss"], line["grad_norm"]) for line in records if "loss" in line])
+    for mine, theirs in zip(*losses, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["micro_batch"]
+    assert record["is_limit"] and record["max_tokens"] <= 300
+
+
 def test_a_clock_that_jumps_changes_nothing(tmp_path):
     done, status = fail(tmp_path, "clock", num_processes=1)
     assert done.returncode == 0, done.stderr[-3000:]

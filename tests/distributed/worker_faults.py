@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import psutil
+import torch
 
 import mtloop.evaluate as evaluate
 from mtloop import main
@@ -76,6 +77,22 @@ def poisoned(loss, folder):
     loop.train_step = poisoned_step
 
 
+def with_little_memory(loss):
+    """Rank 1 alone has no room for more than 300 padded tokens from step STEP on."""
+
+    def limited(model, batch, **options):
+        if RANK == 1 and at[0] > STEP and batch["input_ids"].numel() + batch["labels"].numel() > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss(model, batch, **options)
+
+    def noted(run, update):
+        at[0] = run.state.step + 1
+        return train_step(run, update)
+
+    at, train_step = [0], loop.train_step
+    step.batch_loss_sum, loop.train_step = limited, noted
+
+
 def digest_of(run):
     digest = hashlib.sha256()
     for tensor in run.model.state_dict().values():
@@ -115,6 +132,8 @@ def inject(fault, folder):
         loop.train_step = before(loop.train_step, hang, **at_step)
     elif fault == "loader":
         loop.train_step = before(loop.train_step, kill_a_loader_worker, **on_main)
+    elif fault == "memory":
+        with_little_memory(step.batch_loss_sum)
     elif fault == "nan":
         poisoned(step.batch_loss_sum, folder)
     else:

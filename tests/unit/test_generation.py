@@ -52,6 +52,27 @@ def test_hypotheses_are_those_of_plain_generate_row_by_row(
     assert all((pieces >= 0).all() for pieces in found)  # NOTHING, the filler of the table, is gone
 
 
+def test_a_batch_that_has_no_room_is_translated_by_halves(
+    tiny_model, short_set, marian_tokenizer, runtime, monkeypatch
+):
+    pad_id = marian_tokenizer.pad_token_id
+    batches = plan_evaluation(short_set.source_lengths, max_tokens=2_000)
+    assert max(map(len, batches)) == len(short_set.rows)
+    expected = generate_hypotheses(tiny_model, short_set.encoded, batches, runtime, pad_id=pad_id)
+    generate, sizes = tiny_model.generate, []
+
+    def limited(input_ids, **options):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(tiny_model, "generate", limited, raising=False)
+    found = generate_hypotheses(tiny_model, short_set.encoded, batches, runtime, pad_id=pad_id)
+    assert sizes == [24, 12, 6, 6, 12, 6, 6]
+    assert [stripped(row.tolist(), pad_id) for row in found] == [stripped(row.tolist(), pad_id) for row in expected]
+
+
 def test_beams_are_searched_as_plain_generate_does(tiny_model, rows, lengths, runtime, marian_tokenizer):
     model = copy.deepcopy(tiny_model)
     model.generation_config.num_beams = 3
