@@ -30,15 +30,18 @@ SHAPES = {
 TOKENS_PER_UPDATE = 300
 
 
-def make_model(path: Path, pairs: list[tuple[str, str]], shape: dict[str, int]) -> int:
-    """Save a Marian of random weights, with a tokenizer of fewer pieces than it has; return its parameters."""
+def make_model(path: Path, pairs: list[tuple[str, str]], shape: dict[str, int], *, vocab_size: int = 800) -> int:
+    """Save a Marian of random weights, its tokenizer filled up with unused pieces; return its parameters."""
     import torch
     from transformers import MarianConfig, MarianMTModel
 
     from mtloop.tokenization import train_tokenizer
 
     texts = (text for pair in pairs for text in pair)
-    tokenizer = train_tokenizer(texts, vocab_size=800, output_dir=path, source_lang="en", target_lang="fr")
+    tokenizer = train_tokenizer(texts, vocab_size=vocab_size, output_dir=path, source_lang="en", target_lang="fr")
+    vocabulary = json.loads((path / "vocab.json").read_text("utf-8"))
+    vocabulary |= {f"<unused_{number}>": number for number in range(len(vocabulary), shape["vocab_size"])}
+    (path / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
     sides = {
         f"{side}_{name}": value
         for side in ("encoder", "decoder")

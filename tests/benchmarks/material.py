@@ -75,22 +75,29 @@ def model_folder(given: argparse.Namespace, pairs: Sequence[tuple[str, str]], fo
     """Return --model, or make the standard one of random weights with a tokenizer trained on the pairs."""
     if given.model:
         return Path(given.model).resolve()
+    path = folder / "model"
+    make_standard_model(path, pairs, given, vocab_size=DEMO_VOCAB_SIZE if given.corpus == "demo" else VOCAB_SIZE)
+    return path
+
+
+def make_standard_model(
+    path: Path, pairs: Sequence[tuple[str, str]], given: argparse.Namespace, *, vocab_size: int
+) -> None:
+    """Save a Marian of random weights, d = 256 and 3 + 3 layers, with a tokenizer trained on the pairs."""
     import torch
 
     from mtloop.model import build_model
     from mtloop.tokenization import train_tokenizer
 
-    path = folder / "model"
     tokenizer = train_tokenizer(
         (text for pair in pairs for text in pair),
-        vocab_size=DEMO_VOCAB_SIZE if given.corpus == "demo" else VOCAB_SIZE,
+        vocab_size=vocab_size,
         output_dir=path,
         source_lang=given.source_lang,
         target_lang=given.target_lang,
     )
     torch.manual_seed(0)
     build_model(tokenizer, model_size="small", config_name=None, dropout=None, max_length=512).save_pretrained(path)
-    return path
 
 
 def lengths_of(model_path: Path, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:

@@ -119,19 +119,33 @@ def main() -> None:
     given = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(given, folder)
-        real, computed = 0, 0
-        for batch in trainer.get_train_dataloader():
-            real += int(batch["attention_mask"].sum()) + int((batch["labels"] != -100).sum())
-            computed += batch["input_ids"].numel() + batch["labels"].numel()
         points: list[tuple[float, float]] = []
         if "goal" in given:
             points = follow_loss(trainer, given)
+        counts: list[tuple[int, ...]] = []
+        trainer.data_collator = counting(trainer.data_collator, counts)
         clock = SaveClock()
         trainer.add_callback(clock)
         result = trainer.train()
-    seconds = result.metrics["train_runtime"]
-    found = {"seconds": seconds, "share_real": real / computed, "points": points, "still": clock.seconds}
+    # One batch more is collated than is trained on: accelerate looks ahead.
+    pairs, sources, targets, computed = (sum(column) for column in zip(*counts[: result.global_step], strict=True))
+    found = {
+        "seconds": result.metrics["train_runtime"], "pairs": pairs, "source_tokens": sources, "target_tokens": targets,
+        "share_real": (sources + targets) / computed, "points": points, "still": clock.seconds,
+    }  # fmt: skip
     print(json.dumps(found))
+
+
+def counting(collate: Callable[[Any], Any], counts: list[tuple[int, ...]]) -> Callable[[Any], Any]:
+    """Collate, and note of each batch its pairs, real source and target tokens, and all that will be computed."""
+
+    def collated(rows: Any) -> Any:
+        batch = collate(rows)
+        real = int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
+        counts.append((len(rows), *real, batch["input_ids"].numel() + batch["labels"].numel()))
+        return batch
+
+    return collated
 
 
 def follow_loss(trainer: Seq2SeqTrainer, given: dict[str, Any]) -> list[tuple[float, float]]:
