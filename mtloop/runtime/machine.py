@@ -78,8 +78,8 @@ def set_threads(cpu_threads: int | None) -> int:
     num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     num_threads = cpu_threads or max(1, num_cores // num_local_ranks)
     # MKL's vector mathematics makes itself ready in its first call, unlocked: where two threads come to it at once, one
-    # may compute with another precision (7 of 4,272 first calls of exp on busy cores: half of the rows 1.5e-4 off; after
-    # a call in one thread 0 of 10,496), and the loss of the first update is then not that of the next run.
+    # may compute less exactly (in 7 of 4,272 first calls of exp on busy cores half of the rows were 1.5e-4 off; after a
+    # call in one thread in 0 of 10,496), and the loss of the first update is then not that of the next run.
     torch.exp(torch.zeros(1))
     torch.set_num_threads(num_threads)
     return num_threads
