@@ -93,7 +93,7 @@ def _train(asked: Config) -> int:
     output = config.output
     runtime = Runtime(
         config.hardware,
-        is_tiny_model=config.model.model_size == "tiny",
+        is_small_model=config.model.model_size in ("tiny", "small"),
         project_dir=output.output_dir,
         report_to=output.report_to if output.with_tracking else None,
     )

@@ -77,7 +77,7 @@ class Runtime:
         self,
         hardware: HardwareConfig,
         *,
-        is_tiny_model: bool = False,
+        is_small_model: bool = False,
         project_dir: str | None = None,
         report_to: str | None = None,
     ) -> None:
@@ -87,7 +87,7 @@ class Runtime:
 
         Args:
             hardware: The flags.
-            is_tiny_model: Whether the model is too small to gain from half precision on a CPU.
+            is_small_model: Whether the model is too small to gain from half precision on a CPU.
             project_dir: Where trackers write.
             report_to: Tracker for accelerate's log_with; None for no tracker.
 
@@ -102,7 +102,7 @@ class Runtime:
         use_deterministic_algorithms(hardware.deterministic)
         if is_cpu:
             keep_freed_memory()
-        precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_tiny_model=is_tiny_model)
+        precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_small_model=is_small_model)
         check_environment(is_cpu=is_cpu, shard_model=hardware.shard_model)
         sharding = asked_sharding(hardware, precision)
         choose_interface()
