@@ -36,7 +36,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--sentences", type=int, default=1_000)
     parser.add_argument("--num_beams", type=int, default=4)
-    parser.add_argument("--eval_max_tokens", type=int, default=2_000, help="mtloop's batches, in source tokens")
+    parser.add_argument("--eval_max_tokens", type=int, default=1_000, help="mtloop's batches, in source tokens")
     given = parser.parse_args()
     if not given.model:
         parser.error("--model: give a model that was trained; one of random weights never ends a sentence")
