@@ -26,8 +26,8 @@ from mtloop.tokenization import target_language_token
 
 NUM_SAMPLES = 10
 # Source tokens of an evaluation batch: sentences/s hardly grow beyond 1,000 on a CPU (generate, 4 beams),
-# and the more rows there are, the more wait for one that repeats itself.
-TOKENS_ON_CPU, MAX_TOKENS = 1_000, 16_000
+# and the more rows there are, the more wait for one that repeats itself. Elsewhere a batch is to fill the device.
+TOKENS_ON_CPU, MIN_TOKENS, MAX_TOKENS = 1_000, 2_000, 16_000
 # Tokens of a short source, end included, and what beam search holds of the scores at once, in fp32.
 SHORT_SOURCE, COPIES_OF_SCORES = 4, 4
 
@@ -212,15 +212,17 @@ def default_max_tokens(model: PreTrainedModel, num_bytes: int, runtime: Runtime)
         num_bytes: Free on the device.
         runtime: Says what the device is.
     """
-    if runtime.device.type in ("cpu", "xla"):
+    if runtime.device.type == "cpu":
         return TOKENS_ON_CPU
+    if runtime.device.type == "xla":
+        return MIN_TOKENS
     config, generation = model.config.get_text_config(decoder=True), model.generation_config
     width = int(getattr(config, "d_model", None) or config.hidden_size)
     layers = int(getattr(config, "decoder_layers", None) or config.num_hidden_layers)
     length = int(generation.max_length or 128)
     a_beam = COPIES_OF_SCORES * 4 * config.vocab_size + 2 * 4 * layers * width * length
     rows = num_bytes / 2 / (a_beam * int(generation.num_beams or 1))
-    return int(min(MAX_TOKENS, max(TOKENS_ON_CPU, SHORT_SOURCE * rows)))
+    return int(min(MAX_TOKENS, max(MIN_TOKENS, SHORT_SOURCE * rows)))
 
 
 def count_pairs(data: EvaluationSet, hypotheses: list[str], target_lang: str | None) -> dict[str, Tally]:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sacrebleu
 
+from mtloop.evaluate import TOKENS_ON_CPU
 from tests.benchmarks.material import choose, load_pairs, parser_of, run_apart, write_pairs
 
 CONTESTANTS: dict[str, dict[str, Any]] = {
@@ -36,7 +37,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--sentences", type=int, default=1_000)
     parser.add_argument("--num_beams", type=int, default=4)
-    parser.add_argument("--eval_max_tokens", type=int, default=1_000, help="mtloop's batches, in source tokens")
+    parser.add_argument("--eval_max_tokens", type=int, default=TOKENS_ON_CPU, help="mtloop's batches, in source tokens")
     given = parser.parse_args()
     if not given.model:
         parser.error("--model: give a model that was trained; one of random weights never ends a sentence")

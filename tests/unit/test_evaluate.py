@@ -2,11 +2,12 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mtloop.evaluate import EvaluationSet, choose_samples, evaluate, loss_per_token
+from mtloop.evaluate import EvaluationSet, choose_samples, default_max_tokens, evaluate, loss_per_token
 from mtloop.metrics import score
 
 
@@ -113,3 +114,14 @@ def test_samples_are_the_same_at_every_evaluation():
     assert len(chosen) == 10 and chosen[0] >= 0 and chosen[-1] < 1_000
     assert chosen != choose_samples(1_000, seed=43)
     assert choose_samples(3, seed=42) == [0, 1, 2]
+
+
+def test_batches_are_small_on_a_processor_and_as_large_as_memory_allows_elsewhere(tiny_model):
+    def found(device_type, num_bytes):
+        return default_max_tokens(tiny_model, num_bytes, SimpleNamespace(device=SimpleNamespace(type=device_type)))
+
+    assert found("cpu", 2**40) == 1_000
+    assert found("xla", 2**40) == found("cuda", 0) == 2_000
+    assert found("cuda", 2**40) == 16_000
+    somewhere = next(tokens for power in range(20, 40) if (tokens := found("cuda", 2**power)) > 2_000)
+    assert somewhere < 16_000

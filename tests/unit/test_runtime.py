@@ -85,7 +85,7 @@ def test_auto_is_bf16_where_the_processor_gains_from_it(fresh_accelerate, monkey
     assert autocast_dtype(start(mixed_precision="auto")) == (torch.bfloat16 if has_bf16 else torch.float32)
 
 
-def test_auto_is_fp32_for_a_tiny_model_on_a_processor(fresh_accelerate, monkeypatch):
+def test_auto_is_fp32_for_a_small_model_on_a_processor(fresh_accelerate, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     runtime = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1, mixed_precision="auto"), is_small_model=True)
     assert autocast_dtype(runtime) == torch.float32
