@@ -67,7 +67,7 @@ class DemoRun:
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory) -> DemoRun:
     """`accelerate launch train.py`, once for all tests that want a trained model: some two minutes."""
-    from tests.launch import run
+    from tests.support.launch import run
 
     folder = tmp_path_factory.mktemp("demo") / "run"
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "train.py", "--output_dir", folder]

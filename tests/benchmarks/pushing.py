@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.hub_server import WRITE_TOKEN, HubServer
-from tests.launch import run
+from tests.support.hub_server import WRITE_TOKEN, HubServer
+from tests.support.launch import run
 
 
 def loop_seconds(folder: Path, *flags: str, **settings: str) -> float:

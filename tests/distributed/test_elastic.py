@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.launch import run, start_command
+from tests.support.launch import run, start_command
 
 pytestmark = pytest.mark.distributed
 

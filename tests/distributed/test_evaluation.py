@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.launch import launch
+from tests.support.launch import launch
 
 pytestmark = pytest.mark.distributed
 

@@ -11,7 +11,7 @@ import pytest
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.run_folder import RunFolder
-from tests.launch import PROJECT, environment, run, start_command
+from tests.support.launch import PROJECT, environment, run, start_command
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.launch import launch, launch_command, run, start_command
+from tests.support.launch import launch, launch_command, run, start_command
 
 pytestmark = pytest.mark.distributed
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch import PROJECT, environment, run
+from tests.support.launch import PROJECT, environment, run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

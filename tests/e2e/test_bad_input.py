@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.launch import launch_command, run
+from tests.support.launch import launch_command, run
 
 pytestmark = pytest.mark.e2e
 

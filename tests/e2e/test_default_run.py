@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.launch import environment, run
+from tests.support.launch import environment, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

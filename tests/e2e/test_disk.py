@@ -9,14 +9,13 @@ import pytest
 from mtloop.checkpoint import list_checkpoints
 from mtloop.checkpoint.listing import damage_of
 from mtloop.run_folder import RunFolder
-from tests.e2e.lives import Life, leftovers, newest_sound
-from tests.e2e.test_kills import flags, uninterrupted
-from tests.e2e.test_resume import assert_same_run
-from tests.launch import run, start_command
+from tests.support.launch import run, start_command
+from tests.support.lives import Life, leftovers, newest_sound
+from tests.support.runs import assert_same_run, short_flags, uninterrupted
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-FLAGS = flags(2)
+FLAGS = short_flags(2)
 
 
 def mount(path, *options):

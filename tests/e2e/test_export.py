@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mtloop.demo import demo_pairs
-from tests.launch import launch_command, run
+from tests.support.launch import launch_command, run
 
 pytestmark = pytest.mark.e2e
 

@@ -10,8 +10,8 @@ from mtloop import Translator
 from mtloop.config import UserError
 from mtloop.tokenization import load_tokenizer
 from mtloop.trainer import train
-from tests.families import FAMILIES, LANGUAGES, make_family
-from tests.launch import environment
+from tests.support.families import FAMILIES, LANGUAGES, make_family
+from tests.support.launch import environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -13,31 +13,11 @@ import pytest
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.run_folder import RunFolder
-from tests.e2e.lives import Life, choose_victims, leftovers, newest_sound
-from tests.e2e.test_resume import assert_same_run
-from tests.launch import run, start_command
+from tests.support.launch import run, start_command
+from tests.support.lives import Life, choose_victims, leftovers, newest_sound
+from tests.support.runs import assert_same_run, short_flags, uninterrupted
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-
-
-def flags(num_epochs):
-    """The demo, made short: some 24 updates an epoch, a save every 4, the two newest and the best kept."""
-    return [
-        "demo", "--mixed_precision", "no", "--cpu_threads", "1", "--dropout", "0.1", "--max_train_samples", "600",
-        "--max_eval_samples", "40", "--vocab_size", "400", "--num_beams", "1", "--val_max_target_length", "16",
-        "--num_train_epochs", str(num_epochs),
-        "--logging_steps", "1", "--save_steps", "4", "--save_total_limit", "2",
-    ]  # fmt: skip
-
-
-def uninterrupted(tmp_path, num_epochs, num_processes):
-    folder = tmp_path / "whole"
-    done = run(
-        start_command("train.py", *flags(num_epochs), "--output_dir", folder, num_processes=num_processes),
-        timeout_s=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
 
 
 def kill_at_some_moment(life, rng, *, is_aimed):
@@ -73,14 +53,14 @@ def test_killed_at_any_instant_the_run_goes_on(tmp_path, is_full, num_processes,
     was_going_on = True
     while kills < num_kills and was_going_on:  # a fast machine may end the shorter run before its last kill
         expected = newest_sound(folder)
-        life = Life(folder, flags(num_epochs), num_processes)
+        life = Life(folder, short_flags(num_epochs), num_processes)
         was_going_on = kill_at_some_moment(life, rng, is_aimed=kills % 3 != 2)
         assert_resumed_from(life, expected)
         kills += was_going_on
         assert was_going_on or life.process.returncode == 0, life.output[-3000:]
         inside_saves += any(name.startswith((".tmp-step", ".trash-", ".old-")) for name in leftovers(folder))
     expected = newest_sound(folder)
-    life = Life(folder, flags(num_epochs), num_processes)
+    life = Life(folder, short_flags(num_epochs), num_processes)
     assert life.process.wait(timeout=600) == 0, life.output[-3000:]
     assert_resumed_from(life, expected)
     print(f"{num_processes} process(es): {kills} kills, {inside_saves} of them inside a save")
@@ -112,7 +92,7 @@ def stopped(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("damage")
     whole = uninterrupted(tmp_path, 2, 1)
     folder = tmp_path / "run"
-    life = Life(folder, flags(2), 1)
+    life = Life(folder, short_flags(2), 1)
     assert life.wait_for(lambda: (newest_sound(folder) or 0) >= 28)
     life.kill(life.processes())
     return whole, folder
@@ -134,7 +114,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(stopped, tmp_
         content = bytearray(damaged.read_bytes())
         content[len(content) // 2] ^= 1
         damaged.write_bytes(content)
-    command = start_command("train.py", *flags(2), "--output_dir", folder)
+    command = start_command("train.py", *short_flags(2), "--output_dir", folder)
     named = run([*command, "--resume_from_checkpoint", f"step_{newest}"])
     assert f"step_{newest} is damaged: {name}" in named.stderr and f"sound: step_{before}" in named.stderr
     done = run(command)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.launch import PROJECT, environment, free_port, launch_command, run
+from tests.support.launch import PROJECT, environment, free_port, launch_command, run
 
 pytestmark = pytest.mark.e2e
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.launch import PROJECT, run
+from tests.support.launch import PROJECT, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

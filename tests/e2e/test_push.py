@@ -19,8 +19,8 @@ from mtloop.hub.facts import escape
 from mtloop.hub.upload import read_key
 from mtloop.manifest import read_manifest
 from mtloop.run_folder import RunFolder, read_json, read_json_lines
-from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
-from tests.launch import PROJECT, environment, run, start_command
+from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
+from tests.support.launch import PROJECT, environment, run, start_command
 
 pytestmark = pytest.mark.e2e
 

@@ -8,7 +8,8 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.launch import PROJECT, environment, launch_command, run
+from tests.support.launch import PROJECT, environment, launch_command, run
+from tests.support.runs import assert_same_run, metrics
 
 pytestmark = pytest.mark.e2e
 
@@ -16,19 +17,6 @@ FLAGS = [
     "demo", "--mixed_precision", "no", "--max_train_samples", "600", "--max_eval_samples", "40", "--vocab_size", "400",
     "--num_train_epochs", "3", "--dropout", "0.1", "--logging_steps", "1", "--num_beams", "1",
 ]  # fmt: skip
-
-
-def metrics(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    clocks = ("tokens_per_s", "sentences_per_s", "eval_time_s", "train_time_s")
-    return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
-
-
-def assert_same_run(folder, whole):
-    assert metrics(folder) == metrics(whole)
-    found, expected = (load_file(path / "final" / "model.safetensors") for path in (folder, whole))
-    assert all((found[name] == expected[name]).all() for name in expected)
-    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.launch import PROJECT, environment, run
+from tests.support.launch import PROJECT, environment, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

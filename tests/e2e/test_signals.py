@@ -17,9 +17,9 @@ import pytest
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.run_folder import RunFolder
-from tests.e2e.lives import Life, leftovers
-from tests.e2e.test_resume import assert_same_run, metrics
-from tests.launch import PROJECT, environment, launch_command, run, start_command
+from tests.support.launch import PROJECT, environment, launch_command, run, start_command
+from tests.support.lives import Life, leftovers
+from tests.support.runs import assert_same_run, metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -9,7 +9,7 @@ import subprocess
 import psutil
 import pytest
 
-from tests.launch import PROJECT, environment, free_port
+from tests.support.launch import PROJECT, environment, free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

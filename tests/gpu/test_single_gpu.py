@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.trainer import train, train_step
-from tests.launch import PROJECT, run
+from tests.support.launch import PROJECT, run
 
 pytestmark = [
     pytest.mark.gpu,

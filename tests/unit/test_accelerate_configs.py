@@ -1,16 +1,15 @@
 """accelerate_configs/: every file is one that accelerate's own reader and launcher take, and is what its name says."""
 
 import os
-from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-FOLDER = Path(__file__).resolve().parents[2] / "accelerate_configs"
+from tests.support.launch import PROJECT, launch_file, launcher_arguments
 
 # name: distributed type, processes in all machines together, machines, mixed precision, use_cpu. multi_cpu is MULTI_GPU
 # without use_cpu because the launcher starts a single process for every other spelling of several CPU processes.
@@ -27,25 +26,16 @@ PROMISES = {
 }
 
 
-def path_of(name):
-    return FOLDER / f"{name}.yaml"
-
-
-def launcher_arguments(name, *flags):
-    """The launcher's arguments after it has merged the file into them, as it does before it starts anything."""
-    arguments = launch_command_parser().parse_args(["--config_file", str(path_of(name)), *flags, "train.py"])
-    merged, _, _ = _validate_launch_command(arguments)
-    return merged
-
-
 def test_every_file_is_listed_here():
-    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(f"{name}.yaml" for name in PROMISES)
+    assert sorted(path.name for path in (PROJECT / "accelerate_configs").iterdir()) == sorted(
+        f"{name}.yaml" for name in PROMISES
+    )
 
 
 @pytest.mark.parametrize("name", PROMISES)
 def test_the_file_is_what_its_name_promises(name):
     # from_yaml_file raises ValueError for an unknown key.
-    config = load_config_from_file(str(path_of(name)))
+    config = load_config_from_file(str(launch_file(name)))
     kept = (
         config.distributed_type,
         config.num_processes,
@@ -59,7 +49,7 @@ def test_the_file_is_what_its_name_promises(name):
 
 @pytest.mark.parametrize("name", PROMISES)
 def test_the_file_begins_with_when_to_pick_it_its_command_and_what_to_change(name):
-    lines = path_of(name).read_text(encoding="utf-8").splitlines()
+    lines = launch_file(name).read_text(encoding="utf-8").splitlines()
     comment = []
     for line in lines:
         if not line.startswith("#"):
@@ -85,7 +75,7 @@ def test_the_launcher_takes_the_file_and_picks_the_launcher_that_is_meant(name):
 @pytest.mark.parametrize("name", PROMISES)
 def test_no_key_of_the_file_is_ignored_by_the_launcher(name):
     # The launcher drops a key without a word when the flag of that name has a default of its own (same_network has).
-    keys = yaml.safe_load(path_of(name).read_text(encoding="utf-8"))
+    keys = yaml.safe_load(launch_file(name).read_text(encoding="utf-8"))
     keys.update(keys.pop("fsdp_config", {}) | keys.pop("deepspeed_config", {}))
     for consumed in ("compute_environment", "distributed_type"):
         keys.pop(consumed)
@@ -94,7 +84,7 @@ def test_no_key_of_the_file_is_ignored_by_the_launcher(name):
 
 
 def test_several_machines_meet_at_one_address():
-    config = load_config_from_file(str(path_of("multi_node")))
+    config = load_config_from_file(str(launch_file("multi_node")))
     assert (config.machine_rank, config.rdzv_backend) == (0, "static")
     # As the second machine, because the first one also tries to open the port.
     arguments = launcher_arguments("multi_node", "--machine_rank", "1")
@@ -105,7 +95,7 @@ def test_several_machines_meet_at_one_address():
 
 
 def test_fsdp_keys_are_the_launcher_s_and_give_a_full_sharding_fsdp2_plugin(monkeypatch):
-    keys = yaml.safe_load(path_of("fsdp").read_text(encoding="utf-8"))["fsdp_config"]
+    keys = yaml.safe_load(launch_file("fsdp").read_text(encoding="utf-8"))["fsdp_config"]
     known = {action.dest for action in launch_command_parser()._actions}
     assert set(keys) <= known
     for name in [name for name in os.environ if name.startswith("FSDP_")]:

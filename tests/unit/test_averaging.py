@@ -22,7 +22,7 @@ from mtloop.hub.parts import Target, final_part
 from mtloop.hub.upload import Lost, additions
 from mtloop.run_folder import read_json_lines
 from mtloop.trainer import train
-from tests.hub_runs import evaluation, hashes, make_run, write_checkpoint, write_hypotheses
+from tests.support.hub_runs import evaluation, hashes, make_run, write_checkpoint, write_hypotheses
 
 TARGET = Target(repo_id="team/en-fr")
 

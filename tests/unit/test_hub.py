@@ -18,9 +18,9 @@ from mtloop.hub.publisher import Publisher
 from mtloop.hub.upload import read_key
 from mtloop.manifest import read_manifest
 from mtloop.run_folder import RunFolder, read_json_lines
-from tests.hub_runs import RUN_ID, hashes, make_run, write_checkpoint
-from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo
-from tests.launch import PROJECT
+from tests.support.hub_runs import RUN_ID, hashes, make_run, write_checkpoint
+from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo
+from tests.support.launch import PROJECT
 
 REPO = "tester/model"
 TARGET = Target(repo_id=REPO)

@@ -12,7 +12,7 @@ from mtloop.hub.facts import choose, collect, data_name, dataset_id, duration, e
 from mtloop.hub.parts import Target, epoch_part, final_part
 from mtloop.hub.tables import epoch_rows
 from mtloop.manifest import read_manifest
-from tests.hub_runs import RUN_ID, SIGNATURES, evaluation, make_run
+from tests.support.hub_runs import RUN_ID, SIGNATURES, evaluation, make_run
 
 TARGET = Target(repo_id="team/en-fr")
 FINE_TUNING = ("--model_name_or_path", "Helsinki-NLP/opus-mt-en-fr@abc", "--source_lang", "en", "--target_lang", "fr")

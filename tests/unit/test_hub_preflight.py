@@ -8,9 +8,9 @@ import pytest
 from mtloop.config import HubConfig, UserError
 from mtloop.hub.preflight import check_hub
 from mtloop.run_folder import RunFolder, read_json
-from tests.hub_runs import RUN_ID, finish, hashes, make_run, write_checkpoint
-from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo
-from tests.launch import free_port, run
+from tests.support.hub_runs import RUN_ID, finish, hashes, make_run, write_checkpoint
+from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo
+from tests.support.launch import free_port, run
 
 HEAD = """
 import json, os, sys

@@ -22,8 +22,8 @@ from mtloop.runtime.asked import (
     hidden_from_accelerate,
 )
 from mtloop.runtime.sharding import shard
-from tests.families import FAMILIES, make_family
-from tests.unit.test_accelerate_configs import launcher_arguments
+from tests.support.families import FAMILIES, make_family
+from tests.support.launch import launcher_arguments
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_each_layer_of_every_family_is_a_unit_and_the_model_computes_what_it_did
     plain, model = load(family_dir(name)), load(family_dir(name))
     layers = layers_of(model)
     kinds = {type(layer).__name__ for layer in layers}
-    # One layer a side in tests/families.py; T5 has one class for both sides.
+    # One layer a side in tests/support/families.py; T5 has one class for both sides.
     assert len(layers) == 2 and len(kinds) == (1 if name.endswith("t5") else 2), kinds
     assert all(kind.endswith(("EncoderLayer", "DecoderLayer", "Block")) for kind in kinds), kinds
     shard_all(model)

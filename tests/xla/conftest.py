@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import PROJECT, environment
+from tests.support.launch import PROJECT, environment
 
 TORCH, TORCH_XLA = "torch==2.9.0", "torch_xla==2.9.0"  # the newest torch_xla, and the torch it was built for
 CUDA_RUNTIME = ["nvidia-cuda-runtime-cu12==12.8.90", "nvidia-cuda-cupti-cu12==12.8.90"]

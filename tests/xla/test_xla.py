@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.launch import PROJECT, run, start_command
+from tests.support.launch import PROJECT, run, start_command
 
 pytestmark = [pytest.mark.xla, pytest.mark.timeout(3_000)]
 

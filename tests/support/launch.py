@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
@@ -18,6 +18,20 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def launch_file(name: str) -> Path:
+    """Return the path of a file of accelerate_configs/ by its name without the ending."""
+    return PROJECT / "accelerate_configs" / f"{name}.yaml"
+
+
+def launcher_arguments(name: str, *flags: str) -> Any:
+    """The launcher's arguments after it has merged the file into them, as it does before it starts anything."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    arguments = launch_command_parser().parse_args(["--config_file", str(launch_file(name)), *flags, "train.py"])
+    merged, _, _ = _validate_launch_command(arguments)
+    return merged
 
 
 def launch_command(
@@ -42,7 +56,8 @@ def start_command(script: str | Path, *arguments: object, num_processes: int = 1
 def environment(**extra: str) -> dict[str, str]:
     """The test's own environment, with the project importable and nothing of a launcher in it."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_"))}
-    return {**clean, "PYTHONPATH": str(PROJECT), **extra}
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    return {**clean, "PYTHONPATH": path, **extra}
 
 
 def run(

@@ -16,7 +16,7 @@ import psutil
 from mtloop.checkpoint import list_checkpoints
 from mtloop.checkpoint.listing import damage_of
 from mtloop.run_folder import RunFolder
-from tests.launch import PROJECT, environment, start_command
+from tests.support.launch import PROJECT, environment, start_command
 
 
 def newest_sound(folder: Path) -> int | None:
