@@ -10,8 +10,8 @@ from mtloop.config import UserError
 from mtloop.corpus.files import InputFile, find_files, identify, kind_of
 from mtloop.corpus.readers import aligned_rows, record_rows
 from mtloop.corpus.rows import Columns, pack
-from mtloop.corpus.store import Raw, Store, digest
-from mtloop.demo import demo_pairs
+from mtloop.corpus.store import Raw, Store
+from mtloop.demo import PAIRS_SHA256, demo_pairs
 from mtloop.languages import base_code
 
 
@@ -66,7 +66,7 @@ def load_demo(columns: Columns, store: Store) -> dict[str, Raw]:
         )
     raws = {}
     for split, demo_split in (("train", "train"), ("valid", "validation")):
-        pairs_sha256 = digest(demo_pairs(demo_split))
+        pairs_sha256 = PAIRS_SHA256[demo_split]
         identity = {"kind": "demo", "sha256": pairs_sha256, "source": languages[0]}
         arguments = {"split": demo_split, "is_swapped": languages[0] == "fr", "pairs_sha256": pairs_sha256}
         rows = store.fill(demo_rows, identity, arguments)

@@ -17,6 +17,12 @@ from mtloop.demo.grammar import draw_pair
 NUM_TRAIN = 12_000
 NUM_VALID = 1_000
 
+# sha256 of the JSON of each split's pairs: a run whose rows are cached need not draw 13,168 pairs to find them.
+PAIRS_SHA256 = {
+    "train": "2b873a109ec23dbb694a3d1088de2be04898bb30a8677a33257f90da6d63a35d",
+    "validation": "67589bec6afc057874aef50871618990d37fa53576a50dab31f07b68b7518a49",
+}
+
 _SEED = 20_240
 _MIN_SOURCE_WORDS, _MAX_SOURCE_WORDS = 4, 20
 _NOT_CONTENT = re.compile(r"[^a-z0-9%]+")

@@ -9,7 +9,8 @@ from random import Random
 
 import pytest
 
-from mtloop.demo import NUM_TRAIN, NUM_VALID, demo_pairs
+from mtloop.corpus import store
+from mtloop.demo import NUM_TRAIN, NUM_VALID, PAIRS_SHA256, demo_pairs
 from mtloop.demo.grammar import draw_pair
 from mtloop.demo.patterns import PATTERNS
 from mtloop.demo.phrases import EnglishPhrase, EnglishVerb, FrenchPhrase, FrenchVerb, Phrase, capitalise, join_french
@@ -73,6 +74,11 @@ def test_the_callers_list_is_his_own():
 
 def test_the_pairs_are_the_same_everywhere():
     assert digest() == PINNED
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_the_hash_that_names_the_cached_rows_is_that_of_the_pairs(split):
+    assert store.digest(demo_pairs(split)) == PAIRS_SHA256[split]
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
