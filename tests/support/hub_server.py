@@ -1,4 +1,6 @@
-"""A Hugging Face Hub on loopback, for the real client: repositories, LFS uploads, commits, downloads, tags, faults.
+"""A Hugging Face Hub on loopback, for the real client: models, data sets, uploads, commits, downloads, tags, faults.
+
+The archives of OPUS are served from the same address. A data set's name in `repos` is datasets/OWNER/NAME.
 
 Owns nothing of mtloop. Blobs and commits are kept on disk, in a folder that goes with the server. A client must be
 started with HF_ENDPOINT=server.url and HF_HUB_DISABLE_XET=1 in its environment: huggingface_hub reads both once, when
@@ -19,11 +21,12 @@ import struct
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -31,7 +34,7 @@ USER = "tester"
 ORGANISATION = "team"  # the user may write there
 WRITE_TOKEN = "write-token-of-the-tests"  # not like a real one: only who knows it can strike it out
 READ_TOKEN = "hf_readTokenOfTheTests"
-LFS_SUFFIXES = (".safetensors", ".spm", ".bin", ".pt")
+LFS_SUFFIXES = (".safetensors", ".spm", ".bin", ".pt", ".parquet")
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Commit:
 class Repo:
     """A repository: its branches, each a list of commits, oldest first, and its tags, name -> commit."""
 
-    name: str
+    name: str  # OWNER/NAME
     branches: dict[str, list[Commit]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     is_private: bool = False
@@ -83,7 +86,8 @@ class Fault:
         status: Answered with instead of what was asked for.
         retry_after: Seconds, in a header of that answer.
         silence_s: Nothing is said for so long, and then the request is served; infinity: until the server closes.
-        reset: "before" or "after" it was served, or "within" its body: the connection is cut.
+        reset: "before" or "after" it was served, "within" its body, or in the middle of the
+            "answer": the connection is cut.
         drip_s: Seconds between two bytes of the answer.
     """
 
@@ -127,6 +131,8 @@ class HubServer:
     Attributes:
         url: What HF_ENDPOINT must be.
         folder: Where blobs/ and repos.json are.
+        repos: The repositories by OWNER/NAME, those of data sets by datasets/OWNER/NAME.
+        archives: The archives of OPUS: path (OPUS-KDE4/v2/moses/de-en.txt.zip) -> sha256.
         requests: Every request received, as "METHOD /path".
         cards: Every README.md that was sent to /api/validate-yaml.
     """
@@ -135,6 +141,7 @@ class HubServer:
         self._home = tempfile.TemporaryDirectory(prefix="hub-")
         self.folder = Path(self._home.name)
         self.repos: dict[str, Repo] = {}
+        self.archives: dict[str, str] = {}
         self.blobs = Blobs(self.folder / "blobs")
         self.requests: list[str] = []
         self.cards: list[str] = []
@@ -175,6 +182,21 @@ class HubServer:
         with self.lock:
             return [(commit.message, commit.files) for commit in self.repos[repo].branches[branch][1:]]
 
+    def store(self, content: bytes) -> str:
+        """Keep a content and return its sha256."""
+        sha = hashlib.sha256(content).hexdigest()
+        self.blobs[sha] = content
+        return sha
+
+    def publish(self, repo: str, files: Mapping[str, bytes], branch: str = "main") -> None:
+        """Add a commit with exactly these files to a branch; create the repository and the branch if missing."""
+        with self.lock:
+            there = self.repos.setdefault(repo, Repo(repo.removeprefix("datasets/"), {"main": [first_commit(repo)]}))
+            commits = there.branches.setdefault(branch, [first_commit(f"{repo} {branch}")])
+            shas = {path: self.store(content) for path, content in files.items()}
+            oid = hashlib.sha1(repr((commits[-1].oid, shas)).encode()).hexdigest()
+            commits.append(Commit(oid, "published", shas))
+
     def keep(self) -> None:
         """Write down the repositories as they stand."""
         text = json.dumps({name: asdict(repo) for name, repo in self.repos.items()})
@@ -189,7 +211,7 @@ class HubServer:
         self._faults.append(Fault(pattern, times, silence_s=silence_s))
 
     def reset(self, pattern: str, times: int = 1, *, when: str = "before") -> None:
-        """Cut the connection before or after serving, or within the body."""
+        """Cut the connection before or after serving, within the request, or in the middle of the answer."""
         self._faults.append(Fault(pattern, times, reset=when))
 
     def drip(self, pattern: str, times: int = 1, *, every_s: float) -> None:
@@ -237,11 +259,11 @@ class _Handler(BaseHTTPRequestHandler):
                 # The text gives the token away: whoever prints it must strike it out.
                 raise Refusal(fault.status, f"injected for {self.headers.get('Authorization')}", headers=headers)
             with hub.lock:
-                content = self._route(hub, path, body)
+                content = self._route(hub, body)
                 hub.keep()
             if fault.reset == "after":
                 return self._cut()
-            self._answer(200, content, drip_s=fault.drip_s)
+            self._answer(200, content, drip_s=fault.drip_s, is_cut=fault.reset == "answer")
         except Refusal as refusal:
             told = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.text, **refusal.headers}
             self._answer(refusal.status, refusal.body, told)
@@ -257,21 +279,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
-    def _route(self, hub: HubServer, path: str, body: bytes) -> Any:
+    def _route(self, hub: HubServer, body: bytes) -> Any:
         verb = "GET" if self.command == "HEAD" else self.command
+        path, _, query = self.path.partition("?")
         for method, pattern, may, serve in ROUTES:
+            # The slashes of a revision are quoted: it is one part of the path.
             if method == verb and (match := re.fullmatch(pattern, path)):
-                self._check_token(may)
-                groups = match.groupdict()
-                name = groups.pop("repo", None)
-                if name is not None and name not in hub.repos:
+                groups = {name: unquote(value or "") for name, value in match.groupdict().items()}
+                kind, name = groups.pop("kind", "models"), groups.pop("repo", "")
+                repo = hub.repos.get(f"datasets/{name}" if kind == "datasets" else name)
+                self._check_token("read" if may == "public" and repo is not None and repo.is_private else may)
+                if name and repo is None:
                     raise Refusal(404, "no such repository", "RepoNotFound")
-                return serve(hub, body, *([hub.repos[name]] if name else []), **groups)
+                if serve is tree:
+                    groups["recursive"] = parse_qs(query).get("recursive", ["False"])[0]
+                return serve(hub, body, *([repo] if repo else []), **groups)
         raise Refusal(404, f"no route for {verb} {path}")
 
     def _check_token(self, may: str) -> None:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if may == "anyone":  # an upload's address is its own permission
+        if may == "anyone" or (may == "public" and not token):  # an upload's address is its own permission
             return
         if token not in (WRITE_TOKEN, READ_TOKEN):
             raise Refusal(401, "Invalid username or password.")
@@ -290,9 +317,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None, *, drip_s: float = 0.0) -> None:
+    def _answer(
+        self,
+        status: int,
+        content: Any,
+        headers: dict[str, str] | None = None,
+        *,
+        drip_s: float = 0.0,
+        is_cut: bool = False,
+    ) -> None:
         if not isinstance(content, Download):
             content = Download(json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
+        elif wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            status, content = 206, content.part(int(wanted[1]), int(wanted[2] or len(content.payload) - 1))
         payload, headers = content
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(payload))}.items():
@@ -300,6 +337,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if is_cut:
+            self.wfile.write(payload[: len(payload) // 2])
+            return self._cut()
         if not drip_s:
             self.wfile.write(payload)
             return
@@ -315,6 +355,14 @@ class Download(NamedTuple):
     payload: bytes
     headers: dict[str, str]
 
+    def part(self, first: int, last: int) -> Download:
+        """Return the bytes from `first` to `last`, both included."""
+        size = len(self.payload)
+        if first >= size:
+            raise Refusal(416, "no such range")
+        headers = {**self.headers, "Content-Range": f"bytes {first}-{min(last, size - 1)}/{size}"}
+        return Download(self.payload[first : last + 1], headers)
+
 
 def is_lfs(path: str) -> bool:
     return path.endswith(LFS_SUFFIXES)
@@ -326,6 +374,11 @@ def blob_id(hub: HubServer, path: str, sha: str) -> str:
     return sha if is_lfs(path) else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def first_commit(name: str) -> Commit:
+    """Return the empty commit that a branch starts with."""
+    return Commit(hashlib.sha1(name.encode()).hexdigest(), "initial commit", {})
+
+
 def create_repo(hub: HubServer, body: bytes) -> Any:
     asked = json.loads(body)
     owner = asked.get("organization") or USER
@@ -335,8 +388,7 @@ def create_repo(hub: HubServer, body: bytes) -> Any:
     if name in hub.repos:
         raise Refusal(409, "You already created this model repo", url=f"{hub.url}/{name}")
     is_private = bool(asked.get("private")) or asked.get("visibility") == "private"  # huggingface_hub 1 and 2
-    first = Commit(hashlib.sha1(name.encode()).hexdigest(), "initial commit", {})
-    hub.repos[name] = Repo(name, {"main": [first]}, is_private=is_private)
+    hub.repos[name] = Repo(name, {"main": [first_commit(name)]}, is_private=is_private)
     return {"url": f"{hub.url}/{name}"}
 
 
@@ -396,8 +448,7 @@ def commit(hub: HubServer, body: bytes, repo: Repo, branch: str) -> Any:
             header = value
         elif entry["key"] == "file":
             content = base64.b64decode(value["content"])
-            files[value["path"]] = hashlib.sha256(content).hexdigest()
-            hub.blobs[files[value["path"]]] = content
+            files[value["path"]] = hub.store(content)
         elif entry["key"] == "lfsFile":
             if value["oid"] not in hub.blobs:
                 raise Refusal(400, f"{value['path']} was not uploaded")
@@ -427,14 +478,32 @@ def revision(hub: HubServer, body: bytes, repo: Repo, at: str = "main") -> Any:
     return {**info, "siblings": [{"rfilename": path} for path in found.files]}
 
 
-def tree(hub: HubServer, body: bytes, repo: Repo, at: str) -> Any:
-    entries = []
-    for path, sha in sorted(repo.at(at).files.items()):
-        size = len(hub.blobs[sha])
-        entries.append({"type": "file", "path": path, "size": size, "oid": blob_id(hub, path, sha)})
-        if is_lfs(path):
-            entries[-1]["lfs"] = {"oid": sha, "size": size, "pointerSize": 130}
-    return entries
+def entry(hub: HubServer, files: Mapping[str, str], path: str) -> dict[str, Any] | None:
+    """Describe a file or a folder; None where neither is there."""
+    if path not in files:
+        is_folder = any(file.startswith(f"{path}/") for file in files)
+        oid = hashlib.sha1(path.encode()).hexdigest()
+        return {"type": "directory", "path": path, "size": 0, "oid": oid} if is_folder else None
+    sha = files[path]
+    size = len(hub.blobs[sha])
+    lfs = {"lfs": {"oid": sha, "size": size, "pointerSize": 130}} if is_lfs(path) else {}
+    return {"type": "file", "path": path, "size": size, "oid": blob_id(hub, path, sha), **lfs}
+
+
+def tree(hub: HubServer, body: bytes, repo: Repo, at: str, path: str, recursive: str) -> Any:
+    """List a folder, or all that lies below it."""
+    files, start = repo.at(at).files, f"{path}/" if path else ""
+    inside = [file.removeprefix(start).split("/") for file in files if file.startswith(start)]
+    if path and not inside:
+        raise Refusal(404, "no such folder", "EntryNotFound")
+    depths = range(1, max(map(len, inside), default=0) + 1) if recursive.lower() == "true" else (1,)
+    paths = {start + "/".join(parts[:depth]) for parts in inside for depth in depths}
+    return [entry(hub, files, one) for one in sorted(paths)]
+
+
+def paths_info(hub: HubServer, body: bytes, repo: Repo, at: str) -> Any:
+    found = [entry(hub, repo.at(at).files, path.strip("/")) for path in parse_qs(body.decode())["paths"]]
+    return [one for one in found if one is not None]
 
 
 def refs(hub: HubServer, body: bytes, repo: Repo) -> Any:
@@ -471,33 +540,44 @@ def create_branch(hub: HubServer, body: bytes, repo: Repo, at: str) -> Any:
 def resolve(hub: HubServer, body: bytes, repo: Repo, at: str, path: str) -> Download:
     found = repo.at(at)
     if path not in found.files:
-        raise Refusal(404, "no such file", "EntryNotFound")
+        raise Refusal(404, "no such file", "EntryNotFound", headers={"X-Repo-Commit": found.oid})
     sha = found.files[path]
-    headers = {"ETag": f'"{blob_id(hub, path, sha)}"', "X-Repo-Commit": found.oid}
+    headers = {"ETag": f'"{blob_id(hub, path, sha)}"', "X-Repo-Commit": found.oid, "Accept-Ranges": "bytes"}
     if is_lfs(path):
         headers |= {"X-Linked-Etag": f'"{sha}"', "X-Linked-Size": str(len(hub.blobs[sha]))}
     return Download(hub.blobs[sha], headers)
 
 
+def archive(hub: HubServer, body: bytes, path: str) -> Download:
+    """Serve an archive of OPUS."""
+    if path not in hub.archives:
+        raise Refusal(404, "no such archive")
+    sha = hub.archives[path]
+    return Download(hub.blobs[sha], {"Content-Type": "application/zip", "ETag": f'"{sha}"', "Accept-Ranges": "bytes"})
+
+
 _NAME, _AT, _BRANCH = r"(?P<repo>[^/]+/[^/]+)", r"(?P<at>[^/]+)", r"(?P<branch>[^/]+)"
+_REPO = f"/api/(?P<kind>models|datasets)/{_NAME}"
 _OBJECT = r"/lfs/(?P<oid>[0-9a-f]{64})"
 ROUTES: list[tuple[str, str, str, Any]] = [  # method, path, who may, what answers
     ("GET", "/api/whoami-v2", "read", lambda *_: {"type": "user", "name": USER}),
     ("POST", "/api/repos/create", "write", create_repo),
     ("POST", "/api/validate-yaml", "anyone", validate_yaml),
-    ("GET", f"/api/models/{_NAME}/auth-check/write", "write", lambda *_: {}),
-    ("GET", f"/api/models/{_NAME}", "read", revision),
-    ("GET", f"/api/models/{_NAME}/revision/{_AT}", "read", revision),
-    ("GET", f"/api/models/{_NAME}/tree/{_AT}", "read", tree),
-    ("GET", f"/api/models/{_NAME}/refs", "read", refs),
-    ("POST", f"/api/models/{_NAME}/tag/{_AT}", "write", tag),
-    ("DELETE", f"/api/models/{_NAME}/tag/{_AT}", "write", delete_tag),
-    ("POST", f"/api/models/{_NAME}/branch/{_AT}", "write", create_branch),
-    ("GET", f"/api/models/{_NAME}/commits/{_AT}", "read", list_commits),
-    ("POST", f"/api/models/{_NAME}/preupload/{_BRANCH}", "write", preupload),
-    ("POST", f"/api/models/{_NAME}/commit/{_BRANCH}", "write", commit),
+    ("GET", f"{_REPO}/auth-check/write", "write", lambda *_: {}),
+    ("GET", f"{_REPO}", "public", revision),
+    ("GET", f"{_REPO}/revision/{_AT}", "public", revision),
+    ("GET", f"{_REPO}/tree/{_AT}(?:/(?P<path>.+))?", "public", tree),
+    ("POST", f"{_REPO}/paths-info/{_AT}", "public", paths_info),
+    ("GET", f"{_REPO}/refs", "public", refs),
+    ("POST", f"{_REPO}/tag/{_AT}", "write", tag),
+    ("DELETE", f"{_REPO}/tag/{_AT}", "write", delete_tag),
+    ("POST", f"{_REPO}/branch/{_AT}", "write", create_branch),
+    ("GET", f"{_REPO}/commits/{_AT}", "public", list_commits),
+    ("POST", f"{_REPO}/preupload/{_BRANCH}", "write", preupload),
+    ("POST", f"{_REPO}/commit/{_BRANCH}", "write", commit),
     ("POST", f"/{_NAME}.git/info/lfs/objects/batch", "write", lfs_batch),
     ("PUT", _OBJECT, "anyone", lfs_put),
     ("POST", f"{_OBJECT}/verify", "write", lfs_verify),
-    ("GET", f"/{_NAME}/resolve/{_AT}/(?P<path>.+)", "read", resolve),
+    ("GET", f"(?:/(?P<kind>datasets))?/{_NAME}/resolve/{_AT}/(?P<path>.+)", "public", resolve),
+    ("GET", r"/(?P<path>OPUS-[^/]+/[^/]+/moses/[^/]+\.txt\.zip)", "anyone", archive),
 ]
