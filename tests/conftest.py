@@ -2,21 +2,33 @@
 
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before datasets or huggingface_hub is imported: both read these once.
-_CACHE = tempfile.mkdtemp(prefix="mtloop-tests-")
+# Before datasets, huggingface_hub or tests.support.launch is imported: they read these once.
+_CACHE = Path(tempfile.mkdtemp(prefix="mtloop-tests-"))
 os.environ.update(
-    HF_HOME=_CACHE, HF_DATASETS_CACHE=f"{_CACHE}/datasets", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+    HF_HOME=str(_CACHE),
+    HF_DATASETS_CACHE=str(_CACHE / "datasets"),
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    MTLOOP_TESTS_PYTHON=str(_CACHE / "fork" / "python"),
 )
 
 import pytest  # noqa: E402
 
+from tests.support import fork_server  # noqa: E402
+
 PROJECT = Path(__file__).parents[1]
+# What needs an environment, a network or a device of its own runs where it is asked for: by its marker or its folder.
+ASKED_FOR = ("xla", "network", "gpu")
+NEVER_FAST = ("e2e", "distributed")
 
 
 def pytest_addoption(parser):
@@ -24,18 +36,46 @@ def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="every repetition and combination of the long tests")
 
 
+def pytest_configure(config):
+    """Undo what a shell ignores for whatever runs in its background: the programs under test would inherit it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # a handler here, the default in whatever is started
+    folder = _CACHE / "fork"
+    folder.mkdir(exist_ok=True)
+    fork_server.install(folder)
+
+
+def pytest_unconfigure(config):
+    """Remove the cache, and with it the servers that programs are forked from."""
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def is_full(request) -> bool:
-    """Whether the long tests run whole: hours where the default takes minutes."""
+    """Return whether the long tests run whole."""
     return request.config.getoption("--full")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave what is marked `full` to --full."""
-    if not config.getoption("--full"):
-        for item in items:
-            if item.get_closest_marker("full"):
-                item.add_marker(pytest.mark.skip(reason="runs with --full"))
+    """Put each test into its tier: fast is what is not slow; --full has all but what must be asked for."""
+    expression = config.getoption("markexpr")
+    folders = [Path(argument.split("::")[0]).resolve() for argument in config.args]
+    kept, left_out = [], []
+    for item in items:
+        if any(item.get_closest_marker(name) for name in NEVER_FAST):
+            item.add_marker("slow")
+        wanted = [name for name in ASKED_FOR if item.get_closest_marker(name)]
+        is_asked_for = all(
+            re.search(rf"\b{name}\b", expression)
+            or any(folder.is_relative_to(PROJECT / "tests" / name) for folder in folders)
+            for name in wanted
+        )
+        is_whole = config.getoption("--full") or not item.get_closest_marker("full")
+        (kept if is_asked_for and is_whole else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 SHARED_DATA = PROJECT.parent / "shared" / "data"

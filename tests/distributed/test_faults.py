@@ -11,7 +11,7 @@ import pytest
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.run_folder import RunFolder
-from tests.support.launch import PROJECT, environment, run, start_command
+from tests.support.launch import PROJECT, PYTHON, environment, run, start_command
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -168,7 +168,7 @@ def test_a_second_run_is_refused_and_a_dead_ones_folder_taken_over(tmp_path):
         if line.startswith("update 20 "):
             break
     first.send_signal(signal.SIGSTOP)  # it has the folder, and does not end while the second waits
-    second = run([sys.executable, "train.py", *FLAGS, "--num_train_epochs", "500", "--output_dir", str(folder)])
+    second = run([PYTHON, "train.py", *FLAGS, "--num_train_epochs", "500", "--output_dir", str(folder)])
     assert second.returncode == 2
     assert f"process {first.pid} on " in second.stderr and "is training in it" in second.stderr
     assert f"process {first.pid} on " in second.stdout and "waiting up to 10 s" in second.stdout

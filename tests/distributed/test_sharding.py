@@ -74,7 +74,7 @@ def test_a_rank_without_a_sentence_takes_part(tmp_path):
 def test_what_the_launch_file_of_fsdp_says_is_done(alone, tmp_path, reshard):
     """Recomputed activations and parameters that stay gathered: memory, not the result; --shard_model for a CPU."""
     options = ["--fsdp_activation_checkpointing", "true", "--fsdp_reshard_after_forward", reshard]
-    found = train_updates(tmp_path, 2, "--shard_model", file="fsdp.yaml", options=options)
+    found = train_updates(tmp_path, 2, "--shard_model", file="fsdp", options=options)
     assert_sharded(alone, found)
     assert found[0]["num_recomputed"] == NUM_UNITS - 1 and alone[0]["num_recomputed"] == 0
     assert_same_updates(alone, found)
@@ -85,7 +85,7 @@ def test_bf16_is_that_of_whole_models(tmp_path):
     for name in ("whole", "sharded"):
         (tmp_path / name).mkdir()
     whole = train_updates(tmp_path / "whole", 1, precision="bf16")
-    found = train_updates(tmp_path / "sharded", 2, "--shard_model", precision="bf16", file="fsdp.yaml")
+    found = train_updates(tmp_path / "sharded", 2, "--shard_model", precision="bf16", file="fsdp")
     assert_sharded(whole, found)
     # Neighbours in bf16 are 2^-8 of a number apart; embeddings and gains of norms are rounded once more than there.
     assert_same_updates(whole, found, tolerance=2**-8)

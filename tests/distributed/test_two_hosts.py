@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.launch import PROJECT, environment, run
+from tests.support.launch import PROJECT, PYTHON, environment, run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -135,7 +135,7 @@ def lines_of(folder, key):
 def test_the_same_run_as_on_one_process(hosts, tmp_path):
     flags = ["--max_train_steps", "20", "--output_dir"]
     alone, both = tmp_path / "alone", tmp_path / "both"
-    assert run([sys.executable, "train.py", *FLAGS, *flags, str(alone)]).returncode == 0
+    assert run([PYTHON, "train.py", *FLAGS, *flags, str(alone)]).returncode == 0
     assert wait_for_end(hosts, start(hosts, *flags, both), 120) == [0, 0], hosts[0].errors() + hosts[1].errors()
     first = (hosts[0].home / "stdout").read_text().splitlines()[0]
     assert "device cpu · 2 processes" in first and "the launch file asks for a GPU, none is here" in first

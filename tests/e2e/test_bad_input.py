@@ -1,11 +1,10 @@
 """A user's mistake: one line that names the flag or the place and the remedy, status 2, no traceback, nothing lost."""
 
 import json
-import sys
 
 import pytest
 
-from tests.support.launch import launch_command, run
+from tests.support.launch import PYTHON, launch_command, run
 
 pytestmark = pytest.mark.e2e
 
@@ -24,7 +23,7 @@ def write(path, rows):
 
 def refused(tmp_path, *flags, **extra):
     """Run train.py with flags that must be refused; return its one line."""
-    done = run([sys.executable, "train.py", *map(str, flags), "--output_dir", str(tmp_path / "run")], **extra)
+    done = run([PYTHON, "train.py", *map(str, flags), "--output_dir", str(tmp_path / "run")], **extra)
     assert done.returncode == 2, (done.returncode, done.stdout[-500:], done.stderr[-2000:])
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, lines

@@ -2,11 +2,10 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 
-from tests.support.launch import environment, run
+from tests.support.launch import PYTHON, environment, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -50,7 +49,7 @@ def test_the_run_folder_is_as_the_readme_says(demo_run):
 
 def test_the_same_command_again_says_finished(demo_run):
     before = (demo_run.folder / "metrics.jsonl").read_bytes()
-    done = run([sys.executable, "train.py", "--output_dir", str(demo_run.folder)], timeout_s=60)
+    done = run([PYTHON, "train.py", "--output_dir", str(demo_run.folder)], timeout_s=60)
     assert done.returncode == 0 and "finished" in done.stdout
     assert (demo_run.folder / "metrics.jsonl").read_bytes() == before
 
@@ -71,7 +70,7 @@ for source in {[row["source"] for row in rows]!r}:
     print(tokenizer.decode(ids[0], skip_special_tokens=True))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=120, check=False
+        [PYTHON, "-c", program], env=environment(), capture_output=True, text=True, timeout=120, check=False
     )
     found = done.stdout.splitlines()
     assert len(found) == 12, done.stderr[-2000:]

@@ -2,12 +2,11 @@
 
 import json
 import re
-import sys
 
 import pytest
 
 from mtloop.demo import demo_pairs
-from tests.support.launch import launch_command, run
+from tests.support.launch import PYTHON, launch_command, run
 
 pytestmark = pytest.mark.e2e
 
@@ -19,7 +18,7 @@ def exported(demo_run, tmp_path_factory):
     def export(name, *flags):
         target = tmp_path_factory.mktemp("exports") / name
         words = ["export", "--model", demo_run.folder, "-o", target, "--format", "ctranslate2", "--cpu_threads", 1]
-        done = run([sys.executable, "-m", "mtloop", *map(str, words), *flags], timeout_s=900)
+        done = run([PYTHON, "-m", "mtloop", *map(str, words), *flags], timeout_s=900)
         assert done.returncode == 0, done.stderr[-3000:]
         return target, done.stdout
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support.launch import PROJECT, environment, free_port, launch_command, run
+from tests.support.launch import PROJECT, PYTHON, environment, free_port, launch_command, run
 
 pytestmark = pytest.mark.e2e
 
@@ -37,7 +37,7 @@ from {module} import main
 notebook_launcher(main, args=({ {**flags, "output_dir": str(tmp_path / "run")}!r},), num_processes=1)
 assert main({ {**flags, "output_dir": str(tmp_path / "two"), "mixed_precision": "bf16"}!r}) == 0
 """
-    done = run([sys.executable, "-c", program])
+    done = run([PYTHON, "-c", program])
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("run", "two"):  # the second in the same process, with another precision
         assert json.loads((tmp_path / name / "status.json").read_text())["status"] == "finished"
@@ -52,7 +52,7 @@ sys.argv = ["/somewhere/train.py", *{[*SMALL, "--output_dir", str(tmp_path / "ru
 import train
 assert train.main() == 0
 """
-    done = run([sys.executable, "-c", program])
+    done = run([PYTHON, "-c", program])
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
 
@@ -106,7 +106,7 @@ def test_a_launch_file_runs_on_the_cpu_and_says_if_it_asks_for_more(tmp_path, na
     given, num_processes, asks_for_gpu = WITHOUT_ACCELERATOR[name]
     port = ["--main_process_port", str(free_port())] if num_processes > 1 else []
     done = run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
+        [PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
          f"accelerate_configs/{name}.yaml", *given, *port, "train.py", *SMALL, "--output_dir", str(tmp_path / "run")]
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -121,7 +121,7 @@ def test_fsdp_file_on_a_cpu_is_refused(tmp_path):
     if torch.accelerator.is_available():
         pytest.skip("there is an accelerator here")
     done = run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
+        [PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
          "accelerate_configs/fsdp.yaml", "--num_processes", "2", "train.py", *SMALL,
          "--output_dir", str(tmp_path / "run")]
     )  # fmt: skip
@@ -136,7 +136,7 @@ def test_deepspeed_file_ends_with_a_line_that_says_what_is_missing(tmp_path):
     if torch.accelerator.is_available():
         pytest.skip("there is an accelerator here")
     words = ["train.py", *SMALL, "--output_dir", tmp_path / "run"]
-    command = launch_command(*words, num_processes=2, file="deepspeed_zero2.yaml")
+    command = launch_command(*words, num_processes=2, file="deepspeed_zero2")
     done = run(command)
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     if importlib.util.find_spec("deepspeed") is None:
@@ -178,7 +178,7 @@ def test_readme_names_every_launch_file_and_recipe():
 
 def test_trackers_are_written(tmp_path):
     flags = ["--with_tracking", "--report_to", "tensorboard", "--logging_steps", "1"]
-    done = run([sys.executable, "train.py", *SMALL, *flags, "--output_dir", str(tmp_path / "run")])
+    done = run([PYTHON, "train.py", *SMALL, *flags, "--output_dir", str(tmp_path / "run")])
     assert done.returncode == 0, done.stderr[-3000:]
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
@@ -188,7 +188,7 @@ def test_loader_workers_give_the_same_run(tmp_path):
     for workers in ("0", "2"):
         folder = tmp_path / workers
         flags = ["--dataloader_num_workers", workers, "--logging_steps", "1", "--output_dir", str(folder)]
-        done = run([sys.executable, "train.py", *SMALL, *flags])
+        done = run([PYTHON, "train.py", *SMALL, *flags])
         assert done.returncode == 0, done.stderr[-3000:]
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in lines if "loss" in line])

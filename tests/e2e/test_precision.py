@@ -1,11 +1,10 @@
 """Every precision, by flag and by launch file: the run says it, trains in it, and its loss is that of fp32."""
 
 import json
-import sys
 
 import pytest
 
-from tests.support.launch import PROJECT, run
+from tests.support.launch import PROJECT, PYTHON, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -31,7 +30,7 @@ def losses_in(tmp_path, precision, *, by):
     file.write_text(text.replace('mixed_precision: "no"', f'mixed_precision: "{of_file}"'), encoding="utf-8")
     flags = ["--mixed_precision", precision] if by == "flag" else []
     folder = tmp_path / f"{precision}_{by}"
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
+    launcher = [PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
     done = run([*launcher, "train.py", *SMALL, *flags, "--output_dir", str(folder)])
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"precision {'fp32' if precision == 'no' else precision}" in done.stdout.splitlines()[0]

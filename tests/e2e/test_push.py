@@ -8,7 +8,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from mtloop.hub.upload import read_key
 from mtloop.manifest import read_manifest
 from mtloop.run_folder import RunFolder, read_json, read_json_lines
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
-from tests.support.launch import PROJECT, environment, run, start_command
+from tests.support.launch import PROJECT, PYTHON, environment, run, start_command
 
 pytestmark = pytest.mark.e2e
 
@@ -98,7 +97,7 @@ def assert_whole(server, folder):
 def plain(tmp_path_factory):
     """The same training without a Hub, every checkpoint kept: what must have been pushed, by epoch."""
     folder = tmp_path_factory.mktemp("plain") / "run"
-    done = run([sys.executable, "train.py", *TRAIN, "--output_dir", str(folder)])
+    done = run([PYTHON, "train.py", *TRAIN, "--output_dir", str(folder)])
     assert done.returncode == 0, done.stderr[-3000:]
     steps = sorted((folder / "checkpoints").glob("step_*"), key=lambda path: int(path.name[5:]))
     return [hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest() for path in steps]
@@ -171,7 +170,7 @@ def test_a_silent_server_delays_the_end_by_no_more_than_asked_and_push_completes
     assert f"push what is missing with: python -m mtloop push {training.folder.path}" in training.output
     assert (training.folder.final_dir / "model.safetensors").exists()
     server.heal()
-    done = run([sys.executable, "-m", "mtloop", "push", str(training.folder.path)], **settings(server))
+    done = run([PYTHON, "-m", "mtloop", "push", str(training.folder.path)], **settings(server))
     assert done.returncode == 0, done.stderr
     assert_whole(server, training.folder)
     assert read_json(training.folder.status_path)["exit_status"] == 0
@@ -295,18 +294,18 @@ print(json.dumps(score(hypotheses, [reference for _, reference in pairs], target
 
 def test_the_card_tells_the_truth_about_what_is_downloaded(server, demo_run, tmp_path):
     """The default run, pushed: what comes back, loaded by transformers alone, has the BLEU of the card."""
-    command = [sys.executable, "-m", "mtloop", "push", str(demo_run.folder), "--hub_model_id", REPO]
+    command = [PYTHON, "-m", "mtloop", "push", str(demo_run.folder), "--hub_model_id", REPO]
     done = run(command, **settings(server))
     assert done.returncode == 0, done.stderr
     assert titles(server) == WHOLE
     home = {"HF_HOME": str(tmp_path)}
     card = server.blobs[server.repos[REPO].commits[-1].files["README.md"]].decode()
-    done = run([sys.executable, "-c", EVALUATE, REPO], **settings(server), **home)
+    done = run([PYTHON, "-c", EVALUATE, REPO], **settings(server), **home)
     bleu = json.loads(done.stdout.splitlines()[-1])
     assert bleu > 20 and f"**BLEU {bleu:.2f}, " in card, (bleu, card[:2000])
     assert card in server.cards  # the Hub has judged its metadata
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    done = run([sys.executable, "-c", snippet], **settings(server), **home)
+    done = run([PYTHON, "-c", snippet], **settings(server), **home)
     assert done.returncode == 0, done.stderr
     (translation,) = ast.literal_eval(done.stdout.splitlines()[-1])
     assert f"| {escape(translation)} |" in card  # the first of its examples

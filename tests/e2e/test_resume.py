@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-import sys
 import time
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.launch import PROJECT, environment, launch_command, run
+from tests.support.launch import PROJECT, PYTHON, environment, launch_command, run
 from tests.support.runs import assert_same_run, metrics
 
 pytestmark = pytest.mark.e2e
@@ -22,14 +21,14 @@ FLAGS = [
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run([sys.executable, "train.py", *FLAGS, "--output_dir", str(folder)])
+    done = run([PYTHON, "train.py", *FLAGS, "--output_dir", str(folder)])
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 def test_killed_after_the_first_epoch_and_started_again(whole, tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "train.py", *FLAGS, "--output_dir", str(folder)]
+    command = [PYTHON, "train.py", *FLAGS, "--output_dir", str(folder)]
     process = subprocess.Popen(
         command, cwd=PROJECT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -51,7 +50,7 @@ def test_resumed_from_a_named_checkpoint(whole, tmp_path):
     """All checkpoints stand; the last epoch is thrown away and made again."""
     folder = tmp_path / "run"
     subprocess.run(["cp", "-a", str(whole), str(folder)], check=True)
-    command = [sys.executable, "train.py", *FLAGS, "--output_dir", str(folder)]
+    command = [PYTHON, "train.py", *FLAGS, "--output_dir", str(folder)]
     missing = run([*command, "--resume_from_checkpoint", "epoch_7"])
     assert missing.returncode == 2 and "epoch_2" in missing.stderr  # the ones that are there
     assert_same_run(folder, whole)
@@ -80,7 +79,7 @@ def test_a_folder_of_another_run_is_refused_and_untouched(whole):
         return {path: path.read_bytes() for path in whole.rglob("*") if path.is_file() and path.name != ".lock"}
 
     before = contents()
-    done = run([sys.executable, "train.py", *FLAGS, "--output_dir", str(whole), "--learning_rate", "0.5"])
+    done = run([PYTHON, "train.py", *FLAGS, "--output_dir", str(whole), "--learning_rate", "0.5"])
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0
     assert "--learning_rate: 0.001 in the run folder, 0.5 asked" in done.stderr
@@ -89,7 +88,7 @@ def test_a_folder_of_another_run_is_refused_and_untouched(whole):
 
 def test_output_that_nobody_reads_stops_nothing(tmp_path):
     """As in `train.py | head`: the reader leaves after the first line."""
-    command = [sys.executable, "train.py", *FLAGS, "--max_train_steps", "5", "--output_dir", str(tmp_path / "run")]
+    command = [PYTHON, "train.py", *FLAGS, "--max_train_steps", "5", "--output_dir", str(tmp_path / "run")]
     process = subprocess.Popen(command, cwd=PROJECT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
@@ -101,7 +100,7 @@ def test_output_that_nobody_reads_stops_nothing(tmp_path):
 
 def test_the_stored_config_starts_the_same_run_again(whole, tmp_path):
     folder = tmp_path / "again"
-    done = run([sys.executable, "train.py", str(whole / "config.yaml"), "--output_dir", str(folder)])
+    done = run([PYTHON, "train.py", str(whole / "config.yaml"), "--output_dir", str(folder)])
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_run(folder, whole)
 
@@ -112,7 +111,7 @@ def test_limits_patience_and_the_best_model(tmp_path):
     flags = ["--learning_rate", "1e-12", "--early_stopping_patience", "1", "--metric_for_best_model", "eval_loss"]
     flags += ["--num_train_epochs", "9", "--save_total_limit", "1", "--load_best_model_at_end", "--lr_scheduler_type"]
     flags += ["constant", "--num_warmup_steps", "0", "--output_dir", str(folder)]
-    done = run([sys.executable, "train.py", *FLAGS, *flags])
+    done = run([PYTHON, "train.py", *FLAGS, *flags])
     assert done.returncode == 0, done.stderr[-3000:]
     evaluations = [line for line in metrics(folder) if "bleu" in line]
     names = sorted(p.name for p in (folder / "checkpoints").iterdir() if not p.is_symlink())

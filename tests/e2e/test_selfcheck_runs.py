@@ -5,11 +5,10 @@ import itertools
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
-from tests.support.launch import PROJECT, environment, run
+from tests.support.launch import PROJECT, PYTHON, environment, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -27,7 +26,7 @@ def rows_of(output):
 
 
 def test_the_demo_passes_on_two_processes(tmp_path):
-    done = run([sys.executable, "-m", "mtloop", "selfcheck", *LAUNCH, *QUICK], TMPDIR=str(tmp_path))
+    done = run([PYTHON, "-m", "mtloop", "selfcheck", *LAUNCH, *QUICK], TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = rows_of(done.stdout)
     assert len(rows) == 7 and {verdict for verdict, _ in rows.values()} == {"equal"}
@@ -46,7 +45,7 @@ def test_real_data_pass(kde_path, tmp_path):
         path.write_text("".join(itertools.islice(file, 3_000)), encoding="utf-8")
     flags = ["--train_file", path, "--source_lang", "en", "--target_lang", "fr", "--train_tokenizer"]
     flags += ["--vocab_size", "8000", "--model_size", "tiny", "--num_beams", "1", "--val_max_target_length", "24"]
-    done = run([sys.executable, "-m", "mtloop", "selfcheck", *map(str, flags)])
+    done = run([PYTHON, "-m", "mtloop", "selfcheck", *map(str, flags)])
     assert done.returncode == 0, done.stdout + done.stderr
     rows = rows_of(done.stdout)
     assert len(rows) == 7 and {verdict for verdict, _ in rows.values()} == {"equal"}
@@ -88,7 +87,7 @@ def test_a_broken_invariant_is_found(tmp_path, name):
     assert source.count(line) == 1
     path.write_text(source.replace(line, instead), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "mtloop", "selfcheck", *LAUNCH, *QUICK],
+        [PYTHON, "-m", "mtloop", "selfcheck", *LAUNCH, *QUICK],
         cwd=tmp_path,
         env={**environment(), "PYTHONPATH": str(tmp_path)},
         capture_output=True,

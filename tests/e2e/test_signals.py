@@ -17,7 +17,7 @@ import pytest
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.run_folder import RunFolder
-from tests.support.launch import PROJECT, environment, launch_command, run, start_command
+from tests.support.launch import PROJECT, PYTHON, environment, launch_command, run, start_command
 from tests.support.lives import Life, leftovers
 from tests.support.runs import assert_same_run, metrics
 
@@ -76,6 +76,7 @@ def begin(tmp_path, moment, num_processes, *flags):
         num_processes,
         script=["tests/e2e/worker_moments.py", moment, signs],
         command=launch_command,
+        is_real=True,
     )
     assert life.wait_for((signs / moment).exists), life.output[-3000:]
     return life, signs
@@ -194,7 +195,7 @@ def test_a_second_interrupt_leaves_at_once_and_the_run_goes_on(whole, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == -signal.SIGINT
     assert not list_checkpoints(RunFolder(folder))  # it was inside the first save
-    done = run([sys.executable, "train.py", *FLAGS, "--output_dir", str(folder)])
+    done = run([PYTHON, "train.py", *FLAGS, "--output_dir", str(folder)])
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_run(folder, whole(1))
 

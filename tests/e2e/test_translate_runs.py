@@ -1,12 +1,11 @@
 """`mtloop translate` on a trained model: the same file from 1 and 2 processes and in any batches; through a pipe."""
 
 import subprocess
-import sys
 
 import pytest
 
 from mtloop.demo import demo_pairs
-from tests.support.launch import PROJECT, environment, launch_command, run
+from tests.support.launch import PROJECT, PYTHON, environment, launch_command, run
 
 pytestmark = pytest.mark.e2e
 
@@ -63,7 +62,7 @@ def test_a_mistake_ends_all_processes_with_one_line(demo_run, tmp_path):
 
 
 def test_a_reader_that_leaves_early_is_no_error(demo_run, file):
-    command = [sys.executable, "-m", "mtloop", "translate", str(file), "--model", str(demo_run.folder)]
+    command = [PYTHON, "-m", "mtloop", "translate", str(file), "--model", str(demo_run.folder)]
     with subprocess.Popen(
         command, cwd=PROJECT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

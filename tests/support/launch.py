@@ -1,4 +1,8 @@
-"""Start programs the way a user does: the real `accelerate launch` with a file of accelerate_configs/."""
+"""Start programs the way a user does: the real `accelerate launch` with a file of accelerate_configs/.
+
+PYTHON starts them from a process that has imported the libraries (`fork_server`); whoever tests the process itself (its
+signals from outside, its parent, its launcher's death) starts sys.executable.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).parents[2]
+# conftest exports it; a benchmark has no such process, and would measure it.
+PYTHON = os.environ.get("MTLOOP_TESTS_PYTHON", sys.executable)
 
 
 def free_port() -> int:
@@ -35,22 +41,26 @@ def launcher_arguments(name: str, *flags: str) -> Any:
 
 
 def launch_command(
-    script: str | Path, *arguments: object, num_processes: int = 1, file: str | None = None, options: Sequence[str] = ()
+    script: str | Path,
+    *arguments: object,
+    num_processes: int = 1,
+    file: str | None = None,
+    options: Sequence[str] = (),
+    python: str = PYTHON,
 ) -> list[str]:
     """The command line of `accelerate launch` for 1 process (cpu.yaml) or several (multi_cpu.yaml), or with a file."""
-    name = file or ("cpu.yaml" if num_processes == 1 else "multi_cpu.yaml")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", str(PROJECT / "accelerate_configs" / name)]
+    name = file or ("cpu" if num_processes == 1 else "multi_cpu")
+    command = [python, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(launch_file(name))]
     if num_processes > 1:
         command += ["--num_processes", str(num_processes), "--main_process_port", str(free_port())]
     return [*command, *options, str(script), *map(str, arguments)]
 
 
-def start_command(script: str | Path, *arguments: object, num_processes: int = 1) -> list[str]:
+def start_command(script: str | Path, *arguments: object, num_processes: int = 1, python: str = PYTHON) -> list[str]:
     """The command line of a run: plain python for 1 process, which spares the launcher's start, else launch_command."""
     if num_processes == 1:
-        return [sys.executable, str(script), *map(str, arguments)]
-    return launch_command(script, *arguments, num_processes=num_processes)
+        return [python, str(script), *map(str, arguments)]
+    return launch_command(script, *arguments, num_processes=num_processes, python=python)
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import psutil
 from mtloop.checkpoint import list_checkpoints
 from mtloop.checkpoint.listing import damage_of
 from mtloop.run_folder import RunFolder
-from tests.support.launch import PROJECT, environment, start_command
+from tests.support.launch import PROJECT, PYTHON, environment, start_command
 
 
 def newest_sound(folder: Path) -> int | None:
@@ -33,13 +34,17 @@ def leftovers(folder: Path) -> list[str]:
 
 @dataclass
 class Life:
-    """One start of the run, in a process group of its own; its output is collected in a file."""
+    """One start of the run, in a process group of its own; its output is collected in a file.
+
+    Of several processes, and where `is_real`, it is Python itself: launcher and ranks are parent and children.
+    """
 
     folder: Path
     flags: list
     num_processes: int
     script: list = field(default_factory=lambda: ["train.py"])
     command: Callable = start_command
+    is_real: bool = False
     process: subprocess.Popen = field(init=False)
     log: Path = field(init=False)
 
@@ -47,7 +52,11 @@ class Life:
         self.log = self.folder.with_suffix(".log")
         words = [*self.script, *self.flags, "--output_dir", self.folder]
         self.process = subprocess.Popen(
-            self.command(*words, num_processes=self.num_processes),
+            self.command(
+                *words,
+                num_processes=self.num_processes,
+                python=sys.executable if self.is_real or self.num_processes > 1 else PYTHON,
+            ),
             cwd=PROJECT,
             env=environment(),
             stdout=self.log.open("w"),
