@@ -3,7 +3,7 @@
 from typing import Any
 
 __all__ = ["Translator", "main"]
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the only place: pyproject.toml and --version read it
 
 
 def main(config: Any = None) -> int:

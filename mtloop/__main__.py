@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import mtloop
+
 USAGE = """usage: python -m mtloop COMMAND ...
 
   train [RECIPE] [--flag value ...]               train, as train.py does (train --help lists the flags)
@@ -14,7 +16,9 @@ USAGE = """usage: python -m mtloop COMMAND ...
   export --model M -o DIR --format ctranslate2    convert for a faster engine, and compare the two
   checkpoint list|verify|prune RUN                what a run folder holds, whether it is sound, and less of it
   push RUN [--epoch N]                            push to the Hub what of a run is not there yet
-  selfcheck [--config_file F] [flags of train]    prove on your own model, data and launch file that the numbers hold"""
+  selfcheck [--config_file F] [flags of train]    prove on your own model, data and launch file that the numbers hold
+
+  --version                                       print the version"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         from mtloop.selfcheck import main as selfcheck
 
         return selfcheck(rest)
+    if command == "--version":
+        print(f"mtloop {mtloop.__version__}")
+        return 0
     is_help = command in ("-h", "--help")
     if command and not is_help:
         print(f"mtloop: error: no such command: {command}; python -m mtloop --help lists them", file=sys.stderr)

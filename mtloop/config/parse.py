@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser
 
+import mtloop
 from mtloop.config import accepted
 from mtloop.config.checks import OWN_METADATA, FieldError
 from mtloop.config.errors import UserError
@@ -21,6 +22,7 @@ from mtloop.config.whole import DATA_FIELDS, DEFAULTS, GROUPS, MODEL_FIELDS, Con
 from mtloop.config.yaml_file import MAPPING_FIELD, Entry, json_text, read_source, recipe_names
 
 DEMO = "demo"
+VERSION_LINE = f"mtloop {mtloop.__version__}"
 FLAG = re.compile(r"--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 UNSET = object()
 
@@ -50,7 +52,7 @@ class _HelpFormatter(argparse.HelpFormatter):
         return {"str": "TEXT", "string_to_bool": "BOOL", "number_or_auto": "INT|auto"}.get(name, name.upper())
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        if action.dest == "help" or not action.option_strings:
+        if action.nargs == 0 or not action.option_strings:
             return super()._format_action_invocation(action)
         values = self._format_args(action, self._get_default_metavar_for_optional(action))
         return f"{action.option_strings[0]} {values}"
@@ -89,6 +91,7 @@ def build_parser() -> HfArgumentParser:
     )
     # argparse's own pattern takes -1e-3 for a flag.
     parser._negative_number_matcher = re.compile(r"-\d*\.?\d+([eE][-+]?\d+)?$")
+    parser.add_argument("--version", action="version", version=VERSION_LINE, help="print the version and exit")
     parser.add_argument("--config", metavar="RECIPE", help="recipe or YAML file, as the first word (none: demo)")
     return parser
 
@@ -102,12 +105,15 @@ def parse_config(argv: Sequence[str] | None, warn: Warn | None = None) -> Config
 
     Raises:
         UserError: One line naming the flag or the file's line, the value and the remedy.
-        SystemExit: Status 0, after --help.
+        SystemExit: Status 0, after --help or --version.
     """
     tokens = list(argv or [])
     parser = build_parser()
     if "-h" in tokens or "--help" in tokens:
         parser.print_help()
+        raise SystemExit(0)
+    if "--version" in tokens:
+        print(VERSION_LINE)
         raise SystemExit(0)
     warn = warn or _print_warning
     kept = _screen(tokens, warn)

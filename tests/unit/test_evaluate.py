@@ -2,12 +2,23 @@
 
 import copy
 import math
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mtloop.evaluate import EvaluationSet, choose_samples, default_max_tokens, evaluate, loss_per_token
+from mtloop.config import EvaluationConfig
+from mtloop.evaluate import (
+    MAX_TOKENS,
+    MIN_TOKENS,
+    TOKENS_ON_CPU,
+    EvaluationSet,
+    choose_samples,
+    default_max_tokens,
+    evaluate,
+    loss_per_token,
+)
 from mtloop.metrics import score
 
 
@@ -125,3 +136,9 @@ def test_batches_are_small_on_a_processor_and_as_large_as_memory_allows_elsewher
     assert found("cuda", 2**40) == 16_000
     somewhere = next(tokens for power in range(20, 40) if (tokens := found("cuda", 2**power)) > 2_000)
     assert somewhere < 16_000
+
+
+def test_default_max_tokens_is_what_the_help_says():
+    (field,) = (one for one in fields(EvaluationConfig) if one.name == "eval_max_tokens")
+    text = field.metadata["help"]
+    assert f"{TOKENS_ON_CPU} on a CPU, {MIN_TOKENS} on XLA, otherwise {MIN_TOKENS} to {MAX_TOKENS}" in text
