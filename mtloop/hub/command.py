@@ -59,9 +59,9 @@ def _push(folder: RunFolder, *, epoch: int | None, shows_card: bool, given: dict
     if stored is None:
         raise UserError(f"{folder.path}: no run folder (it has no config.yaml); give the --output_dir of a run")
     record = folder.run_record.get("hub", {})
-    known = {"hub_model_id": record.get("repo_id"), "hub_revision": record.get("revision")}
-    settings = {name: value for name, value in {**known, **given}.items() if value is not None}
-    hub: HubConfig = replace(stored.hub, push_to_hub=True, **settings)
+    known = {"hub_model_id": record["repo_id"], "hub_revision": record["revision"]} if record else {}
+    known |= {name: value for name, value in given.items() if value is not None}
+    hub: HubConfig = replace(stored.hub, push_to_hub=True, **known)
     asked = _epoch_asked(folder, epoch)
     if shows_card:
         name = hub.hub_model_id or folder.path.resolve().name

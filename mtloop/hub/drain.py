@@ -58,7 +58,7 @@ class Drain:
         unpushed = self.publisher.close()
         target = self.publisher.target
         if arrived := [part.name for part, reason in self.publisher.outcomes.items() if not reason]:
-            self.say(f"on the Hub as {target.repo_id}: {', '.join(arrived)}")
+            self.say(f"on the Hub at {target.url}: {', '.join(arrived)}")
         for line in unpushed:
             self.say(f"NOT PUSHED to the Hub: {line}")
         if unpushed:

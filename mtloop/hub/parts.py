@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+
 from mtloop.checkpoint import epoch_of, list_checkpoints
 from mtloop.config import UserError
 from mtloop.hub.upload import is_epoch_tag
@@ -36,6 +38,12 @@ class Target:
     repo_id: str
     revision: str = MAIN_BRANCH
     license: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Return the address of the branch."""
+        branch = "" if self.revision == MAIN_BRANCH else f"/tree/{self.revision}"
+        return f"{constants.ENDPOINT}/{self.repo_id}{branch}"
 
     def tag_of(self, epoch: int) -> str:
         """Name an epoch's tag: epoch-N, on another branch than main BRANCH-epoch-N (tags are the repository's)."""

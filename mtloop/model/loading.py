@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,10 @@ from transformers import (
 from mtloop.config import ModelConfig, UserError, split_revision
 
 logger = logging.getLogger(__name__)
+
+# For a model with pickled weights alone, transformers (5.24) asks the Hub for a bot's conversion to safetensors, and
+# downloads what it does not use, in a thread without a timeout that the end of the process waits for.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 # Transformer base is Vaswani et al. 2017, table 3; the smaller two keep heads of 64 (32 for tiny) and 4 x feed-forward.
 MODEL_SIZES: dict[str, dict[str, int]] = {

@@ -104,7 +104,7 @@ def test_each_epoch_and_the_end_arrive_once_in_order(server, open_publisher, tmp
         assert sorted(commit.files) == [*names, "tokenizer_config.json"]
     said = [line for line in publisher.said if not line.startswith("waiting for the Hub: ")]
     assert said[:4] == [f"pushed to {REPO}: {name}" for name in ("epoch 1", "epoch 2", "epoch 3", "final")]
-    assert said[4:] == [f"on the Hub as {REPO}: epoch 1, epoch 2, epoch 3, final"]
+    assert said[4:] == [f"on the Hub at https://huggingface.co/{REPO}: epoch 1, epoch 2, epoch 3, final"]
     # What was known at an epoch's end stands in its metrics, and no more.
     for number, commit in enumerate(server.repos[REPO].commits[1:4], start=1):
         lines = [json.loads(line) for line in server.blobs[commit.files["metrics.jsonl"]].splitlines()]

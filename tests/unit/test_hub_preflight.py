@@ -241,7 +241,7 @@ def test_push_pushes_what_is_missing_and_says_so(server, start, tmp_path):
     folder = make_run(tmp_path / "run", epochs=2)
     server_titles = lambda: [title for title, _ in server.commits("tester/run")]  # noqa: E731
     done = start("-m", "mtloop", "push", folder.path)
-    assert done.returncode == 0 and "on the Hub as tester/run: epoch 1, epoch 2" in done.stdout
+    assert done.returncode == 0 and f"on the Hub at {server.url}/tester/run: epoch 1, epoch 2" in done.stdout
     done = start("-m", "mtloop", "push", folder.path)
     assert done.returncode == 0 and "nothing to push: tester/run has all that is here" in done.stdout
     write_checkpoint(folder, 3)
@@ -265,6 +265,7 @@ def test_push_pushes_one_epoch_and_shows_the_card(server, start, tmp_path):
     assert folder.run_record["hub"] == {"repo_id": "team/model", "revision": "main", "license": None}
     done = start("-m", "mtloop", "push", folder.path, "--epoch", 3, "--show_card")
     assert done.returncode == 0 and done.stdout.startswith("---\n") and "after epoch 3 of 3" in done.stdout
+    assert 'AutoModelForSeq2SeqLM.from_pretrained("team/model")' in done.stdout  # where it was pushed, not its folder
     assert len(server.commits("team/model")) == 1
 
 
