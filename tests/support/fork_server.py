@@ -8,8 +8,10 @@ program ends, and takes the program with it when it is killed. What it cannot st
 Not for tests of the process itself: its parent, its group, its network namespace, a launcher that dies.
 """
 
+import atexit
 import contextlib
 import fcntl
+import gc
 import hashlib
 import io
 import json
@@ -22,11 +24,24 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 # Read when a module is imported, or when Python starts: each combination has a server of its own.
-READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "DATASETS_", "TOKENIZERS_", "PYTHON", "TORCH_", "PJRT_", "LC_", "LANG")
+READ_AT_IMPORT = (
+    "HF_",
+    "TRANSFORMERS_",
+    "DATASETS_",
+    "TOKENIZERS_",
+    "PYTHON",
+    "TORCH_",
+    "PJRT_",
+    "LC_",
+    "LANG",
+    "GOMP_",
+)
 READ_LATER = ("HF_TOKEN", "TORCHELASTIC_", "TORCH_NCCL")
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # What train.py, its commands and the launcher import, whichever way they go.
@@ -155,6 +170,8 @@ def serve(address: Path) -> dict:
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a fork's collector would touch, and so copy, every page
     waiting = selectors.DefaultSelector()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(address))
@@ -219,8 +236,39 @@ def _read_request(connection: socket.socket) -> tuple[dict, list[int]]:
     return json.loads(content), streams
 
 
-def become(request: dict) -> None:
-    """Run the program of a request in this process, as Python itself would."""
+def become(request: dict) -> NoReturn:
+    """Run the program of a request in this process and end as Python itself would.
+
+    What Python does last is left out: it takes the modules apart, which copies every page that they are on.
+    """
+    status = 0
+    try:
+        _run(request)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = 1 if isinstance(end.code, str) else int(end.code or 0)
+    except KeyboardInterrupt:
+        sys.excepthook(*sys.exc_info())
+        status = -signal.SIGINT
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        status = 120
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+def _run(request: dict) -> None:
     os.setsid()
     os.chdir(request["cwd"])
     os.environ.clear()
