@@ -185,7 +185,7 @@ class RunFolder:
         Raises:
             UserError: when something does and is not let through.
         """
-        stored = read_json(self.data_path)
+        stored = self.data_report
         different = _data_differences(stored, report) if stored else []
         if different and not allow_changed:
             raise UserError(
@@ -217,6 +217,11 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.config_path, to_yaml(config))
+
+    @property
+    def data_report(self) -> dict[str, Any]:
+        """What data.json holds; empty without."""
+        return read_json(self.data_path)
 
     def write_data(self, report: dict[str, Any]) -> None:
         write_atomically(self.data_path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")

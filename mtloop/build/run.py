@@ -68,7 +68,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     Raises:
         UserError: for a mistake in data, tokenizer, model or flags; on every rank.
     """
-    corpora = load_corpora(config, runtime)
+    corpora = load_corpora(config, runtime, {} if stored is None else runtime.on_main(lambda: folder.data_report))
     tokenizer = build_tokenizer(config, corpora, folder, runtime, is_new=stored is None)
     pairs, config = settle_pairs(config, corpora, tokenizer, runtime)
     train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
@@ -161,12 +161,29 @@ def identify(
     }
 
 
-def load_corpora(config: Config, runtime: Runtime) -> list[Corpus]:
-    """Load the rows of each pair, once a machine, and say what was dropped. Collective."""
-    corpora = runtime.one_first(
-        lambda: [load_corpus(one, trust_remote_code=config.model.trust_remote_code) for one in config.data.of_pairs()]
-    )
-    for name, corpus in zip(config.data.pair_names or ("",), corpora, strict=True):
+def load_corpora(config: Config, runtime: Runtime, recorded: dict[str, Any]) -> list[Corpus]:
+    """Load the rows of each pair, once a machine, and say what was dropped. Collective.
+
+    Args:
+        config: Of the run.
+        runtime: The ranks.
+        recorded: What data.json holds of a run that is resumed: its rows come from where they came from then.
+    """
+    names = config.data.pair_names or ("",)
+
+    def load() -> list[Corpus]:
+        return [
+            load_corpus(
+                data,
+                trust_remote_code=config.model.trust_remote_code,
+                sources=recorded.get("pairs", {}).get(name, recorded).get("sources"),
+                say=runtime.say,
+            )
+            for name, data in zip(names, config.data.of_pairs(), strict=True)
+        ]
+
+    corpora = runtime.one_first(load)
+    for name, corpus in zip(names, corpora, strict=True):
         runtime.say(*(f"{name} {line}".lstrip() for line in describe(corpus.report)))
     return corpora
 

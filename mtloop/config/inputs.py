@@ -81,7 +81,10 @@ class DataConfig(Group):
     _argument_group_name = "data"
 
     dataset_name: str | None = setting(
-        None, "data set: demo, kde4, a Hub name or name@revision (none: --train_file)", same_run=True, check=not_empty
+        None,
+        "data set: demo, kde4, opus:<Corpus>/<version>, a Hub name or name@revision (none: --train_file)",
+        same_run=True,
+        check=not_empty,
     )
     dataset_config_name: str | None = setting(
         None, "configuration of the data set, as en-fr (none: found from the languages)", same_run=True, check=not_empty
@@ -96,10 +99,10 @@ class DataConfig(Group):
         None, "test file or files, scored at the end (none: no test)", same_run=True, check=files
     )
     source_lang: str | None = setting(
-        None, "language code of the source, as en (none: only with columns)", same_run=True, check=not_empty
+        None, "language of the source, as en, de_DE or German (none: only with columns)", same_run=True, check=not_empty
     )
     target_lang: str | None = setting(
-        None, "language code of the target, as fr (none: only with columns)", same_run=True, check=not_empty
+        None, "language of the target, as fr, pt_BR or French (none: only with columns)", same_run=True, check=not_empty
     )
     source_column: str | None = setting(
         None, "column of the source text (none: found from --source_lang)", same_run=True, check=not_empty

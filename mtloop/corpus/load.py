@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ import pyarrow as pa
 from datasets import Dataset
 
 from mtloop.config import RunFailed, UserError
+from mtloop.corpus import kde4
 from mtloop.corpus.named import load_named
-from mtloop.corpus.opus import load_kde4, load_opus
+from mtloop.corpus.opus import load_opus
 from mtloop.corpus.rows import REASONS, ROWS_VERSION, Columns
 from mtloop.corpus.sources import load_demo, load_files
 from mtloop.corpus.store import Raw, Store, digest
@@ -45,7 +47,14 @@ class Corpus:
     report: dict[str, Any]
 
 
-def load_corpus(data: DataConfig, *, trust_remote_code: bool = False, cache_dir: str | None = None) -> Corpus:
+def load_corpus(
+    data: DataConfig,
+    *,
+    trust_remote_code: bool = False,
+    cache_dir: str | None = None,
+    sources: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Corpus:
     """Load, split and filter the rows that `data` names.
 
     Several processes may call it; best after one another, for the first one fills the cache for the others. A
@@ -56,6 +65,8 @@ def load_corpus(data: DataConfig, *, trust_remote_code: bool = False, cache_dir:
         data: The data flags.
         trust_remote_code: Of no effect: datasets 4 and later run no code of a data set.
         cache_dir: Where rows are kept instead of the datasets library's cache.
+        sources: "sources" of the report of a run that is resumed: of several sources of a corpus, take the same.
+        say: Prints a line, before a download.
 
     Raises:
         UserError: for whatever the user can mend.
@@ -63,7 +74,7 @@ def load_corpus(data: DataConfig, *, trust_remote_code: bool = False, cache_dir:
     """
     columns = Columns(data.source_lang, data.target_lang, data.source_column, data.target_column)
     try:
-        return _assemble(data, _load_raws(data, columns, Store(cache_dir, data.overwrite_cache)))
+        return _assemble(data, _load_raws(data, columns, Store(cache_dir, data.overwrite_cache), sources or {}, say))
     except OSError as error:
         raise RunFailed(f"cannot write the rows to the datasets cache (HF_DATASETS_CACHE, HF_HOME): {error}") from error
 
@@ -101,7 +112,9 @@ def describe(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _load_raws(data: DataConfig, columns: Columns, store: Store) -> dict[str, Raw]:
+def _load_raws(
+    data: DataConfig, columns: Columns, store: Store, sources: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Raw]:
     """Load every split that a flag or the data set provides; files of a split come before the data set's."""
     if bool(data.dataset_name) == bool(data.train_file):
         raise UserError("give either --dataset_name or --train_file" + (", not both" if data.train_file else ""))
@@ -109,10 +122,11 @@ def _load_raws(data: DataConfig, columns: Columns, store: Store) -> dict[str, Ra
     raws: dict[str, Raw] = {}
     if name == "demo":
         raws = load_demo(columns, store)
-    elif name == "kde4":
-        raws = load_kde4(columns, store)
+    elif name in kde4.NAMES:
+        recorded = next((source.get("name") for source in sources.get("train", [])), None)
+        raws = kde4.load_kde4(columns, store, recorded=recorded, say=say)
     elif name and name.startswith("opus:"):
-        raws = load_opus(name, columns, store)
+        raws = load_opus(name, columns, store, say)
     elif name:
         raws = load_named(name, data.dataset_config_name, columns, store)
     for split, field in _FLAGS.items():

@@ -127,6 +127,12 @@ def raise_if_disk_is_full(error: Exception) -> None:
             raise cause
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the type and the first line of the error that caused this one."""
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {first_line(cause)}"
+
+
 def first_line(error: BaseException) -> str:
     """Return what an error says in one line."""
     return str(error).strip().partition("\n")[0]

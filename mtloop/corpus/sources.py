@@ -28,6 +28,15 @@ def load_files(flag: str, patterns: list[str], columns: Columns, store: Store) -
     files = tuple(identify(path, flag=flag) for path in paths)
     if kind == "text":
         return load_text_pair(files[0], files[1], store)
+    return load_records(files, kind, columns, store)
+
+
+def load_records(files: tuple[InputFile, ...], kind: str, columns: Columns, store: Store) -> Raw:
+    """Load files whose rows have named columns.
+
+    Raises:
+        UserError: see `record_rows`.
+    """
     identity = {"kind": kind.removesuffix("l"), "sha256": [file.sha256 for file in files], "columns": columns.names}
     rows = store.fill(record_rows, identity, {"files": files, "kind": kind, "columns": columns})
     return Raw(rows, identity, [file.record for file in files])

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import gzip
-import http.server
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -558,7 +555,6 @@ def test_a_data_set_that_cannot_be_had_says_what_to_do() -> None:
     assert message.startswith("--dataset_name nobody/nothing@v1: cannot be loaded")
     assert "`hf download --repo-type dataset nobody/nothing`" in message
     assert "--train_file" in message and "HF_HOME" in message
-    assert "cannot be loaded" in error_of(dataset_name="kde4")
     write("old/old.py", b"# a loading script\n")
     assert "no longer runs loading scripts" in error_of(dataset_name="old")
     write("onlytest/test.jsonl", json_lines(TRANSLATIONS))
@@ -573,99 +569,6 @@ def test_the_demo(languages: tuple[str, str]) -> None:
     for rows, split in ((corpus.train, "train"), (corpus.valid, "validation")):
         assert texts(rows) == [pair if languages[0] == "en" else pair[::-1] for pair in demo_pairs(split)]
     assert "English and French only" in error_of(dataset_name="demo", target_lang="de")
-
-
-class Archives(http.server.BaseHTTPRequestHandler):
-    """Serves what `files` holds and writes down what was asked for."""
-
-    files: dict[str, bytes] = {}
-    asked: list[str] = []
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        content = self.files.get(self.path)
-        self.send_response(404 if content is None else 200)
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.end_headers()
-        self.wfile.write(content or b"")
-
-    def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def opus(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Archives]]:
-    """Run a real HTTP server as the OPUS store."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    Archives.files, Archives.asked = {}, []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Archives) as server:
-        monkeypatch.setenv("MTLOOP_OPUS_URL", f"http://127.0.0.1:{server.server_port}/")
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Archives
-        server.shutdown()
-
-
-def moses(corpus: str, **sides: bytes) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("README", "read me")
-        for language, content in sides.items():
-            archive.writestr(f"{corpus}.{'-'.join(sorted(sides))}.{language}", content)
-    return stream.getvalue()
-
-
-def test_an_opus_archive_is_downloaded_once(opus: type[Archives], monkeypatch: pytest.MonkeyPatch) -> None:
-    address = "/OPUS-Books/v1/moses/en-fr.txt.zip"
-    opus.files[address] = moses("Books", en=b"a\nb\nc\n\n", fr="\u00e0\nb\x85\nc\nd\n".encode())
-    fields: dict[str, Any] = {"dataset_name": "opus:Books/v1", "validation_split": 0.25}
-    corpus = load(**fields)
-    pairs = {("a", "\u00e0"), ("b", "b\x85"), ("c", "c")}
-    # The fourth row is empty on one side.
-    assert set(texts(corpus.train)) | set(texts(corpus.valid)) == pairs
-    (source,) = corpus.report["sources"]["train"]
-    assert source["path"].endswith(address) and source["size"] == len(opus.files[address])
-    swapped = load(**fields, source_lang="fr", target_lang="en")
-    assert set(texts(swapped.train)) | set(texts(swapped.valid)) == {(fr, en) for en, fr in pairs}
-    assert opus.asked == [address]
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert load(**fields).report == corpus.report
-
-
-def test_kde4_pairs_that_the_hub_lacks_come_from_opus(opus: type[Archives]) -> None:
-    opus.files["/OPUS-KDE4/v2/moses/de-en.txt.zip"] = moses("KDE4", de=b"eins\nzwei\n", en=b"one\ntwo\n")
-    corpus = load(dataset_name="kde4", target_lang="de", validation_split=0.5)
-    assert {*texts(corpus.train), *texts(corpus.valid)} == {("one", "eins"), ("two", "zwei")}
-
-
-def test_opus_failures_name_the_archive_and_the_way_round(
-    opus: type[Archives], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "opus:Books/v1"
-    message = error_of(dataset_name=name)
-    assert "OPUS has no such archive" in message and "/OPUS-Books/v1/moses/en-fr.txt.zip" in message
-    assert "--train_file" in message
-    good = moses("Books", en=b"line\n" * 400, fr=b"ligne\n" * 400)
-    middle = good.index(b"Books.en-fr.en") + 14 + 4
-    address = "/OPUS-Books/v1/moses/en-fr.txt.zip"
-    for damaged in (good[:100], b"<html>busy</html>", good[:middle] + b"\xff\xff\xff" + good[middle + 3 :]):
-        opus.files[address] = damaged
-        message = error_of(dataset_name=name)
-        assert "damaged download" in message and "--train_file" in message
-    opus.files[address] = moses("Other", en=b"a\n", fr=b"b\n")
-    assert "holds no Books.en-fr.en" in error_of(dataset_name=name, overwrite_cache=True)
-    assert "opus:<Corpus>/<version>" in error_of(dataset_name="opus:Books")
-    assert "--source_lang" in error_of(dataset_name=name, source_lang=None)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    message = error_of(dataset_name="opus:News/v1")
-    assert "OfflineModeIsEnabled" in message and "--train_file" in message
-
-
-def test_a_good_archive_replaces_a_damaged_one(opus: type[Archives]) -> None:
-    address = "/OPUS-Books/v1/moses/en-fr.txt.zip"
-    opus.files[address] = b"not a zip"
-    assert "damaged download" in error_of(dataset_name="opus:Books/v1")
-    opus.files[address] = moses("Books", en=b"a\nb\n", fr=b"c\nd\n")
-    assert len(load(dataset_name="opus:Books/v1", validation_split=0.5).train) == 1
 
 
 @pytest.mark.parametrize(
