@@ -19,7 +19,7 @@ from mtloop.hub.upload import read_key
 from mtloop.manifest import read_manifest
 from mtloop.run_folder import RunFolder, read_json, read_json_lines
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
-from tests.support.launch import PROJECT, PYTHON, environment, run, start_command
+from tests.support.launch import PROJECT, PYTHON, environment, free_port, run, start_command
 
 pytestmark = pytest.mark.e2e
 
@@ -32,9 +32,15 @@ PUSH = ["--push_to_hub", "--hub_model_id", REPO]
 WHOLE = [*(f"Training in progress, epoch {epoch}" for epoch in (1, 2, 3)), "Training complete"]
 
 
+@pytest.fixture(scope="module")
+def port():
+    """One address for all: the programs that know it are forked from one process."""
+    return free_port()
+
+
 @pytest.fixture
-def server():
-    with HubServer() as started:
+def server(port):
+    with HubServer(port) as started:
         yield started
 
 

@@ -43,6 +43,8 @@ READ_AT_IMPORT = (
     "GOMP_",
 )
 READ_LATER = ("HF_TOKEN", "TORCHELASTIC_", "TORCH_NCCL")
+# It ends with its parent, and the parent of a fork is the server.
+NEVER_FORKED = ["-m", "mtloop.hub.upload"]
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # What train.py, its commands and the launcher import, whichever way they go.
 PRELOADED = [
@@ -98,7 +100,8 @@ def ask(folder: Path, words: list[str]) -> int:
     """Have a server run `words` as Python's command line; return the exit status, or die of the program's signal."""
     is_unbuffered = words[:1] == ["-u"]
     words = words[is_unbuffered:]
-    if not words or (words[0].startswith("-") and words[0] not in ("-m", "-c")):
+    is_option = words[:1] and words[0].startswith("-") and words[0] not in ("-m", "-c")
+    if not words or is_option or words[:2] == NEVER_FORKED:
         os.execv(sys.executable, [sys.executable, *["-u"] * is_unbuffered, *words])
     ignored = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
     request = {

@@ -126,7 +126,7 @@ class Blobs:
 
 
 class HubServer:
-    """The server; a context manager.
+    """The server; a context manager. Without a port it takes a free one.
 
     Attributes:
         url: What HF_ENDPOINT must be.
@@ -137,7 +137,7 @@ class HubServer:
         cards: Every README.md that was sent to /api/validate-yaml.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self._home = tempfile.TemporaryDirectory(prefix="hub-")
         self.folder = Path(self._home.name)
         self.repos: dict[str, Repo] = {}
@@ -148,7 +148,7 @@ class HubServer:
         self.lock = threading.RLock()
         self.closing = threading.Event()
         self._faults: list[Fault] = []
-        self._listen(0)
+        self._listen(port)
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
 
