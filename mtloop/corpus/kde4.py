@@ -7,18 +7,19 @@ from collections.abc import Callable
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from mtloop.config import UserError, split_revision
+from mtloop.config import UserError
 from mtloop.corpus.files import identify
-from mtloop.corpus.named import raise_if_disk_is_full, reason_of
+from mtloop.corpus.named import download_progress, raise_if_disk_is_full, reason_of
 from mtloop.corpus.opus import REMEDY, Archive, Say, given_languages
 from mtloop.corpus.rows import Columns
 from mtloop.corpus.sources import load_records
 from mtloop.corpus.store import Raw, Store
 from mtloop.languages import advise, match_language
 
-HUB_BRANCH = "Helsinki-NLP/kde4@refs/convert/parquet"
+REPO, BRANCH = "Helsinki-NLP/kde4", "refs/convert/parquet"
+HUB_BRANCH = f"{REPO}@{BRANCH}"
 # What a user may call it; the main branch on the Hub holds a loading script, which datasets 4 and later do not run.
-NAMES = ("kde4", "Helsinki-NLP/kde4", HUB_BRANCH)
+NAMES = ("kde4", REPO, HUB_BRANCH)
 # The branch has a folder for each of these pairs and no configurations.
 PAIRS_ON_HUB = ("en-fr", "en-it", "fi-nl", "it-ro", "nl-sv")
 # The 92 languages of KDE4 v2 as OPUS writes them. Source: the corpus's page on OPUS (public_html/KDE4.php of
@@ -75,7 +76,7 @@ def find_code(flag: str, language: str) -> str:
     """
     found = match_language(language, CODES)
     if len(found) != 1:
-        problem = "several languages of kde4" if found else "not a language of kde4"
+        problem = "kde4 has several such languages" if found else "kde4 does not have this language"
         advice = advise(language, CODES)
         raise UserError(f"{flag}: {problem} (got {language}). {advice[0].upper()}{advice[1:]}.")
     return found[0]
@@ -90,11 +91,11 @@ def _load_parquet(pair: str, columns: Columns, store: Store) -> Raw:
     Raises:
         UserError: with the reason alone.
     """
-    repo, revision = split_revision(HUB_BRANCH)
     path = f"{pair}/train/0000.parquet"
-    cached = try_to_load_from_cache(repo, path, revision=revision, repo_type="dataset")
+    cached = try_to_load_from_cache(REPO, path, revision=BRANCH, repo_type="dataset")
     try:
-        local = hf_hub_download(repo, path, revision=revision, repo_type="dataset")
+        with download_progress():
+            local = hf_hub_download(REPO, path, revision=BRANCH, repo_type="dataset")
     except Exception as error:  # anything from httpx and huggingface_hub
         raise_if_disk_is_full(error)
         if not isinstance(cached, str):

@@ -122,7 +122,7 @@ def _load_raws(
     raws: dict[str, Raw] = {}
     if name == "demo":
         raws = load_demo(columns, store)
-    elif name in kde4.NAMES:
+    elif name == "kde4" or (name in kde4.NAMES and not Path(name).is_dir()):
         recorded = next((source.get("name") for source in sources.get("train", [])), None)
         raws = kde4.load_kde4(columns, store, recorded=recorded, say=say)
     elif name and name.startswith("opus:"):

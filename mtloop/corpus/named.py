@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
 from datasets import Dataset
+from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from mtloop.config import UserError, split_revision
 from mtloop.corpus.files import InputFile, identify
@@ -125,6 +128,20 @@ def raise_if_disk_is_full(error: Exception) -> None:
     for cause in (error, error.__cause__):
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise cause
+
+
+@contextmanager
+def download_progress() -> Iterator[None]:
+    """Show the progress of downloads on a terminal, although train.py has silenced the libraries."""
+    group = "huggingface_hub"
+    is_silenced = are_progress_bars_disabled(group) and constants.HF_HUB_DISABLE_PROGRESS_BARS is not True
+    if is_silenced:
+        enable_progress_bars(group)
+    try:
+        yield
+    finally:
+        if is_silenced:
+            disable_progress_bars(group)
 
 
 def reason_of(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from huggingface_hub.file_download import http_get
 
 from mtloop.config import UserError
 from mtloop.corpus.files import DamagedArchive, InputFile, identify
-from mtloop.corpus.named import raise_if_disk_is_full, reason_of
+from mtloop.corpus.named import download_progress, raise_if_disk_is_full, reason_of
 from mtloop.corpus.rows import Columns
 from mtloop.corpus.sources import load_text_pair
 from mtloop.corpus.store import Raw, Store, digest
@@ -142,9 +142,8 @@ class Archive:
             if store.is_current(path):
                 return path
             try:
-                # Shows its progress on a terminal, has a timeout, compares the size with the server's Content-Length,
-                # and keeps to HF_HUB_OFFLINE.
-                with open(partial, "wb") as stream:
+                # Has a timeout, compares the size with the server's Content-Length, and keeps to HF_HUB_OFFLINE.
+                with download_progress(), open(partial, "wb") as stream:
                     http_get(self.url, stream, displayed_filename=self._label)
                 partial.replace(path)
             except Exception as error:  # whatever HTTP client huggingface_hub uses has classes of its own

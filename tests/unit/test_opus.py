@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from typing import Any
 import datasets
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from mtloop.config import DataConfig, UserError
+from mtloop.build.run import load_corpora
+from mtloop.config import DataConfig, UserError, parse_config
 from mtloop.corpus import Corpus, load_corpus
 from mtloop.corpus.kde4 import CODES, HUB_BRANCH, PAIRS_ON_HUB, find_code
+from mtloop.runtime import Runtime
 from tests.support.hub_server import HubServer
 from tests.support.kde4 import KDE4, PARQUET_BRANCH, add_archive, add_kde4, archive
 
@@ -95,12 +100,17 @@ def test_find_code_resolves_codes_and_names(given: str, code: str) -> None:
     [("zh", "zh_CN, zh_HK, zh_TW"), ("Chinese", "zh_CN, zh_HK, zh_TW"), ("zh_Hant", "zh_HK, zh_TW")],
 )
 def test_find_code_lists_what_may_be_meant(given: str, candidates: str) -> None:
-    with pytest.raises(UserError, match=rf"^--target_lang: .* \(got {given}\)\. It may be {candidates}: give one"):
+    with pytest.raises(
+        UserError,
+        match=rf"^--target_lang: kde4 has several such languages \(got {given}\)\. It may be {candidates}: give one",
+    ):
         find_code("--target_lang", given)
 
 
 def test_find_code_refuses_what_kde4_lacks() -> None:
-    with pytest.raises(UserError, match=r"^--source_lang: not a language of kde4 \(got sr@latin\)\. Known are af, ar"):
+    with pytest.raises(
+        UserError, match=r"^--source_lang: kde4 does not have this language \(got sr@latin\)\. Known are af, ar"
+    ):
         find_code("--source_lang", "sr@latin")
 
 
@@ -146,6 +156,17 @@ def test_kde4_reads_other_pairs_from_opus(hub: HubServer, source: str, target: s
     assert hub.requests == [f"GET /{path}"]
     (source_of_train,) = corpus.report["sources"]["train"]
     assert source_of_train["name"] == "opus:KDE4/v2" and source_of_train["path"] == f"{hub.url}/{path}"
+
+
+def test_a_local_folder_named_as_on_the_hub_is_read(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "Helsinki-NLP" / "kde4"
+    folder.mkdir(parents=True)
+    (folder / "train.csv").write_text("en,fr\n" + "a,b\n" * 4)
+    monkeypatch.chdir(tmp_path)
+    assert texts(load("Helsinki-NLP/kde4", "en", "fr")[0]) == {("a", "b")}
+    assert hub.requests == []
 
 
 def test_kde4_refuses_one_language_twice(hub: HubServer) -> None:
@@ -203,6 +224,53 @@ def test_kde4_is_resumed_from_where_it_was_read(hub: HubServer, tmp_path: Path) 
     assert "no such branch" in message and "OPUS-KDE4" not in message and "resumed run" in message
     # A run on something else, continued with --allow_changed, has no source of kde4 to go by.
     assert load("kde4", "en", "fr", sources={"train": [{"path": "pairs.jsonl"}]})[0].report == opus
+
+
+def test_kde4_without_a_network_or_a_cache(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert error_of("kde4", "en", "fr").count("OfflineModeIsEnabled") == 2
+    assert hub.requests == []
+
+
+def test_each_pair_of_a_resumed_run_is_read_from_where_it_was(hub: HubServer, runtime: Runtime) -> None:
+    branch = hub.repos[KDE4].branches.pop(PARQUET_BRANCH)
+    add_archive(hub, "KDE4/v2", {"en": file_of(ENGLISH, " \n"), "fr": file_of(OTHER)})
+    flags = ["--dataset_name", "kde4", "--model_size", "tiny", "--train_tokenizer"]
+    config = parse_config([*flags, "--pairs", "en-fr,French-English"])
+    first = [corpus.report for corpus in load_corpora(config, runtime, {})]
+    hub.repos[KDE4].branches[PARQUET_BRANCH] = branch
+    other = [corpus.report for corpus in load_corpora(config, runtime, {})]
+    names = [report["sources"]["train"][0]["name"] for report in first + other]
+    assert names == ["opus:KDE4/v2", "opus:KDE4/v2", HUB_BRANCH, HUB_BRANCH]
+    recorded = {"sources": other[0]["sources"], "pairs": {"en-fr": other[0], "French-English": first[1]}}
+    assert [corpus.report for corpus in load_corpora(config, runtime, recorded)] == [other[0], first[1]]
+    # The data.json of a run that had one pair has no "pairs".
+    single = parse_config([*flags, "--source_lang", "en", "--target_lang", "fr"])
+    assert load_corpora(single, runtime, first[0])[0].report == first[0]
+
+
+class Terminal(io.StringIO):
+    """A standard error that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "is_shown"), [(Terminal(), True), (io.StringIO(), False)], ids=["terminal", "file"])
+def test_downloads_show_their_progress_on_a_terminal(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, is_shown: bool
+) -> None:
+    add_archive(hub, "KDE4/v2", {"de": file_of(OTHER), "en": file_of(ENGLISH)})
+    monkeypatch.setattr(sys, "stderr", stream)
+    disable_progress_bars()  # as train.py does
+    try:
+        load("kde4", "en", "fr")
+        load("kde4", "en", "de")
+        assert are_progress_bars_disabled("huggingface_hub.http_get")
+    finally:
+        enable_progress_bars()
+    shown = stream.getvalue()
+    assert ("0000.parquet: 100%" in shown, "KDE4 de-en: 100%" in shown) == (is_shown, is_shown)
 
 
 def test_a_truncated_download_is_never_used(hub: HubServer, tmp_path: Path) -> None:
