@@ -1,7 +1,6 @@
 """One CUDA device: what it computes is what the CPU computes, and what a run promises holds there too."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from safetensors.torch import load_file
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.trainer import train, train_step
-from tests.support.launch import PROJECT, run
+from tests.support.launch import PYTHON, launch_command, run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,10 +26,7 @@ NEARNESS = {"no": 1e-5, "fp16": 2.0**-11, "bf16": 2.0**-8}
 
 def launched(folder, *flags):
     """Run train.py by single_gpu.yaml to its end; return its first line and its logged losses."""
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    file = str(PROJECT / "accelerate_configs" / "single_gpu.yaml")
-    command = [*launcher, "--config_file", file, "train.py", *DEMO, *flags, "--output_dir", str(folder)]
-    done = run(command)
+    done = run(launch_command("train.py", *DEMO, *flags, "--output_dir", folder, file="single_gpu"))
     assert done.returncode == 0, done.stderr[-3000:]
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return done.stdout.splitlines()[0], [line["loss"] for line in lines if "loss" in line]
@@ -72,7 +68,7 @@ def test_an_evaluation_is_that_of_the_cpu(demo_run, tmp_path):
     found = {}
     for device, flags in (("gpu", []), ("cpu", ["--use_cpu"])):
         folder = tmp_path / device
-        command = [sys.executable, "-m", "mtloop", "evaluate", "--model", str(demo_run.folder), *flags]
+        command = [PYTHON, "-m", "mtloop", "evaluate", "--model", str(demo_run.folder), *flags]
         done = run([*command, "--mixed_precision", "no", "-o", str(folder)])
         assert done.returncode == 0, done.stderr[-3000:]
         lines = map(json.loads, (folder / "valid.jsonl").read_text(encoding="utf-8").splitlines())
@@ -129,10 +125,10 @@ def test_a_checkpoint_holds_the_weights_of_its_step_while_training_goes_on(new_r
     run = new_run(max_train_steps=8, save_steps=2, eval_steps=100, logging_steps=100)
     saved, save = {}, run.checkpointer.save
 
-    def noted():
+    def noted(**options):
         # A copy on the device, in the order of its own work.
         saved[run.state.step] = {name: weight.detach().clone() for name, weight in run.model.state_dict().items()}
-        save()
+        save(**options)
 
     run.checkpointer.save = noted
     assert train(run) is None
