@@ -20,8 +20,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     # OpenMP's threads wait for one another by spinning: beside other work on the cores a run takes ten times as long.
     GOMP_SPINCOUNT="1000",
-    MTLOOP_TESTS_PYTHON=str(_CACHE / "fork" / "python"),
+    PYTORCH_NVML_BASED_CUDA_CHECK="1",  # otherwise looking for a GPU leaves a state that no fork can use
 )
+os.environ.setdefault("MTLOOP_TESTS_PYTHON", str(_CACHE / "fork" / "python"))
 
 import pytest  # noqa: E402
 
@@ -44,9 +45,7 @@ def pytest_configure(config):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)  # a handler here, the default in whatever is started
-    folder = _CACHE / "fork"
-    folder.mkdir(exist_ok=True)
-    fork_server.install(folder)
+    fork_server.install(_CACHE / "fork")
 
 
 def pytest_unconfigure(config):

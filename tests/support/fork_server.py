@@ -89,6 +89,7 @@ PRELOADED = [
 
 def install(folder: Path) -> Path:
     """Write the executable into a folder; servers live as long as the folder and this process; return its path."""
+    folder.mkdir(exist_ok=True)
     (folder / "owner").write_text(str(os.getpid()))
     path = folder / "python"
     path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{Path(__file__).resolve()}" ask "{folder}" "$@"\n')
