@@ -110,6 +110,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def avoid_planned_attention() -> None:
+    """Leave out cuDNN's attention kernels: cuDNN plans on the host for every new shape, and here every batch has one.
+
+    On an H200 (torch 2.11, 6 + 6 layers, 45,700 padded tokens an update) that took 5 ms a call, 180 ms of an update of
+    394 ms, of which the device computed for 73 ms. torch's memory-efficient kernels take any shape and mask.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def choose_precision(asked: str | None, *, is_cpu: bool, is_small_model: bool) -> str | None:
     """Turn "auto" into what the hardware has and gains from; None leaves it to the launch file."""
     if asked != "auto":

@@ -34,6 +34,7 @@ from mtloop.config import ProcessFailed, RunFailed, UserError
 from mtloop.runtime.asked import asked_sharding, hidden_from_accelerate
 from mtloop.runtime.failures import explain
 from mtloop.runtime.machine import (
+    avoid_planned_attention,
     check_environment,
     choose_precision,
     complete_fp16,
@@ -102,6 +103,8 @@ class Runtime:
         use_deterministic_algorithms(hardware.deterministic)
         if is_cpu:
             keep_freed_memory()
+        else:
+            avoid_planned_attention()
         precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_small_model=is_small_model)
         check_environment(is_cpu=is_cpu, shard_model=hardware.shard_model)
         sharding = asked_sharding(hardware, precision)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from mtloop.config import HardwareConfig, RunFailed, UserError
 from mtloop.runtime import Interrupted, Runtime, attempt, explain
+from mtloop.runtime.machine import avoid_planned_attention
 from mtloop.runtime.network import choose_interface
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -411,3 +412,13 @@ def test_a_tracker_that_cannot_be_closed_does_not_fail_a_run_that_is_over(runtim
     runtime.close()
     runtime.accelerator.trackers = []
     assert "tracking did not end well: ConnectionError: the service is away" in capsys.readouterr().out
+
+
+def test_avoid_planned_attention_leaves_the_other_kernels():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        avoid_planned_attention()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
