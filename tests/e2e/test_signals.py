@@ -217,3 +217,17 @@ def test_under_nohup_the_run_outlives_its_shell(tmp_path):
     trainer.send_signal(signal.SIGHUP)
     psutil.wait_procs([trainer], timeout=120)
     assert status_of(folder)["status"] == "finished"
+
+
+def test_an_interrupt_that_the_shell_ignores_stays_ignored(tmp_path):
+    """As in a script's background (`train.py &`): Ctrl-C at the terminal is not meant for it, TERM is."""
+    folder = tmp_path / "run"
+    script = f"trap '' INT; exec {sys.executable} train.py {' '.join(FLAGS)} --output_dir {folder}"
+    life = Life(folder, [], 1, script=[], command=lambda *_, **__: ["bash", "-c", script])
+    assert life.wait_for(lambda: life.has_printed(r"update \d+ of"))
+    before = life.last_step
+    life.process.send_signal(signal.SIGINT)
+    assert life.wait_for(lambda: life.last_step > before + 2), life.output[-3000:]
+    life.process.send_signal(signal.SIGTERM)
+    assert life.process.wait(timeout=60) == 143
+    assert status_of(folder)["status"] == "stopped" and "SIGTERM" in status_of(folder)["message"]

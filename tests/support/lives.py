@@ -92,6 +92,11 @@ class Life:
     def has_printed(self, pattern: str) -> bool:
         return re.search(pattern, self.output) is not None
 
+    @property
+    def last_step(self) -> int:
+        """The newest step on the terminal."""
+        return max(map(int, re.findall(r"update (\d+) of", self.output)), default=0)
+
     def is_saving(self) -> bool:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder / "checkpoints") as entries:
             return any(entry.name.startswith(".tmp-step_") for entry in entries)
