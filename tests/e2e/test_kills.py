@@ -45,7 +45,7 @@ def kill_at_some_moment(life, rng, *, is_aimed):
 @pytest.mark.parametrize(("num_processes", "num_kills"), [(1, 3), (2, 2)])
 def test_killed_at_any_instant_the_run_goes_on(tmp_path, is_full, num_processes, num_kills):
     num_kills = 50 if is_full else num_kills
-    num_epochs = 20 if is_full else 3
+    num_epochs = 20 if is_full else 2
     rng = random.Random(num_processes)
     whole = uninterrupted(tmp_path, num_epochs, num_processes)
     folder = tmp_path / "run"

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 
 SMALL = [
     "demo", "--max_train_samples", "300", "--max_eval_samples", "20", "--vocab_size", "320", "--max_train_steps", "3",
-    "--num_beams", "1",
+    "--num_beams", "1", "--val_max_target_length", "12",
 ]  # fmt: skip
 
 
@@ -28,6 +28,8 @@ def test_a_notebook_never_has_its_own_arguments_read(tmp_path, module):
         "max_eval_samples": 20,
         "vocab_size": 320,
         "max_train_steps": 3,
+        "num_beams": 1,
+        "val_max_target_length": 12,
     }
     program = f"""
 import sys

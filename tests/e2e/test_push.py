@@ -26,7 +26,8 @@ pytestmark = pytest.mark.e2e
 REPO = "tester/demo"
 TRAIN = [
     "demo", "--max_train_samples", "300", "--max_eval_samples", "20", "--vocab_size", "320", "--num_train_epochs", "3",
-    "--num_beams", "1", "--logging_steps", "1", "--dropout", "0.1",
+    "--num_beams", "1", "--val_max_target_length", "16", "--logging_steps", "1", "--dropout", "0.1",
+    "--cpu_threads", "1",
 ]  # fmt: skip
 PUSH = ["--push_to_hub", "--hub_model_id", REPO]
 WHOLE = [*(f"Training in progress, epoch {epoch}" for epoch in (1, 2, 3)), "Training complete"]
@@ -129,6 +130,7 @@ def test_two_processes_push_each_epoch_once_and_none_waits(server, tmp_path):
     assert not any(name.startswith("training/") or name == "config.yaml" for name in files)
 
 
+@pytest.mark.full
 def test_rotation_leaves_alone_what_is_being_pushed(server, tmp_path, plain):
     server.hang("PUT ", times=3, silence_s=4.0)
     training = Training(server, tmp_path / "run", "--save_total_limit", "1")
@@ -140,6 +142,7 @@ def test_rotation_leaves_alone_what_is_being_pushed(server, tmp_path, plain):
     assert set(checkpoints.glob("step_*")) == {(checkpoints / name).resolve() for name in ("latest", "best")}
 
 
+@pytest.mark.full
 def test_a_server_that_is_away_for_the_middle_of_the_run_misses_nothing(server, tmp_path, plain):
     training = Training(server, tmp_path / "run")
     training.wait_for(lambda: training.last_step > 5)
@@ -164,6 +167,7 @@ def test_a_run_killed_in_the_middle_of_a_push_leaves_each_epoch_there_once(serve
     assert weights(server) == [*plain, plain[-1]]
 
 
+@pytest.mark.full
 def test_a_silent_server_delays_the_end_by_no_more_than_asked_and_push_completes_it(server, tmp_path):
     server.hang("POST .*/preupload")
     training = Training(server, tmp_path / "run", "--push_timeout", "3")
@@ -182,6 +186,7 @@ def test_a_silent_server_delays_the_end_by_no_more_than_asked_and_push_completes
     assert read_json(training.folder.status_path)["exit_status"] == 0
 
 
+@pytest.mark.full
 def test_a_hub_that_refuses_stops_the_pushing_and_the_same_command_completes_it(server, tmp_path):
     server.fail("/commit/main", 403)
     training = Training(server, tmp_path / "run")
@@ -194,6 +199,7 @@ def test_a_hub_that_refuses_stops_the_pushing_and_the_same_command_completes_it(
     assert read_json(again.folder.status_path)["exit_status"] == 0
 
 
+@pytest.mark.full
 def test_a_run_that_is_told_to_stop_gives_its_pushes_a_grace_and_makes_them_up(server, tmp_path, plain):
     server.hang("PUT ")
     training = Training(server, tmp_path / "run")
@@ -215,8 +221,9 @@ def test_a_run_that_is_told_to_stop_gives_its_pushes_a_grace_and_makes_them_up(s
     assert weights(server) == [*plain, plain[-1]]
 
 
+@pytest.mark.full
 def test_an_epoch_whose_evaluation_was_cut_short_is_pushed_once_with_its_scores(server, tmp_path):
-    flags = ["--max_eval_samples", "200", "--num_beams", "4", "--num_train_epochs", "1", "--eval_max_tokens", "64"]
+    flags = ["--max_eval_samples", "100", "--num_train_epochs", "1", "--eval_max_tokens", "64"]
     training = Training(server, tmp_path / "run", *flags)
     training.wait_for(lambda: training.last_step == 19)
     training.process.send_signal(signal.SIGTERM)
@@ -243,6 +250,7 @@ def test_another_machine_goes_on_from_the_hub(server, tmp_path, plain):
     assert {line["epoch"] for line in read_json_lines(second.folder.metrics_path) if "bleu" in line} == {1.0, 2.0, 3.0}
 
 
+@pytest.mark.full
 def test_an_adapter_is_pushed_beside_the_merged_model_and_another_machine_goes_on_with_it(server, model_path, tmp_path):
     train = ["--model_name_or_path", model_path, "--lora_rank", "4", "--lora_dropout", "0.1", "--dataset_name", "demo"]
     train += ["--source_lang", "en", "--target_lang", "fr", *TRAIN[1:5], "--num_train_epochs", "2", "--num_beams", "1"]
@@ -264,6 +272,7 @@ def test_an_adapter_is_pushed_beside_the_merged_model_and_another_machine_goes_o
         assert files[name] == hashlib.sha256((final / name).read_bytes()).hexdigest(), name
 
 
+@pytest.mark.full
 def test_other_data_than_the_checkpoint_of_the_hub_was_trained_on_are_refused(server, tmp_path):
     first = Training(server, tmp_path / "run", "--hub_strategy", "checkpoint", "--num_train_epochs", "1")
     assert first.end() == 0, first.output[-3000:]

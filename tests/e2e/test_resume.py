@@ -15,6 +15,7 @@ pytestmark = pytest.mark.e2e
 FLAGS = [
     "demo", "--mixed_precision", "no", "--max_train_samples", "600", "--max_eval_samples", "40", "--vocab_size", "400",
     "--num_train_epochs", "3", "--dropout", "0.1", "--logging_steps", "1", "--num_beams", "1",
+    "--val_max_target_length", "16", "--cpu_threads", "1",
 ]  # fmt: skip
 
 
