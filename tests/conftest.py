@@ -107,12 +107,17 @@ class DemoRun:
 
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory) -> DemoRun:
-    """`accelerate launch train.py`, once for all tests that want a trained model: some two minutes."""
+    """`accelerate launch train.py`, once for all tests that want a trained model: some two minutes.
+
+    On one thread: two that wait for each other lose most where other work takes a core from one of them.
+    """
     from tests.support.launch import run
 
     folder = tmp_path_factory.mktemp("demo") / "run"
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "train.py", "--output_dir", folder]
-    return DemoRun(folder, run([str(word) for word in command], timeout_s=600))
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    return DemoRun(
+        folder, run([*launcher, "train.py", "--cpu_threads", "1", "--output_dir", str(folder)], timeout_s=600)
+    )
 
 
 @pytest.fixture(scope="session")

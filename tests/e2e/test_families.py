@@ -1,8 +1,6 @@
 """Every family, from a published model's folder to a translation elsewhere: the real tokenizer, loop and export."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -11,14 +9,16 @@ from mtloop.config import UserError
 from mtloop.tokenization import load_tokenizer
 from mtloop.trainer import train
 from tests.support.families import FAMILIES, LANGUAGES, make_family
-from tests.support.launch import environment
+from tests.support.launch import PYTHON
+from tests.support.launch import run as run_program
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 NUM_PAIRS = 50
 # What a stranger does with the folder: nothing of mtloop, no language, no option. Prints token ids and texts.
 PLAIN = """
-import json, sys
+import json, sys, warnings
+warnings.simplefilter("ignore")
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 folder, prefix, sources = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -46,11 +46,25 @@ def pairs_file(pairs, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# What the others have in common with one of these is all that the default tests try.
+BY_DEFAULT = ("marian", "t5", "bart", "pegasus", "mbart", "m2m_100")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.full]) for name in FAMILIES],
+)
 def family(request, pairs, tmp_path_factory):
     """Name and folder of a family's model."""
     texts = [text for pair in pairs for text in pair] * 3
     return request.param, make_family(request.param, tmp_path_factory.mktemp("family"), texts)
+
+
+def learn(run):
+    """Train; save at the end alone: an epoch is one or two updates here, and a save takes as long as they do."""
+    due = run.due
+    run.due = lambda what: due(what) and (what != "save" or run.is_done)
+    return train(run)
 
 
 def test_a_family_learns_is_saved_and_translates_elsewhere(family, pairs, pairs_file, new_run, runtime):
@@ -77,7 +91,7 @@ def test_a_family_learns_is_saved_and_translates_elsewhere(family, pairs, pairs_
     )
     assert run.config.data.source_prefix == expected.prefix
     assert_encoded_as_the_class_does(run, folder, pairs, expected.prefix)
-    assert train(run) is None
+    assert learn(run) is None
     lines = [json.loads(line) for line in run.folder.metrics_path.read_text().splitlines()]
     print(f"{name}: BLEU {lines[-1]['bleu']:.1f} of {NUM_PAIRS} pairs by heart")
     assert lines[-1]["bleu"] > 90
@@ -85,8 +99,7 @@ def test_a_family_learns_is_saved_and_translates_elsewhere(family, pairs, pairs_
     # The same weights, languages and prefix for whoever loads the folder, with mtloop or without.
     sources = [source for source, _ in pairs[:6]]
     final = str(run.folder.final_dir)
-    command = [sys.executable, "-W", "ignore", "-c", PLAIN, final, expected.prefix or "", json.dumps(sources)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    done = run_program([PYTHON, "-c", PLAIN, final, expected.prefix or "", json.dumps(sources)])
     assert done.returncode == 0, done.stderr[-2000:]
     tokens, texts = json.loads(done.stdout)
     for row in tokens:
@@ -95,7 +108,9 @@ def test_a_family_learns_is_saved_and_translates_elsewhere(family, pairs, pairs_
     assert Translator(final, runtime=runtime)(sources) == texts
 
 
-@pytest.mark.parametrize("name", ["mbart", "m2m_100", "mt5", "scratch"])
+@pytest.mark.parametrize(
+    "name", ["m2m_100", *(pytest.param(name, marks=pytest.mark.full) for name in ("mbart", "mt5", "scratch"))]
+)
 def test_both_directions_in_one_run(name, pairs, pairs_file, new_run, runtime, tmp_path):
     """What a translation begins with differs between the pairs: in the decoder's start, after it, and not at all."""
     flags = {"model_size": "tiny", "tokenizer_name": None, "train_tokenizer": True, "vocab_size": 240}
@@ -103,6 +118,7 @@ def test_both_directions_in_one_run(name, pairs, pairs_file, new_run, runtime, t
         texts = [text for pair in pairs for text in pair] * 3
         folder = make_family(name, tmp_path, texts)
         flags = {"model_name_or_path": str(folder), "model_size": None, "tokenizer_name": None}
+    gentle = ("mt5", "scratch")  # at 3e-3 two layers of width 128 end between 70 and 100 BLEU, by the processor
     run = new_run(
         **flags,
         train_file=pairs_file,
@@ -112,10 +128,10 @@ def test_both_directions_in_one_run(name, pairs, pairs_file, new_run, runtime, t
         pairs="en-fr,fr-en",
         max_train_samples=20,
         max_eval_samples=20,
-        max_train_steps=600 if name == "mt5" else 400,
+        max_train_steps=600 if name in gentle else 400,
         eval_steps=1000,
         eval_on_start=False,
-        learning_rate=1e-3 if name == "mt5" else 3e-3,
+        learning_rate=1e-3 if name in gentle else 3e-3,
         adam_beta2=0.98,
         lr_scheduler_type="linear",
         num_warmup_steps=30,
@@ -123,7 +139,7 @@ def test_both_directions_in_one_run(name, pairs, pairs_file, new_run, runtime, t
         val_max_target_length=64,
     )
     assert len(run.loader.encoded) == 40 and run.valid.rows["source"][:20] == run.valid.rows["target"][20:]
-    assert train(run) is None
+    assert learn(run) is None
     found = json.loads(run.folder.metrics_path.read_text().splitlines()[-1])
     print(f"{name}: BLEU {found['bleu_en-fr']:.1f} and {found['bleu_fr-en']:.1f} of 20 pairs by heart")
     assert found["bleu_en-fr"] > 90 and found["bleu_fr-en"] > 90

@@ -14,6 +14,8 @@ from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 from mtloop.tracking import Stopwatch, Tracker, _one_line, _running_mean
 
+pytestmark = pytest.mark.usefixtures("curves")
+
 
 @pytest.fixture
 def tracker(runtime, tmp_path):

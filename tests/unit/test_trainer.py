@@ -370,7 +370,7 @@ def test_due(new_run):
     assert due(7, best_step=7) == {"save"} and due(7, best_step=6) == set()
 
 
-def test_a_run_evaluates_logs_and_saves_at_its_steps_and_ends_in_mid_epoch(new_run):
+def test_a_run_evaluates_logs_and_saves_at_its_steps_and_ends_in_mid_epoch(new_run, curves):
     # 54 pairs in updates of 16 are 4 updates an epoch; 6 updates end in the middle of the second.
     run = new_run(max_train_steps=6, eval_steps=5, save_steps=3, logging_steps=4, metric_for_best_model="eval_loss")
     assert (run.loader.updates_per_epoch, run.total_steps) == (4, 6)
