@@ -75,7 +75,7 @@ def test_a_fault_in_the_scoring_ends_every_rank(tmp_path):
 @pytest.mark.parametrize(
     ("fault", "flags", "message"),
     [
-        ("raise", [], "process 1: KeyError: 'a fault of rank 1'"),
+        pytest.param("raise", [], "process 1: KeyError: 'a fault of rank 1'", marks=pytest.mark.full),
         ("die", [], "another process of the run ended"),
         ("hang", ["--process_timeout", "5"], "another process of the run did not answer within --process_timeout"),
     ],
@@ -186,6 +186,7 @@ def test_a_second_run_is_refused_and_a_dead_ones_folder_taken_over(tmp_path):
     third.wait()
 
 
+@pytest.mark.full
 def test_two_processes_that_do_not_know_of_each_other(tmp_path):
     """As `mpirun -n 2 python train.py` starts them: one trains, the other is told how one run takes several."""
     both = [start(tmp_path / "run", "--num_train_epochs", "500") for _ in range(2)]

@@ -55,7 +55,9 @@ def assert_same_updates(expected, found, tolerance=1e-5):
 # updates
 
 
-@pytest.mark.parametrize("max_tokens", [4_096, 200])  # one micro-batch an update, and several
+@pytest.mark.parametrize(
+    "max_tokens", [pytest.param(4_096, marks=pytest.mark.full), 200]
+)  # one micro-batch an update, and several
 def test_updates_are_those_of_one_process(alone, tmp_path, max_tokens):
     found = train_updates(tmp_path, 2, "--shard_model", "--max_tokens_per_micro_batch", max_tokens)
     assert (found[0]["num_micro_batches"][0] > 1) == (max_tokens == 200)
@@ -70,7 +72,7 @@ def test_a_rank_without_a_sentence_takes_part(tmp_path):
     assert_same_updates(expected, train_updates(tmp_path, 2, *flags, "--shard_model"))
 
 
-@pytest.mark.parametrize("reshard", ["true", "false"])
+@pytest.mark.parametrize("reshard", ["true", pytest.param("false", marks=pytest.mark.full)])
 def test_what_the_launch_file_of_fsdp_says_is_done(alone, tmp_path, reshard):
     """Recomputed activations and parameters that stay gathered: memory, not the result; --shard_model for a CPU."""
     options = ["--fsdp_activation_checkpointing", "true", "--fsdp_reshard_after_forward", reshard]
@@ -80,6 +82,7 @@ def test_what_the_launch_file_of_fsdp_says_is_done(alone, tmp_path, reshard):
     assert_same_updates(alone, found)
 
 
+@pytest.mark.full
 def test_bf16_is_that_of_whole_models(tmp_path):
     """As the launch file has it: units gathered in bf16, their gradients added up in fp32."""
     for name in ("whole", "sharded"):
@@ -135,7 +138,7 @@ def train(tmp_path, name, *segments, flags=()):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("flags", [[], ["--freeze", "encoder"]])
+@pytest.mark.parametrize("flags", [[], pytest.param(["--freeze", "encoder"], marks=pytest.mark.full)])
 def test_saved_by_any_processes_and_resumed_by_any(tmp_path, flags):
     flags = ["--dropout", "0", *flags]
     straight = train(tmp_path, "straight", (1, 0), flags=flags)
@@ -193,7 +196,7 @@ def test_an_adapter_is_trained_beside_a_sharded_model(model_path, pairs_path, tm
 # the ends of a run that load weights again
 
 
-@pytest.mark.parametrize("end", ["--average_last", "--load_best_model_at_end"])
+@pytest.mark.parametrize("end", ["--average_last", pytest.param("--load_best_model_at_end", marks=pytest.mark.full)])
 def test_the_model_that_a_run_ends_with_is_evaluated_sharded(tmp_path, rows_path, end):
     flags = [
         *FLAGS, "--dropout", "0", "--max_train_samples", "160", "--num_train_epochs", "2", "--test_file", rows_path,

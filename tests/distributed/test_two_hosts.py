@@ -157,6 +157,7 @@ def test_the_same_run_as_on_one_process(hosts, tmp_path):
     assert len({line["index"] for line in hypotheses}) == 21
 
 
+@pytest.mark.full
 def test_torchrun_starts_the_same_run(hosts, tmp_path):
     flags = ["--max_train_steps", "2", "--output_dir", tmp_path / "run"]
     assert wait_for_end(hosts, start_with_torchrun(hosts, *flags), 120) == [0, 0], hosts[0].errors()
@@ -164,6 +165,7 @@ def test_torchrun_starts_the_same_run(hosts, tmp_path):
     assert [line["step"] for line in lines_of(tmp_path / "run", "loss")] == [1, 2]
 
 
+@pytest.mark.full
 def test_each_machine_tokenises_once_into_its_own_cache(hosts, tmp_path):
     flags = ["--max_train_steps", "2", "--output_dir", tmp_path / "run"]
     processes = start(hosts, *flags, script="tests/distributed/worker_tokenize.py", num_processes=4)
