@@ -204,9 +204,34 @@ def pairs_path(demo_sample, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def marian_config():
+    """Build a Marian's config as --model_size tiny has it, with one layer a side, of another size."""
+    from transformers import PretrainedConfig
+
+    from mtloop.config import ModelConfig
+    from mtloop.model import load_config
+
+    def build(tokenizer, **size) -> PretrainedConfig:
+        config = load_config(ModelConfig(model_size="tiny"), tokenizer)
+        config.update({"encoder_layers": 1, "decoder_layers": 1, **size})
+        return config
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def narrow_path(marian_config, marian_tokenizer, tmp_path_factory) -> Path:
+    """Return a folder with the config of a Marian of one layer of width 32 a side."""
+    folder = tmp_path_factory.mktemp("config")
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    marian_config(marian_tokenizer, d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, **heads).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def new_run(pairs_path, marian_tokenizer, runtime, tmp_path):
-    """Build a real Run from flags: new_run(name, flag=value, ...); the tiny model, 4 updates of 16 pairs an epoch."""
+def new_run(pairs_path, marian_tokenizer, narrow_path, runtime, tmp_path):
+    """Build a real Run from flags: new_run(name, flag=value, ...); a narrow Marian, 4 updates of 16 pairs an epoch."""
     from mtloop.build import build_run, claim_folder, settle_budget
     from mtloop.config import config_from, resolve
 
@@ -216,7 +241,6 @@ def new_run(pairs_path, marian_tokenizer, runtime, tmp_path):
             "source_lang": "en",
             "target_lang": "fr",
             "tokenizer_name": marian_tokenizer.name_or_path,
-            "model_size": "tiny",
             "dropout": 0.0,
             "sentences_per_update": 16,
             "num_beams": 1,
@@ -224,6 +248,8 @@ def new_run(pairs_path, marian_tokenizer, runtime, tmp_path):
             "output_dir": tmp_path / name,
             "use_cpu": True,
         }
+        if not any(flags.get(name) for name in ("model_size", "config_name", "model_name_or_path")):
+            given["config_name"] = str(narrow_path)
         config = resolve(config_from({**given, **flags}))
         folder, stored = claim_folder(config, runtime)
         return build_run(settle_budget(config, stored, num_ranks=1), stored, folder, runtime)
@@ -249,17 +275,22 @@ def short_set(sample_rows, encoded_sample):
 
 
 @pytest.fixture(scope="session")
-def tiny_model(short_set, marian_tokenizer):
-    """A tiny Marian that knows the first 16 rows of short_set by heart; in eval mode, not to be changed."""
+def tiny_model(short_set, marian_config, marian_tokenizer, tmp_path_factory):
+    """Return a Marian of one layer of width 128 a side that knows the first 16 rows of short_set by heart.
+
+    It is in eval mode, and not to be changed.
+    """
     import torch
 
     from mtloop.loader import collate
     from mtloop.model import batch_loss_sum, build_model, settle_generation
 
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("config")
+    marian_config(marian_tokenizer).save_pretrained(folder)
     model = build_model(
-        marian_tokenizer, model_size="tiny", config_name=None, dropout=0.0, max_length=64, attention="eager"
+        marian_tokenizer, model_size=None, config_name=str(folder), dropout=0.0, max_length=64, attention="eager"
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
     batch = collate(short_set.encoded, range(16), pad_id=marian_tokenizer.pad_token_id)

@@ -94,7 +94,7 @@ def test_an_adapter_is_put_on_query_and_value_of_every_family_and_trains_alone(t
     assert changed_by_learning(model) == set(trainable)
 
 
-@pytest.mark.parametrize("modules", [None, ["all-linear"]])
+@pytest.mark.parametrize("modules", [None, pytest.param(["all-linear"], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_and_saved_it_gives_what_the_adapted_model_gives(tiny_configs, tmp_path, family, modules):
     model = adapted(tiny_configs[family], lora_target_modules=modules)
@@ -196,7 +196,9 @@ def parts_of(model, name):
     return sides | {"embeddings"} if "embed_positions" in name else sides
 
 
-@pytest.mark.parametrize("parts", [["encoder"], ["decoder"], ["embeddings"], ["encoder", "embeddings"]])
+@pytest.mark.parametrize(
+    "parts", [["encoder"], ["decoder"], ["embeddings"], pytest.param(["encoder", "embeddings"], marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_frozen_parts_stay_bit_by_bit_and_the_rest_learns(tiny_configs, family, parts):
     model = new_model(tiny_configs[family])
@@ -257,9 +259,9 @@ def test_a_stopped_run_goes_on_bitwise_as_if_it_had_not_stopped(lora_run, runtim
     whole = lora_run("whole")
     assert train(whole) is None
     shown = capsys.readouterr().out
-    assert "adapter: LoRA of rank 4, alpha 8, on 12 layers: q_proj, v_proj" in shown
-    assert f"{12 * 2 * 4 * 128:,} of them trainable" in shown  # on each of 12 layers A [4, 128] and B [128, 4]
-    assert len(whole.optimizer.state_dict()["state"]) == 2 * 12
+    assert "adapter: LoRA of rank 4, alpha 8, on 6 layers: q_proj, v_proj" in shown
+    assert f"{6 * 2 * 4 * 128:,} of them trainable" in shown  # on each of 6 layers A [4, 128] and B [128, 4]
+    assert len(whole.optimizer.state_dict()["state"]) == 2 * NUM_ATTENTION_TARGETS
     run = lora_run("stopped")
     run.runtime.signals.listen(raises=False)
     run.optimizer.optimizer.register_step_post_hook(
@@ -275,6 +277,7 @@ def test_a_stopped_run_goes_on_bitwise_as_if_it_had_not_stopped(lora_run, runtim
     assert hashes_of(again.folder.path / last) == hashes
 
 
+@pytest.mark.slow
 def test_checkpoints_and_final_are_plain_models_beside_the_adapter(lora_run, model_path):
     run = lora_run(load_best_model_at_end=True)
     train(run)
@@ -284,7 +287,9 @@ def test_checkpoints_and_final_are_plain_models_beside_the_adapter(lora_run, mod
     last = run.folder.checkpoints_dir / f"step_{run.state.step}"
     weights = load_file(last / "model.safetensors")
     moved = {name for name in base if not torch.equal(weights[name], base[name])}
-    assert len(moved) == 12 and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in moved)
+    assert len(moved) == NUM_ATTENTION_TARGETS and all(
+        name.endswith(("q_proj.weight", "v_proj.weight")) for name in moved
+    )
     assert (run.folder.final_dir / ADAPTER_NAME / WEIGHTS_NAME).is_file()
     batch = {"input_ids": torch.tensor([[5, 6, 7, 0]]), "decoder_input_ids": torch.tensor([[1, 8, 9]])}
     run.model.eval()
@@ -297,6 +302,7 @@ def test_checkpoints_and_final_are_plain_models_beside_the_adapter(lora_run, mod
         assert (beside.eval()(**batch).logits - expected).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_base_that_has_changed_is_refused_or_let_through(lora_run, model_path, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(model_path, base)
@@ -315,6 +321,7 @@ def test_a_base_that_has_changed_is_refused_or_let_through(lora_run, model_path,
     assert change.startswith("the weights of --model_name_or_path (fingerprint ")
 
 
+@pytest.mark.slow
 def test_frozen_parts_of_a_run_stay_as_they_were(new_run, model_path, capsys):
     given = {"model_name_or_path": str(model_path), "model_size": None, "tokenizer_name": None, "max_train_steps": 2}
     run = new_run(**given, freeze=["encoder", "embeddings"], learning_rate=1e-2, weight_decay=0.1)
@@ -326,6 +333,7 @@ def test_frozen_parts_of_a_run_stay_as_they_were(new_run, model_path, capsys):
     assert not (run.folder.final_dir / ADAPTER_NAME).exists()
 
 
+@pytest.mark.slow
 def test_an_average_is_a_plain_model_and_what_the_run_itself_scores(lora_run):
     run = lora_run(average_last=2, learning_rate=1e-2)
     assert train(run) is None

@@ -54,7 +54,7 @@ def weights_of(path):
 def three(tiny_model, marian_tokenizer, tmp_path_factory):
     """Three folders of nearly the same model, the last one tiny_model itself."""
     folder = tmp_path_factory.mktemp("three")
-    models = [moved(tiny_model, 1, 0.05), moved(tiny_model, 2, 0.03), tiny_model]
+    models = [moved(tiny_model, 1, 0.02), moved(tiny_model, 2, 0.01), tiny_model]
     return [save(model, marian_tokenizer, folder / name) for model, name in zip(models, "abc", strict=True)]
 
 
@@ -393,6 +393,7 @@ class Killed(BaseException):
     """What kill -9 leaves behind."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["save_file", "publish"])
 def test_a_run_killed_while_it_averages_ends_as_if_it_had_not_been(new_run, monkeypatch, where):
     run = new_run(**EPOCHS)
@@ -422,6 +423,7 @@ def test_a_run_killed_while_it_averages_ends_as_if_it_had_not_been(new_run, monk
     assert hashes(again.folder.final_dir) == first and repeated["eval_loss"] == line["eval_loss"]
 
 
+@pytest.mark.slow
 def test_fewer_epochs_are_averaged_and_damaged_ones_passed_over_and_it_is_said(new_run, capsys):
     run = new_run(**{**EPOCHS, "average_last": 5}, max_train_steps=6)  # an epoch and a half
     assert train(run) is None

@@ -38,7 +38,7 @@ def losses_of(run):
 FLAGS = {"max_train_steps": 6, "logging_steps": 1, "max_eval_samples": 4}
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_update_that_has_no_room_is_divided_and_stays_the_same(new_run, monkeypatch, capsys, num_workers):
     plain = new_run("plain", **FLAGS)
     train(plain)
@@ -59,6 +59,7 @@ def test_an_update_that_has_no_room_is_divided_and_stays_the_same(new_run, monke
     assert run.state.step == 6 and run.state.train_time_s > 0
 
 
+@pytest.mark.slow
 def test_memory_that_gives_out_in_the_backward_is_the_same(new_run, monkeypatch):
     plain = new_run("plain", **FLAGS)
     train(plain)
@@ -78,6 +79,7 @@ def test_memory_that_gives_out_in_the_backward_is_the_same(new_run, monkeypatch)
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_next_start_begins_with_what_there_was_room_for(new_run, monkeypatch, capsys):
     sizes = short_of_memory(monkeypatch, LIMIT)
     train(new_run(**FLAGS))
@@ -115,8 +117,10 @@ def available(monkeypatch, num_bytes):
     monkeypatch.setattr("mtloop.trainer.budget.free_memory", lambda device: num_bytes)
 
 
+@pytest.mark.slow
 def test_a_larger_memory_has_room_for_more_and_nothing_is_changed_by_looking(new_run, monkeypatch):
-    run = new_run(dropout=0.1, max_tokens_per_micro_batch="auto")
+    size = {"model_size": "tiny", "dropout": 0.1}
+    run = new_run(**size, max_tokens_per_micro_batch="auto")
     before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
     found = []
     for num_bytes in (10**6, 2 * 10**8, 4 * 10**8, 10**13):
@@ -127,7 +131,7 @@ def test_a_larger_memory_has_room_for_more_and_nothing_is_changed_by_looking(new
     assert found[0] < found[1] < found[2] <= found[3] == 8_192
     assert all(p.grad is None for p in run.model.parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in run.model.state_dict().items())
-    other = new_run("other", dropout=0.1)
+    other = new_run("other", **size)
     losses = [train_step(one, next(one.loader.updates(epoch=0, cursor=0))).loss_sum.item() for one in (run, other)]
     assert losses[0] == losses[1]
 

@@ -200,6 +200,7 @@ def test_a_restore_brings_everything_back_bitwise(new_trained, folder):
     assert len(saved["optimizer"]["state"]) == sum(p.requires_grad for p in first.checkpointer.model.parameters())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_bitwise_as_if_it_had_not_stopped(new_trained, folder):
     straight = new_trained()
     straight.train(5)

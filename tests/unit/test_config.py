@@ -745,6 +745,7 @@ def test_the_parser_leaves_the_types_of_the_fields_alone():
     assert [(one.name, one.type) for _, one in group_fields()] == before
 
 
+@pytest.mark.slow
 def test_parsing_imports_nothing_heavy():
     script = (
         "import sys\nfrom mtloop.config import parse_config, resolve, to_yaml\n"

@@ -298,6 +298,7 @@ def test_long_json_arrays_are_decoded_across_the_read_boundaries() -> None:
     assert "t.json:8003: not JSON" in error_of(write("t.json", broken))
 
 
+@pytest.mark.slow
 def test_the_cut_is_the_one_of_the_course() -> None:
     number = 210_173
     en = pa.array([f"e{row}" for row in range(number)])
@@ -437,6 +438,7 @@ def start_loader(path: str, cache: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_a_killed_load_leaves_nothing_that_a_later_one_takes(cache: Path) -> None:
     rows = make_rows(60_000)
     write("t.jsonl", json_lines(rows))
@@ -452,6 +454,7 @@ def test_a_killed_load_leaves_nothing_that_a_later_one_takes(cache: Path) -> Non
     assert corpus.train[0]["source"] == f"e{corpus.train[0]['index']}"
 
 
+@pytest.mark.slow
 def test_processes_that_load_at_once_agree(cache: Path) -> None:
     rows = make_rows(5_000)
     rows[7]["en"] = ""
@@ -561,7 +564,7 @@ def test_a_data_set_that_cannot_be_had_says_what_to_do() -> None:
     assert "no split 'train'; there: test" in error_of(dataset_name="onlytest")
 
 
-@pytest.mark.parametrize("languages", [("en", "fr"), ("fr", "en")])
+@pytest.mark.parametrize("languages", [("en", "fr"), pytest.param(("fr", "en"), marks=pytest.mark.slow)])
 def test_the_demo(languages: tuple[str, str]) -> None:
     corpus = load(dataset_name="demo", source_lang=languages[0], target_lang=languages[1])
     from mtloop.demo import demo_pairs
@@ -572,7 +575,11 @@ def test_the_demo(languages: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "languages", "number"), [("kde_en_fr", ("en", "fr"), 69_703), ("kde_en_ja", ("en", "ja"), 3_000)]
+    ("name", "languages", "number"),
+    [
+        pytest.param("kde_en_fr", ("en", "fr"), 69_703, marks=pytest.mark.slow),
+        ("kde_en_ja", ("en", "ja"), 3_000),
+    ],
 )
 def test_real_catalogues_are_loaded_byte_for_byte(name: str, languages: tuple[str, str], number: int) -> None:
     path = REAL_DATA / f"{name}.jsonl.gz"

@@ -109,6 +109,7 @@ def test_a_finished_folder_with_other_settings_is_refused_with_what_differs(fini
     assert status_of(finished)["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_stored_configuration_starts_the_same_run_elsewhere(finished, tmp_path):
     assert main([str(finished / "config.yaml"), "--output_dir", str(tmp_path)]) == 0
     assert metrics_of(tmp_path) == metrics_of(finished)
@@ -180,6 +181,7 @@ def test_an_interrupt_before_training_is_130(pairs_path, tmp_path, capsys, monke
     assert status_of(tmp_path)["exit_status"] == 130
 
 
+@pytest.mark.slow
 def test_tracking_writes_beside_the_run(pairs_path, tmp_path):
     pytest.importorskip("tensorboard")
     flags = flags_of(pairs_path, tmp_path, max_train_steps=1, with_tracking=True, report_to="tensorboard")
@@ -210,6 +212,7 @@ def test_arguments_that_are_handed_in_win_over_the_command_line(capsys, monkeypa
     assert "--another_one" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_made_longer_with_allow_changed(pairs_path, tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(flags_of(pairs_path, folder)) == 0

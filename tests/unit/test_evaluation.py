@@ -54,6 +54,7 @@ def test_intervals_are_those_of_sacrebleu(tmp_path):
         assert interval.p_value is None and interval.signature == line["signature"]
 
 
+@pytest.mark.slow
 def test_the_paired_test_is_that_of_sacrebleu(tmp_path):
     # Its JSON fails on its own numbers (sacreBLEU 2.6): its table is read.
     lines = sacrebleu(tmp_path, "-i", "bad", "good", "near", "--paired-bs", "-f", "text").splitlines()

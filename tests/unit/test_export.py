@@ -64,7 +64,7 @@ def exported(folder, target, runtime, *, quantization=None, **wishes):
 
 @pytest.fixture
 def sentences(sample_rows):
-    return [sample_rows[number]["source"] for number in range(60)]
+    return [sample_rows[number]["source"] for number in range(30)]
 
 
 @pytest.fixture
@@ -275,9 +275,10 @@ def test_generate_s_settings_have_their_names_there(tiny_model, marian_tokenizer
 @pytest.mark.parametrize(
     ("name", "value", "num_beams"),
     [
-        ("length_penalty", 0.2, 3), ("early_stopping", True, 3),
+        ("length_penalty", 0.2, 3), pytest.param("early_stopping", True, 3, marks=pytest.mark.slow),
         # Of several beams others may win: test_generate_s_settings_have_their_names_there.
-        ("min_length", 15, 1), ("no_repeat_ngram_size", 1, 1), ("repetition_penalty", 1.5, 1),
+        ("min_length", 15, 1), pytest.param("no_repeat_ngram_size", 1, 1, marks=pytest.mark.slow),
+        pytest.param("repetition_penalty", 1.5, 1, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_setting_has_the_same_effect(model_path, runtime, tmp_path, sentences, name, value, num_beams):
@@ -287,10 +288,10 @@ def test_a_setting_has_the_same_effect(model_path, runtime, tmp_path, sentences,
     network.save_pretrained(tmp_path / "model")
     load_tokenizer(str(model_path), source_lang="en", target_lang="fr").save_pretrained(tmp_path / "model")
     ours, theirs = both(tmp_path / "model", exported(tmp_path / "model", tmp_path / "export", runtime), runtime)
-    found = theirs(sentences[:24])
-    assert found == ours(sentences[:24])
+    found = theirs(sentences[:12])
+    assert found == ours(sentences[:12])
     if name != "early_stopping":
-        assert found != Translator(str(model_path), num_beams=num_beams, runtime=runtime)(sentences[:24])
+        assert found != Translator(str(model_path), num_beams=num_beams, runtime=runtime)(sentences[:12])
 
 
 # The command

@@ -18,7 +18,8 @@ from mtloop.hub.publisher import Publisher
 from mtloop.hub.upload import read_key
 from mtloop.manifest import read_manifest
 from mtloop.run_folder import RunFolder, read_json_lines
-from tests.support.hub_runs import RUN_ID, hashes, make_run, write_checkpoint
+from tests.support.forked import python_forked, python_started
+from tests.support.hub_runs import QUICK_CLIENT, RUN_ID, hashes, make_run, write_checkpoint
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo
 from tests.support.launch import PROJECT
 
@@ -34,10 +35,11 @@ def server(monkeypatch):
     with HubServer() as started:
         create_repo(started, b'{"name": "model"}')
         settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": started.url}
-        for name, value in {**settings, "HF_TOKEN": WRITE_TOKEN}.items():
+        for name, value in {**QUICK_CLIENT, **settings, "HF_TOKEN": WRITE_TOKEN}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(publisher_module, "MAX_WAIT_S", 0.1)  # between attempts, unless the server asks for more
-        yield started
+        with python_forked():
+            yield started
 
 
 @pytest.fixture
@@ -130,7 +132,16 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+REPRESENTATIVES = {
+    "reset after the commit is stored": [],
+    "silence": [pytest.mark.slow],
+    "cut in the middle of a PUT": [],
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=REPRESENTATIVES.get(name, pytest.mark.full)) for name in FAULTS]
+)
 def test_a_fault_that_passes_loses_and_doubles_nothing(server, open_publisher, tmp_path, name):
     folder = make_run(tmp_path, epochs=1, is_finished=True)
     FAULTS[name](server)
@@ -148,13 +159,17 @@ def test_a_fault_that_passes_loses_and_doubles_nothing(server, open_publisher, t
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (lambda server: server.fail("POST .*/commit/", 401), "401"),
-        (lambda server: server.fail("POST .*/preupload", 403), "403"),
-        (lambda server: server.fail("GET .*/commits/", 404), "404"),
-        (lambda server: server.fail("PUT ", 413, times=9), "413"),
-        (lambda server: server.fail("POST .*/commit/", 400, times=8), "400"),
+        pytest.param(lambda server: server.fail("POST .*/commit/", 401), "401", id="401", marks=pytest.mark.full),
+        pytest.param(lambda server: server.fail("POST .*/preupload", 403), "403", id="403"),
+        pytest.param(lambda server: server.fail("GET .*/commits/", 404), "404", id="404", marks=pytest.mark.full),
+        pytest.param(lambda server: server.fail("PUT ", 413, times=9), "413", id="413", marks=pytest.mark.full),
+        pytest.param(
+            lambda server: server.fail("POST .*/commit/", 400, times=8),
+            "400",
+            id="400 again and again",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["401", "403", "404", "413", "400 again and again"],
 )
 def test_a_refusal_stops_the_pushing_with_one_line_and_the_rest_is_pushed_later(
     server, open_publisher, tmp_path, fault, reason
@@ -173,6 +188,7 @@ def test_a_refusal_stops_the_pushing_with_one_line_and_the_rest_is_pushed_later(
     assert_whole(server, folder)
 
 
+@pytest.mark.slow
 def test_what_arrived_before_its_line_in_the_journal_is_found_and_not_pushed_again(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, is_finished=True)
     assert push_all(open_publisher(folder)) == []
@@ -186,6 +202,7 @@ def test_what_arrived_before_its_line_in_the_journal_is_found_and_not_pushed_aga
     ]
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_as_it_was_saved_is_not_pushed(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=3)
     with (folder.checkpoints_dir / "step_10" / "model.safetensors").open("r+b") as file:
@@ -198,6 +215,7 @@ def test_a_file_that_is_not_as_it_was_saved_is_not_pushed(server, open_publisher
     assert titles(server) == EPOCHS[2:]
 
 
+@pytest.mark.slow
 def test_what_is_gone_when_its_turn_comes_is_told_and_the_next_one_arrives(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=3)
     server.hang("GET .*/commits/", times=1, silence_s=1.0)
@@ -210,6 +228,7 @@ def test_what_is_gone_when_its_turn_comes_is_told_and_the_next_one_arrives(serve
     assert titles(server) == [EPOCHS[0], EPOCHS[2]]
 
 
+@pytest.mark.slow
 def test_an_epoch_trained_anew_takes_its_tag_along(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=2)
     assert push_all(open_publisher(folder)) == []
@@ -234,6 +253,7 @@ def test_an_older_epoch_never_takes_the_place_of_a_newer_one(server, open_publis
     assert [part.name for part in epochs_to_push(folder, elsewhere)] == ["epoch 1", "epoch 2"]
 
 
+@pytest.mark.slow
 def test_tags_of_another_run_stay_unless_they_may_be_replaced(server, open_publisher, tmp_path):
     theirs = make_run(tmp_path / "theirs", epochs=3, run_id="another")
     assert push_all(open_publisher(theirs)) == []
@@ -266,6 +286,7 @@ def test_what_a_model_left_behind_goes_and_what_a_user_put_there_stays(server, o
     assert not {"model-00001-of-00002.safetensors", "pytorch_model.bin", "vocab.json"} & set(files)
 
 
+@pytest.mark.slow
 def test_the_strategy_checkpoint_pushes_what_a_resume_needs_and_the_end_takes_it_away(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1, is_finished=True)
     assert push_all(open_publisher(folder, with_training=True)) == []
@@ -314,6 +335,7 @@ def test_a_server_that_asks_for_more_time_than_there_is_ends_the_wait_at_once(se
     assert line.startswith("epoch 1: ") and time.monotonic() - start < 20
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_waited_for(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1, is_finished=True)
     server.leave()
@@ -339,6 +361,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_push_ends_with_the_run_that_is_killed(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1)
     server.hang("POST .*/commit/", times=1)
@@ -364,11 +387,13 @@ def test_a_push_ignores_the_signals_that_are_meant_for_the_run(server, open_publ
     assert push_all(publisher) == [] and len([r for r in server.requests if "/commit/" in r]) == 1
 
 
+@pytest.mark.slow
 def test_the_token_comes_by_the_environment_alone(server, open_publisher, tmp_path):
     server.hang("POST .*/commit/", times=1, silence_s=1.0)
     publisher = open_publisher(make_run(tmp_path, epochs=1))
-    queue_missing(publisher, with_epochs=True)
-    wait_for(server, "/commit/")
+    with python_started():  # a fork has the command line and the environment of this process
+        queue_missing(publisher, with_epochs=True)
+        wait_for(server, "/commit/")
     (child,) = psutil.Process().children()
     assert child.environ()["HF_TOKEN"] == WRITE_TOKEN and WRITE_TOKEN not in " ".join(child.cmdline())
     assert push_all(publisher) == []

@@ -8,7 +8,8 @@ import pytest
 from mtloop.config import HubConfig, UserError
 from mtloop.hub.preflight import check_hub
 from mtloop.run_folder import RunFolder, read_json
-from tests.support.hub_runs import RUN_ID, finish, hashes, make_run, write_checkpoint
+from tests.support.forked import python_forked
+from tests.support.hub_runs import QUICK_CLIENT, RUN_ID, finish, hashes, make_run, write_checkpoint
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo
 from tests.support.launch import free_port, run
 
@@ -32,7 +33,8 @@ def start(server, tmp_path_factory):
     def start(*words, url=server.url, token=WRITE_TOKEN, **settings):
         settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": url, "HF_TOKEN": token, **settings}
         home = str(tmp_path_factory.mktemp("home"))
-        done = run([sys.executable, *map(str, words)], timeout_s=40, HF_HOME=home, **settings)
+        with python_forked():
+            done = run([sys.executable, *map(str, words)], timeout_s=40, HF_HOME=home, **QUICK_CLIENT, **settings)
         assert token not in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -202,7 +204,9 @@ def pushed_run(server, start, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize(("asked", "epoch"), [("hub:tester/model", 2), ("hub:tester/model@epoch-1", 1)])
+@pytest.mark.parametrize(
+    ("asked", "epoch"), [("hub:tester/model", 2), pytest.param("hub:tester/model@epoch-1", 1, marks=pytest.mark.slow)]
+)
 def test_a_checkpoint_comes_back_as_it_was_saved(server, drive, pushed_run, tmp_path, asked, epoch):
     new = RunFolder(tmp_path / "new")
     told = drive(FETCH, {"folder": str(new.path), "asked": asked})
@@ -217,6 +221,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(server, drive, pushed_run, tmp_
     assert again == {"said": [f"{new.path} has checkpoints of its own: {asked} is not fetched again"]}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fetched_is_told_in_a_line(server, start, drive, tmp_path):
     folder = make_run(tmp_path / "run", epochs=2, is_finished=True)
     assert start("-m", "mtloop", "push", folder.path, "--hub_model_id", "tester/model").returncode == 0
@@ -229,6 +234,7 @@ def test_what_cannot_be_fetched_is_told_in_a_line(server, start, drive, tmp_path
     assert hashes(tmp_path / "new") == {}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_changed_on_its_way_is_refused(server, drive, pushed_run, tmp_path):
     commit = server.repos["tester/model"].commits[1]
     server.blobs["b" * 64] = b"other weights"
@@ -237,6 +243,7 @@ def test_a_checkpoint_that_changed_on_its_way_is_refused(server, drive, pushed_r
     assert "tester/model@epoch-1 is not as it was saved: model.safetensors has 13 bytes" in told["error"]
 
 
+@pytest.mark.slow
 def test_push_pushes_what_is_missing_and_says_so(server, start, tmp_path):
     folder = make_run(tmp_path / "run", epochs=2)
     server_titles = lambda: [title for title, _ in server.commits("tester/run")]  # noqa: E731
@@ -257,6 +264,7 @@ def test_push_pushes_what_is_missing_and_says_so(server, start, tmp_path):
     assert read_json(folder.status_path)["exit_status"] == 0
 
 
+@pytest.mark.slow
 def test_push_pushes_one_epoch_and_shows_the_card(server, start, tmp_path):
     folder = make_run(tmp_path / "run", epochs=3)
     done = start("-m", "mtloop", "push", folder.path, "--epoch", 2, "--hub_model_id", "team/model")

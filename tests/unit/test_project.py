@@ -83,8 +83,12 @@ def test_version_is_read_from_the_package(pyproject):
     ("command", "heavy"),
     [
         (["-m", "mtloop", "--version"], ["torch", "transformers", "numpy"]),
-        (["train.py", "--version"], ["torch", "accelerate", "datasets"]),
-        (["-m", "mtloop", "train", "--no_such_flag", "--version"], ["torch", "accelerate", "datasets"]),
+        pytest.param(["train.py", "--version"], ["torch", "accelerate", "datasets"], marks=pytest.mark.slow),
+        pytest.param(
+            ["-m", "mtloop", "train", "--no_such_flag", "--version"],
+            ["torch", "accelerate", "datasets"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["mtloop", "train.py", "mtloop train"],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from mtloop.config import FieldError, RunFailed, UserError, parse_config
 from mtloop.run_folder import RunFolder, read_json, write_atomically
+from tests.support.forked import python_forked
 
 FLAGS = ["--train_file", "pairs.jsonl", "--source_lang", "en", "--target_lang", "fr", "--model_name_or_path", "m"]
 
@@ -138,9 +139,10 @@ time.sleep(60)
 @pytest.fixture
 def holder(folder, project):
     """Another process that has the folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE, text=True, cwd=project
-    )
+    with python_forked():
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE, text=True, cwd=project
+        )
     assert process.stdout.readline() == "locked\n"
     yield process
     process.kill()
@@ -177,9 +179,9 @@ def test_children_do_not_keep_the_folder(folder):
         os.read(reader, 1)  # until the parent closes its end
         os._exit(0)
     folder.unlock()
-    probe = subprocess.run(
-        [sys.executable, "-c", HOLD.replace("60", "0"), str(folder.path)], capture_output=True, text=True, check=False
-    )
+    with python_forked():
+        command = [sys.executable, "-c", HOLD.replace("60", "0"), str(folder.path)]
+        probe = subprocess.run(command, capture_output=True, text=True, check=False)
     os.close(writer)
     os.close(reader)
     os.waitpid(child, 0)

@@ -258,11 +258,11 @@ def test_what_does_not_survive_is_what_the_docstring_says(marian):
 
 
 @pytest.mark.skipif(not KDE.is_file(), reason="the real KDE pairs are not beside the project")
-def test_real_messages_survive(tmp_path):
+def test_real_messages_survive(tmp_path, is_full):
     with gzip.open(KDE, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line)["translation"] for line in itertools.islice(lines, 4000)]
+        rows = [json.loads(line)["translation"] for line in itertools.islice(lines, 4000 if is_full else 800)]
     corpus = [row[lang] for row in rows for lang in ("en", "fr")]
-    tokenizer = train_tokenizer(corpus, vocab_size=2000, output_dir=tmp_path / "t", source_lang="en", target_lang="fr")
+    tokenizer = train_tokenizer(corpus, vocab_size=800, output_dir=tmp_path / "t", source_lang="en", target_lang="fr")
     num_exact = 0
     for text in corpus:
         ids = tokenizer(text)["input_ids"]
@@ -273,6 +273,7 @@ def test_real_messages_survive(tmp_path):
     assert num_exact > 0.97 * len(corpus)
 
 
+@pytest.mark.slow
 def test_another_process_and_folder_train_the_same_bytes(marian_dir, marian, other_process):
     again = other_process["folder"]
     assert other_process["fingerprint"] == tokenizer_fingerprint(marian)
@@ -435,6 +436,7 @@ def test_the_sample_of_a_long_corpus_is_seeded_uniform_and_has_both_sides():
 # Loading
 
 
+@pytest.mark.slow
 def test_marian_loads_without_its_advice_on_sacremoses(other_process):
     assert other_process["loaded"]["ns/name"] == VOCAB_SIZE
     assert "sacremoses" not in other_process["stderr"]
@@ -532,6 +534,7 @@ def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path, files):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_missing_folder_and_an_unreachable_name_are_told_apart(tmp_path, other_process):
     with pytest.raises(UserError, match="there is no such folder"):
         load_tokenizer(str(tmp_path / "nowhere"), source_lang=None, target_lang=None)
@@ -541,6 +544,7 @@ def test_a_missing_folder_and_an_unreachable_name_are_told_apart(tmp_path, other
     assert "\n" not in message
 
 
+@pytest.mark.slow
 def test_a_hub_name_loads_from_the_cache_at_its_revision(other_process):
     loaded = other_process["loaded"]
     assert loaded["ns/name"] == loaded["ns/name@main"] == VOCAB_SIZE
@@ -724,6 +728,7 @@ def test_the_order_of_selected_rows_is_kept(marian):
     check_against_the_plain_tokenizer(rows, marian, encode(rows, marian))
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_the_cache(other_process):
     here = other_process["encoded_here"]
     assert other_process["encoded"] == [here.rows[:], here.source_lengths.tolist(), here.is_long.tolist()]

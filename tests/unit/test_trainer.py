@@ -228,6 +228,7 @@ def blind(run, monkeypatch):
     assert run.leaves_out_on_device
 
 
+@pytest.mark.slow
 def test_the_device_leaves_out_an_update_that_the_host_has_not_read(new_run, monkeypatch, capsys):
     flags = {"skip_nonfinite": 2, "max_train_steps": 7, "logging_steps": 4}
     seeing, unseeing = new_run("seeing", **flags), new_run("unseeing", **flags)
@@ -322,6 +323,7 @@ def test_an_fp16_update_that_overflows_at_every_scale_is_given_up(new_run, runti
         count(run, update, stats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["fp16"], indirect=True)
 def test_an_fp16_run_that_overflows_at_first_or_is_resumed_is_the_same_run(new_run, runtime):
     flags = {"max_train_steps": 4, "logging_steps": 1, "eval_steps": 10, "save_steps": 2}
@@ -385,7 +387,7 @@ def test_a_run_evaluates_logs_and_saves_at_its_steps_and_ends_in_mid_epoch(new_r
 
 
 def test_the_logged_loss_is_the_mean_over_the_update_and_falls(new_run):
-    run = new_run(max_train_steps=8, logging_steps=1, learning_rate=2e-3, num_warmup_steps=0)
+    run = new_run(max_train_steps=8, logging_steps=1, learning_rate=1e-2, num_warmup_steps=0)
     expected = reference_loss(run, first_update(run)).item()
     train(run)
     losses = [record["loss"] for record in records(run) if "loss" in record]
@@ -453,6 +455,7 @@ def chances(run):
 FINE_TUNING = {"max_train_steps": 3, "eval_steps": 1, "learning_rate": 1e-2, "num_warmup_steps": 0}
 
 
+@pytest.mark.slow
 def test_each_evaluation_of_a_pretrained_model_is_compared_with_the_one_before_training(
     new_run, model_path, pairs_path, capsys
 ):
@@ -475,6 +478,7 @@ def test_each_evaluation_of_a_pretrained_model_is_compared_with_the_one_before_t
     assert "bleu_ci" in tested and "bleu_gain" not in tested  # the test rows were not translated before training
 
 
+@pytest.mark.slow
 def test_a_resumed_run_compares_with_the_same_start(new_run, model_path, runtime):
     flags = {**FINE_TUNING, "model_name_or_path": model_path, "model_size": None}
     whole = new_run("whole", **flags)
@@ -495,6 +499,7 @@ def test_a_run_from_scratch_is_compared_with_nothing(new_run):
     assert [set(found) for found in chances(run)] == [{"step", "bleu_ci", "chrf_ci"}] * 3
 
 
+@pytest.mark.slow
 def test_hypotheses_of_other_rows_are_no_start(new_run, model_path):
     run = new_run(**FINE_TUNING, model_name_or_path=model_path, model_size=None)
     evaluate_and_record(run)
@@ -540,6 +545,7 @@ def test_a_stopped_run_is_saved_and_the_same_run_goes_on_bitwise(new_run, runtim
 # an evaluation that a signal cuts short
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eval_on_start", [False, True])
 def test_an_evaluation_that_a_signal_ends_is_made_again_after_the_resume(new_run, runtime, monkeypatch, eval_on_start):
     flags = {"max_train_steps": 8, "logging_steps": 1, "dropout": 0.1, "eval_on_start": eval_on_start}
@@ -590,6 +596,7 @@ def test_changed_settings_are_refused_or_let_through_and_recorded(new_run):
     assert new_run(**others).different == []  # from now on these are the run's own settings
 
 
+@pytest.mark.slow
 def test_changed_data_is_refused_or_let_through_and_the_epoch_begins_again(new_run, pairs_path, tmp_path, capsys):
     path = tmp_path / "mine.json"
     pairs = json.loads(pairs_path.read_text())["data"]
@@ -617,6 +624,7 @@ def test_changed_data_is_refused_or_let_through_and_the_epoch_begins_again(new_r
     assert after["fingerprints"]["data"] != before["data"] and after["run_id"] == run.folder.run_record["run_id"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_taken_if_its_data_are_the_same(new_run, pairs_path, tmp_path, capsys):
     other = new_run("other", max_train_steps=3)
     train(other)

@@ -20,7 +20,7 @@ from mtloop.translate.translator import Translation, Translator, model_folder
 
 @pytest.fixture
 def sentences(sample_rows):
-    return [sample_rows[number]["source"] for number in range(60)]
+    return [sample_rows[number]["source"] for number in range(24)]
 
 
 @pytest.fixture
@@ -60,6 +60,7 @@ def test_it_is_what_plain_generate_gives(model_path, marian_tokenizer, tiny_mode
 
 
 def test_the_batches_change_nothing(model_path, runtime, sentences, translator):
+    sentences = sentences[:12]
     expected = translator(sentences)
     assert len(set(expected)) > 5
     for budget in (1, 40, 100_000):
