@@ -30,7 +30,9 @@ from mtloop.trainer import train, train_step
 
 # One layer a side: query and value of the encoder's, the decoder's and the cross-attention.
 NUM_ATTENTION_TARGETS = 6
-FAMILIES = ["marian", "bart", "mbart", "m2m_100", "pegasus", "t5"]
+# Bart, Pegasus and M2M100 name and divide their layers as MBart and Marian do.
+LIKE_OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "m2m_100", "pegasus")]
+FAMILIES = ["marian", "mbart", "t5", *LIKE_OTHERS]
 LORA = {"lora_rank": 2, "lora_alpha": 6}
 
 
@@ -255,6 +257,7 @@ def hashes_of(path):
     return {name: files[name]["sha256"] for name in files if name.endswith((".safetensors", "optimizer.pt"))}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bitwise_as_if_it_had_not_stopped(lora_run, runtime, capsys):
     whole = lora_run("whole")
     assert train(whole) is None
@@ -321,7 +324,6 @@ def test_a_base_that_has_changed_is_refused_or_let_through(lora_run, model_path,
     assert change.startswith("the weights of --model_name_or_path (fingerprint ")
 
 
-@pytest.mark.slow
 def test_frozen_parts_of_a_run_stay_as_they_were(new_run, model_path, capsys):
     given = {"model_name_or_path": str(model_path), "model_size": None, "tokenizer_name": None, "max_train_steps": 2}
     run = new_run(**given, freeze=["encoder", "embeddings"], learning_rate=1e-2, weight_decay=0.1)

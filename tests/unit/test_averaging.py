@@ -256,6 +256,7 @@ def test_the_average_is_written_and_scored_beside_its_checkpoints(run_command, t
     assert status == 2 and f"-o {out}: is there already" in err
 
 
+@pytest.mark.slow
 def test_the_line_between_a_model_and_its_base_is_scored_and_a_point_of_it_written(
     run_command, three, rows_path, tmp_path, tiny_model
 ):

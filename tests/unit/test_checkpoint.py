@@ -36,7 +36,9 @@ from mtloop.run_folder import RunFolder
 from mtloop.state import TrainState
 
 CONFIG = "dataset_name: demo\nsource_lang: en\ntarget_lang: fr\nmodel_name_or_path: somewhere\nseed: 42\n"
-FAMILIES = ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"]
+# Bart, Pegasus and M2M100 name and tie their weights as MBart and Marian do.
+LIKE_OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("m2m_100", "bart", "pegasus")]
+FAMILIES = ["marian", "t5", "mbart", *LIKE_OTHERS]
 
 
 @dataclass
@@ -227,6 +229,7 @@ def rewrite(path, **change):
     write_manifest(path, {**record, **change})
 
 
+@pytest.mark.slow
 def test_the_manifest_says_what_the_checkpoint_is_of(new_trained, folder):
     trained = new_trained()
     trained.checkpointer.identity = {"run_id": "abc", "fingerprints": {"data": "d", "tokenizer": "t", "config": "c"}}
@@ -371,6 +374,7 @@ def test_a_newer_format_is_neither_read_nor_passed_over(new_trained, folder):
             choose_checkpoint(folder, asked, print)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_format_1_is_read(new_trained, folder):
     """It had no hashes: state.json in place of the manifest, and a schedule.pt that nothing needs."""
     trained = new_trained()
@@ -469,6 +473,7 @@ def held(monkeypatch):
     may_go.set()
 
 
+@pytest.mark.slow
 def test_what_is_saved_behind_the_loop_is_of_its_step_however_far_training_goes_on(new_trained, folder, held):
     first = new_trained()
     first.train(5)
@@ -513,7 +518,9 @@ def test_two_saves_are_never_written_at_once(new_trained, folder, held):
     assert order[1] == ["latest", "step_2"]
 
 
-@pytest.mark.parametrize("where", ["check", "finish", "save"])
+@pytest.mark.parametrize(
+    "where", ["check", pytest.param("finish", marks=pytest.mark.slow), pytest.param("save", marks=pytest.mark.slow)]
+)
 def test_a_save_behind_the_loop_that_fails_is_raised_in_it(new_trained, folder, limit_file_size, where):
     trained = new_trained()
     trained.train(1)
@@ -563,7 +570,14 @@ def limit_file_size():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("fails_at", ["config.json", "model.safetensors", "training/optimizer.pt"])
+@pytest.mark.parametrize(
+    "fails_at",
+    [
+        "training/optimizer.pt",
+        pytest.param("config.json", marks=pytest.mark.slow),
+        pytest.param("model.safetensors", marks=pytest.mark.slow),
+    ],
+)
 def test_a_save_that_fails_half_way_leaves_the_earlier_one(new_trained, folder, limit_file_size, fails_at):
     trained = new_trained(save_total_limit=1)
     trained.train(1)
@@ -584,6 +598,7 @@ def test_a_save_that_fails_half_way_leaves_the_earlier_one(new_trained, folder, 
     assert names_in(folder.checkpoints_dir) == ["latest", "step_2"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 def test_a_kill_at_any_instant_leaves_only_whole_checkpoints(new_trained, folder):
     """A child saves step after step with a limit of one; it is killed 5 times, 10 to 90 ms after it began to save."""
@@ -859,7 +874,14 @@ def test_an_export_loads_with_plain_transformers(new_trained, folder, marian_tok
     assert (path / "config.yaml").read_text() == CONFIG
 
 
-@pytest.mark.parametrize(("is_best", "best", "expected"), [(False, 2, 5), (True, 2, 2), (True, None, 5)])
+@pytest.mark.parametrize(
+    ("is_best", "best", "expected"),
+    [
+        (True, 2, 2),
+        pytest.param(False, 2, 5, marks=pytest.mark.slow),
+        pytest.param(True, None, 5, marks=pytest.mark.slow),
+    ],
+)
 def test_the_final_model_is_the_best_or_the_last(new_trained, folder, is_best, best, expected):
     trained = new_trained()
     folder.final_dir.mkdir()

@@ -82,6 +82,7 @@ def test_the_hash_that_names_the_cached_rows_is_that_of_the_pairs(split):
     assert store.digest(demo_pairs(split)) == PAIRS_SHA256[split]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.full)])
 def test_the_pairs_do_not_depend_on_the_hash_seed(hash_seed):
     code = (

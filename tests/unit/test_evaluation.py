@@ -175,6 +175,7 @@ def test_the_configuration_of_a_run_is_found(tmp_path):
         assert stored_config(str(tmp_path / name)).data.dataset_name == "demo"
 
 
+@pytest.mark.slow
 def test_a_run_of_several_pairs_is_scored_beside_other_test_sets():
     trained = parse_config(["demo", "--pairs", "en-fr,fr-en"])
     nothing = dict.fromkeys(("source_lang", "target_lang", "source_column", "target_column"))

@@ -21,7 +21,8 @@ from mtloop.translate.engines import TransformersEngine, Wishes
 from mtloop.translate.exported import Search, import_ctranslate2, read_record
 from mtloop.translate.translator import Translator
 
-FAMILIES = ("marian", "bart", "mbart", "m2m_100", "pegasus", "t5", "t5 v1.1", "mt5", "umt5")
+LIKE_OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "m2m_100", "pegasus", "t5", "mt5")]
+FAMILIES = ("marian", "mbart", "t5 v1.1", "umt5", *LIKE_OTHERS)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_rows_without_a_piece_are_exported_too(tiny_model, model_path, marian_to
 # The engine
 
 
-@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("num_beams", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_an_export_translates_as_its_model_does(
     model_path, export, runtime, sentences, tiny_model, marian_tokenizer, num_beams
 ):
@@ -159,7 +160,9 @@ def test_the_batches_change_nothing(export, runtime, sentences):
     assert Translator(str(export), runtime=runtime, max_tokens_per_batch=1)(sentences[::-1]) == expected[::-1]
 
 
-@pytest.mark.parametrize("max_target_length", [2, 3, 8, 20])
+@pytest.mark.parametrize(
+    "max_target_length", [2, 8, pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_lengths_mean_the_same(model_path, export, runtime, sentences, max_target_length):
     ours, theirs = both(
         model_path, export, runtime, num_beams=1, max_target_length=max_target_length, max_source_length=6

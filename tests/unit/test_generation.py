@@ -39,7 +39,7 @@ def generate(model, rows, lengths, runtime, pad_id, max_tokens):
     return generate_hypotheses(model, rows, batches, runtime, pad_id=pad_id)
 
 
-@pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
+@pytest.mark.parametrize("max_tokens", [60, 10_000, pytest.param(1, marks=pytest.mark.slow)])
 def test_hypotheses_are_those_of_plain_generate_row_by_row(
     tiny_model, plain_pieces, rows, lengths, runtime, marian_tokenizer, max_tokens
 ):
@@ -171,8 +171,16 @@ def search(model, rows, lengths, *, max_tokens, **options):
 
 
 @pytest.mark.parametrize("max_tokens", [pytest.param(1, marks=pytest.mark.full), 200])
-@pytest.mark.parametrize("options", [{}, {"forced_bos_token_id": 7}, {"forced_eos_token_id": 0, "max_length": 9},
-                                     {"bad_words_ids": [[5], [399]]}, {"eos_token_id": [0, 11]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bad_words_ids": [[5], [399]]},
+        {"forced_eos_token_id": 0, "max_length": 9},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"forced_bos_token_id": 7}, marks=pytest.mark.slow),
+        pytest.param({"eos_token_id": [0, 11]}, marks=pytest.mark.slow),
+    ],
+)
 def test_greedy_search_finds_what_generate_finds(tiny_model, rows, lengths, marian_tokenizer, options, max_tokens):
     rows, lengths = rows.select(range(4, 20)), lengths[4:20]  # 12 are known by heart
     with torch.no_grad():

@@ -156,6 +156,7 @@ def test_a_fault_that_passes_loses_and_doubles_nothing(server, open_publisher, t
         assert any("cut off after 3 s (--push_timeout); it is tried again" in line for line in publisher.said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [

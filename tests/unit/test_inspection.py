@@ -173,6 +173,7 @@ def test_tokens_and_limits_are_those_of_the_run(report_of, run_command, new_run,
     assert report_of(*words, "--tokenizer", run.tokenizer.name_or_path)[0]["findings"] == report["findings"]
 
 
+@pytest.mark.slow
 def test_a_picture_where_matplotlib_is_installed(report_of, files, tmp_path, marian_tokenizer, monkeypatch):
     words = [files[0], "--validation_file", files[1], *LANGUAGES]
     _, out = report_of(*words, "--tokenizer", marian_tokenizer.name_or_path)

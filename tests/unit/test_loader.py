@@ -230,6 +230,7 @@ def test_worker_processes_give_the_same_batches(new_loader):
     assert_same(shared, alone)
 
 
+@pytest.mark.slow
 def test_a_worker_survives_the_signals_that_stop_a_run(new_loader):
     """They reach the whole process group, and a worker that dies takes the trainer with it before it can save."""
     loader = new_loader(num_workers=1)
@@ -242,7 +243,7 @@ def test_a_worker_survives_the_signals_that_stop_a_run(new_loader):
     assert_same(seen, epoch_of(new_loader()))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_accelerates_placement_changes_nothing(new_loader, runtime, num_workers):
     placed = new_loader(place=runtime.place_batches, num_workers=num_workers)
     for epoch in range(2):

@@ -34,7 +34,9 @@ from mtloop.model import (
 from mtloop.model.generating import additive_mask
 from mtloop.tokenization import load_tokenizer, target_language_token
 
-FAMILIES = ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"]
+# Bart, Pegasus and M2M100 are built and started as MBart and Marian are.
+LIKE_OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("m2m_100", "bart", "pegasus")]
+FAMILIES = ["marian", "t5", "mbart", *LIKE_OTHERS]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 

@@ -174,7 +174,7 @@ def spoil(run, *, steps, value=math.nan):
     next(run.model.parameters()).register_hook(poison)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_a_gradient_that_is_not_finite_leaves_the_weights_and_names_step_and_rows(new_run, value):
     run = new_run()
     updates = run.loader.updates(epoch=0, cursor=0)
@@ -243,7 +243,14 @@ def test_the_device_leaves_out_an_update_that_the_host_has_not_read(new_run, mon
     assert [line.split(":")[0] for line in lines] == ["step 2", "step 3"] * 2
 
 
-@pytest.mark.parametrize(("flags", "step"), [({"logging_steps": 5}, 5), ({"save_steps": 4}, 4), ({"eval_steps": 6}, 6)])
+@pytest.mark.parametrize(
+    ("flags", "step"),
+    [
+        ({"save_steps": 4}, 4),
+        pytest.param({"logging_steps": 5}, 5, marks=pytest.mark.slow),
+        pytest.param({"eval_steps": 6}, 6, marks=pytest.mark.slow),
+    ],
+)
 def test_one_too_many_stops_the_weights_at_once_and_the_run_before_it_saves(new_run, monkeypatch, flags, step):
     flags = {"logging_steps": 100, "skip_nonfinite": 1, **flags}
     run = new_run(**flags, max_train_steps=7, sentences_per_update=8)  # 7 updates an epoch
@@ -268,6 +275,7 @@ def test_norms_are_read_after_a_while_though_nothing_is_due(new_run, monkeypatch
     assert run.state.step == 3  # the first was read where step 1 is logged; the next three here
 
 
+@pytest.mark.slow
 def test_what_was_left_out_before_a_resume_still_counts(new_run, monkeypatch):
     flags = {"skip_nonfinite": 1, "save_steps": 2, "logging_steps": 100, "max_train_steps": 6}
     first = new_run(**flags)
@@ -403,6 +411,7 @@ def test_patience_ends_a_run_and_saves_it(new_run):
     assert list_checkpoints(run.folder)[-1][0] == 3 and run.folder.final_dir.is_dir()
 
 
+@pytest.mark.slow
 def test_a_model_that_training_never_beats_is_the_best_and_can_be_the_final_one(new_run):
     run = new_run(max_train_steps=2, eval_steps=1, eval_on_start=True, learning_rate=1e-12, load_best_model_at_end=True)
     before = weights_of(run)
@@ -415,6 +424,7 @@ def test_a_model_that_training_never_beats_is_the_best_and_can_be_the_final_one(
     assert any(not torch.equal(final[name], last[name]) for name in final)
 
 
+@pytest.mark.slow
 def test_the_test_rows_are_scored_with_the_final_weights(new_run, pairs_path):
     run = new_run(
         max_train_steps=3,
@@ -493,6 +503,7 @@ def test_a_resumed_run_compares_with_the_same_start(new_run, model_path, runtime
     assert chances(again) == chances(whole) and len(chances(again)) == 4
 
 
+@pytest.mark.slow
 def test_a_run_from_scratch_is_compared_with_nothing(new_run):
     run = new_run(max_train_steps=2, eval_steps=1, eval_on_start=True)
     train(run)
@@ -580,6 +591,7 @@ def test_an_evaluation_that_a_signal_ends_is_made_again_after_the_resume(new_run
 # going on changed
 
 
+@pytest.mark.slow
 def test_changed_settings_are_refused_or_let_through_and_recorded(new_run):
     first = new_run(max_train_steps=2, learning_rate=1e-3, num_warmup_steps=0, lr_scheduler_type="constant")
     train(first)
