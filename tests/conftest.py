@@ -59,6 +59,18 @@ def is_full(request) -> bool:
     return request.config.getoption("--full")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Spare the fast tier the import of folders that have nothing for it."""
+    folder = PROJECT / "tests" / "unit"
+    if config.getoption("markexpr") == "not slow" and [Path(one).resolve() for one in config.args] == [
+        PROJECT / "tests"
+    ]:
+        return collection_path.is_relative_to(PROJECT / "tests") and not (
+            collection_path.is_relative_to(folder) or folder.is_relative_to(collection_path)
+        )
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
     """Put each test into its tier: fast is what is not slow; --full has all but what must be asked for."""
     expression = config.getoption("markexpr")

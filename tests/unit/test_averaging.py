@@ -353,6 +353,7 @@ def split_lines(folder):
     return [line for line in read_json_lines(folder.metrics_path) if "split" in line]
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_average_of_its_last_epochs(new_run, pairs_path, capsys, run_command, tmp_path):
     # 4 updates an epoch; every update saves and but 2 checkpoints are kept: those of the epochs stay all the same.
     run = new_run(**EPOCHS, save_steps=1, save_total_limit=2, test_file=pairs_path)

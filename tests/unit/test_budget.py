@@ -136,6 +136,7 @@ def test_a_larger_memory_has_room_for_more_and_nothing_is_changed_by_looking(new
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_what_was_found_is_kept_for_a_resume_on_the_same_hardware(new_run, monkeypatch, capsys):
     available(monkeypatch, 10**9)
     run = new_run(max_tokens_per_micro_batch="auto", **FLAGS)

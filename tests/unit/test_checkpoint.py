@@ -281,6 +281,7 @@ def test_a_resume_on_other_libraries_names_those_that_differ(new_trained, folder
     assert "resumed with versions torch 2.14, saved with torch 2.13: not" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_settings_that_were_changed_hold_after_a_restore(new_trained, folder):
     """What --allow_changed lets through must take effect: learning rate, betas, weight decay."""
     trained = new_trained()

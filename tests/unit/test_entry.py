@@ -59,6 +59,7 @@ def started_afresh(fresh_accelerate):
     """Each call of main() stands for a program of its own."""
 
 
+@pytest.mark.slow
 def test_a_run_leaves_all_its_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
@@ -72,6 +73,7 @@ def test_a_run_leaves_all_its_files(finished):
     assert "training" not in final
 
 
+@pytest.mark.slow
 def test_metrics_status_and_data_say_what_was_done(finished):
     records = metrics_of(finished)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 4]
@@ -83,12 +85,14 @@ def test_metrics_status_and_data_say_what_was_done(finished):
     assert (counts["train"]["kept"], counts["valid"]["kept"]) == (54, 6)  # 60 pairs, a tenth validates
 
 
+@pytest.mark.slow
 def test_numbers_per_device_are_converted_once_and_stored(finished):
     batch = parse_config([str(finished / "config.yaml")]).batch
     assert (batch.per_device_train_batch_size, batch.gradient_accumulation_steps) == (8, 2)
     assert batch.sentences_per_update == 16
 
 
+@pytest.mark.slow
 def test_the_same_command_again_says_that_the_run_is_finished(finished, pairs_path, capsys):
     def times():
         return {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
@@ -101,6 +105,7 @@ def test_the_same_command_again_says_that_the_run_is_finished(finished, pairs_pa
     assert times() == before
 
 
+@pytest.mark.slow
 def test_a_finished_folder_with_other_settings_is_refused_with_what_differs(finished, pairs_path, capsys):
     assert main(flags_of(pairs_path, finished, max_train_steps=5, logging_steps=3)) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -45,7 +45,7 @@ def with_raw_targets(data, change):
     )
 
 
-@pytest.mark.parametrize("max_tokens", [1, 70, 10_000])
+@pytest.mark.parametrize("max_tokens", [pytest.param(1, marks=pytest.mark.slow), 70, 10_000])
 def test_loss_is_that_of_single_rows_whatever_the_batches(tiny_model, short_set, runtime, marian_tokenizer, max_tokens):
     expected = loss_by_brute_force(tiny_model, short_set)
     assert 0.1 < expected < 10  # 16 rows known by heart, 8 never seen: neither 0 nor noise
@@ -99,7 +99,7 @@ def test_the_report_holds_the_scores_of_plain_translations_against_raw_reference
     assert metrics["bleu_signature"] == report.scores.bleu_signature
 
 
-@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("is_training", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_model_is_left_as_it_was(tiny_model, short_set, runtime, marian_tokenizer, is_training):
     model = copy.deepcopy(tiny_model).train(is_training)
     for module in model.modules():

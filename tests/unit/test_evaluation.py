@@ -42,6 +42,7 @@ def sacrebleu(folder, *flags):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_sacrebleu(tmp_path):
     told = json.loads(sacrebleu(tmp_path, "-i", "good", "--confidence", "-f", "json"))
     found, baseline = score_with_intervals(GOOD, REFERENCES, "en")

@@ -117,6 +117,7 @@ def test_a_model_of_another_family_is_refused(configs, marian_tokenizer, runtime
         convert(engine, "m", tmp_path / "export", quantization=None)
 
 
+@pytest.mark.slow
 def test_rows_without_a_piece_are_exported_too(tiny_model, model_path, marian_tokenizer, runtime, tmp_path, sentences):
     model = AutoModelForSeq2SeqLM.from_pretrained(model_path)
     model.resize_token_embeddings(len(marian_tokenizer) + 3)
@@ -235,7 +236,8 @@ def _multilingual(config, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "languages"), [("mbart_path", ("en_XX", "fr_XX", "de_DE")), ("m2m_path", ("en", "fr", "de"))]
+    ("family", "languages"),
+    [("mbart_path", ("en_XX", "fr_XX", "de_DE")), pytest.param("m2m_path", ("en", "fr", "de"), marks=pytest.mark.slow)],
 )
 def test_the_target_language_comes_first_and_may_be_another(request, runtime, tmp_path, sentences, family, languages):
     folder = request.getfixturevalue(family)
@@ -278,12 +280,14 @@ def test_generate_s_settings_have_their_names_there(tiny_model, marian_tokenizer
 @pytest.mark.parametrize(
     ("name", "value", "num_beams"),
     [
-        ("length_penalty", 0.2, 3), pytest.param("early_stopping", True, 3, marks=pytest.mark.slow),
+        pytest.param("length_penalty", 0.2, 3, marks=pytest.mark.slow),
+        pytest.param("early_stopping", True, 3, marks=pytest.mark.slow),
         # Of several beams others may win: test_generate_s_settings_have_their_names_there.
-        ("min_length", 15, 1), pytest.param("no_repeat_ngram_size", 1, 1, marks=pytest.mark.slow),
+        ("min_length", 15, 1),
+        pytest.param("no_repeat_ngram_size", 1, 1, marks=pytest.mark.slow),
         pytest.param("repetition_penalty", 1.5, 1, marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_a_setting_has_the_same_effect(model_path, runtime, tmp_path, sentences, name, value, num_beams):
     network = AutoModelForSeq2SeqLM.from_pretrained(model_path)
     network.generation_config.num_beams = num_beams
@@ -334,6 +338,7 @@ def test_an_export_comes_with_its_parity(run_command, model_path, rows_path, tmp
     assert translate(["--text", "Yes", "--engine", "ctranslate2", "--model", str(target), "--cpu_threads", "1"]) == 0
 
 
+@pytest.mark.slow
 def test_what_differs_is_kept(monkeypatch, run_command, model_path, rows_path, tmp_path):
     from mtloop.export import parity
 

@@ -132,10 +132,11 @@ FAULTS = {
 }
 
 
+# Of an answer that is lost, of a server that is silent, and of a file that is cut short.
 REPRESENTATIVES = {
     "reset after the commit is stored": [],
     "silence": [pytest.mark.slow],
-    "cut in the middle of a PUT": [],
+    "cut in the middle of a PUT": [pytest.mark.slow],
 }
 
 
@@ -269,6 +270,7 @@ def test_tags_of_another_run_stay_unless_they_may_be_replaced(server, open_publi
     assert server.repos[REPO].tags == {"epoch-1": server.repos[REPO].commits[-1].oid}
 
 
+@pytest.mark.slow
 def test_another_branch_has_tags_of_its_own(server, open_publisher, tmp_path):
     server.repos[REPO].branches["small"] = list(server.repos[REPO].commits)
     target = Target(repo_id=REPO, revision="small")
@@ -297,6 +299,7 @@ def test_the_strategy_checkpoint_pushes_what_a_resume_needs_and_the_end_takes_it
     assert not any(name.startswith("training/") or name == "config.yaml" for name in final.files)
 
 
+@pytest.mark.slow
 def test_the_strategy_end_pushes_the_end_alone(server, open_publisher, tmp_path):
     publisher = open_publisher(make_run(tmp_path, is_finished=True))
     queue_missing(publisher, with_epochs=False)
@@ -305,6 +308,7 @@ def test_the_strategy_end_pushes_the_end_alone(server, open_publisher, tmp_path)
     assert titles(server) == ["Training complete"] and server.repos[REPO].tags == {}
 
 
+@pytest.mark.slow
 def test_final_is_pushed_without_its_checkpoint(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1, is_finished=True)
     (folder.checkpoints_dir / "step_10").rename(tmp_path / "away")
@@ -377,6 +381,7 @@ def test_a_push_ends_with_the_run_that_is_killed(server, open_publisher, tmp_pat
     assert titles(server) == EPOCHS[:1]
 
 
+@pytest.mark.slow
 def test_a_push_ignores_the_signals_that_are_meant_for_the_run(server, open_publisher, tmp_path):
     server.hang("POST .*/commit/", times=1, silence_s=1.0)
     publisher = open_publisher(make_run(tmp_path, epochs=1))
@@ -412,6 +417,7 @@ def test_no_token_stops_the_pushing(server, open_publisher, tmp_path, monkeypatc
     assert line.startswith("epoch 1: ") and "401" in line
 
 
+@pytest.mark.slow
 def test_a_journal_that_cannot_be_written_is_told_and_the_push_stands(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1)
     folder.push_path.mkdir()  # even root cannot write there

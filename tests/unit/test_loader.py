@@ -125,7 +125,7 @@ def test_a_piece_that_is_pad_is_not_taken_for_padding(small_set):
 
 
 @pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.full), 3])
-@pytest.mark.parametrize("budget", [Budget(tokens=200), Budget(sentences=7)])
+@pytest.mark.parametrize("budget", [Budget(tokens=200), pytest.param(Budget(sentences=7), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cursor", [0, 5])
 def test_every_sentence_counts_once_over_all_ranks(new_loader, small_set, num_ranks, budget, cursor):
     loaders = [new_loader(budget=budget, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
@@ -198,6 +198,7 @@ def test_a_filler_counts_nothing(new_loader):
             assert batch["attention_mask"].any()  # a forward without a single real token gives NaN in some families
 
 
+@pytest.mark.slow
 def test_each_epoch_has_its_own_order_and_the_next_follows(new_loader):
     loader = new_loader()
     num = loader.updates_per_epoch
@@ -211,7 +212,9 @@ def test_each_epoch_has_its_own_order_and_the_next_follows(new_loader):
     assert orders[0] != [update.sentence_ids.tolist() for update in epoch_of(new_loader(seed=4))]
 
 
-@pytest.mark.parametrize("cursor", [1, 5, -1])
+@pytest.mark.parametrize(
+    "cursor", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(-1, marks=pytest.mark.slow)]
+)
 def test_a_resume_at_a_cursor_goes_on_with_exactly_the_rest(new_loader, cursor):
     loader = new_loader()
     whole = epoch_of(loader, epoch=2)

@@ -66,7 +66,7 @@ BATCH = {
 
 
 # One for each way to build a layer: the others' layers are copies of Marian's.
-FAST = ("marian", "t5", "m2m_100")
+FAST = ("marian", "t5")
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,7 @@ def test_as_many_are_tolerated_as_asked_and_the_run_goes_on(new_run, capsys):
     assert capsys.readouterr().out.count("the weights are left as they were") == 2
 
 
+@pytest.mark.slow
 def test_one_more_than_tolerated_fails(new_run):
     run = new_run(skip_nonfinite=1, max_train_steps=3)
     spoil(run, steps=[0, 2])
@@ -318,6 +319,7 @@ def test_an_fp16_overflow_repeats_the_update_with_a_lower_scale(new_run, runtime
     assert run.scheduler.last_epoch == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["fp16"], indirect=True)
 def test_an_fp16_update_that_overflows_at_every_scale_is_given_up(new_run, runtime):
     run = fp16_run(new_run, runtime, "hopeless", 2.0**60, sentences_per_update=1)
@@ -403,6 +405,7 @@ def test_the_logged_loss_is_the_mean_over_the_update_and_falls(new_run):
     assert losses[-1] < losses[0] - 0.5  # from about ln 400 = 6 down: it learns
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_and_saves_it(new_run):
     # A rate of 1e-12 changes no translation: the first evaluation is the best and the two after it gain nothing.
     run = new_run(max_train_steps=9, eval_steps=1, early_stopping_patience=2, learning_rate=1e-12)
