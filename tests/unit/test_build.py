@@ -224,6 +224,7 @@ def test_a_model_that_cannot_tell_pairs_apart_is_refused(new_run):
     assert len(many_to_one.loader.encoded) == 2 * 54 and many_to_one.config.data.source_prefix is None
 
 
+@pytest.mark.slow
 def test_pairs_share_the_split_and_are_counted_each(new_run):
     flags = {"tokenizer_name": None, "train_tokenizer": True, "vocab_size": 160}
     run = new_run(**flags, source_lang=None, target_lang=None, pairs="en-fr,fr-en")

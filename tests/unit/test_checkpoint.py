@@ -408,10 +408,10 @@ def test_steps_are_taken_by_number_whatever_the_clock_says(new_trained, folder):
     [
         (None, 2, [1, 2, 3, 4, 5]),
         (2, 2, [2, 4, 5]),
-        (2, 5, [4, 5]),
         (1, 1, [1, 5]),
         (1, None, [5]),
-        (9, None, [1, 2, 3, 4, 5]),
+        pytest.param(2, 5, [4, 5], marks=pytest.mark.slow),
+        pytest.param(9, None, [1, 2, 3, 4, 5], marks=pytest.mark.slow),
     ],
 )
 def test_the_last_ones_and_the_best_are_kept(new_trained, folder, limit, best, kept):
@@ -805,7 +805,12 @@ def test_verify_reads_every_byte_and_list_does_not(listed, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "kept"), [([], [8, 16]), (["--save_total_limit", "2"], [8, 10, 16]), (["--save_total_limit", "9"], None)]
+    ("flags", "kept"),
+    [
+        (["--save_total_limit", "2"], [8, 10, 16]),
+        pytest.param([], [8, 16], marks=pytest.mark.slow),
+        pytest.param(["--save_total_limit", "9"], None, marks=pytest.mark.slow),
+    ],
 )
 def test_prune_keeps_the_newest_and_the_best(listed, capsys, flags, kept):
     set_aside(listed, listed.checkpoints_dir / "step_5")
@@ -857,6 +862,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
 # Exports
 
 
+@pytest.mark.slow
 def test_an_export_loads_with_plain_transformers(new_trained, folder, marian_tokenizer):
     trained = new_trained()
     trained.train(3)

@@ -153,6 +153,7 @@ def test_a_mistake_is_one_line_on_standard_error_and_status_2(pairs_path, tmp_pa
     assert not (folder / "final").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_mended_goes_on_in_the_same_folder(pairs_path, tmp_path, capsys):
     assert main(flags_of(pairs_path, tmp_path, target_lang="de")) == 2
     assert main(flags_of(pairs_path, tmp_path, max_train_steps=1)) == 0

@@ -316,6 +316,7 @@ def run_command(model_path, fresh_accelerate, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_an_export_comes_with_its_parity(run_command, model_path, rows_path, tmp_path):
     target = tmp_path / "new" / "export"
     words = ["--model", model_path, "-o", target, "--test_set", rows_path, "--max_samples", 20]

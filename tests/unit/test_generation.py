@@ -175,7 +175,7 @@ def search(model, rows, lengths, *, max_tokens, **options):
     "options",
     [
         {"bad_words_ids": [[5], [399]]},
-        {"forced_eos_token_id": 0, "max_length": 9},
+        pytest.param({"forced_eos_token_id": 0, "max_length": 9}, marks=pytest.mark.slow),
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"forced_bos_token_id": 7}, marks=pytest.mark.slow),
         pytest.param({"eos_token_id": [0, 11]}, marks=pytest.mark.slow),

@@ -134,7 +134,7 @@ FAULTS = {
 
 # Of an answer that is lost, of a server that is silent, and of a file that is cut short.
 REPRESENTATIVES = {
-    "reset after the commit is stored": [],
+    "reset after the commit is stored": [pytest.mark.slow],
     "silence": [pytest.mark.slow],
     "cut in the middle of a PUT": [pytest.mark.slow],
 }

@@ -111,6 +111,7 @@ def test_the_check_names_the_repository_and_refuses_who_may_not_write(server, dr
         assert answer.endswith("give --hub_model_id OWNER/NAME")
 
 
+@pytest.mark.slow
 def test_private_repositories_and_branches_are_made(server, drive):
     create_repo(server, b'{"name": "public"}')
     flags = {"hub_model_id": "tester/new", "hub_private_repo": True, "hub_revision": "small"}
@@ -127,6 +128,7 @@ def test_private_repositories_and_branches_are_made(server, drive):
     assert answers[2].startswith("UserError: --hub_private_repo: tester/public exists and is public")
 
 
+@pytest.mark.slow
 def test_the_license_is_the_base_models_or_the_one_that_is_given(server, drive, tmp_path):
     create_repo(server, b'{"name": "base"}')
     server.blobs["a" * 64] = b"---\nlicense: cc-by-4.0\n---\n"
@@ -204,6 +206,7 @@ def pushed_run(server, start, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "epoch"), [("hub:tester/model", 2), pytest.param("hub:tester/model@epoch-1", 1, marks=pytest.mark.slow)]
 )

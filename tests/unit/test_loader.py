@@ -126,7 +126,7 @@ def test_a_piece_that_is_pad_is_not_taken_for_padding(small_set):
 
 @pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.full), 3])
 @pytest.mark.parametrize("budget", [Budget(tokens=200), pytest.param(Budget(sentences=7), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("cursor", [0, 5])
+@pytest.mark.parametrize("cursor", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_every_sentence_counts_once_over_all_ranks(new_loader, small_set, num_ranks, budget, cursor):
     loaders = [new_loader(budget=budget, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
     by_rank = [epoch_of(loader, epoch=1, cursor=cursor) for loader in loaders]
@@ -151,7 +151,7 @@ def test_micro_batches_keep_within_their_budget(new_loader):
         assert width * len(batch["labels"]) <= 120 or len(batch["labels"]) == 1
 
 
-@pytest.mark.parametrize("num_ranks", [1, 3])
+@pytest.mark.parametrize("num_ranks", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_micro_batches_of_given_shapes_hold_the_same_sentences(new_loader, small_set, num_ranks):
     rows, source_lengths, target_lengths = small_set
     shapes = choose_shapes(

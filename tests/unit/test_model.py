@@ -494,7 +494,7 @@ def legacy_dir(model_dirs, tokenizer, folder):
     return folder
 
 
-@pytest.mark.parametrize(("asked", "expected"), [(None, 6), (3, 3), (1, 1)])
+@pytest.mark.parametrize(("asked", "expected"), [(None, 6), (3, 3), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_the_models_own_settings_are_kept_unless_they_contradict(
     model_dirs, marian_tokenizer, tmp_path, asked, expected
 ):

@@ -377,6 +377,7 @@ def status_after(runtime, *numbers):
     return os.waitpid(child, 0)[1]
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_leaves_at_once_and_other_pairs_do_not(runtime):
     status = status_after(runtime, signal.SIGINT, signal.SIGINT)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT

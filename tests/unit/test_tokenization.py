@@ -659,7 +659,7 @@ def check_against_the_plain_tokenizer(rows, tokenizer, encoded, prefix=""):
 
 
 @pytest.mark.parametrize("family", ["marian", "t5"])
-@pytest.mark.parametrize("prefix", [None, "show: "])
+@pytest.mark.parametrize("prefix", ["show: ", pytest.param(None, marks=pytest.mark.slow)])
 def test_encoding_is_what_the_tokenizer_itself_gives(request, family, prefix):
     tokenizer = request.getfixturevalue(family)
     rows = make_rows()

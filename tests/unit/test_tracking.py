@@ -183,6 +183,7 @@ def test_a_process_that_is_not_main_writes_nothing(tracker, runtime, tmp_path, c
 # curves
 
 
+@pytest.mark.slow
 def test_curves_are_a_picture_that_shows_them(tracker):
     pytest.importorskip("matplotlib")
     from matplotlib import image

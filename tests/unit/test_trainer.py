@@ -79,7 +79,7 @@ def reference_loss(run, update, smoothing=0.0):
 # the gradient
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("smoothing", [0.1, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_loss_and_gradient_are_those_of_the_full_batch_however_divided(new_run, smoothing):
     run = new_run(label_smoothing_factor=smoothing)
     update = first_update(run)
@@ -120,7 +120,9 @@ def norm_at_step(run):
     return seen
 
 
-@pytest.mark.parametrize(("max_grad_norm", "clips"), [(0.01, True), (0.0, False), (1e6, False)])
+@pytest.mark.parametrize(
+    ("max_grad_norm", "clips"), [(0.01, True), (0.0, False), pytest.param(1e6, False, marks=pytest.mark.slow)]
+)
 def test_the_whole_gradient_is_clipped_once_and_its_norm_before_that_is_reported(new_run, max_grad_norm, clips):
     run = new_run(max_grad_norm=max_grad_norm, max_tokens_per_micro_batch=SMALL)
     update = first_update(run)
@@ -300,6 +302,7 @@ def fp16_run(new_run, runtime, name, init_scale, **flags):
     return new_run(name, dropout=0.1, num_warmup_steps=0, **flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["fp16"], indirect=True)
 def test_an_fp16_overflow_repeats_the_update_with_a_lower_scale(new_run, runtime):
     # fp16 ends at 65,504 = 2^16: of loss / some 20 tokens, scaled by 2^27, the largest gradients lie far beyond it.
@@ -382,6 +385,7 @@ def test_due(new_run):
     assert due(7, best_step=7) == {"save"} and due(7, best_step=6) == set()
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_logs_and_saves_at_its_steps_and_ends_in_mid_epoch(new_run, curves):
     # 54 pairs in updates of 16 are 4 updates an epoch; 6 updates end in the middle of the second.
     run = new_run(max_train_steps=6, eval_steps=5, save_steps=3, logging_steps=4, metric_for_best_model="eval_loss")

@@ -59,6 +59,7 @@ def test_it_is_what_plain_generate_gives(model_path, marian_tokenizer, tiny_mode
     assert translator(sentences[:1]) == expected
 
 
+@pytest.mark.slow
 def test_the_batches_change_nothing(model_path, runtime, sentences):
     sentences = sentences[:12]
     translator = Translator(str(model_path), num_beams=2, max_target_length=10, runtime=runtime)
