@@ -287,7 +287,7 @@ def loss_per_token(
     sums = []
     pad_id, in_step = tokenizer.pad_token_id, is_sharded(model)
     for row_ids, batch in deal_batches(batches, data.encoded, runtime, pad_id=pad_id, in_step=in_step):
-        with runtime.accelerator.autocast():
+        with runtime.autocast():
             loss_sum = batch_loss_sum(model, batch)
         if len(row_ids):
             sums.append(loss_sum)

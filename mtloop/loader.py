@@ -137,6 +137,7 @@ class TrainLoader:
         target_lengths: int32 [N].
         budget: What an update holds over all ranks.
         max_tokens_per_micro_batch: Padded tokens, source and target.
+        micro_batch_overhead: What a micro-batch costs beyond its padded tokens, in tokens.
         shapes: What micro-batches are padded to, from choose_shapes; [] for their own longest row.
         pad_id: The tokenizer's padding id.
         seed: The run's seed.
@@ -151,6 +152,7 @@ class TrainLoader:
     target_lengths: NDArray[np.int32]
     budget: Budget
     max_tokens_per_micro_batch: int
+    micro_batch_overhead: int
     pad_id: int
     seed: int
     rank: int
@@ -179,17 +181,23 @@ class TrainLoader:
 
     def divide(self, sentence_ids: NDArray[np.int64]) -> list[MicroBatch]:
         """Divide an update: this rank's micro-batches, equally many on every rank."""
-        options = {"rank": self.rank, "num_ranks": self.num_ranks}
+        lengths = self.source_lengths, self.target_lengths
         if self.shapes:
             return divide_into_shapes(
-                sentence_ids, self.source_lengths, self.target_lengths, shapes=self.shapes, **options
+                sentence_ids, *lengths, shapes=self.shapes, rank=self.rank, num_ranks=self.num_ranks
             )
-        max_tokens = self.max_tokens_per_micro_batch
-        return divide_update(sentence_ids, self.source_lengths, self.target_lengths, max_tokens=max_tokens, **options)
+        return divide_update(
+            sentence_ids,
+            *lengths,
+            max_tokens=self.max_tokens_per_micro_batch,
+            overhead=self.micro_batch_overhead,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+        )
 
     def share_of_real_tokens(self) -> float:
         """Compute the part of this rank's padded tokens, of both sides, that are real, in the first updates."""
-        plan = plan_epoch(self.source_lengths, self.target_lengths, self.budget, seed=self.seed, epoch=0)
+        plan = plan_epoch(self.target_lengths, self.budget, seed=self.seed, epoch=0)
         micro_batches = [
             one for number in range(min(plan.num_updates, 256)) for one in self.divide(plan.sentence_ids(number))
         ]
@@ -204,7 +212,7 @@ class TrainLoader:
     def updates(self, *, epoch: int, cursor: int) -> Generator[Update, None, None]:
         """Yield updates without end, from update `cursor` of epoch `epoch` (both 0-based) on."""
         while True:
-            plan = plan_epoch(self.source_lengths, self.target_lengths, self.budget, seed=self.seed, epoch=epoch)
+            plan = plan_epoch(self.target_lengths, self.budget, seed=self.seed, epoch=epoch)
             yield from self._epoch(plan, cursor)
             epoch, cursor = epoch + 1, 0
 

@@ -45,6 +45,46 @@ def token_loss_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0
     return F.cross_entropy(target_logits, labels.flatten()[is_target], reduction="sum", label_smoothing=label_smoothing)
 
 
+class Projection:
+    """What the micro-batches of one update share of the output layer: its weight, cast once, and one gradient of it.
+
+    Both are as large as the vocabulary. The gradient is added up over the forwards, and the backward of the last one
+    hands it to autograd; so all losses of the update must be scaled alike before their backward.
+
+    Args:
+        num_forwards: How many projected_loss_sum calls share it.
+    """
+
+    def __init__(self, num_forwards: int = 1) -> None:
+        self._num_left = num_forwards
+        self._columns: Tensor | None = None
+        self._gradient: Tensor | None = None
+
+    def columns(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the weight [V, D] in dtype, detached."""
+        if self._columns is None:
+            self._columns = weight.detach().to(dtype)
+        return self._columns
+
+    def add(self, gradient: Tensor, rows: Tensor) -> None:
+        """Add gradient.T @ rows, of [n, V] and [n, D], to the gradient of the weight."""
+        assert self._gradient is not None
+        if gradient.dtype == self._gradient.dtype:
+            self._gradient.addmm_(gradient.T, rows)
+        else:
+            self._gradient += gradient.T @ rows
+
+    def begin(self, weight: Tensor) -> None:
+        """Count one forward, whose gradient of the weight is wanted."""
+        self._num_left -= 1
+        if self._gradient is None:
+            self._gradient = torch.zeros_like(weight, dtype=torch.float32)
+
+    def take(self) -> Tensor | None:
+        """Return the gradient of the weight after the last forward, None before."""
+        return None if self._num_left else self._gradient
+
+
 def projected_loss_sum(
     hidden: Tensor,
     weight: Tensor,
@@ -53,6 +93,7 @@ def projected_loss_sum(
     bias: Tensor | None = None,
     label_smoothing: float = 0.0,
     dtype: torch.dtype = torch.float32,
+    projection: Projection | None = None,
 ) -> Tensor:
     """Sum the cross-entropy of `hidden @ weight.T + bias` without ever holding all logits.
 
@@ -66,13 +107,16 @@ def projected_loss_sum(
         bias: float, V elements; has no gradient.
         label_smoothing: As in token_loss_sum.
         dtype: Of the matrix products. The logits are then brought to fp32.
+        projection: Shared by the micro-batches of an update; None for one of its own.
 
     Returns:
         fp32 scalar, in nats; 0 (with a zero gradient) where N is 0.
 
     Source: as token_loss_sum; its gradient by the logits is softmax(logits) - (1 - e) * one-hot - e / V.
     """
-    total: Tensor = _ProjectedLoss.apply(hidden, weight, labels, bias, label_smoothing, dtype)
+    total: Tensor = _ProjectedLoss.apply(
+        hidden, weight, labels, bias, label_smoothing, dtype, projection or Projection()
+    )
     return total
 
 
@@ -86,12 +130,14 @@ class _ProjectedLoss(torch.autograd.Function):
         bias: Tensor | None,
         smoothing: float,
         dtype: torch.dtype,
+        projection: Projection,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        rows, columns = hidden.to(dtype), weight.to(dtype)
+        rows, columns = hidden.to(dtype), projection.columns(weight, dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_grad = torch.zeros_like(hidden) if wants_hidden else None
-        weight_grad = torch.zeros_like(weight) if wants_weight else None
+        if wants_weight:
+            projection.begin(weight)
         most = MAX_LOGITS_ON_CPU if hidden.device.type == "cpu" else MAX_LOGITS
         num_rows = max(1, most // len(columns))
         for start in range(0, len(rows), num_rows):
@@ -111,14 +157,19 @@ class _ProjectedLoss(torch.autograd.Function):
             gradient = gradient.to(dtype)
             if hidden_grad is not None:
                 hidden_grad[chunk] = (gradient @ columns).to(hidden.dtype)
-            if weight_grad is not None:
-                weight_grad += gradient.T @ rows[chunk]
-        ctx.save_for_backward(hidden_grad, weight_grad)
+            if wants_weight:
+                projection.add(gradient, rows[chunk])
+        ctx.save_for_backward(hidden_grad)
+        ctx.weight_grad = projection.take() if wants_weight else None
+        ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, weight_grad = (
-            None if found is None else found * gradients[0].to(found.dtype) for found in ctx.saved_tensors
-        )
-        return hidden_grad, weight_grad, None, None, None, None
+        (hidden_grad,) = ctx.saved_tensors
+        if hidden_grad is not None:
+            hidden_grad = hidden_grad * gradients[0].to(hidden_grad.dtype)
+        weight_grad = ctx.weight_grad
+        if weight_grad is not None:
+            weight_grad = (weight_grad * gradients[0]).to(ctx.weight_dtype)
+        return hidden_grad, weight_grad, None, None, None, None, None

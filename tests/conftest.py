@@ -1,5 +1,6 @@
 """What all tests share: an offline Hub, a cache of their own, a small real tokenizer and corpus."""
 
+import functools
 import json
 import os
 import re
@@ -37,6 +38,31 @@ NEVER_FAST = ("e2e", "distributed")
 def pytest_addoption(parser):
     """Add --full."""
     parser.addoption("--full", action="store_true", help="every repetition and combination of the long tests")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads its options
+def pytest_cmdline_main(config):
+    """Run the default and the full tier in two processes: many tests wait, for a launcher, a server or a signal."""
+    is_whole = [Path(one).resolve() for one in config.args] == [PROJECT / "tests"]
+    is_alone = hasattr(config, "workerinput") or config.option.usepdb or config.option.collectonly
+    if is_whole and config.option.markexpr != "not slow" and config.option.numprocesses is None and not is_alone:
+        config.option.numprocesses = 2
+        config.option.loadscopereorder = False  # the short files come last, and fill what the long ones leave
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Keep tests that share a run in one process: those of a file, and those of all files that use demo_run."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRun(LoadScopeScheduling):
+        @functools.cache  # noqa: B019
+        def _scope_of(self, path):
+            return "demo" if "demo_run" in (PROJECT / path).read_text(encoding="utf-8") else path
+
+        def _split_scope(self, nodeid):
+            return self._scope_of(nodeid.split("::")[0])
+
+    return ByRun(config, log)
 
 
 def pytest_configure(config):

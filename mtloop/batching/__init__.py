@@ -12,10 +12,11 @@ from mtloop.batching.division import (
     plan_evaluation,
     plan_static_evaluation,
 )
-from mtloop.batching.plan import Budget, EpochPlan, count_updates, plan_epoch
+from mtloop.batching.plan import PLAN_VERSION, Budget, EpochPlan, count_updates, plan_epoch
 from mtloop.batching.shapes import Shape, choose_evaluation_shapes, choose_shapes
 
 __all__ = [
+    "PLAN_VERSION",
     "Budget",
     "EpochPlan",
     "MicroBatch",

@@ -6,11 +6,15 @@ Shape letters: N sentences, n of an update, B of a micro-batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from mtloop.batching.plan import Ids, Lengths
 from mtloop.batching.shapes import Shape, choose_evaluation_shapes, first_fit
+
+# Rows of a rank up to which every cut is tried; of more, about one in STRIDE.
+EXACT_ROWS, STRIDE = 256, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,34 +42,91 @@ def divide_update(
     target_lengths: Lengths,
     *,
     max_tokens: int,
+    overhead: int,
     rank: int,
     num_ranks: int,
 ) -> list[MicroBatch]:
-    """Divide an update: the micro-batches of one rank, equally many on every rank.
+    """Divide an update by length: the micro-batches of one rank, equally many on every rank.
 
-    The sentences, longest first, are dealt out in turn, so that the ranks' shares are alike; each share is cut where
-    rows x (longest source + longest target) would pass `max_tokens`. A row above it stands alone.
+    The sentences, longest first, are cut into passes at the least cost; in each pass every rank has a micro-batch. The
+    ranks take turns at the sentences of a pass, the rank with the fewest padded tokens so far first.
 
     Args:
         sentence_ids: int64 [n], the update, from EpochPlan.sentence_ids.
         source_lengths: int32 [N] of the whole corpus.
         target_lengths: int32 [N] of the whole corpus.
-        max_tokens: Padded tokens of a micro-batch at most.
+        max_tokens: Padded tokens of a micro-batch at most; a row above it stands alone.
+        overhead: What a micro-batch costs beyond its padded tokens, in tokens.
         rank: This rank, from 0.
         num_ranks: How many ranks share the update.
 
     Returns:
-        Micro-batches of this rank; a rank that runs out of sentences gets fillers of one short row.
+        Micro-batches of this rank; a rank without a sentence in a pass gets a filler of one short row.
     """
     by_length = sort_by_length(sentence_ids, source_lengths, target_lengths)
-    shares = [
-        cut_by_tokens(by_length[r::num_ranks], source_lengths, target_lengths, max_tokens=max_tokens)
-        for r in range(num_ranks)
-    ]
-    num_micro_batches = max(len(share) for share in shares)
-    micro_batches = [MicroBatch(sentence_ids=ids, num_real=len(ids)) for ids in shares[rank]]
-    filler = MicroBatch(sentence_ids=by_length[-1:], num_real=0)
-    return micro_batches + [filler] * (num_micro_batches - len(micro_batches))
+    sources, targets = (side[by_length].astype(np.int64) for side in (source_lengths, target_lengths))
+    # The sentences that the ranks hold as one row each, as long as the longest of them.
+    groups = np.arange(0, len(by_length), num_ranks)
+    bounds = cut_at_least_cost(
+        np.maximum.reduceat(sources, groups), targets[groups], max_tokens=max_tokens, overhead=overhead
+    )
+    loads = np.zeros(num_ranks, dtype=np.int64)
+    micro_batches = []
+    for start, end in pairwise(np.minimum(bounds * num_ranks, len(by_length))):
+        for turn, taker in enumerate(np.argsort(loads, kind="stable")):
+            own = slice(start + turn, end, num_ranks)
+            if taker == rank:
+                ids = by_length[own]
+                filler = MicroBatch(sentence_ids=by_length[-1:], num_real=0)
+                micro_batches.append(MicroBatch(sentence_ids=ids, num_real=len(ids)) if len(ids) else filler)
+            if len(sources[own]):
+                loads[taker] += len(sources[own]) * (sources[own].max() + targets[own].max())
+    return micro_batches
+
+
+def cut_at_least_cost(sources: Ids, targets: Ids, *, max_tokens: int, overhead: int) -> Ids:
+    """Cut rows into runs so that the sum of overhead + rows x (longest source + longest target) is least.
+
+    Exact for up to EXACT_ROWS rows. Of more, cuts are made only where the target length changes and at every
+    STRIDE-th row.
+
+    Args:
+        sources: int64 [n], lengths.
+        targets: int64 [n], lengths, descending.
+        max_tokens: Rows x (longest source + longest target) of a run at most; a row above it is a run of its own.
+        overhead: What a run costs beyond that, in tokens.
+
+    Returns:
+        int64 [number of runs + 1], ascending from 0 to n.
+    """
+    num_rows = len(targets)
+    is_cut = np.ones(num_rows, dtype=bool)
+    if num_rows > EXACT_ROWS:
+        is_long = STRIDE * (sources + targets) > max_tokens  # cuts around these, so that no block is above max_tokens
+        is_cut = (np.arange(num_rows) % STRIDE == 0) | (np.diff(targets, prepend=0) != 0) | is_long
+        is_cut[1:] |= is_long[:-1]
+    starts = np.flatnonzero(is_cut)
+    positions = np.append(starts, num_rows)
+    block_sources = np.maximum.reduceat(sources, starts)
+    # costs[i]: the least for the rows before position i; previous[i]: where the last of its runs begins.
+    costs = np.full(len(positions), np.iinfo(np.int64).max)
+    costs[0] = 0
+    previous = np.zeros(len(positions), dtype=np.int64)
+    for i, start in enumerate(starts):
+        last = int(np.searchsorted(positions, start + max(1, max_tokens // int(targets[start])), side="right"))
+        ends = positions[i + 1 : last + 1]
+        rows = ends - start
+        padded = rows * (np.maximum.accumulate(block_sources[i : i + len(rows)]) + targets[start])
+        num_fitting = max(1, int(np.searchsorted(padded, max_tokens, side="right")))
+        found = costs[i] + overhead + padded[:num_fitting]
+        ahead = slice(i + 1, i + 1 + num_fitting)
+        is_better = found < costs[ahead]
+        costs[ahead][is_better] = found[is_better]
+        previous[ahead][is_better] = i
+    bounds = [len(positions) - 1]
+    while bounds[-1]:
+        bounds.append(int(previous[bounds[-1]]))
+    return positions[bounds[::-1]]
 
 
 def sort_by_length(sentence_ids: Ids, source_lengths: Lengths, target_lengths: Lengths) -> Ids:

@@ -23,12 +23,12 @@ MAX_SHAPES = 8
 WORTH_A_SHAPE = 0.05
 # An evaluation compiles several programs a shape (encoder, decoding, loss) and is a small part of a run.
 MAX_EVALUATION_SHAPES = 3
+# What a batch of an evaluation costs beyond its tokens, in tokens: without it a list of one-row shapes would win.
+EVALUATION_OVERHEAD = 64
 # Lengths are multiples of this where the model allows: the rows of a TPU's tile. Multiples of 4 win one point.
 LENGTH_STEP = 8
 # The shapes are chosen on this many updates of one epoch: a sample of the corpus, 0.1 s of work.
 NUM_SAMPLED_UPDATES = 256
-# What a forward and backward cost beside their tokens, in tokens: without it a list of one-row shapes would win.
-OVERHEAD_TOKENS = 64
 SOURCE_QUANTILES = (0.5, 0.75, 0.9, 0.97, 1.0)
 MAX_TARGET_CANDIDATES = 16
 ROW_DIVISORS = (1, 2, 3, 4, 6, 8)
@@ -57,6 +57,7 @@ def choose_shapes(
     budget: Budget,
     *,
     max_tokens: int,
+    overhead: int,
     num_ranks: int,
     longest: tuple[int, int],
     max_shapes: int = MAX_SHAPES,
@@ -68,6 +69,7 @@ def choose_shapes(
         target_lengths: int32 [N].
         budget: What one update holds, over all ranks: an update of few rows must not be padded to many.
         max_tokens: Padded tokens of a micro-batch at most; a row above it stands alone.
+        overhead: What a micro-batch costs beyond its padded tokens, in tokens.
         num_ranks: How many ranks share each micro-batch's shape.
         longest: Source and target tokens that no row may be padded beyond: the model may have no more positions.
         max_shapes: How many at most; 1 gives one shape for all.
@@ -76,12 +78,12 @@ def choose_shapes(
         Shapes, shortest first; every sentence fits the last.
     """
     # Not the run's seed: the list must not change with it, and any sample will do.
-    plan = plan_epoch(source_lengths, target_lengths, budget, seed=0, epoch=0)
+    plan = plan_epoch(target_lengths, budget, seed=0, epoch=0)
     num_updates = min(NUM_SAMPLED_UPDATES, plan.num_updates)
     bounds = plan.bounds[: num_updates + 1]
     return _best_chain(
         source_lengths, target_lengths, plan.order[: bounds[-1]], bounds,
-        max_tokens=max_tokens, num_ranks=num_ranks, longest=longest, max_shapes=max_shapes,
+        max_tokens=max_tokens, overhead=overhead, num_ranks=num_ranks, longest=longest, max_shapes=max_shapes,
     )  # fmt: skip
 
 
@@ -96,7 +98,8 @@ def choose_evaluation_shapes(source_lengths: Lengths, target_lengths: Lengths, *
     longest = int(source_lengths.max()), int(target_lengths.max())
     return _best_chain(
         source_lengths, target_lengths, np.arange(len(source_lengths)), np.array([0, len(source_lengths)]),
-        max_tokens=max_tokens, num_ranks=1, longest=longest, max_shapes=MAX_EVALUATION_SHAPES,
+        max_tokens=max_tokens, overhead=EVALUATION_OVERHEAD, num_ranks=1, longest=longest,
+        max_shapes=MAX_EVALUATION_SHAPES,
     )  # fmt: skip
 
 
@@ -114,6 +117,7 @@ def _best_chain(
     bounds: Ids,
     *,
     max_tokens: int,
+    overhead: int,
     num_ranks: int,
     longest: tuple[int, int],
     max_shapes: int,
@@ -134,7 +138,7 @@ def _best_chain(
     # best[j]: the cheapest chain that ends with candidate j, with the number of shapes so far.
     best: dict[int, tuple[int, list[Shape]]] = {0: (0, [])}
     found: list[tuple[int, list[Shape]]] = []
-    steps = _steps(candidates, counts, max_tokens=max_tokens, num_ranks=num_ranks)
+    steps = _steps(candidates, counts, max_tokens=max_tokens, overhead=overhead, num_ranks=num_ranks)
     for _ in range(max_shapes):
         longer: dict[int, tuple[int, list[Shape]]] = {}
         for (before, number), (cost, shape) in steps.items():
@@ -168,7 +172,7 @@ def _candidates(sources: Lengths, targets: Lengths, top: tuple[int, int]) -> lis
 
 
 def _steps(
-    candidates: list[tuple[int, int]], counts: NDArray[np.int64], *, max_tokens: int, num_ranks: int
+    candidates: list[tuple[int, int]], counts: NDArray[np.int64], *, max_tokens: int, overhead: int, num_ranks: int
 ) -> dict[tuple[int, int], tuple[int, Shape]]:
     """Price each step of a chain: (candidate before, candidate), from 1, 0 for none -> (cost in tokens, its shape)."""
     steps = {}
@@ -184,6 +188,6 @@ def _steps(
             for divisor in ROW_DIVISORS:
                 shape = Shape(-(-most // divisor), source, target)
                 num_passes = int((-(-rows // (shape.rows * num_ranks))).sum())
-                prices.append((num_passes * num_ranks * (shape.num_tokens + OVERHEAD_TOKENS), shape))
+                prices.append((num_passes * num_ranks * (shape.num_tokens + overhead), shape))
             steps[before, number] = min(prices, key=lambda one: one[0])
     return steps

@@ -15,11 +15,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.adapters import base_fingerprint, choose_trained
+from mtloop.batching import PLAN_VERSION
 from mtloop.build.data import Pair, build_tokenizer, encode_corpus, settle_pairs
-from mtloop.build.plan import build_loader, describe_plan, micro_batch_tokens, settle_steps
+from mtloop.build.plan import build_loader, describe_plan, settle_steps
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.config import Config, UserError, changed, differences, flat, to_yaml
 from mtloop.corpus import Corpus, describe, load_corpus
+from mtloop.loader import TrainLoader
 from mtloop.model import build_model, check_positions, layers_of, load_model, settle_generation
 from mtloop.optim import build_optimizer, build_scheduler
 from mtloop.run_folder import RunFolder
@@ -87,6 +89,8 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     runtime.say(*describe_plan(config, loader, total_steps, warmup))
     if stored is None:
         runtime.on_main(lambda: folder.start_run(config, report))
+    record = runtime.on_main(lambda: folder.run_record)
+    identity = identify(config, loader, report, record, base=base, hardware=runtime.describe())
     state = TrainState()
     unwrapped = runtime.accelerator.unwrap_model(wrapped_model)
     return Run(
@@ -112,9 +116,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
             state=state,
             save_total_limit=config.output.save_total_limit,
             num_epochs_kept=config.evaluation.average_last or 0,
-            identity=identify(
-                config, report, runtime.on_main(lambda: folder.run_record), base=base, hardware=runtime.describe()
-            ),
+            identity=identity,
         ),
         tracker=Tracker(
             folder=folder, runtime=runtime, total_steps=total_steps, uses_trackers=start_trackers(config, runtime)
@@ -136,7 +138,13 @@ def find_changes(config: Config, stored: Config, folder: RunFolder, report: dict
 
 
 def identify(
-    config: Config, report: dict[str, Any], run_record: dict[str, Any], *, base: str | None, hardware: str
+    config: Config,
+    loader: TrainLoader,
+    report: dict[str, Any],
+    run_record: dict[str, Any],
+    *,
+    base: str | None,
+    hardware: str,
 ) -> dict[str, Any]:
     """What a checkpoint's manifest says of its run, beside the step: JSON values."""
     batch = config.batch
@@ -145,7 +153,9 @@ def identify(
         "run_id": run_record["run_id"],
         "tokens_per_update": batch.tokens_per_update,
         "sentences_per_update": batch.sentences_per_update,
-        "max_tokens_per_micro_batch": micro_batch_tokens(config),
+        "plan_version": PLAN_VERSION,
+        "max_tokens_per_micro_batch": loader.max_tokens_per_micro_batch,
+        "micro_batch_overhead": loader.micro_batch_overhead,
         "pad_to": batch.pad_to,
         "fingerprints": {
             **report["fingerprints"],

@@ -25,7 +25,8 @@ UNWRITABLE = (OSError, RuntimeError, SafetensorError)
 UNREADABLE = (*UNWRITABLE, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
 # What must be equal for a resumed run to be bitwise the one that was interrupted.
 BITWISE = (
-    "num_ranks", "is_sharded", "num_threads", "device", "precision", "max_tokens_per_micro_batch", "pad_to", "versions",
+    "num_ranks", "is_sharded", "num_threads", "device", "precision", "max_tokens_per_micro_batch",
+    "micro_batch_overhead", "pad_to", "versions",
 )  # fmt: skip
 
 

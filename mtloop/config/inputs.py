@@ -53,7 +53,10 @@ class ModelConfig(Group):
         None, "size of a model built from scratch (none: --config_name or --model_name_or_path)", same_run=True
     )
     dropout: float | None = setting(
-        None, "dropout probability, 0 to below 1 (none: the model's own)", same_run=True, check=below_one
+        None,
+        "dropout probability of the layers, 0 to below 1; 0 turns off all dropout (none: the model's own)",
+        same_run=True,
+        check=below_one,
     )
     trust_remote_code: bool = setting(False, "run code that comes with a model from the Hub")
 

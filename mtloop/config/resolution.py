@@ -6,7 +6,9 @@ from mtloop.config.whole import Config, changed, flat, group_fields, is_from_scr
 
 DEFAULT_VOCAB_SIZE = 8000
 DEFAULT_SENTENCES_PER_UPDATE = 32
-DEFAULT_TOKENS_PER_UPDATE = 1000
+# From scratch many small updates teach most: 500 tokens gave 29 BLEU after two epochs of 62,700 KDE pairs, 1,000 gave
+# none after one.
+DEFAULT_TOKENS_PER_UPDATE = 500
 
 BUDGETS = ("tokens_per_update", "sentences_per_update", "per_device_train_batch_size")
 # The data and the model decide these after the config was resolved: a stored config holds a number where the flags of

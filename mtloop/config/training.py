@@ -49,7 +49,7 @@ class BatchConfig(Group):
 
     tokens_per_update: int | None = setting(
         None,
-        "target tokens of one update over all processes (none: 1000 from scratch, else by sentences)",
+        "target tokens of one update over all processes (none: 500 from scratch, else by sentences)",
         same_run=True,
         check=at_least(1),
     )
@@ -73,6 +73,12 @@ class BatchConfig(Group):
         "padded tokens of one forward on one device: memory, not the result; auto: what the device has room for",
         check=at_least_or_auto(1),
         parse=number_or_auto,
+    )
+    micro_batch_overhead: int | None = setting(
+        None,
+        "what a forward and backward cost beyond their padded tokens, in tokens: an update is divided so that the sum "
+        "is least; speed, not the result (none: by the kind of device)",
+        check=between(0, 1_000_000),
     )
     pad_to: Literal["fixed", "buckets", "longest"] | None = setting(
         None,

@@ -201,7 +201,7 @@ def _generate(
         if max_length_ratio is not None:
             options["stopping_criteria"] = StoppingCriteriaList([LengthRatio(attention_mask, max_length_ratio)])
         # One autocast around a whole batch: the bf16 copies of the weights are then made once, not once a piece.
-        with runtime.accelerator.autocast():
+        with runtime.autocast():
             if rules is not None:
                 return greedy_search(model, input_ids, attention_mask, rules, end_program=runtime.end_program).cpu()
             return cast(Any, model).generate(input_ids=input_ids, attention_mask=attention_mask, **options)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mtloop.loss import projected_loss_sum, token_loss_sum
+from mtloop.loss import Projection, projected_loss_sum, token_loss_sum
 from mtloop.model.generating import shift_right, static_mask
 
 # Families whose logits are their output layer's, plus final_logits_bias where they have one, and nothing besides.
@@ -24,6 +24,7 @@ def batch_loss_sum(
     *,
     wrapped_model: torch.nn.Module | None = None,
     label_smoothing: float = 0.0,
+    projection: Projection | None = None,
 ) -> Tensor:
     """Sum the cross-entropy of a batch's target tokens.
 
@@ -36,12 +37,13 @@ def batch_loss_sum(
             int64 [N], where in the flattened labels the N real ones are.
         wrapped_model: What is to be called; the model itself when None.
         label_smoothing: As in token_loss_sum.
+        projection: As in projected_loss_sum.
 
     Returns:
         fp32 scalar, in nats.
     """
     labels = batch["labels"]
-    with _projected(model, batch, label_smoothing) as found:
+    with _projected(model, batch, label_smoothing, projection) as found:
         logits = (wrapped_model or model)(
             input_ids=batch["input_ids"],
             attention_mask=static_mask(batch["attention_mask"]),
@@ -59,7 +61,9 @@ class _Found:
 
 
 @contextlib.contextmanager
-def _projected(model: PreTrainedModel, batch: Mapping[str, Tensor], label_smoothing: float) -> Iterator[_Found]:
+def _projected(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], label_smoothing: float, projection: Projection | None
+) -> Iterator[_Found]:
     """Let the model's output layer compute the loss in place of logits, where that is the same."""
     found = _Found()
     head = model.get_output_embeddings()
@@ -86,6 +90,7 @@ def _projected(model: PreTrainedModel, batch: Mapping[str, Tensor], label_smooth
                 bias=getattr(model, "final_logits_bias", None),
                 label_smoothing=label_smoothing,
                 dtype=dtype,
+                projection=projection,
             )
         return (hidden[:0],)
 

@@ -258,6 +258,10 @@ class Runtime:
         wrapped = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         return wrapped, self.accelerator.prepare_optimizer(optimizer, device_placement=False)
 
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Compute in the run's precision; until the outermost of these ends, each weight is cast only once."""
+        return self.accelerator.autocast()
+
     @contextlib.contextmanager
     def gradient_sync(self, model: torch.nn.Module, *, enabled: bool) -> Iterator[None]:
         """Let the ranks exchange gradients in this backward only if enabled. Forward and backward both go inside."""

@@ -37,7 +37,7 @@ NUM_UPDATES = 20
 MAX_TRAIN_ROWS, MAX_EVAL_ROWS = 160, 40
 MAX_TOKENS_PER_UPDATE, MAX_SENTENCES_PER_UPDATE = 1_000, 16
 DROPOUT = 0.1  # of the interrupted run: without it, random numbers that a resume gets wrong would not show
-ONE_MICRO_BATCH = 1_000_000
+ONE_MICRO_BATCH = 1_000_000  # tokens that no update has, and an overhead that none is worth a second forward
 CHILD_TIMEOUT_S = 3_600.0
 
 DESCRIPTION = """Prove on your own model, data and launch file that the numbers hold: in fp32 and on at most 200
@@ -153,7 +153,8 @@ class Selfcheck:
         # What was settled for all processes holds for one: the sentences of an update given per device, warm-up, beams.
         config_path.write_text(everyone["config"], encoding="utf-8")
         threads = ["--cpu_threads", str(everyone["num_threads"])]
-        one = [*threads, "--max_tokens_per_micro_batch", str(ONE_MICRO_BATCH)]
+        most = str(ONE_MICRO_BATCH)
+        one = [*threads, "--max_tokens_per_micro_batch", most, "--micro_batch_overhead", most]
         many = [*threads, "--max_tokens_per_micro_batch", str(max(1, everyone["tokens_per_update"] // 4))]
         self._start("one process", [
             {"kind": "updates", "name": "one", "flags": one},

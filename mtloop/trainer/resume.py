@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtloop.batching import PLAN_VERSION
 from mtloop.checkpoint import choose_checkpoint
 from mtloop.checkpoint.listing import HUB
 from mtloop.config import UserError
@@ -40,6 +41,11 @@ def check_origin(run: Run, record: dict[str, Any]) -> None:
     """
     mine, theirs = run.checkpointer.identity, record.get("fingerprints", {})
     asked = run.config.output.resume_from_checkpoint or ""
+    if record.get("plan_version") != PLAN_VERSION:
+        raise UserError(
+            f"--output_dir {run.folder.path}: the run was begun by an mtloop that drew other updates; give a new "
+            "--output_dir, and the checkpoint as --model_name_or_path to start from its weights"
+        )
     base, base_then = (prints.get("base_model") for prints in (mine["fingerprints"], theirs))
     if base is not None and base != base_then and run.config.output.allow_changed:
         run.different.append(

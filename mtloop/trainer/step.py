@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtloop.loader import Update
+from mtloop.loss import Projection
 from mtloop.model import batch_loss_sum
 from mtloop.runtime import is_out_of_memory, whole
 from mtloop.trainer.run import Run
@@ -105,27 +106,30 @@ def accumulate_gradients(run: Run, update: Update) -> Tensor:
     """
     room = _Room(run)
     run.runtime.reseed(run.state.step)
+    projection = Projection(num_forwards=len(update.micro_batches))
     # A vector made on the host, for XLA: its first forward would else add to a constant, and be another program.
     loss_sum = torch.zeros(1).to(run.runtime.device)
-    for micro_batch, is_last in mark_last(update.micro_batches):
-        with run.runtime.gradient_sync(run.wrapped_model, enabled=is_last):
-            micro_loss_sum = room.run(
-                batch_loss_sum,
-                run.model,
-                micro_batch,
-                wrapped_model=run.wrapped_model,
-                label_smoothing=run.config.optimizer.label_smoothing_factor,
-            )
-            if is_last:
-                room.agree()
-            if micro_loss_sum is not None:
-                # Data parallelism takes the mean over ranks: undone by num_ranks. target_tokens is the whole update's.
-                scaled = micro_loss_sum * run.runtime.num_ranks / update.target_tokens
-                backward = run.runtime.accelerator.backward
-                # An exchange between ranks cannot be taken back: what fails in it ends the run.
-                backward(scaled) if is_last and run.runtime.num_ranks > 1 else room.run(backward, scaled)
-                loss_sum += micro_loss_sum.detach()
-        run.runtime.end_program()
+    with run.runtime.autocast():  # around the whole update: each weight is cast once
+        for micro_batch, is_last in mark_last(update.micro_batches):
+            with run.runtime.gradient_sync(run.wrapped_model, enabled=is_last):
+                micro_loss_sum = room.run(
+                    batch_loss_sum,
+                    run.model,
+                    micro_batch,
+                    wrapped_model=run.wrapped_model,
+                    label_smoothing=run.config.optimizer.label_smoothing_factor,
+                    projection=projection,
+                )
+                if is_last:
+                    room.agree()
+                if micro_loss_sum is not None:
+                    # Data parallelism takes the mean over ranks: undone by num_ranks. target_tokens is the update's.
+                    scaled = micro_loss_sum * run.runtime.num_ranks / update.target_tokens
+                    backward = run.runtime.accelerator.backward
+                    # An exchange between ranks cannot be taken back: what fails in it ends the run.
+                    backward(scaled) if is_last and run.runtime.num_ranks > 1 else room.run(backward, scaled)
+                    loss_sum += micro_loss_sum.detach()
+            run.runtime.end_program()
     room.agree_alone()
     return loss_sum.sum()
 

@@ -21,49 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.material import ROOT, run_apart, run_quietly, write_pairs
+from tests.benchmarks.material import ROOT, SHAPES, make_model, run_apart, run_quietly, write_pairs
 
-SHAPES = {
-    "10 M": {"d_model": 256, "layers": 3, "ffn": 1_024, "vocab_size": 12_000},
-    "75 M": {"d_model": 512, "layers": 6, "ffn": 2_048, "vocab_size": 59_514},
-}
 TOKENS_PER_UPDATE = 300
-
-
-def make_model(path: Path, pairs: list[tuple[str, str]], shape: dict[str, int], *, vocab_size: int = 800) -> int:
-    """Save a Marian of random weights, its tokenizer filled up with unused pieces; return its parameters."""
-    import torch
-    from transformers import MarianConfig, MarianMTModel
-
-    from mtloop.tokenization import train_tokenizer
-
-    texts = (text for pair in pairs for text in pair)
-    tokenizer = train_tokenizer(texts, vocab_size=vocab_size, output_dir=path, source_lang="en", target_lang="fr")
-    vocabulary = json.loads((path / "vocab.json").read_text("utf-8"))
-    vocabulary |= {f"<unused_{number}>": number for number in range(len(vocabulary), shape["vocab_size"])}
-    (path / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
-    sides = {
-        f"{side}_{name}": value
-        for side in ("encoder", "decoder")
-        for name, value in (("layers", shape["layers"]), ("attention_heads", 8), ("ffn_dim", shape["ffn"]))
-    }
-    pad = tokenizer.pad_token_id
-    config = MarianConfig(
-        vocab_size=shape["vocab_size"],
-        d_model=shape["d_model"],
-        pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        decoder_start_token_id=pad,
-        forced_eos_token_id=tokenizer.eos_token_id,
-        max_position_embeddings=512,
-        **sides,
-    )
-    torch.manual_seed(0)
-    model = MarianMTModel(config)
-    model.generation_config.max_length = 64
-    model.save_pretrained(path)
-    return model.num_parameters()
 
 
 def ours(given: dict[str, Any]) -> dict[str, list[float]]:

@@ -23,13 +23,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from tests.benchmarks.checkpoint_cost import SHAPES, make_model
 from tests.benchmarks.material import (
     MAX_LENGTH,
+    SHAPES,
     choose,
     flops_of,
     lengths_of,
     load_pairs,
+    make_model,
     matmul_rate,
     parser_of,
     write_pairs,

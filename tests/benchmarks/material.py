@@ -23,6 +23,11 @@ MAX_LENGTH = 128
 VOCAB_SIZE = 10_504
 DEMO_VOCAB_SIZE = 800
 VALID_PAIRS = 16
+# 75 M is the shape of opus-mt-en-fr.
+SHAPES = {
+    "10 M": {"d_model": 256, "layers": 3, "ffn": 1_024, "vocab_size": 12_000},
+    "75 M": {"d_model": 512, "layers": 6, "ffn": 2_048, "vocab_size": 59_514},
+}
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -98,6 +103,42 @@ def make_standard_model(
     )
     torch.manual_seed(0)
     build_model(tokenizer, model_size="small", config_name=None, dropout=None, max_length=512).save_pretrained(path)
+
+
+def make_model(path: Path, pairs: list[tuple[str, str]], shape: dict[str, int], *, vocab_size: int = 800) -> int:
+    """Save a Marian of random weights, its vocabulary filled up with unused tokens; return its parameters."""
+    import torch
+    from transformers import MarianConfig, MarianMTModel
+
+    from mtloop.tokenization import train_tokenizer
+
+    texts = (text for pair in pairs for text in pair)
+    tokenizer = train_tokenizer(texts, vocab_size=vocab_size, output_dir=path, source_lang="en", target_lang="fr")
+    vocabulary = json.loads((path / "vocab.json").read_text("utf-8"))
+    vocabulary |= {f"<unused_{number}>": number for number in range(len(vocabulary), shape["vocab_size"])}
+    (path / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("layers", shape["layers"]), ("attention_heads", 8), ("ffn_dim", shape["ffn"]))
+    }
+    pad = tokenizer.pad_token_id
+    config = MarianConfig(
+        vocab_size=shape["vocab_size"],
+        d_model=shape["d_model"],
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        decoder_start_token_id=pad,
+        forced_eos_token_id=tokenizer.eos_token_id,
+        max_position_embeddings=512,
+        **sides,
+    )
+    torch.manual_seed(0)
+    model = MarianMTModel(config)
+    model.generation_config.max_length = 64
+    model.save_pretrained(path)
+    return model.num_parameters()
 
 
 def lengths_of(model_path: Path, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:

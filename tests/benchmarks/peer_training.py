@@ -1,6 +1,8 @@
 """The peer's side of the training benchmarks: Seq2SeqTrainer as the Hugging Face course sets it up, in a process apart.
 
-Takes one JSON object: model, train and valid files, languages, and what differs from the course's arguments.
+Takes one JSON object: model, train and valid files, languages, and what differs from the course's arguments; also
+`order` (the numbers of the rows, in the order to train on them), `dropout`, and `freeze_positions`: transformers 5.24
+trains the sinusoidal positions of a Marian that it loads.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
+from sacrebleu.metrics import BLEU
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -54,24 +57,43 @@ class SaveClock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-class LossClock(TrainerCallback):
-    """The validation loss per target token every few updates, against the seconds of training alone."""
+class ValidationClock(TrainerCallback):
+    """(updates, seconds of training alone, validation loss per target token, BLEU) every few updates."""
 
-    def __init__(self, every: int, goal: float, evaluate: Callable[[torch.nn.Module], float]) -> None:
-        self.every, self.goal, self.evaluate = every, goal, evaluate
-        self.points: list[tuple[float, float]] = []
+    def __init__(self, every: int, evaluate: Callable[[torch.nn.Module], tuple[float, float, float]]) -> None:
+        self.every, self.evaluate = every, evaluate
+        self.points: list[tuple[float, ...]] = []
         self.seconds = self.start = 0.0
 
     def on_train_begin(self, *arguments: Any, **options: Any) -> None:
         self.start = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        if state.global_step % self.every:
+        if state.global_step % self.every and state.global_step != state.max_steps:
             return
         self.seconds += time.perf_counter() - self.start
-        self.points.append((self.seconds, self.evaluate(options["model"])))
-        control.should_training_stop |= self.points[-1][1] <= self.goal
+        self.points.append((state.global_step, self.seconds, *self.evaluate(options["model"])))
         self.start = time.perf_counter()
+
+
+class OrderedTrainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer that takes the rows in a given order, and notes the loss and the seconds of each update."""
+
+    order: list[int] | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.losses: list[float] = []
+        self.starts: list[float] = []
+
+    def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
+        return self.order or super()._get_train_sampler(*arguments, **options)
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        self.starts.append(time.perf_counter())
+        loss = super().training_step(*arguments, **options)
+        self.losses.append(loss.item())
+        return loss
 
 
 def loss_per_token(model: torch.nn.Module, rows: Dataset, collator: DataCollatorForSeq2Seq) -> float:
@@ -88,11 +110,15 @@ def loss_per_token(model: torch.nn.Module, rows: Dataset, collator: DataCollator
     return total / tokens
 
 
-def build_trainer(given: dict[str, Any], output_dir: str) -> Seq2SeqTrainer:
+def build_trainer(given: dict[str, Any], output_dir: str) -> OrderedTrainer:
     """Build what the course's section "Fine-tuning the model" builds; `arguments` differ from it by design."""
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
     set_seed(42)
-    model = AutoModelForSeq2SeqLM.from_pretrained(given["model"])
+    rates = {"dropout": given["dropout"]} if "dropout" in given else {}
+    model = AutoModelForSeq2SeqLM.from_pretrained(given["model"], **rates)
+    if given.get("freeze_positions"):
+        for side in (model.model.encoder, model.model.decoder):
+            side.embed_positions.weight.requires_grad_(False)
     train = load(given["train"], tokenizer, given["source_lang"], given["target_lang"])
     arguments = {
         "learning_rate": 2e-5,
@@ -105,13 +131,15 @@ def build_trainer(given: dict[str, Any], output_dir: str) -> Seq2SeqTrainer:
         "disable_tqdm": True,
         **given.get("arguments", {}),
     }
-    return Seq2SeqTrainer(
+    trainer = OrderedTrainer(
         model,
         Seq2SeqTrainingArguments(output_dir=output_dir, **arguments),
         train_dataset=train,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
     )
+    trainer.order = given.get("order")
+    return trainer
 
 
 def main() -> None:
@@ -119,9 +147,9 @@ def main() -> None:
     given = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(given, folder)
-        points: list[tuple[float, float]] = []
-        if "goal" in given:
-            points = follow_loss(trainer, given)
+        points: list[tuple[float, ...]] = []
+        if "every" in given:
+            points = follow(trainer, given)
         counts: list[tuple[int, ...]] = []
         trainer.data_collator = counting(trainer.data_collator, counts)
         clock = SaveClock()
@@ -132,6 +160,7 @@ def main() -> None:
     found = {
         "seconds": result.metrics["train_runtime"], "pairs": pairs, "source_tokens": sources, "target_tokens": targets,
         "share_real": (sources + targets) / computed, "points": points, "still": clock.seconds,
+        "losses": trainer.losses, "starts": trainer.starts,
     }  # fmt: skip
     print(json.dumps(found))
 
@@ -148,13 +177,39 @@ def counting(collate: Callable[[Any], Any], counts: list[tuple[int, ...]]) -> Ca
     return collated
 
 
-def follow_loss(trainer: Seq2SeqTrainer, given: dict[str, Any]) -> list[tuple[float, float]]:
-    """Have the trainer note (seconds, validation loss) every few updates; return the list that it fills."""
-    valid = load(given["valid"], trainer.processing_class, given["source_lang"], given["target_lang"])
-    collator = trainer.data_collator
-    clock = LossClock(given["every"], given["goal"], lambda model: loss_per_token(model, valid, collator))  # type: ignore[arg-type]
+def follow(trainer: OrderedTrainer, given: dict[str, Any]) -> list[tuple[float, ...]]:
+    """Have the trainer validate every few updates; return the list of points that it fills."""
+    tokenizer, collator = trainer.processing_class, trainer.data_collator
+    rows = load(given["valid"], tokenizer, given["source_lang"], given["target_lang"])
+    lines = [json.loads(line) for line in open(given["valid"], encoding="utf-8")]  # noqa: SIM115
+    references = [line["translation"][given["target_lang"]] for line in lines]
+
+    def evaluate(model: torch.nn.Module) -> tuple[float, float, float]:
+        loss = loss_per_token(model, rows, collator)  # type: ignore[arg-type]
+        if not given["bleu"]:
+            return loss, 0.0, 0.0
+        score = BLEU().corpus_score(translate(model, rows, tokenizer), [references], n_bootstrap=1_000)
+        return loss, score.score, score._ci
+
+    clock = ValidationClock(given["every"], evaluate)
     trainer.add_callback(clock)
     return clock.points
+
+
+def translate(model: Any, rows: Dataset, tokenizer: Any) -> list[str]:
+    """Translate every row with one beam, in batches of similar length; in the order of the rows."""
+    model.eval()
+    by_length = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
+    hypotheses = [""] * len(rows)
+    for start in range(0, len(rows), 32):
+        numbers = by_length[start : start + 32]
+        batch = tokenizer.pad([{"input_ids": rows[number]["input_ids"]} for number in numbers], return_tensors="pt")
+        with torch.no_grad():
+            tokens = model.generate(**batch, num_beams=1, max_length=MAX_LENGTH)
+        for number, text in zip(numbers, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
+            hypotheses[number] = text
+    model.train()
+    return hypotheses
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""Seconds to a given validation loss per token, from scratch: Seq2SeqTrainer beside mtloop.
+"""Validation loss and BLEU against seconds and against updates: Seq2SeqTrainer beside mtloop.
 
-    python tests/benchmarks/time_to_loss.py kde_en_fr.jsonl.gz --goal 5.5 [--pairs 12000] [--output curves.png]
-    python tests/benchmarks/time_to_loss.py demo --goal 1.5
+    python tests/benchmarks/time_to_loss.py kde_en_fr.jsonl.gz [--pairs 6400] [--seeds 2]           from scratch
+    python tests/benchmarks/time_to_loss.py demo --pairs 11400 --every 50                           from scratch
+    python tests/benchmarks/time_to_loss.py kde_en_fr.jsonl.gz --hold_out KDE/rkward                fine-tuning
 
-The same model of random weights, rows, threads, validation rows, peak learning rate, linear schedule and warm-up; an
-update holds the same number of target tokens on average (the peer's 32 sentences). Only seconds of training count:
-validation is left out on both sides. mtloop runs in bf16 where the processor has it (--precision auto); so does one
-of the peers.
+Both sides: the same starting weights, training and validation rows, threads, 32 sentences an update, AdamW, peak rate,
+linear schedule and warm-up; each draws its own batches. Only seconds of training count: validation is left out. BLEU is
+of one beam. --hold_out trains a base with mtloop on all rows but those whose `id` begins so, and fine-tunes it on
+these, for 3 epochs, BLEU on 500 of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks.material import (
     MAX_LENGTH,
     choose,
-    lengths_of,
     load_pairs,
     model_folder,
     parser_of,
@@ -32,107 +34,185 @@ from tests.benchmarks.material import (
     write_pairs,
 )
 
+OURS, COURSE = "mtloop", "Seq2SeqTrainer as in the course"
 PEERS: dict[str, dict[str, Any]] = {
-    "Seq2SeqTrainer as in the course": {},
+    COURSE: {},
     "Seq2SeqTrainer group_by_length": {"train_sampling_strategy": "group_by_length"},
-    "Seq2SeqTrainer group_by_length, bf16": {"train_sampling_strategy": "group_by_length", "bf16": True},
 }
-OURS = "mtloop"
-LEARNING_RATE, WARMUP, BETAS = 1e-3, 100, (0.9, 0.98)
-NUM_VALID = 300
-Points = list[tuple[float, float]]
+SENTENCES = 32
+SCRATCH = {"learning_rate": 1e-3, "warmup": 60, "beta2": 0.98, "epochs": 1, "num_valid": 300}
+TUNING = {"learning_rate": 3e-4, "warmup": 0, "beta2": 0.999, "epochs": 3, "num_valid": 500}
+# updates, seconds of training, validation loss, BLEU, half of its 95 % confidence interval
+Point = tuple[float, float, float, float, float]
+
+
+def read_held_out(given: argparse.Namespace) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return the pairs of the application that is held out, and all others."""
+    parts: tuple[list[tuple[str, str]], list[tuple[str, str]]] = [], []
+    with gzip.open(given.corpus, "rt", encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            pair = row["translation"][given.source_lang], row["translation"][given.target_lang]
+            if all(text.strip() for text in pair):
+                parts[not row["id"].startswith(given.hold_out)].append(pair)
+    return parts
+
+
+def train_base(given: argparse.Namespace, pairs: list[tuple[str, str]], folder: Path) -> Path:
+    """Train a model from scratch with mtloop's defaults; return its folder."""
+    train = write_pairs(folder / "base.jsonl", pairs, given)
+    command = [
+        sys.executable, "train.py", "--train_file", str(train), "--validation_split", "0.005", "--source_lang",
+        given.source_lang, "--target_lang", given.target_lang, "--train_tokenizer", "--model_size", "small",
+        "--num_train_epochs", str(given.base_epochs), "--num_beams", "1", "--cpu_threads", str(given.threads),
+        "--mixed_precision", given.precision, "--output_dir", str(folder / "base"),
+    ]  # fmt: skip
+    run_quietly(command, threads=given.threads)
+    return folder / "base" / "final"
 
 
 def follow_ours(
-    given: argparse.Namespace, model: Path, files: dict[str, Path], folder: Path, tokens_per_update: int, steps: int
-) -> Points:
+    given: argparse.Namespace, plan: dict[str, float], model: Path, files: dict[str, Path], folder: Path, seed: int
+) -> list[Point]:
     """Train with train.py; the points are those of metrics.jsonl."""
     command = [
         sys.executable, "train.py", "--model_name_or_path", str(model), "--train_file", str(files["train"]),
         "--validation_file", str(files["valid"]), "--source_lang", given.source_lang, "--target_lang",
         given.target_lang, "--output_dir", str(folder), "--max_source_length", str(MAX_LENGTH), "--max_target_length",
-        str(MAX_LENGTH), "--val_max_target_length", "2", "--eval_on_start", "false", "--num_beams", "1",
-        "--cpu_threads", str(given.threads), "--tokens_per_update", str(tokens_per_update), "--learning_rate",
-        str(LEARNING_RATE), "--num_warmup_steps", str(WARMUP), "--adam_beta2", str(BETAS[1]), "--max_train_steps",
-        str(steps), "--eval_steps", str(given.every), "--mixed_precision", given.precision, "--save_total_limit", "1",
+        str(MAX_LENGTH), "--val_max_target_length", str(MAX_LENGTH if given.bleu else 2), "--num_beams", "1",
+        "--eval_on_start", "false", "--cpu_threads", str(given.threads), "--sentences_per_update", str(SENTENCES),
+        "--learning_rate", str(plan["learning_rate"]), "--num_warmup_steps", str(plan["warmup"]), "--adam_beta2",
+        str(plan["beta2"]), "--max_train_steps", str(plan["steps"]), "--eval_steps", str(given.every),
+        "--mixed_precision", given.precision, "--save_total_limit", "1", "--seed", str(seed),
     ]  # fmt: skip
     run_quietly(command, threads=given.threads)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [(line["train_time_s"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+    names = ("step", "train_time_s", "eval_loss", "bleu", "bleu_ci")
+    return [tuple(line[name] for name in names) for line in lines if "eval_loss" in line]  # type: ignore[misc]
 
 
-def reached(points: Points, goal: float) -> float | None:
-    """The seconds at the first point that is at the goal."""
-    return next((seconds for seconds, loss in points if loss <= goal), None)
+def follow_peer(
+    given: argparse.Namespace, plan: dict[str, float], model: Path, files: dict[str, Path], peer: str, seed: int
+) -> list[Point]:
+    """Train with Seq2SeqTrainer."""
+    options = {
+        "model": str(model), "train": str(files["train"]), "valid": str(files["valid"]), "bleu": given.bleu,
+        "source_lang": given.source_lang, "target_lang": given.target_lang, "every": given.every,
+        "freeze_positions": given.freeze_positions,
+        "arguments": {
+            "use_cpu": True, "learning_rate": plan["learning_rate"], "warmup_steps": plan["warmup"],
+            "weight_decay": 0.0, "adam_beta2": plan["beta2"], "max_steps": plan["steps"], "seed": seed, **PEERS[peer],
+        },
+    }  # fmt: skip
+    return [tuple(point) for point in run_apart("peer_training.py", options, threads=given.threads)["points"]]  # type: ignore[misc]
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--pairs", type=int, default=6_400, help="training pairs, from scratch")
+    parser.add_argument("--hold_out", help="fine-tune on the rows whose id begins so")
+    parser.add_argument("--base_epochs", type=int, default=2, help="epochs of the base of --hold_out")
+    parser.add_argument("--every", type=int, default=25, help="updates between validations")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--precision", default="no", help="mtloop's --mixed_precision; the peers run in fp32")
+    parser.add_argument("--bleu", action="store_true", help="BLEU as well; implied by demo and --hold_out")
+    parser.add_argument("--course_only", action="store_true", help="leave out the peer that groups by length")
+    parser.add_argument("--freeze_positions", action="store_true", help="the peers' positions are not trained either")
+    parser.add_argument("--output", help="a PNG of the curves of the first seed")
+    given = parser.parse_args()
+    given.bleu |= given.corpus == "demo" or bool(given.hold_out)
+    return given
 
 
 def main() -> None:
-    """Print the table, and draw the curves where --output is given."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--pairs", type=int, default=12_000)
-    parser.add_argument("--goal", type=float, required=True, help="validation loss, nats per target token")
-    parser.add_argument("--every", type=int, default=25, help="updates between validations")
-    parser.add_argument("--epochs", type=float, default=2.0, help="length of the schedule, for all")
-    parser.add_argument("--precision", default="auto", help="mtloop's --mixed_precision")
-    parser.add_argument("--output", help="a PNG of the curves")
-    given = parser.parse_args()
-    curves: dict[str, Points] = {}
+    """Print the tables, and draw the curves where --output is given."""
+    given = parse()
+    plan: dict[str, float] = dict(TUNING if given.hold_out else SCRATCH)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        chosen = choose(load_pairs(given), given.pairs + NUM_VALID)
-        model = model_folder(given, chosen, folder)
-        files = {
-            "train": write_pairs(folder / "train.jsonl", chosen[NUM_VALID:], given),
-            "valid": write_pairs(folder / "valid.jsonl", chosen[:NUM_VALID], given),
-        }
-        _, targets = lengths_of(model, chosen[NUM_VALID:])
-        steps = round(given.epochs * -(-len(targets) // 32))
-        tokens = round(32 * float(targets.mean()))
-        curves[OURS] = follow_ours(given, model, files, folder / "run", tokens, steps)
-        for name, arguments in PEERS.items():
-            options = {
-                "model": str(model), "train": str(files["train"]), "valid": str(files["valid"]),
-                "source_lang": given.source_lang, "target_lang": given.target_lang, "goal": given.goal,
-                "every": given.every,
-                "arguments": {
-                    "use_cpu": True, "learning_rate": LEARNING_RATE, "warmup_steps": WARMUP, "weight_decay": 0.0,
-                    "adam_beta2": BETAS[1], "max_steps": steps, **arguments,
-                },
-            }  # fmt: skip
-            curves[name] = [
-                tuple(point) for point in run_apart("peer_training.py", options, threads=given.threads)["points"]
-            ]
-    show(curves, given.goal)
-    if given.output:
-        draw(curves, given.goal, Path(given.output))
-
-
-def show(curves: dict[str, Points], goal: float) -> None:
-    """Print a line a contestant."""
-    ours = reached(curves[OURS], goal)
-    print(f"{'':40}{'seconds to ' + str(goal):>18}{'mtloop takes':>14}")
-    for name, points in curves.items():
-        seconds = reached(points, goal)
-        best = min(points, key=lambda point: point[1])
-        if seconds is None:
-            print(f"{name:40}{'not reached':>18}   best {best[1]:.3f} after {best[0]:.0f} s")
+        num_valid = int(plan["num_valid"])
+        if given.hold_out:
+            own, others = read_held_out(given)
+            pairs = choose(own, len(own))
+            model = train_base(given, others, folder)
         else:
-            share = "" if ours is None else f"{ours / seconds:.2f} of it"
-            print(f"{name:40}{seconds:>18.1f}{share:>14}")
+            pairs = choose(load_pairs(given), given.pairs + num_valid)
+            model = model_folder(given, pairs, folder)
+        files = {
+            "train": write_pairs(folder / "train.jsonl", pairs[num_valid:], given),
+            "valid": write_pairs(folder / "valid.jsonl", pairs[:num_valid], given),
+        }
+        plan["steps"] = plan["epochs"] * -(-(len(pairs) - num_valid) // SENTENCES)
+        peers = [COURSE] if given.course_only else list(PEERS)
+        print(f"{len(pairs) - num_valid:,} training pairs, {plan['steps']} updates", flush=True)
+        if given.hold_out:
+            show_base(given, model, files)
+        every: list[dict[str, list[Point]]] = []
+        for seed in range(given.seeds):
+            curves = {OURS: follow_ours(given, plan, model, files, folder / f"run-{seed}", seed)}
+            curves |= {peer: follow_peer(given, plan, model, files, peer, seed) for peer in peers}
+            every.append(curves)
+            show(curves, seed, given.bleu)
+        show_means(every)
+    if given.output:
+        draw(every[0], Path(given.output), has_bleu=given.bleu)
 
 
-def draw(curves: dict[str, Points], goal: float, path: Path) -> None:
-    """Draw validation loss against seconds of training."""
+def show_base(given: argparse.Namespace, model: Path, files: dict[str, Path]) -> None:
+    """Print the BLEU of the base on the validation rows of the application that it does not know."""
+    command = [
+        sys.executable, "-m", "mtloop", "evaluate", "--model", str(model), "--test_file", str(files["valid"]),
+        "--source_lang", given.source_lang, "--target_lang", given.target_lang, "--num_beams", "1",
+    ]  # fmt: skip
+    print(run_quietly(command, threads=given.threads).stdout.strip().splitlines()[-1])
+
+
+def reached(points: list[Point], goal: float) -> float | None:
+    """The seconds at the first point whose loss is at the goal, between two points by a straight line."""
+    for before, after in zip([points[0], *points], points, strict=False):
+        if after[2] <= goal:
+            share = 1.0 if before[2] <= after[2] else (before[2] - goal) / (before[2] - after[2])
+            return before[1] + share * (after[1] - before[1])
+    return None
+
+
+def show(curves: dict[str, list[Point]], seed: int, has_bleu: bool) -> None:
+    """Print each contestant's end, and the seconds in which mtloop reaches the peer's loss."""
+    print(f"\nseed {seed}{'':28}{'updates':>9}{'seconds':>9}{'loss':>8}{'BLEU':>15}{'mtloop is there after':>24}")
+    for name, points in curves.items():
+        updates, seconds, loss, bleu, interval = points[-1]
+        text = f"{name:34}{updates:>9.0f}{seconds:>9.1f}{loss:>8.3f}"
+        text += f"{bleu:>9.2f} ±{interval:4.2f}" if has_bleu else f"{'-':>15}"
+        if name != OURS:
+            ours = reached(curves[OURS], loss)
+            text += f"{'not reached':>24}" if ours is None else f"{ours:>11.1f} s, {ours / seconds:.2f} of it"
+        print(text, flush=True)
+    print(f"{'loss after updates':>22}" + "".join(f"{point[0]:>8.0f}" for point in curves[OURS]))
+    for name, points in curves.items():
+        print(f"{name[:21]:>22}" + "".join(f"{point[2]:>8.3f}" for point in points))
+
+
+def show_means(every: list[dict[str, list[Point]]]) -> None:
+    """Print the last losses, means of the seeds."""
+    print()
+    for name in every[0]:
+        losses = [curves[name][-1][2] for curves in every]
+        print(f"{name:34}last loss {statistics.fmean(losses):.3f}, mean of {len(losses)}")
+
+
+def draw(curves: dict[str, list[Point]], path: Path, *, has_bleu: bool) -> None:
+    """Draw loss, and BLEU where it was computed, against seconds and against updates."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        axes.plot([seconds for seconds, _ in points], [loss for _, loss in points], label=name)
-    axes.axhline(goal, color="grey", linewidth=0.8)
-    axes.set(xlabel="seconds of training", ylabel="validation loss, nats per target token")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    measures = {"validation loss, nats per target token": 2, **({"BLEU": 3} if has_bleu else {})}
+    figure = Figure(figsize=(11, 4.5 * len(measures)), layout="constrained")
+    for row, (label, column) in zip(figure.subplots(len(measures), 2, squeeze=False), measures.items(), strict=True):
+        for axes, (title, against) in zip(row, (("seconds of training", 1), ("updates", 0)), strict=True):
+            for name, points in curves.items():
+                axes.plot([point[against] for point in points], [point[column] for point in points], label=name)
+            axes.set(xlabel=title, ylabel=label)
+            axes.grid(alpha=0.3)
+            axes.legend()
     figure.savefig(path, dpi=120)
 
 

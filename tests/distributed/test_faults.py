@@ -63,6 +63,7 @@ def test_what_main_alone_fails_in_ends_every_rank_with_one_line(tmp_path, fault,
     assert [(tmp_path / "signs" / f"status_{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
 
 
+@pytest.mark.full
 def test_a_fault_in_the_scoring_ends_every_rank(tmp_path):
     """One that mtloop does not know: its traceback stands on the terminal, its text in status.json."""
     done, status = fail(tmp_path, "score")
@@ -114,6 +115,7 @@ def test_no_number_on_one_rank_changes_the_weights_of_none(tmp_path):
     assert [(tmp_path / "signs" / f"status_{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
 
 
+@pytest.mark.full
 def test_no_number_is_tolerated_as_often_as_asked(tmp_path):
     done, status = fail(tmp_path, "nan", "--skip_nonfinite", "1")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -141,6 +143,7 @@ def test_memory_that_gives_out_on_one_rank_halves_the_budget_on_all(tmp_path):
     assert record["is_limit"] and record["max_tokens"] <= 300
 
 
+@pytest.mark.full
 def test_a_clock_that_jumps_changes_nothing(tmp_path):
     done, status = fail(tmp_path, "clock", num_processes=1)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -161,6 +164,7 @@ def start(folder, *flags):
     )
 
 
+@pytest.mark.full
 def test_a_second_run_is_refused_and_a_dead_ones_folder_taken_over(tmp_path):
     folder = tmp_path / "run"
     first = start(folder, "--num_train_epochs", "500", "--dataloader_num_workers", "2")

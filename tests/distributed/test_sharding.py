@@ -97,7 +97,7 @@ def test_bf16_is_that_of_whole_models(tmp_path):
 # evaluation
 
 
-@pytest.mark.parametrize("num_rows", [61, 1])
+@pytest.mark.parametrize("num_rows", [61, pytest.param(1, marks=pytest.mark.full)])
 def test_hypotheses_and_scores_are_those_of_one_process(model_path, short_set, demo_sample, tmp_path, num_rows):
     """Several rounds of batches, the last of them short, and a single batch for two ranks."""
     rows = tmp_path / "rows.jsonl"
@@ -138,7 +138,8 @@ def train(tmp_path, name, *segments, flags=()):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("flags", [[], pytest.param(["--freeze", "encoder"], marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("flags", [[], ["--freeze", "encoder"]])
 def test_saved_by_any_processes_and_resumed_by_any(tmp_path, flags):
     flags = ["--dropout", "0", *flags]
     straight = train(tmp_path, "straight", (1, 0), flags=flags)
@@ -159,6 +160,7 @@ def test_saved_by_any_processes_and_resumed_by_any(tmp_path, flags):
     assert model.generate(**tokenizer(["Open the file."], return_tensors="pt")).shape[1] > 1
 
 
+@pytest.mark.full
 def test_a_sharded_run_that_is_resumed_is_bitwise_the_one_that_was_not(tmp_path):
     straight = train(tmp_path, "straight", (2, 0))
     stopped = train(tmp_path, "stopped", (2, 15), (2, 0))
@@ -196,7 +198,8 @@ def test_an_adapter_is_trained_beside_a_sharded_model(model_path, pairs_path, tm
 # the ends of a run that load weights again
 
 
-@pytest.mark.parametrize("end", ["--average_last", pytest.param("--load_best_model_at_end", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("end", ["--average_last", "--load_best_model_at_end"])
 def test_the_model_that_a_run_ends_with_is_evaluated_sharded(tmp_path, rows_path, end):
     flags = [
         *FLAGS, "--dropout", "0", "--max_train_samples", "160", "--num_train_epochs", "2", "--test_file", rows_path,

@@ -177,12 +177,8 @@ def test_each_machine_tokenises_once_into_its_own_cache(hosts, tmp_path):
         assert len(list((host.home / "datasets" / "mtloop").glob("encoded-*.arrow"))) == 2
 
 
-def pytest_generate_tests(metafunc):
-    """Unplug the second machine; with --full each machine."""
-    if "unplugged" in metafunc.fixturenames:
-        metafunc.parametrize("unplugged", [1, 0] if metafunc.config.getoption("--full") else [1])
-
-
+@pytest.mark.full
+@pytest.mark.parametrize("unplugged", [1, 0])
 def test_a_cut_cable_ends_both_machines_and_the_same_command_goes_on(hosts, tmp_path, unplugged):
     folder = tmp_path / "run"
     flags = [
@@ -220,6 +216,7 @@ def test_a_cut_cable_ends_both_machines_and_the_same_command_goes_on(hosts, tmp_
     assert [line["step"] for line in lines_of(folder, "loss")] == list(range(1, 4 * NUM_UPDATES_PER_EPOCH + 1))
 
 
+@pytest.mark.full
 def test_a_folder_that_is_not_the_same_on_both_is_refused(hosts):
     """A relative name, and homes that the machines do not share."""
     assert wait_for_end(hosts, start(hosts, "--max_train_steps", "2", "--output_dir", "runs/mine"), 90) == [1, 1]
@@ -231,6 +228,7 @@ def test_a_folder_that_is_not_the_same_on_both_is_refused(hosts):
     assert not (hosts[1].home / "runs").exists()
 
 
+@pytest.mark.full
 def test_machines_that_cannot_reach_each_other_say_what_to_look_at(hosts, tmp_path):
     flags = ["--process_timeout", TIMEOUT_S, "--output_dir", tmp_path / "run"]
     # The launchers meet, the processes look for one another on loopback.

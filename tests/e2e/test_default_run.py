@@ -17,7 +17,7 @@ def lines_of(path):
 def test_it_learns_from_scratch(demo_run):
     assert demo_run.done.returncode == 0, demo_run.done.stderr[-3000:]
     bleu = [record["bleu"] for record in lines_of(demo_run.folder / "metrics.jsonl") if "bleu" in record]
-    assert len(bleu) == 3  # one an epoch
+    assert len(bleu) == 2  # one an epoch
     assert bleu[-1] > 60
     assert bleu == sorted(bleu)
 
@@ -55,7 +55,7 @@ def test_the_same_command_again_says_finished(demo_run):
 
 
 def test_the_model_loads_without_mtloop_and_translates(demo_run):
-    """Plain transformers in a fresh process: the generation config alone gives beams, length and start."""
+    """Plain transformers in a fresh process: the generation config alone gives the search, its length and start."""
     last = max(demo_run.folder.glob("hypotheses/step_*.jsonl"), key=lambda path: int(path.stem.split("_")[1]))
     rows = lines_of(last)[:12]
     program = f"""
@@ -63,7 +63,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 folder = {str(demo_run.folder / "final")!r}
 model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 config = model.generation_config
-assert (config.num_beams, config.max_length, config.do_sample) == (4, 64, False), config
+assert (config.num_beams, config.max_length, config.do_sample) == (1, 64, False), config
 assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 800
 for source in {[row["source"] for row in rows]!r}:
     ids = model.generate(**tokenizer([source], return_tensors="pt"))
@@ -74,5 +74,5 @@ for source in {[row["source"] for row in rows]!r}:
     )
     found = done.stdout.splitlines()
     assert len(found) == 12, done.stderr[-2000:]
-    # One sentence at a time rounds otherwise than a batch: a near tie between two beams may fall the other way.
+    # One sentence at a time rounds otherwise than a batch: a near tie between two tokens may fall the other way.
     assert sum(text == row["hypothesis"] for text, row in zip(found, rows, strict=True)) >= 11

@@ -68,7 +68,8 @@ def assert_only_sound_ones(folder):
     return [step for step, _ in checkpoints]
 
 
-@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.full), 2])
+@pytest.mark.full
+@pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_disk_for_two_and_a_half_checkpoints(whole, disk, num_processes):
     expected = whole(num_processes)
     # The disk that is asked for, were it the run folder's alone: the files beside the checkpoints come on top.

@@ -43,7 +43,7 @@ assert main({ {**flags, "output_dir": str(tmp_path / "two"), "mixed_precision": 
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("run", "two"):  # the second in the same process, with another precision
         assert json.loads((tmp_path / name / "status.json").read_text())["status"] == "finished"
-        assert "learning_rate: 0.001" in (tmp_path / name / "config.yaml").read_text()
+        assert "learning_rate: 0.002" in (tmp_path / name / "config.yaml").read_text()
 
 
 def test_the_xla_launcher_calls_main_without_arguments(tmp_path):

@@ -45,7 +45,9 @@ def fp32_losses(tmp_path_factory):
     return losses_in(tmp_path_factory.mktemp("fp32"), "no", by="flag")
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16", pytest.param("fp16", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "precision", ["no", pytest.param("bf16", marks=pytest.mark.full), pytest.param("fp16", marks=pytest.mark.full)]
+)
 def test_a_precision_is_the_same_by_flag_and_by_launch_file_and_near_fp32(tmp_path, fp32_losses, precision):
     by_file = losses_in(tmp_path, precision, by="file")
     if precision == "no":

@@ -235,6 +235,7 @@ def test_an_epoch_whose_evaluation_was_cut_short_is_pushed_once_with_its_scores(
     assert re.search(r"\| 1 \| 19 \|.*\*\*", server.blobs[server.repos[REPO].commits[1].files["README.md"]].decode())
 
 
+@pytest.mark.full
 def test_another_machine_goes_on_from_the_hub(server, tmp_path, plain):
     flags = ["--hub_strategy", "checkpoint"]
     first = Training(server, tmp_path / "run", *flags)
@@ -307,6 +308,7 @@ print(json.dumps(score(hypotheses, [reference for _, reference in pairs], target
 """
 
 
+@pytest.mark.full
 def test_the_card_tells_the_truth_about_what_is_downloaded(server, demo_run, tmp_path):
     """The default run, pushed: what comes back, loaded by transformers alone, has the BLEU of the card."""
     command = [PYTHON, "-m", "mtloop", "push", str(demo_run.folder), "--hub_model_id", REPO]

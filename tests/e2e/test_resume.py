@@ -83,7 +83,7 @@ def test_a_folder_of_another_run_is_refused_and_untouched(whole):
     done = run([PYTHON, "train.py", *FLAGS, "--output_dir", str(whole), "--learning_rate", "0.5"])
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0
-    assert "--learning_rate: 0.001 in the run folder, 0.5 asked" in done.stderr
+    assert "--learning_rate: 0.002 in the run folder, 0.5 asked" in done.stderr
     assert contents() == before
 
 
@@ -99,6 +99,7 @@ def test_output_that_nobody_reads_stops_nothing(tmp_path):
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.full
 def test_the_stored_config_starts_the_same_run_again(whole, tmp_path):
     folder = tmp_path / "again"
     done = run([PYTHON, "train.py", str(whole / "config.yaml"), "--output_dir", str(folder)])

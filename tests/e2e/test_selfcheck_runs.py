@@ -74,11 +74,8 @@ BROKEN = {
 }
 
 
-# One of them in every run of the tests; each takes half a minute.
-EACH = [pytest.param(name, marks=[pytest.mark.full] if number else []) for number, name in enumerate(BROKEN)]
-
-
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.full
+@pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_invariant_is_found(tmp_path, name):
     file, line, instead, expected = BROKEN[name]
     shutil.copytree(PROJECT / "mtloop", tmp_path / "mtloop", ignore=shutil.ignore_patterns("__pycache__"))

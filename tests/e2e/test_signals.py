@@ -32,13 +32,8 @@ FLAGS = [
 ]  # fmt: skip
 MOMENTS = ("training", "evaluation", "saving")
 ALL = list(itertools.product((1, 2), ("launcher", "rank", "group"), (0, 2), MOMENTS))
-# Every value of each, and what is known to be hard: launchers that orphan, workers that die first.
-SOME = [
-    (1, "launcher", 0, "evaluation"),
-    (1, "group", 2, "saving"),
-    (2, "launcher", 0, "training"),
-    (2, "rank", 2, "evaluation"),
-]
+# What is known to be hard: launchers that orphan, workers that die first.
+SOME = [(1, "launcher", 0, "evaluation"), (2, "rank", 2, "training")]
 
 
 def pytest_generate_tests(metafunc):
@@ -46,9 +41,6 @@ def pytest_generate_tests(metafunc):
         combinations = ALL if metafunc.config.getoption("--full") else SOME
         names = ["-".join(map(str, combination)) for combination in combinations]
         metafunc.parametrize("combination", combinations, ids=names)
-    if "other_signal" in metafunc.fixturenames:
-        others = [(signal.SIGUSR1, 0), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
-        metafunc.parametrize("other_signal", others if metafunc.config.getoption("--full") else others[:2])
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +128,8 @@ def test_term_anywhere_at_any_moment(whole, tmp_path, combination):
     assert_goes_on(life, whole(num_processes), *workers)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("other_signal", [(signal.SIGUSR1, 0), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_other_signals_on_two_processes(whole, tmp_path, other_signal):
     number, status = other_signal
     life, signs = begin(tmp_path, "training", 2)
@@ -158,7 +152,7 @@ def test_a_launcher_that_is_killed_at_the_start_takes_its_ranks_with_it(tmp_path
 
 def test_a_signal_while_the_data_are_read_ends_the_run_at_once(tmp_path):
     signs = tmp_path
-    command = [sys.executable, "tests/e2e/worker_moments.py", "building", signs, *FLAGS, "--output_dir", signs / "run"]
+    command = [PYTHON, "tests/e2e/worker_moments.py", "building", signs, *FLAGS, "--output_dir", signs / "run"]
     process = subprocess.Popen(
         list(map(str, command)),
         cwd=PROJECT,
@@ -181,10 +175,11 @@ def test_a_signal_while_the_data_are_read_ends_the_run_at_once(tmp_path):
     assert leftovers(signs / "run") == []
 
 
+@pytest.mark.full
 def test_a_second_interrupt_leaves_at_once_and_the_run_goes_on(whole, tmp_path):
     folder, signs = tmp_path / "run", tmp_path / "signs"
     signs.mkdir()
-    command = [sys.executable, "tests/e2e/worker_moments.py", "saving", signs, *FLAGS, "--output_dir", folder]
+    command = [PYTHON, "tests/e2e/worker_moments.py", "saving", signs, *FLAGS, "--output_dir", folder]
     process = subprocess.Popen(list(map(str, command)), cwd=PROJECT, env=environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (signs / "saving").exists():
@@ -200,6 +195,7 @@ def test_a_second_interrupt_leaves_at_once_and_the_run_goes_on(whole, tmp_path):
     assert_same_run(folder, whole(1))
 
 
+@pytest.mark.full
 def test_under_nohup_the_run_outlives_its_shell(tmp_path):
     """The shell that started it goes away, and HUP comes to all that it started: neither stops the run."""
     folder = tmp_path / "run"

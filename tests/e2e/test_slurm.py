@@ -69,14 +69,8 @@ def job(tmp_path):
     return start
 
 
-def pytest_generate_tests(metafunc):
-    """Two nodes; with --full one as well."""
-    if "num_nodes" in metafunc.fixturenames:
-        cases = [(2, 1, signal.SIGUSR1), (1, 2, signal.SIGTERM)]
-        names = ("num_nodes", "num_processes", "number")
-        metafunc.parametrize(names, cases if metafunc.config.getoption("--full") else cases[:1])
-
-
+@pytest.mark.full
+@pytest.mark.parametrize(("num_nodes", "num_processes", "number"), [(2, 1, signal.SIGUSR1), (1, 2, signal.SIGTERM)])
 def test_a_job_is_stopped_requeued_and_goes_on(job, tmp_path, num_nodes, num_processes, number):
     folder = tmp_path / "run"
     flags = [*FLAGS, "--output_dir", str(folder)]

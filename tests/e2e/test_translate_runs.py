@@ -12,10 +12,10 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory, is_full):
-    """1,000 lines, with --full 10,000; all different but for a blank one."""
-    lines = [source for source, _ in demo_pairs("train")[: 9_999 if is_full else 999]]
+    """250 lines, with --full 10,000; all different but for a blank one."""
+    lines = [source for source, _ in demo_pairs("train")[: 9_999 if is_full else 249]]
     path = tmp_path_factory.mktemp("lines") / "in.txt"
-    path.write_text("\n".join([*lines[:500], "", *lines[500:]]) + "\n")
+    path.write_text("\n".join([*lines[:100], "", *lines[100:]]) + "\n")
     return path
 
 
@@ -40,7 +40,7 @@ def expected(translated):
 
 def test_two_processes_write_the_same_bytes(translated, expected, file):
     lines = expected.decode().split("\n")
-    assert len(lines) == len(file.read_text().split("\n")) and lines[500] == "" and lines[-1] == ""
+    assert len(lines) == len(file.read_text().split("\n")) and lines[100] == "" and lines[-1] == ""
     assert translated("two.txt", num_processes=2) == expected
 
 
@@ -50,7 +50,7 @@ def test_the_batches_change_at_most_a_tie(translated, expected, budget):
         text.split(b"\n") for text in (expected, translated(f"{budget}.txt", "--max_tokens_per_batch", budget))
     )
     num_different = sum(one != other for one, other in zip(lines, others, strict=True))
-    assert num_different <= len(lines) // 1000, num_different
+    assert num_different <= max(1, len(lines) // 1000), num_different
 
 
 def test_a_mistake_ends_all_processes_with_one_line(demo_run, tmp_path):

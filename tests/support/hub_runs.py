@@ -45,10 +45,10 @@ def write_checkpoint(folder: RunFolder, epoch: int, *, text: str = "", cursor: i
 
 
 def make_run(path: Path, *words: str, epochs: int = 3, is_finished: bool = False, run_id: str = RUN_ID) -> RunFolder:
-    """Write a run folder with a checkpoint an epoch; `words` are the flags of its configuration (none: the demo)."""
+    """Write a run folder with a checkpoint an epoch; `words` are its flags (none: the demo, 3 epochs)."""
     folder = RunFolder(path)
     folder.create()
-    config = resolve(parse_config([*(words or ("demo",)), "--output_dir", str(path)]))
+    config = resolve(parse_config([*(words or ("demo", "--num_train_epochs", "3")), "--output_dir", str(path)]))
     folder.update_record(run_id=run_id)
     counts = {"loaded": 20, "dropped": {"empty": 2}, "kept": 18, "long_sources": 0, "long_targets": 0}
     folder.write_data({"counts": {"train": counts}, "fingerprint": "f" * 64})

@@ -129,6 +129,7 @@ def new_trained(tiny_configs, marian_tokenizer, encoded_sample, runtime, folder,
             target_lengths=encoded_sample.target_lengths[:60],
             budget=Budget(sentences=8),  # 8 updates an epoch, the last of 4 sentences
             max_tokens_per_micro_batch=150,
+            micro_batch_overhead=20,
             pad_id=marian_tokenizer.pad_token_id,
             seed=1,
             rank=0,

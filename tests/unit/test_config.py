@@ -64,7 +64,7 @@ def in_yaml(tmp_path, text, name="mine.yaml"):
 def test_no_flags_are_the_demo(argv):
     config = silent(argv)
     assert config.recipe == "demo" and config.data.dataset_name == "demo"
-    assert config.optimizer.learning_rate == 1e-3  # written 1e-3, which YAML 1.1 takes for a text
+    assert config.optimizer.learning_rate == 2e-3  # written 2e-3, which YAML 1.1 takes for a text
 
 
 def test_flags_alone_lie_over_the_demo():
@@ -74,7 +74,7 @@ def test_flags_alone_lie_over_the_demo():
 
 def test_sys_argv_is_never_read(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "--num_train_epochs", "7"])
-    assert silent(None).optimizer.num_train_epochs == silent([]).optimizer.num_train_epochs == 3
+    assert silent(None).optimizer.num_train_epochs == silent([]).optimizer.num_train_epochs == 2
 
 
 def test_flag_spellings():
@@ -600,7 +600,7 @@ def test_names_are_separated_by_commas_or_spaces_and_parts_have_an_order():
 def test_resolve_fills_from_scratch_defaults():
     config = resolve(silent([*SCRATCH, *FILES, "--max_target_length", "50"]))
     assert is_from_scratch(config)
-    assert (config.batch.tokens_per_update, config.batch.sentences_per_update) == (1000, None)
+    assert (config.batch.tokens_per_update, config.batch.sentences_per_update) == (500, None)
     assert (config.model.vocab_size, config.optimizer.learning_rate, config.optimizer.adam_beta2) == (8000, 1e-3, 0.98)
     assert (config.evaluation.eval_on_start, config.evaluation.val_max_target_length) == (False, 50)
     assert config.optimizer.num_warmup_steps is None

@@ -474,6 +474,7 @@ def test_processes_that_load_at_once_agree(cache: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_private_memory_does_not_grow_with_the_corpus(cache: Path) -> None:
     text = "word " * 50
     growth = []

@@ -36,6 +36,7 @@ def new_loader(small_set):
             "target_lengths": target_lengths,
             "budget": Budget(tokens=200),
             "max_tokens_per_micro_batch": 120,
+            "micro_batch_overhead": 20,
             "pad_id": PAD,
             "seed": 3,
             "rank": 0,
@@ -130,7 +131,7 @@ def test_a_piece_that_is_pad_is_not_taken_for_padding(small_set):
 def test_every_sentence_counts_once_over_all_ranks(new_loader, small_set, num_ranks, budget, cursor):
     loaders = [new_loader(budget=budget, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
     by_rank = [epoch_of(loader, epoch=1, cursor=cursor) for loader in loaders]
-    plan = plan_epoch(small_set[1], small_set[2], budget, seed=3, epoch=1)
+    plan = plan_epoch(small_set[2], budget, seed=3, epoch=1)
     left = plan.order[plan.bounds[cursor] :]
     assert cursor or len(left) == 150
     assert sum((Counter(pairs_in(updates)) for updates in by_rank), Counter()) == all_pairs(small_set[0].select(left))
@@ -154,9 +155,8 @@ def test_micro_batches_keep_within_their_budget(new_loader):
 @pytest.mark.parametrize("num_ranks", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_micro_batches_of_given_shapes_hold_the_same_sentences(new_loader, small_set, num_ranks):
     rows, source_lengths, target_lengths = small_set
-    shapes = choose_shapes(
-        source_lengths, target_lengths, Budget(tokens=200), max_tokens=120, num_ranks=num_ranks, longest=(64, 64)
-    )
+    limits = {"max_tokens": 120, "overhead": 20, "longest": (64, 64)}
+    shapes = choose_shapes(source_lengths, target_lengths, Budget(tokens=200), num_ranks=num_ranks, **limits)
     plain = epoch_of(new_loader())
     by_rank = [epoch_of(new_loader(shapes=shapes, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
     for update, *shares in zip(plain, *by_rank, strict=True):
@@ -172,7 +172,7 @@ def test_micro_batches_of_given_shapes_hold_the_same_sentences(new_loader, small
 
 def test_the_share_of_real_tokens_is_that_of_the_tensors(new_loader):
     """The whole epoch is below the sample of the line that is printed, so both count the same."""
-    longest = {"longest": (64, 64), "max_tokens": 120, "num_ranks": 1}
+    longest = {"longest": (64, 64), "max_tokens": 120, "overhead": 20, "num_ranks": 1}
     lengths = new_loader().source_lengths, new_loader().target_lengths
     for shapes in ([], choose_shapes(*lengths, Budget(tokens=200), **longest)):
         loader = new_loader(shapes=shapes)

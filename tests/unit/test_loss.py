@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtloop import loss
-from mtloop.loss import IGNORE_INDEX, projected_loss_sum, token_loss_sum
+from mtloop.loss import IGNORE_INDEX, Projection, projected_loss_sum, token_loss_sum
 
 
 @pytest.fixture
@@ -118,3 +118,27 @@ def test_a_projection_in_bf16_is_summed_in_fp32(projection):
     logits = (hidden.bfloat16() @ weight.bfloat16().T).float() + bias
     assert total.dtype == torch.float32
     assert total.item() == pytest.approx(token_loss_sum(logits[None], labels[None]).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_micro_batches_that_share_a_projection_add_up_to_the_gradient_of_their_sum(projection, dtype):
+    hidden, weight, bias, labels = projection
+    expected = gradients(projected_loss_sum(hidden, weight, labels, bias=bias, dtype=dtype) / 7, hidden, weight)
+    shared = Projection(num_forwards=3)
+    found = []
+    for part in (slice(0, 9), slice(9, 9), slice(9, 23)):  # the second is a filler
+        total = projected_loss_sum(hidden[part], weight, labels[part], bias=bias, dtype=dtype, projection=shared)
+        (total / 7).backward()
+        found.append(weight.grad is not None)
+    assert found == [False, False, True]  # by the last backward alone
+    # A gradient in bf16 has 8 bits: a product of another number of rows rounds once more or less.
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-8}[dtype]
+    assert torch.allclose(weight.grad, expected[1], rtol=tolerance, atol=tolerance)
+    assert torch.allclose(hidden.grad, expected[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_shared_projection_casts_the_weight_once(projection):
+    _, weight, _, _ = projection
+    shared = Projection(num_forwards=2)
+    columns = [shared.columns(weight, torch.bfloat16) for _ in range(2)]
+    assert columns[0] is columns[1] and columns[0].dtype == torch.bfloat16

@@ -9,9 +9,11 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.config import RunFailed, UserError, changed
+from mtloop.manifest import read_manifest, write_manifest
 from mtloop.metrics import score_with_intervals
 from mtloop.run_folder import read_json_lines
 from mtloop.trainer import (
@@ -26,6 +28,7 @@ from mtloop.trainer import (
 from mtloop.trainer.report import evaluate_and_record
 
 SMALL = 300  # padded tokens of a micro-batch: a few pairs
+ONE = 10_000  # an overhead that leaves an update of 16 pairs in one micro-batch
 
 
 def first_update(run):
@@ -81,14 +84,14 @@ def reference_loss(run, update, smoothing=0.0):
 
 @pytest.mark.parametrize("smoothing", [0.1, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_loss_and_gradient_are_those_of_the_full_batch_however_divided(new_run, smoothing):
-    run = new_run(label_smoothing_factor=smoothing)
+    run = new_run(label_smoothing_factor=smoothing, micro_batch_overhead=ONE)
     update = first_update(run)
     assert len(update.micro_batches) == 1
     reference = reference_loss(run, update, smoothing)
     reference.backward()
     expected = gradient_of(run)
-    # 6 pairs, the epoch's odd rest: in one forward, in a few, and each alone.
-    for max_tokens, possible_numbers in ((4096, [1]), (SMALL, [2, 3, 4]), (1, [6])):
+    # 16 pairs: in one forward, in a few, and each alone.
+    for max_tokens, possible_numbers in ((4096, [1]), (SMALL, range(2, 9)), (1, [16])):
         run.optimizer.zero_grad()
         run.loader.max_tokens_per_micro_batch = max_tokens
         update = first_update(run)
@@ -99,7 +102,7 @@ def test_loss_and_gradient_are_those_of_the_full_batch_however_divided(new_run, 
 
 
 def test_one_step_is_the_same_for_one_micro_batch_and_for_many(new_run):
-    runs = [new_run("one"), new_run("many", max_tokens_per_micro_batch=SMALL)]
+    runs = [new_run("one", micro_batch_overhead=ONE), new_run("many", max_tokens_per_micro_batch=SMALL)]
     updates = [first_update(run) for run in runs]
     assert len(updates[0].micro_batches) == 1 < len(updates[1].micro_batches)
     one, many = (train_step(run, update) for run, update in zip(runs, updates, strict=True))
@@ -339,7 +342,8 @@ def test_an_fp16_update_that_overflows_at_every_scale_is_given_up(new_run, runti
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["fp16"], indirect=True)
 def test_an_fp16_run_that_overflows_at_first_or_is_resumed_is_the_same_run(new_run, runtime):
-    flags = {"max_train_steps": 4, "logging_steps": 1, "eval_steps": 10, "save_steps": 2}
+    # All pairs in each update: the first, from random weights, needs the lowest scale.
+    flags = {"max_train_steps": 4, "sentences_per_update": 54, "logging_steps": 1, "eval_steps": 10, "save_steps": 2}
     high = fp16_run(new_run, runtime, "high", 2.0**26, **flags)
     assert train(high) is None
     scale = runtime.accelerator.scaler.get_scale()
@@ -656,3 +660,44 @@ def test_a_checkpoint_of_another_run_is_taken_if_its_data_are_the_same(new_run, 
     with pytest.raises(UserError, match="--resume_from_checkpoint .*step_3: it was trained on other data"):
         train(new_run("third", **asked, train_file=path))
     train(new_run("fourth", **asked, train_file=path, allow_changed=True))
+
+
+@pytest.mark.slow
+def test_a_run_begun_with_other_updates_is_refused(new_run):
+    flags = {"max_train_steps": 4, "save_steps": 2, "max_eval_samples": 2}
+    run = new_run("old", **flags)
+    assert train(run) is None
+    path = run.folder.checkpoints_dir / "step_4"
+    record = read_manifest(path)
+    del record["plan_version"]
+    write_manifest(path, record)
+    with pytest.raises(UserError, match=r"--output_dir .*old: .*drew other updates; give a new --output_dir") as caught:
+        train(new_run("old", **flags))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("runtime", ["bf16"], indirect=True)
+def test_a_weight_is_cast_once_an_update(new_run):
+    run = new_run(max_tokens_per_micro_batch=SMALL)
+    update = first_update(run)
+    assert len(update.micro_batches) > 2
+    casts = Casts(run.model.model.encoder.layers[0].fc1.weight)
+    with casts:
+        train_step(run, update)
+    assert casts.number == 1
+    with casts:
+        accumulate_gradients(run, update)
+    assert casts.number == 2  # the next update has other weights
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a weight is cast."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.pointer, self.number = weight.data_ptr(), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].data_ptr() == self.pointer:
+            self.number += 1
+        return function(*args, **(kwargs or {}))
