@@ -159,17 +159,15 @@ class _ProjectedLoss(torch.autograd.Function):
                 hidden_grad[chunk] = (gradient @ columns).to(hidden.dtype)
             if wants_weight:
                 projection.add(gradient, rows[chunk])
-        ctx.save_for_backward(hidden_grad)
-        ctx.weight_grad = projection.take() if wants_weight else None
+        ctx.save_for_backward(hidden_grad, projection.take() if wants_weight else None)
         ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (hidden_grad,) = ctx.saved_tensors
+        hidden_grad, weight_grad = ctx.saved_tensors
         if hidden_grad is not None:
             hidden_grad = hidden_grad * gradients[0].to(hidden_grad.dtype)
-        weight_grad = ctx.weight_grad
         if weight_grad is not None:
             weight_grad = (weight_grad * gradients[0]).to(ctx.weight_dtype)
         return hidden_grad, weight_grad, None, None, None, None, None

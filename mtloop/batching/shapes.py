@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mtloop.batching.plan import Budget, Ids, Lengths, plan_epoch
 
 # Each shape costs a compilation of seconds to minutes. Share of real tokens on KDE pairs, updates of 1,000 target
-# tokens or of 32 pairs: 1 shape 13 and 14 %, 4 shapes 55 and 59 %, 6 shapes 65 and 70 %, 8 shapes 68 and 72 %.
+# tokens and of 32 pairs: with overhead 64 64 and 59 % in 6 shapes, 150 57 and 47 % in 5 and 4, 300 44 and 40 %.
 MAX_SHAPES = 8
 # Fewer shapes are taken where they cost at most this share of tokens more than the best list.
 WORTH_A_SHAPE = 0.05

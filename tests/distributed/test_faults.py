@@ -124,6 +124,7 @@ def test_no_number_is_tolerated_as_often_as_asked(tmp_path):
     assert status["status"] == "finished"
 
 
+@pytest.mark.full
 def test_memory_that_gives_out_on_one_rank_halves_the_budget_on_all(tmp_path):
     """The updates after it are those of a run that had room."""
     flags = ["--dropout", "0", "--max_train_steps", "32"]

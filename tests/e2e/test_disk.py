@@ -91,6 +91,7 @@ def test_a_disk_for_two_and_a_half_checkpoints(whole, disk, num_processes):
     assert_same_run(folder, expected)
 
 
+@pytest.mark.full
 def test_a_disk_that_fills_in_the_middle_of_a_save(whole, disk):
     expected = whole(1)
     folder = disk(100_000_000) / "run"

@@ -115,6 +115,7 @@ def weights(server):
     return [files["model.safetensors"] for _, files in server.commits(REPO)]
 
 
+@pytest.mark.full
 def test_two_processes_push_each_epoch_once_and_none_waits(server, tmp_path):
     server.hang("PUT ", times=1, silence_s=6.0)
     training = Training(server, tmp_path / "run", num_processes=2)

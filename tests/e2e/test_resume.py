@@ -107,6 +107,7 @@ def test_the_stored_config_starts_the_same_run_again(whole, tmp_path):
     assert_same_run(folder, whole)
 
 
+@pytest.mark.full
 def test_limits_patience_and_the_best_model(tmp_path):
     """A learning rate of 0 never gains: patience 1 stops after the second evaluation; the first one is the best."""
     folder = tmp_path / "run"

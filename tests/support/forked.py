@@ -1,7 +1,8 @@
 """Start Python programs as forks of the test process, which has imported the libraries: milliseconds, not seconds.
 
-For tests of what a program does, not of how it starts: its imports, hash seed, memory, command line and environment as
-/proc shows them are those of the test process. A program that one of these programs starts is forked, too.
+For programs that must be children of the test process, which those of `fork_server` are not: an upload ends with its
+parent. For tests of what a program does, not of how it starts: its imports, hash seed, memory, command line and
+environment as /proc shows them are those of the test process. What one of these programs starts is forked, too.
 """
 
 from __future__ import annotations

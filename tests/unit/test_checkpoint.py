@@ -259,11 +259,13 @@ def test_the_manifest_says_what_the_checkpoint_is_of(new_trained, folder):
         ("num_threads", 16, "1"),
         ("precision", "bf16", "no"),
         ("max_tokens_per_micro_batch", 7, "4096"),
+        ("micro_batch_overhead", 7, "100"),
     ],
 )
 def test_a_resume_under_other_conditions_says_so(new_trained, folder, capsys, name, then, now):
     trained = new_trained()
-    trained.checkpointer.identity = {"max_tokens_per_micro_batch": 4096, "versions": {"torch": "2", "numpy": "3"}}
+    budgets = {"max_tokens_per_micro_batch": 4096, "micro_batch_overhead": 100}
+    trained.checkpointer.identity = {**budgets, "versions": {"torch": "2", "numpy": "3"}}
     trained.save(1)
     path = folder.checkpoints_dir / "step_1"
     trained.checkpointer.restore(path)
