@@ -46,7 +46,7 @@ def token_loss_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0
 
 
 class Projection:
-    """What the micro-batches of one update share of the output layer: its weight, cast once, and one gradient of it.
+    """Share the output layer among the micro-batches of an update: cast its weight once, accumulate its gradient once.
 
     Both are as large as the vocabulary. The gradient is added up over the forwards, and the backward of the last one
     hands it to autograd; so all losses of the update must be scaled alike before their backward.
@@ -107,7 +107,7 @@ def projected_loss_sum(
         bias: float, V elements; has no gradient.
         label_smoothing: As in token_loss_sum.
         dtype: Of the matrix products. The logits are then brought to fp32.
-        projection: Shared by the micro-batches of an update; None for one of its own.
+        projection: State that the micro-batches of an update share; None to share nothing.
 
     Returns:
         fp32 scalar, in nats; 0 (with a zero gradient) where N is 0.

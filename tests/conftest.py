@@ -55,14 +55,16 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
     class ByRun(LoadScopeScheduling):
-        @functools.cache  # noqa: B019
-        def _scope_of(self, path):
-            return "demo" if "demo_run" in (PROJECT / path).read_text(encoding="utf-8") else path
-
         def _split_scope(self, nodeid):
-            return self._scope_of(nodeid.split("::")[0])
+            return _group_of(nodeid.split("::")[0])
 
     return ByRun(config, log)
+
+
+@functools.cache
+def _group_of(path):
+    """Return "demo" for a test file that uses demo_run, the file itself for any other."""
+    return "demo" if "demo_run" in (PROJECT / path).read_text(encoding="utf-8") else path
 
 
 def pytest_configure(config):

@@ -75,12 +75,11 @@ def divide_update(
     for start, end in pairwise(np.minimum(bounds * num_ranks, len(by_length))):
         for turn, taker in enumerate(np.argsort(loads, kind="stable")):
             own = slice(start + turn, end, num_ranks)
+            ids = by_length[own]
             if taker == rank:
-                ids = by_length[own]
-                filler = MicroBatch(sentence_ids=by_length[-1:], num_real=0)
-                micro_batches.append(MicroBatch(sentence_ids=ids, num_real=len(ids)) if len(ids) else filler)
-            if len(sources[own]):
-                loads[taker] += len(sources[own]) * (sources[own].max() + targets[own].max())
+                micro_batches.append(MicroBatch(sentence_ids=ids if len(ids) else by_length[-1:], num_real=len(ids)))
+            if len(ids):
+                loads[taker] += len(ids) * (sources[own].max() + targets[own].max())
     return micro_batches
 
 
@@ -93,7 +92,7 @@ def cut_at_least_cost(sources: Ids, targets: Ids, *, max_tokens: int, overhead: 
     Args:
         sources: int64 [n], lengths.
         targets: int64 [n], lengths, descending.
-        max_tokens: Rows x (longest source + longest target) of a run at most; a row above it is a run of its own.
+        max_tokens: Cap on a run's rows x (longest source + longest target); a row above it is a run of its own.
         overhead: What a run costs beyond that, in tokens.
 
     Returns:

@@ -60,8 +60,7 @@ def load_model(
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        if dropout is not None:
-            _set_dropout(config, dropout)
+        _set_random_rates(config, dropout)
         model, found = AutoModelForSeq2SeqLM.from_pretrained(
             name,
             config=config,
@@ -83,7 +82,6 @@ def load_model(
             f"--model_name_or_path {name_or_path}: its file lacks {len(lacking)} weights of a {type(model).__name__}, "
             f"such as {lacking[0]}; give a whole seq2seq model"
         )
-    _turn_layer_drop_off(model)
     _match_vocabulary(model, tokenizer, name_or_path)
     return model
 
@@ -116,8 +114,7 @@ def build_model(
         config_name=config_name, model_size=cast(Any, model_size), trust_remote_code=trust_remote_code
     )
     config = load_config(described, tokenizer, max_length=max_length)
-    if dropout is not None:
-        _set_dropout(config, dropout)
+    _set_random_rates(config, dropout)
     config.vocab_size = _num_pieces(tokenizer)
     if hasattr(config, "decoder_vocab_size"):
         config.decoder_vocab_size = config.vocab_size
@@ -135,7 +132,6 @@ def build_model(
             f"--config_name {config_name}: no seq2seq model can be built from it ({first_line(error)}); give the "
             "config of a translation model, such as a Marian's"
         ) from error
-    _turn_layer_drop_off(model)
     # As the converted Marian models have it: the padding piece is no translation.
     model.generation_config.bad_words_ids = [[tokenizer.pad_token_id]]
     return model
@@ -177,27 +173,20 @@ def _marian_config(model_size: str, tokenizer: PreTrainedTokenizerBase, *, max_l
     )
 
 
-def _set_dropout(config: PretrainedConfig, dropout: float) -> None:
-    """Set the dropout of the layers; 0 also turns off that of attention weights and activations.
+def _set_random_rates(config: PretrainedConfig, dropout: float | None) -> None:
+    """Set the dropout of the layers where given, and never skip a layer; before the model is built from the config.
 
-    These have rates of their own in most configs, 0 as a rule: at 0.1 as well, a Marian from scratch learned slower.
+    Dropout of 0 also turns off that of attention weights and activations, which have rates of their own in most
+    configs. Layers are not skipped (M2M100 skips 5 %), because data parallelism fails on weights without a gradient.
     """
-    for name in ("dropout", "dropout_rate"):
+    rates: dict[str, float] = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+    if dropout is not None:
+        rates |= {"dropout": dropout, "dropout_rate": dropout}
+    if dropout == 0:
+        rates |= {"attention_dropout": 0.0, "activation_dropout": 0.0}
+    for name, rate in rates.items():
         if hasattr(config, name):
-            setattr(config, name, dropout)
-    for name in ("attention_dropout", "activation_dropout"):
-        if dropout == 0 and hasattr(config, name):
-            setattr(config, name, 0.0)
-
-
-def _turn_layer_drop_off(model: PreTrainedModel) -> None:
-    """Never skip layers (M2M100 skips 5 %): data parallelism fails on weights without a gradient."""
-    for name in ("encoder_layerdrop", "decoder_layerdrop"):
-        if hasattr(model.config, name):
-            setattr(model.config, name, 0.0)
-    for module in model.modules():
-        if hasattr(module, "layerdrop"):
-            cast(Any, module).layerdrop = 0.0
+            setattr(config, name, rate)
 
 
 def _freeze_positions(model: PreTrainedModel) -> None:

@@ -171,6 +171,20 @@ def run_quietly(command: Sequence[str], *, threads: int) -> subprocess.Completed
     return done
 
 
+def train_with_mtloop(
+    given: argparse.Namespace, model: Path, files: dict[str, Path], folder: Path, *flags: object
+) -> list[dict[str, Any]]:
+    """Train with train.py, searching with one beam; return the lines of metrics.jsonl."""
+    words = [
+        "train.py", "--model_name_or_path", model, "--train_file", files["train"], "--validation_file", files["valid"],
+        "--source_lang", given.source_lang, "--target_lang", given.target_lang, "--output_dir", folder,
+        "--max_source_length", MAX_LENGTH, "--max_target_length", MAX_LENGTH, "--eval_on_start", "false", "--num_beams",
+        1, "--cpu_threads", given.threads, "--mixed_precision", given.precision, *flags,
+    ]  # fmt: skip
+    run_quietly([sys.executable, *map(str, words)], threads=given.threads)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
 def flops_of(model_path: Path, *, source_tokens: int, target_tokens: int) -> float:
     """Count the operations of a forward and backward over real tokens.
 

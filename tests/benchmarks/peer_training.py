@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,49 +144,28 @@ def build_trainer(given: dict[str, Any], output_dir: str) -> OrderedTrainer:
 
 
 def main() -> None:
-    """Train and print the seconds of the loop, and how many of the tokens computed were real."""
+    """Train and print what was noted on the way."""
     given = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(given, folder)
         points: list[tuple[float, ...]] = []
         if "every" in given:
             points = follow(trainer, given)
-        counts: list[tuple[int, ...]] = []
-        trainer.data_collator = counting(trainer.data_collator, counts)
         clock = SaveClock()
         trainer.add_callback(clock)
-        result = trainer.train()
-    # One batch more is collated than is trained on: accelerate looks ahead.
-    pairs, sources, targets, computed = (sum(column) for column in zip(*counts[: result.global_step], strict=True))
-    found = {
-        "seconds": result.metrics["train_runtime"], "pairs": pairs, "source_tokens": sources, "target_tokens": targets,
-        "share_real": (sources + targets) / computed, "points": points, "still": clock.seconds,
-        "losses": trainer.losses, "starts": trainer.starts,
-    }  # fmt: skip
-    print(json.dumps(found))
-
-
-def counting(collate: Callable[[Any], Any], counts: list[tuple[int, ...]]) -> Callable[[Any], Any]:
-    """Collate, and note of each batch its pairs, real source and target tokens, and all that will be computed."""
-
-    def collated(rows: Any) -> Any:
-        batch = collate(rows)
-        real = int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
-        counts.append((len(rows), *real, batch["input_ids"].numel() + batch["labels"].numel()))
-        return batch
-
-    return collated
+        trainer.train()
+    print(json.dumps({"points": points, "still": clock.seconds, "losses": trainer.losses, "starts": trainer.starts}))
 
 
 def follow(trainer: OrderedTrainer, given: dict[str, Any]) -> list[tuple[float, ...]]:
     """Have the trainer validate every few updates; return the list of points that it fills."""
     tokenizer, collator = trainer.processing_class, trainer.data_collator
     rows = load(given["valid"], tokenizer, given["source_lang"], given["target_lang"])
-    lines = [json.loads(line) for line in open(given["valid"], encoding="utf-8")]  # noqa: SIM115
-    references = [line["translation"][given["target_lang"]] for line in lines]
+    lines = Path(given["valid"]).read_text(encoding="utf-8").splitlines()
+    references = [json.loads(line)["translation"][given["target_lang"]] for line in lines]
 
     def evaluate(model: torch.nn.Module) -> tuple[float, float, float]:
-        loss = loss_per_token(model, rows, collator)  # type: ignore[arg-type]
+        loss = loss_per_token(model, rows, collator)
         if not given["bleu"]:
             return loss, 0.0, 0.0
         score = BLEU().corpus_score(translate(model, rows, tokenizer), [references], n_bootstrap=1_000)

@@ -11,7 +11,6 @@ frozen, as mtloop's are. Without dropout the losses must be equal; with it, they
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mtloop.batching import Budget, plan_epoch
 from tests.benchmarks.material import (
-    MAX_LENGTH,
     SHAPES,
     VALID_PAIRS,
     choose,
@@ -32,7 +30,7 @@ from tests.benchmarks.material import (
     model_folder,
     parser_of,
     run_apart,
-    run_quietly,
+    train_with_mtloop,
     write_pairs,
 )
 
@@ -45,18 +43,11 @@ def train_ours(
 ) -> tuple[list[float], list[float]]:
     """Train with train.py; return the loss and the seconds of each update."""
     rate, beta2 = RATES["opus" if given.size == "opus" else "from scratch"]
-    command = [
-        sys.executable, "train.py", "--model_name_or_path", str(model), "--train_file", str(files["train"]),
-        "--validation_file", str(files["valid"]), "--source_lang", given.source_lang, "--target_lang",
-        given.target_lang, "--output_dir", str(folder), "--max_train_steps", str(given.updates), "--max_source_length",
-        str(MAX_LENGTH), "--max_target_length", str(MAX_LENGTH), "--sentences_per_update", str(SENTENCES),
-        "--learning_rate", str(rate), "--adam_beta2", str(beta2), "--num_warmup_steps", str(given.warmup), "--dropout",
-        str(given.dropout), "--seed", str(seed), "--mixed_precision", given.precision, "--logging_steps", "1",
-        "--eval_on_start", "false", "--num_beams", "1", "--val_max_target_length", "2", "--cpu_threads",
-        str(given.threads),
-    ]  # fmt: skip
-    run_quietly(command, threads=given.threads)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = train_with_mtloop(
+        given, model, files, folder, "--max_train_steps", given.updates, "--sentences_per_update", SENTENCES,
+        "--learning_rate", rate, "--adam_beta2", beta2, "--num_warmup_steps", given.warmup, "--dropout", given.dropout,
+        "--seed", seed, "--logging_steps", 1, "--val_max_target_length", 2,
+    )  # fmt: skip
     updates = [line for line in lines if "loss" in line]
     return [one["loss"] for one in updates], [one["target_tokens"] / one["tokens_per_s"] for one in updates]
 

@@ -31,6 +31,7 @@ from tests.benchmarks.material import (
     parser_of,
     run_apart,
     run_quietly,
+    train_with_mtloop,
     write_pairs,
 )
 
@@ -74,20 +75,14 @@ def follow_ours(
     given: argparse.Namespace, plan: dict[str, float], model: Path, files: dict[str, Path], folder: Path, seed: int
 ) -> list[Point]:
     """Train with train.py; the points are those of metrics.jsonl."""
-    command = [
-        sys.executable, "train.py", "--model_name_or_path", str(model), "--train_file", str(files["train"]),
-        "--validation_file", str(files["valid"]), "--source_lang", given.source_lang, "--target_lang",
-        given.target_lang, "--output_dir", str(folder), "--max_source_length", str(MAX_LENGTH), "--max_target_length",
-        str(MAX_LENGTH), "--val_max_target_length", str(MAX_LENGTH if given.bleu else 2), "--num_beams", "1",
-        "--eval_on_start", "false", "--cpu_threads", str(given.threads), "--sentences_per_update", str(SENTENCES),
-        "--learning_rate", str(plan["learning_rate"]), "--num_warmup_steps", str(plan["warmup"]), "--adam_beta2",
-        str(plan["beta2"]), "--max_train_steps", str(plan["steps"]), "--eval_steps", str(given.every),
-        "--mixed_precision", given.precision, "--save_total_limit", "1", "--seed", str(seed),
-    ]  # fmt: skip
-    run_quietly(command, threads=given.threads)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = train_with_mtloop(
+        given, model, files, folder, "--val_max_target_length", MAX_LENGTH if given.bleu else 2,
+        "--sentences_per_update", SENTENCES, "--learning_rate", plan["learning_rate"], "--num_warmup_steps",
+        plan["warmup"], "--adam_beta2", plan["beta2"], "--max_train_steps", plan["steps"], "--eval_steps", given.every,
+        "--save_total_limit", 1, "--seed", seed,
+    )  # fmt: skip
     names = ("step", "train_time_s", "eval_loss", "bleu", "bleu_ci")
-    return [tuple(line[name] for name in names) for line in lines if "eval_loss" in line]  # type: ignore[misc]
+    return [tuple(line[name] for name in names) for line in lines if "eval_loss" in line]
 
 
 def follow_peer(
@@ -103,7 +98,7 @@ def follow_peer(
             "weight_decay": 0.0, "adam_beta2": plan["beta2"], "max_steps": plan["steps"], "seed": seed, **PEERS[peer],
         },
     }  # fmt: skip
-    return [tuple(point) for point in run_apart("peer_training.py", options, threads=given.threads)["points"]]  # type: ignore[misc]
+    return [tuple(point) for point in run_apart("peer_training.py", options, threads=given.threads)["points"]]
 
 
 def parse() -> argparse.Namespace:
