@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mtloop.config import Config, ProcessFailed, RunFailed, UserError, config_from, differences, resolve, resolved_lines
@@ -85,15 +86,14 @@ def _status_of(stop_signal: int | None) -> int:
 
 
 def _train(asked: Config) -> int:
-    from mtloop.runtime import Runtime
+    from mtloop.runtime import Runtime, asked_precision
     from mtloop.tracking import silence_libraries
 
     silence_libraries()
     config = resolve(asked)
     output = config.output
     runtime = Runtime(
-        config.hardware,
-        is_small_model=config.model.model_size in ("tiny", "small"),
+        replace(config.hardware, mixed_precision=asked_precision(config.hardware.mixed_precision)),
         project_dir=output.output_dir,
         report_to=output.report_to if output.with_tracking else None,
     )

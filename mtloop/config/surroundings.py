@@ -91,7 +91,9 @@ class HardwareConfig(Group):
 
     seed: int = setting(42, "seed of the weights, the order of the data and dropout", same_run=True, check=at_least(0))
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = setting(
-        None, "arithmetic of forward and backward; auto: the best that the device has (none: what the launch file says)"
+        None,
+        "arithmetic of forward and backward; auto: the best that a GPU has, on a CPU the faster of fp32 and bf16, "
+        "measured (none: what the launch file says, auto if that is no)",
     )
     deterministic: bool = setting(
         False, "let a GPU compute the same bits every time, more slowly; a CPU does in any case"

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from mtloop.batching import MicroBatch
 from mtloop.generation.greedy import greedy_search, rules_of
+from mtloop.generation.search import Found, search
 from mtloop.loader import Batch, collate
 from mtloop.runtime import Runtime, is_out_of_memory, is_sharded
 
@@ -195,42 +196,43 @@ def _generate(
         options |= {"num_return_sequences": n_best, "return_dict_in_generate": True, "output_scores": True}
     in_step = is_sharded(model)
     if in_step:
+        assert not with_scores, "a sharded model is evaluated, not asked for its n best"
         options["synced_gpus"] = True  # a rank whose sentences are done goes on until all ranks' are
+    else:
+        options |= {"custom_generate": search, "use_cache": True, "cache_implementation": "dynamic"}
 
-    def search(input_ids: Tensor, attention_mask: Tensor) -> Any:
+    def translate(input_ids: Tensor, attention_mask: Tensor) -> Found:
         if max_length_ratio is not None:
             options["stopping_criteria"] = StoppingCriteriaList([LengthRatio(attention_mask, max_length_ratio)])
         # One autocast around a whole batch: the bf16 copies of the weights are then made once, not once a piece.
         with runtime.autocast():
             if rules is not None:
-                return greedy_search(model, input_ids, attention_mask, rules, end_program=runtime.end_program).cpu()
-            return cast(Any, model).generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+                pieces = greedy_search(model, input_ids, attention_mask, rules, end_program=runtime.end_program).cpu()
+            else:
+                pieces = cast(Any, model).generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+        return pieces if isinstance(pieces, Found) else Found(pieces, None)
 
     may_halve = rules is None and not in_step
     for dealt_ids, batch in deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=in_step):
         inputs = (batch["input_ids"], batch["attention_mask"])
-        for row_ids, answer in _search_in_room(search, dealt_ids, inputs, may_halve=may_halve):
-            if not len(row_ids):
-                continue
-            if with_scores:
-                yield row_ids, answer.sequences, _scores(model, answer)
-            else:
-                yield row_ids, answer[: len(row_ids)], None
+        for row_ids, found in _translate_in_room(translate, dealt_ids, inputs, may_halve=may_halve):
+            if len(row_ids):
+                yield row_ids, found.sequences[: len(row_ids) * n_best], found.scores if with_scores else None
 
 
-def _search_in_room(
-    search: Callable[[Tensor, Tensor], Any],
+def _translate_in_room(
+    translate: Callable[[Tensor, Tensor], Found],
     row_ids: NDArray[np.int64],
     inputs: tuple[Tensor, Tensor],
     *,
     may_halve: bool,
-) -> Iterator[tuple[NDArray[np.int64], Any]]:
-    """Search for a batch at once, or by halves where the device has no room for it: the translations are the same."""
+) -> Iterator[tuple[NDArray[np.int64], Found]]:
+    """Translate a batch at once, or by halves where the device has no room for it: the translations are the same."""
     waiting = [(row_ids, inputs)]
     while waiting:
         ids, (input_ids, attention_mask) = waiting.pop()
         try:
-            answer = search(input_ids, attention_mask)
+            answer = translate(input_ids, attention_mask)
         except RuntimeError as error:
             if not (may_halve and len(ids) > 1 and is_out_of_memory(error)):
                 raise
@@ -257,6 +259,10 @@ class LengthRatio(StoppingCriteria):
         """
         self._bounds = (attention_mask.sum(dim=1) * ratio).ceil() + SPARE_PIECES
 
+    def keep_rows(self, index: Tensor) -> None:
+        """Go on with these sources, int64 [A], of the B."""
+        self._bounds = self._bounds[index]
+
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         """Say which of the hypotheses [B x k, T], with those of a row side by side, have come to their bound."""
         bounds = self._bounds.repeat_interleave(len(input_ids) // len(self._bounds))
@@ -274,15 +280,6 @@ def _gather(answers: Iterable[Answer], runtime: Runtime, *, n_best: int = 1) -> 
             columns.insert(1, scores.cpu().double().view(torch.int64).to(device)[:, None])
         tables.append(torch.cat(columns, dim=1))
     return runtime.gather_rows(_stack(tables), pad_id=NOTHING).cpu()
-
-
-def _scores(model: PreTrainedModel, answer: Any) -> Tensor:
-    """Log-probability per generated token, [B x n_best]: the beam's own, or for a greedy search the mean."""
-    if answer.get("sequences_scores") is not None:
-        return answer.sequences_scores
-    steps = cast(Any, model).compute_transition_scores(answer.sequences, answer.scores, normalize_logits=True)
-    is_real = torch.isfinite(steps) & (answer.sequences[:, -steps.shape[1] :] != model.generation_config.pad_token_id)
-    return steps.masked_fill(~is_real, 0.0).sum(dim=1) / is_real.sum(dim=1).clamp(min=1)
 
 
 def _stack(tables: list[Tensor]) -> Tensor:

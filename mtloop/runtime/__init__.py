@@ -1,7 +1,7 @@
 """Where a run computes and with whom: layer 1. Every other module takes a Runtime and never asks accelerate itself."""
 
 from mtloop.runtime.failures import explain, is_out_of_memory
-from mtloop.runtime.machine import available_memory, free_memory
+from mtloop.runtime.machine import asked_precision, available_memory, free_memory
 from mtloop.runtime.ranks import Runtime, attempt
 from mtloop.runtime.sharding import gathered, is_sharded, put, sharded_state, whole
 from mtloop.runtime.signals import Interrupted
@@ -9,6 +9,7 @@ from mtloop.runtime.signals import Interrupted
 __all__ = [
     "Interrupted",
     "Runtime",
+    "asked_precision",
     "attempt",
     "available_memory",
     "explain",

@@ -69,6 +69,7 @@ class Runtime:
         is_main: Whether this is rank 0.
         device: Where tensors go.
         precision: "no", "bf16" or "fp16": what autocast uses.
+        can_choose_precision: Whether it is "auto" on a CPU: "no", until the trainer has measured.
         sharding: How the model is sharded over the ranks, None where each holds a whole one.
         num_threads: CPU threads of this process.
         signals: Whether this process was told to stop.
@@ -78,7 +79,6 @@ class Runtime:
         self,
         hardware: HardwareConfig,
         *,
-        is_small_model: bool = False,
         project_dir: str | None = None,
         report_to: str | None = None,
     ) -> None:
@@ -88,7 +88,6 @@ class Runtime:
 
         Args:
             hardware: The flags.
-            is_small_model: Whether the model is too small to gain from half precision on a CPU.
             project_dir: Where trackers write.
             report_to: Tracker for accelerate's log_with; None for no tracker.
 
@@ -105,7 +104,8 @@ class Runtime:
             keep_freed_memory()
         else:
             avoid_planned_attention()
-        precision = choose_precision(hardware.mixed_precision, is_cpu=is_cpu, is_small_model=is_small_model)
+        is_auto = hardware.mixed_precision == "auto"
+        precision = choose_precision(is_cpu=is_cpu) if is_auto else hardware.mixed_precision
         check_environment(is_cpu=is_cpu, shard_model=hardware.shard_model)
         sharding = asked_sharding(hardware, precision)
         choose_interface()
@@ -131,6 +131,7 @@ class Runtime:
             keep_weights_in_fp32()
         self._check_launch(hardware)
         self.sharding = sharding if self.num_ranks > 1 else None
+        self.can_choose_precision = is_auto and is_cpu and self.sharding is None
 
     @staticmethod
     def _accelerator(
@@ -172,7 +173,8 @@ class Runtime:
             text += f" ({torch.cuda.get_device_name(self.device)})"
         text += f" · {self.num_ranks} process{'es' if self.num_ranks > 1 else ''}"
         text += f" · {self.num_threads} CPU thread{'s' if self.num_threads > 1 else ''} each"
-        text += f" · precision {'fp32' if self.precision == 'no' else self.precision}"
+        precision = "fp32" if self.precision == "no" else self.precision
+        text += f" · precision {'to be measured' if self.can_choose_precision else precision}"
         text += f" · sharded ({self.sharding.name})" if self.sharding is not None else ""
         if self.device.type == "cpu" and self._is_gpu_launch:
             text += " · the launch file asks for a GPU, none is here"
@@ -260,6 +262,8 @@ class Runtime:
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Compute in the run's precision; until the outermost of these ends, each weight is cast only once."""
+        if self.can_choose_precision:  # accelerate knows of "no"
+            return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16")
         return self.accelerator.autocast()
 
     @contextlib.contextmanager

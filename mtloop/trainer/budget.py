@@ -74,13 +74,14 @@ def _finish_exchange(run: Run) -> None:
     """Give data parallelism the backward that it still expects: it would take the next one, of whatever, for that."""
     loader = run.loader
     shortest = int((loader.source_lengths.astype(np.int64) + loader.target_lengths).argmin())
-    _forward_and_backward(run, collate(loader.encoded, [shortest], pad_id=loader.pad_id), with_exchange=True)
+    forward_and_backward(run, collate(loader.encoded, [shortest], pad_id=loader.pad_id), with_exchange=True)
     run.optimizer.zero_grad()
 
 
-def _forward_and_backward(run: Run, batch: Batch, *, with_exchange: bool) -> None:
+def forward_and_backward(run: Run, batch: Batch, *, with_exchange: bool) -> None:
+    """Compute the gradient of a batch that is no part of an update; with_exchange adds it up over the ranks."""
     placed = {name: tensor.to(run.runtime.device) for name, tensor in batch.items()}
-    with run.runtime.gradient_sync(run.wrapped_model, enabled=with_exchange):
+    with run.runtime.autocast(), run.runtime.gradient_sync(run.wrapped_model, enabled=with_exchange):
         run.runtime.accelerator.backward(batch_loss_sum(run.model, placed, wrapped_model=run.wrapped_model))
 
 
@@ -139,7 +140,7 @@ def _bytes_of(run: Run, batch: Batch) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        _forward_and_backward(run, batch, with_exchange=with_exchange)
+        forward_and_backward(run, batch, with_exchange=with_exchange)
         return float(torch.cuda.max_memory_allocated(device) - before)
     saved: dict[int, int] = {}
 
@@ -148,6 +149,6 @@ def _bytes_of(run: Run, batch: Batch) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        _forward_and_backward(run, batch, with_exchange=with_exchange)
+        forward_and_backward(run, batch, with_exchange=with_exchange)
     own = {parameter.untyped_storage().data_ptr() for parameter in run.model.parameters()}
     return BACKWARD_ON_CPU * sum(size for pointer, size in saved.items() if pointer not in own)

@@ -12,6 +12,7 @@ from mtloop.checkpoint.weights import load_weights
 from mtloop.loader import Feed
 from mtloop.runtime import Interrupted, is_out_of_memory
 from mtloop.trainer.budget import halve, note_limit, settle_micro_batches
+from mtloop.trainer.precision import settle_precision
 from mtloop.trainer.pushing import push_final, push_of_epoch, queue_earlier
 from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, report_nonfinite, together
 from mtloop.trainer.resume import restore
@@ -30,6 +31,7 @@ def train(run: Run) -> int | None:
     Raises:
         RunFailed: on every rank, when the run cannot go on.
     """
+    settle_precision(run)
     settle_micro_batches(run)
     restore(run)
     queue_earlier(run)

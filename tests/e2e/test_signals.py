@@ -121,6 +121,8 @@ def test_term_anywhere_at_any_moment(whole, tmp_path, combination):
     epoch_end = next(line["step"] for line in metrics(whole(num_processes)) if "bleu" in line)
     if moment == "training":
         assert epoch_end < 50 <= step < 2 * epoch_end
+    elif moment == "saving" and num_workers == 0:
+        assert epoch_end <= step < 50  # the save is behind the loop, which goes on until it hears of the signal
     else:
         assert step == epoch_end
     evaluated = [line["step"] for line in metrics(life.folder) if "bleu" in line]

@@ -324,6 +324,7 @@ def test_a_base_that_has_changed_is_refused_or_let_through(lora_run, model_path,
     assert change.startswith("the weights of --model_name_or_path (fingerprint ")
 
 
+@pytest.mark.slow
 def test_frozen_parts_of_a_run_stay_as_they_were(new_run, model_path, capsys):
     given = {"model_name_or_path": str(model_path), "model_size": None, "tokenizer_name": None, "max_train_steps": 2}
     run = new_run(**given, freeze=["encoder", "embeddings"], learning_rate=1e-2, weight_decay=0.1)

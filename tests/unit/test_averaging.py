@@ -243,6 +243,7 @@ def scores_in(lines, *names):
     return [next(line[-2:] for line in lines if line[:1] == [name] and len(line) <= 4) for name in names]
 
 
+@pytest.mark.slow
 def test_the_average_is_written_and_scored_beside_its_checkpoints(run_command, three, rows_path, tmp_path):
     out = tmp_path / "out"
     status, lines, err = run_command("--checkpoints", *three, "-o", out, *flags(rows_path))

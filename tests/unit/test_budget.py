@@ -38,6 +38,7 @@ def losses_of(run):
 FLAGS = {"max_train_steps": 6, "logging_steps": 1, "max_eval_samples": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_update_that_has_no_room_is_divided_and_stays_the_same(new_run, monkeypatch, capsys, num_workers):
     plain = new_run("plain", **FLAGS)

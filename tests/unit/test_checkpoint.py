@@ -188,6 +188,7 @@ def damage(path, how):
 # Save and restore
 
 
+@pytest.mark.slow
 def test_a_restore_brings_everything_back_bitwise(new_trained, folder):
     first = new_trained()
     first.train(11)  # one epoch of 8, and 3 of the next
@@ -306,6 +307,7 @@ def every_file(path):
     return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
 
 
+@pytest.mark.slow
 def test_every_file_damaged_in_every_way_is_caught_and_the_one_before_taken(new_trained, folder):
     trained = new_trained()
     trained.train(1)

@@ -166,6 +166,7 @@ def test_only_the_first_process_prints_a_mistake(pairs_path, tmp_path, capsys, m
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_status_1_and_says_so_in_its_folder(pairs_path, tmp_path, capsys):
     # A rate of 1e30 throws the weights to infinity in the first update; the second has no finite gradient.
     flags = flags_of(pairs_path, tmp_path, learning_rate=1e30, num_warmup_steps=0)

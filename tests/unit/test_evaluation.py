@@ -100,6 +100,7 @@ def test_a_test_set_has_a_name_and_files():
     assert _named("dir=1/b.tsv") == ("dir", ["1/b.tsv"]) and _named("./d=1/b.tsv") == ("b", ["./d=1/b.tsv"])
 
 
+@pytest.mark.slow
 def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model_path, rows_path, tmp_path):
     words = ["--model", model_path, "--test_set", f"one={rows_path}", "--test_set", rows_path]
     compared = ["--baseline", model_path, "--compare", tmp_path / "out" / "page.html"]

@@ -235,6 +235,7 @@ def _multilingual(config, tokenizer, tmp_path):
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "languages"),
     [("mbart_path", ("en_XX", "fr_XX", "de_DE")), pytest.param("m2m_path", ("en", "fr", "de"), marks=pytest.mark.slow)],

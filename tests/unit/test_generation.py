@@ -73,6 +73,7 @@ def test_a_batch_that_has_no_room_is_translated_by_halves(
     assert [stripped(row.tolist(), pad_id) for row in found] == [stripped(row.tolist(), pad_id) for row in expected]
 
 
+@pytest.mark.slow
 def test_beams_are_searched_as_plain_generate_does(tiny_model, rows, lengths, runtime, marian_tokenizer):
     model = copy.deepcopy(tiny_model)
     model.generation_config.num_beams = 3
@@ -170,6 +171,7 @@ def search(model, rows, lengths, *, max_tokens, **options):
     return [stripped(found[row], rules.pad) for row in range(len(rows))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_tokens", [pytest.param(1, marks=pytest.mark.full), 200])
 @pytest.mark.parametrize(
     "options",

@@ -96,6 +96,7 @@ def assert_whole(server, folder, epochs=3):
     assert [line["commit"] for line in lines] == [commit.oid for commit in repo.commits[1:]]
 
 
+@pytest.mark.slow
 def test_each_epoch_and_the_end_arrive_once_in_order(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, is_finished=True)
     publisher = open_publisher(folder)
@@ -316,6 +317,7 @@ def test_final_is_pushed_without_its_checkpoint(server, open_publisher, tmp_path
     assert titles(server) == ["Training complete"]
 
 
+@pytest.mark.slow
 def test_a_silent_server_holds_up_neither_push_nor_end_and_its_checkpoints_stay(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=2)
     server.hang("PUT ")
@@ -333,6 +335,7 @@ def test_a_silent_server_holds_up_neither_push_nor_end_and_its_checkpoints_stay(
     assert not publisher.is_awaited(folder.checkpoints_dir / "step_30")
 
 
+@pytest.mark.slow
 def test_a_server_that_asks_for_more_time_than_there_is_ends_the_wait_at_once(server, open_publisher, tmp_path):
     server.fail("POST .*/commit/", 429, times=9, retry_after=1000)
     start = time.monotonic()

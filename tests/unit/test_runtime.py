@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,7 +15,7 @@ from accelerate.tracking import GeneralTracker
 from torch.utils.data import DataLoader
 
 from mtloop.config import HardwareConfig, RunFailed, UserError
-from mtloop.runtime import Interrupted, Runtime, attempt, explain
+from mtloop.runtime import Interrupted, Runtime, asked_precision, attempt, explain
 from mtloop.runtime.machine import avoid_planned_attention
 from mtloop.runtime.network import choose_interface
 
@@ -78,18 +77,30 @@ def test_a_flag_wins_over_the_launch_file_and_none_means_the_file(
     assert (runtime.accelerator.scaler is not None) == (expected == torch.float16)
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the processor's features are read from /proc/cpuinfo")
-def test_auto_is_bf16_where_the_processor_gains_from_it(fresh_accelerate, monkeypatch):
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    has_bf16 = "amx_tile" in flags.split()
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no" if has_bf16 else "bf16")  # auto wins over the file
-    assert autocast_dtype(start(mixed_precision="auto")) == (torch.bfloat16 if has_bf16 else torch.float32)
+@pytest.mark.parametrize(
+    ("of_the_launch_file", "by_flag", "expected"),
+    [
+        (None, None, "auto"),
+        ("no", None, "auto"),
+        ("bf16", None, "bf16"),
+        ("bf16", "auto", "auto"),
+        ("fp16", "no", "no"),
+    ],
+)
+def test_training_is_in_the_faster_precision_where_nobody_insists(monkeypatch, of_the_launch_file, by_flag, expected):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if of_the_launch_file:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", of_the_launch_file)
+    assert asked_precision(by_flag) == expected
 
 
-def test_auto_is_fp32_for_a_small_model_on_a_processor(fresh_accelerate, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    runtime = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1, mixed_precision="auto"), is_small_model=True)
-    assert autocast_dtype(runtime) == torch.float32
+def test_auto_on_a_processor_is_fp32_until_the_trainer_has_measured(fresh_accelerate, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # auto wins over the file
+    runtime = start(mixed_precision="auto")
+    assert runtime.can_choose_precision and not start(mixed_precision="no").can_choose_precision
+    assert runtime.precision == "no" and autocast_dtype(runtime) == torch.float32
+    runtime.precision = "bf16"
+    assert autocast_dtype(runtime) == torch.bfloat16
 
 
 # what is refused
@@ -150,9 +161,11 @@ def test_the_expected_number_of_processes_starts(fresh_accelerate):
 
 def test_description_is_one_line_and_says_what_the_launch_file_could_not_have(fresh_accelerate, monkeypatch):
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    assert start().describe() == "device cpu · 1 process · 1 CPU thread each · precision fp32"
+    text = "device cpu · 1 process · 1 CPU thread each · precision"
+    assert start(mixed_precision="no").describe() == f"{text} fp32"
+    assert start(mixed_precision="auto").describe() == f"{text} to be measured"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # what single_gpu.yaml comes to
-    assert start().describe().endswith("precision fp32 · the launch file asks for a GPU, none is here")
+    assert start(mixed_precision="no").describe() == f"{text} fp32 · the launch file asks for a GPU, none is here"
 
 
 def test_deterministic_algorithms_are_asked_for_until_the_end_of_the_run(fresh_accelerate, monkeypatch):
@@ -344,6 +357,7 @@ print(StopSignals().check(), flush=True)
 """
 
 
+@pytest.mark.slow  # two processes that import torch
 @pytest.mark.parametrize(("variables", "found"), [({"TORCHELASTIC_RUN_ID": "none"}, "15"), ({}, "None")])
 def test_a_launcher_that_died_before_its_trainer_looked_counts_too(variables, found):
     """A trainer that outlives its parent from the start: one that a launcher started, and one under nohup."""

@@ -257,6 +257,7 @@ def test_what_does_not_survive_is_what_the_docstring_says(marian):
     assert round_trip(">>fr<<open") == "open"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not KDE.is_file(), reason="the real KDE pairs are not beside the project")
 def test_real_messages_survive(tmp_path, is_full):
     with gzip.open(KDE, "rt", encoding="utf-8") as lines:
@@ -708,6 +709,7 @@ def test_types_and_memory_mapping(marian, cache):
     assert [Path(file["filename"]).parent for file in encoded.rows.cache_files] == [cache]
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_rows_and_find_one_another_s_cache(marian, cache):
     rows = make_rows()
     with_workers = encode(rows, marian, num_workers=2)

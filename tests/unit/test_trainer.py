@@ -404,6 +404,7 @@ def test_a_run_evaluates_logs_and_saves_at_its_steps_and_ends_in_mid_epoch(new_r
     assert run.folder.final_dir.is_dir() and (run.folder.path / "curves.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_logged_loss_is_the_mean_over_the_update_and_falls(new_run):
     run = new_run(max_train_steps=8, logging_steps=1, learning_rate=1e-2, num_warmup_steps=0)
     expected = reference_loss(run, first_update(run)).item()
@@ -539,6 +540,7 @@ def test_hypotheses_of_other_rows_are_no_start(new_run, model_path):
 # stopping and going on
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_saved_and_the_same_run_goes_on_bitwise(new_run, runtime):
     flags = {"max_train_steps": 4, "logging_steps": 1, "dropout": 0.1}
     whole = new_run("whole", **flags)

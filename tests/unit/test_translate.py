@@ -216,6 +216,7 @@ def test_the_output_is_of_the_kind_that_its_name_says():
 # The command
 
 
+@pytest.mark.slow
 def test_a_file_is_translated_line_by_line(run_command, sentences, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "BLOCK_SIZE", 7)  # several blocks
     source, target = tmp_path / "in.txt", tmp_path / "new" / "out.txt"

@@ -1,0 +1,98 @@
+"""Which precision a CPU trains this model faster in: measured, for the processor's flags do not tell."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtloop.batching import plan_epoch
+from mtloop.loader import TrainLoader, collate
+from mtloop.trainer.budget import forward_and_backward
+from mtloop.trainer.run import Run
+
+# bf16 is chosen from this gain on: what is about as fast is better exact.
+MIN_GAIN = 1.1
+# What measuring may take: seconds, and a share of the run. It is some five forwards and backwards at least, so a run of
+# fewer than 250 is not measured.
+MAX_SECONDS, MAX_SHARE, MIN_FORWARDS = 5.0, 0.02, 250
+MAX_ROUNDS = 5
+# Every so many-th row is tried first: where bf16 is computed in software, ten times as slowly, that is enough.
+PART_STEP, HOPELESS = 8, 0.5
+# In so many updates a typical micro-batch is looked for.
+NUM_UPDATES_READ = 16
+
+
+def settle_precision(run: Run) -> None:
+    """Choose fp32 or bf16 where the launch leaves it open: main's verdict, kept with the run. Collective.
+
+    Before a checkpoint is read: the precision is part of what a bitwise resume needs.
+    """
+    runtime = run.runtime
+    if not runtime.can_choose_precision:
+        return
+    found = runtime.on_main(lambda: run.folder.run_record.get("precision"))
+    if found is None:
+        gain = runtime.broadcast(measure_gain(run))
+        found = {"name": "bf16" if (gain or 0.0) >= MIN_GAIN else "no", "bf16_gain": gain}
+        runtime.on_main(lambda: run.folder.update_record(precision=found))
+    runtime.precision = found["name"]
+    runtime.say(describe(found["name"], found["bf16_gain"]))
+
+
+def describe(name: str, gain: float | None) -> str:
+    """Say in one line what was chosen, and by how much."""
+    if gain is None:
+        return "precision fp32: the run is too short to try bf16"
+    if name == "no":
+        return f"precision fp32: bf16 is {gain:.2g} times as fast here"
+    return f"precision bf16: {gain:.2g} times as fast as fp32 here"
+
+
+def measure_gain(run: Run) -> float | None:
+    """Return the seconds of a typical forward and backward in fp32 over those in bf16; None for a run too short to ask.
+
+    Every rank measures, at the same time, as they will train. Weights and gradients stay as they are.
+    """
+    ids, num_forwards = typical_micro_batch(run.loader)
+    num_forwards *= run.total_steps
+    if num_forwards < MIN_FORWARDS:
+        return None
+    part = ids[::PART_STEP]
+    gain, part_s = _compare(run, part, limit_s=0.0)
+    if gain < HOPELESS:
+        return gain
+    # Two forwards and backwards of each precision must fit.
+    num_rows = max(len(part), min(len(ids), int(MAX_SECONDS / 4 / part_s * len(part))))
+    limit_s = min(MAX_SECONDS, MAX_SHARE * num_forwards * part_s * len(ids) / len(part))
+    return _compare(run, ids[:num_rows], limit_s=limit_s)[0]
+
+
+def typical_micro_batch(loader: TrainLoader) -> tuple[NDArray[np.int64], float]:
+    """Return the rows of the micro-batch that holds the median padded token, and the micro-batches of an update."""
+    plan = plan_epoch(loader.target_lengths, loader.budget, seed=loader.seed, epoch=0)
+    num_updates = min(plan.num_updates, NUM_UPDATES_READ)
+    every = [part.sentence_ids for number in range(num_updates) for part in loader.divide(plan.sentence_ids(number))]
+    sizes = [len(ids) * int(loader.source_lengths[ids].max() + loader.target_lengths[ids].max()) for ids in every]
+    order = np.argsort(sizes, kind="stable")
+    median = np.searchsorted(np.cumsum(np.array(sizes)[order]), sum(sizes) / 2)
+    return every[order[median]], len(every) / num_updates
+
+
+def _compare(run: Run, ids: NDArray[np.int64], *, limit_s: float) -> tuple[float, float]:
+    """Time both precisions in turn, after a warm-up of each; return bf16's gain, and the seconds in fp32, at best."""
+    batch = collate(run.loader.encoded, ids, pad_id=run.loader.pad_id)
+    best = {"no": float("inf"), "bf16": float("inf")}
+    start = time.perf_counter()
+    for number in range(MAX_ROUNDS + 1):
+        for precision in best:
+            run.runtime.precision = precision
+            before = time.perf_counter()
+            forward_and_backward(run, batch, with_exchange=False)
+            if number:
+                best[precision] = min(best[precision], time.perf_counter() - before)
+            run.optimizer.zero_grad()
+        if number and time.perf_counter() - start > limit_s:
+            break
+    return best["no"] / best["bf16"], best["no"]

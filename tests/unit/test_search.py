@@ -1,0 +1,130 @@
+"""search() finds what generate() alone finds, with its scores, and lets go of rows that are finished."""
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, StoppingCriteriaList
+
+from mtloop.generation.generate import LengthRatio
+from mtloop.generation.search import search
+from mtloop.loader import collate
+
+OURS = {"custom_generate": search, "cache_implementation": "dynamic"}
+SCORED = {"return_dict_in_generate": True, "output_scores": True}
+BEAMS = {"num_beams": 4}
+
+
+@pytest.fixture
+def batch(short_set, marian_tokenizer):
+    """Sentences of all lengths, padded."""
+    encoded = collate(short_set.encoded, range(len(short_set.rows)), pad_id=marian_tokenizer.pad_token_id)
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+@pytest.fixture
+def sizes(tiny_model, monkeypatch):
+    """The rows that the decoder of tiny_model has in each step."""
+    found, forward = [], tiny_model.forward
+
+    def counting(*args, **options):
+        found.append(len(options["decoder_input_ids"]))
+        return forward(*args, **options)
+
+    monkeypatch.setattr(tiny_model, "forward", counting)
+    return found
+
+
+def stripped(sequences, pad_id):
+    """The pieces behind the decoder's start, without what fills a row behind its end."""
+    return [[piece for piece in row[1:] if piece != pad_id] for row in sequences.tolist()]
+
+
+def by_length(model, batch, options):
+    """What search() and what generate() find where each source has its own longest translation."""
+    both = []
+    for more in (OURS, {}):
+        criteria = StoppingCriteriaList([LengthRatio(batch["attention_mask"], -0.5)])  # at most SPARE_PIECES
+        with torch.no_grad():
+            answer = model.generate(**batch, **options, **more, stopping_criteria=criteria)
+        both.append(stripped(getattr(answer, "sequences", answer), model.generation_config.pad_token_id))
+    return both
+
+
+def sequences_of(model, batch, options):
+    with torch.no_grad():
+        return model.generate(**batch, **options, **OURS).sequences
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        BEAMS,
+        {**BEAMS, "early_stopping": True},
+        {**BEAMS, "early_stopping": "never", "length_penalty": 2.0},
+        {**BEAMS, "length_penalty": -0.5},
+        {**BEAMS, "eos_token_id": [0, 11]},
+        {**BEAMS, "num_return_sequences": 3},
+        {**BEAMS, "max_length": 6, "forced_bos_token_id": 7},
+        {**BEAMS, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "renormalize_logits": True},
+        {**BEAMS, "encoder_no_repeat_ngram_size": 2},
+    ],
+    ids=str,
+)
+def test_what_is_found_is_what_generate_finds(tiny_model, batch, options):
+    pad_id = tiny_model.generation_config.pad_token_id
+    with torch.no_grad():
+        expected = stripped(tiny_model.generate(**batch, **options), pad_id)
+    assert len({len(pieces) for pieces in expected}) > 2 or "max_length" in options
+    assert stripped(sequences_of(tiny_model, batch, options), pad_id) == expected
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize(
+    "family",
+    ["t5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("marian", "bart", "mbart", "m2m_100", "pegasus"))],
+)
+def test_every_family_is_searched_as_generate_does(tiny_configs, batch, family, num_beams):
+    torch.manual_seed(1)
+    model = AutoModelForSeq2SeqLM.from_config(tiny_configs[family]).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(10)  # fresh weights say nearly the same of every piece
+    model.generation_config.max_length = 16
+    found, expected = by_length(model, batch, {"num_beams": num_beams})
+    assert len({len(pieces) for pieces in expected}) > 2 and len({tuple(pieces) for pieces in expected}) > 4
+    assert found == expected
+
+
+@pytest.mark.parametrize("options", [{}, {**BEAMS, "num_return_sequences": 3}], ids=str)
+def test_scores_are_those_of_generate(tiny_model, batch, options):
+    with torch.no_grad():
+        expected = tiny_model.generate(**batch, **options, **SCORED)
+        found = tiny_model.generate(**batch, **options, **SCORED, **OURS)
+    if "num_beams" in options:
+        scores = expected.sequences_scores
+    else:
+        steps = tiny_model.compute_transition_scores(expected.sequences, expected.scores, normalize_logits=True)
+        is_real = expected.sequences[:, 1:] != tiny_model.generation_config.pad_token_id
+        scores = steps.where(is_real, 0.0).sum(dim=1) / is_real.sum(dim=1)
+    torch.testing.assert_close(found.scores, scores, atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("options", [{}, BEAMS], ids=str)
+def test_finished_rows_leave(tiny_model, batch, sizes, options):
+    sequences_of(tiny_model, batch, options)
+    beams = options.get("num_beams", 1)
+    assert sizes[0] == len(batch["input_ids"]) * beams and sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= sizes[0] / 2
+
+
+def test_no_row_leaves_a_rule_that_remembers_the_rows(tiny_model, batch, sizes):
+    sequences_of(tiny_model, batch, {**BEAMS, "encoder_no_repeat_ngram_size": 2})
+    assert set(sizes) == {len(batch["input_ids"]) * 4}
+
+
+@pytest.mark.parametrize("options", [{}, BEAMS], ids=str)
+def test_a_rule_that_can_let_rows_go_does(tiny_model, batch, sizes, options):
+    found, expected = by_length(tiny_model, batch, options)
+    assert found == expected
+    assert len({len(pieces) for pieces in found}) > 2
+    assert min(sizes) < max(sizes)
