@@ -149,15 +149,15 @@ class DemoRun:
 def demo_run(tmp_path_factory) -> DemoRun:
     """`accelerate launch train.py`, once for all tests that want a trained model: some two minutes.
 
-    On one thread: two that wait for each other lose most where other work takes a core from one of them.
+    On one thread: two that wait for each other lose most where other work takes a core from one of them. In fp32, which
+    is not what every processor is faster in: what others make of the model is compared with what the run made of it.
     """
     from tests.support.launch import run
 
     folder = tmp_path_factory.mktemp("demo") / "run"
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    return DemoRun(
-        folder, run([*launcher, "train.py", "--cpu_threads", "1", "--output_dir", str(folder)], timeout_s=600)
-    )
+    flags = ["--cpu_threads", "1", "--mixed_precision", "no", "--output_dir", str(folder)]
+    return DemoRun(folder, run([*launcher, "train.py", *flags], timeout_s=600))
 
 
 @pytest.fixture(scope="session")
