@@ -197,17 +197,24 @@ class TrainLoader:
 
     def share_of_real_tokens(self) -> float:
         """Compute the part of this rank's padded tokens, of both sides, that are real, in the first updates."""
-        plan = plan_epoch(self.target_lengths, self.budget, seed=self.seed, epoch=0)
-        micro_batches = [
-            one for number in range(min(plan.num_updates, 256)) for one in self.divide(plan.sentence_ids(number))
-        ]
         real = padded = 0
-        for micro_batch in micro_batches:
-            ids, shape = micro_batch.sentence_ids, micro_batch.shape
-            sources, targets = self.source_lengths[ids], self.target_lengths[ids]
-            real += int(sources[: micro_batch.num_real].sum() + targets[: micro_batch.num_real].sum())
-            padded += shape.num_tokens if shape is not None else len(ids) * int(sources.max() + targets.max())
+        for micro_batch in (one for update in self.first_updates(256) for one in update):
+            ids = micro_batch.sentence_ids[: micro_batch.num_real]
+            real += int(self.source_lengths[ids].sum() + self.target_lengths[ids].sum())
+            padded += self.padded_tokens(micro_batch)
         return real / padded
+
+    def first_updates(self, num_updates: int) -> list[list[MicroBatch]]:
+        """Divide the first updates of the run, at most so many: this rank's micro-batches of each."""
+        plan = plan_epoch(self.target_lengths, self.budget, seed=self.seed, epoch=0)
+        return [self.divide(plan.sentence_ids(number)) for number in range(min(plan.num_updates, num_updates))]
+
+    def padded_tokens(self, micro_batch: MicroBatch) -> int:
+        """Count the tokens of both sides that a micro-batch computes."""
+        ids, shape = micro_batch.sentence_ids, micro_batch.shape
+        if shape is not None:
+            return shape.num_tokens
+        return len(ids) * int(self.source_lengths[ids].max() + self.target_lengths[ids].max())
 
     def updates(self, *, epoch: int, cursor: int) -> Generator[Update, None, None]:
         """Yield updates without end, from update `cursor` of epoch `epoch` (both 0-based) on."""

@@ -192,7 +192,7 @@ def _search_beams(
 
 
 class _Beams:
-    """What a beam search knows of its A rows.
+    """Hold the beams of A rows and the translations found so far.
 
     Attributes:
         running: int64 [A, K, T], the beginnings that go on, likeliest first.

@@ -121,7 +121,7 @@ def avoid_planned_attention() -> None:
 
 
 def asked_precision(flag_value: str | None) -> Any:
-    """What a training is to compute in: the flag's word, else the launch file's, else "auto".
+    """Return the precision to train in: the flag's, else the launch file's, else "auto".
 
     The launcher exports "no" whether or not its file says so: fp32 has to be asked for by the flag.
     """
@@ -130,7 +130,7 @@ def asked_precision(flag_value: str | None) -> Any:
 
 
 def choose_precision(*, is_cpu: bool) -> str:
-    """The best precision that the device has; on a CPU fp32, until the trainer has measured which is faster."""
+    """Return the best precision that the device has; on a CPU fp32, until the trainer has measured which is faster."""
     if is_cpu:
         return "no"
     if not torch.cuda.is_available():

@@ -7,7 +7,6 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from mtloop.batching import plan_epoch
 from mtloop.loader import TrainLoader, collate
 from mtloop.trainer.budget import forward_and_backward
 from mtloop.trainer.run import Run
@@ -71,13 +70,10 @@ def measure_gain(run: Run) -> float | None:
 
 def typical_micro_batch(loader: TrainLoader) -> tuple[NDArray[np.int64], float]:
     """Return the rows of the micro-batch that holds the median padded token, and the micro-batches of an update."""
-    plan = plan_epoch(loader.target_lengths, loader.budget, seed=loader.seed, epoch=0)
-    num_updates = min(plan.num_updates, NUM_UPDATES_READ)
-    every = [part.sentence_ids for number in range(num_updates) for part in loader.divide(plan.sentence_ids(number))]
-    sizes = [len(ids) * int(loader.source_lengths[ids].max() + loader.target_lengths[ids].max()) for ids in every]
-    order = np.argsort(sizes, kind="stable")
-    median = np.searchsorted(np.cumsum(np.array(sizes)[order]), sum(sizes) / 2)
-    return every[order[median]], len(every) / num_updates
+    updates = loader.first_updates(NUM_UPDATES_READ)
+    by_size = sorted((one for update in updates for one in update), key=loader.padded_tokens)
+    sums = np.cumsum([loader.padded_tokens(one) for one in by_size])
+    return by_size[np.searchsorted(sums, sums[-1] / 2)].sentence_ids, len(by_size) / len(updates)
 
 
 def _compare(run: Run, ids: NDArray[np.int64], *, limit_s: float) -> tuple[float, float]:

@@ -39,7 +39,7 @@ def stripped(sequences, pad_id):
 
 
 def by_length(model, batch, options):
-    """What search() and what generate() find where each source has its own longest translation."""
+    """Return what search() and generate() find where each source limits its own translation."""
     both = []
     for more in (OURS, {}):
         criteria = StoppingCriteriaList([LengthRatio(batch["attention_mask"], -0.5)])  # at most SPARE_PIECES
