@@ -59,16 +59,19 @@ def read_held_out(given: argparse.Namespace) -> tuple[list[tuple[str, str]], lis
 
 
 def train_base(given: argparse.Namespace, pairs: list[tuple[str, str]], folder: Path) -> Path:
-    """Train a model from scratch with mtloop's defaults; return its folder."""
+    """Train a model from scratch with mtloop's defaults, unless --base has it; return its folder."""
+    run = Path(given.base).resolve() if given.base else folder / "base"
+    if (run / "final").exists():
+        return run / "final"
     train = write_pairs(folder / "base.jsonl", pairs, given)
     command = [
         sys.executable, "train.py", "--train_file", str(train), "--validation_split", "0.005", "--source_lang",
         given.source_lang, "--target_lang", given.target_lang, "--train_tokenizer", "--model_size", "small",
         "--num_train_epochs", str(given.base_epochs), "--num_beams", "1", "--cpu_threads", str(given.threads),
-        "--mixed_precision", given.precision, "--output_dir", str(folder / "base"),
+        "--mixed_precision", given.precision, "--output_dir", str(run),
     ]  # fmt: skip
     run_quietly(command, threads=given.threads)
-    return folder / "base" / "final"
+    return run / "final"
 
 
 def follow_ours(
@@ -106,6 +109,7 @@ def parse() -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--pairs", type=int, default=6_400, help="training pairs, from scratch")
     parser.add_argument("--hold_out", help="fine-tune on the rows whose id begins so")
+    parser.add_argument("--base", help="the run folder of the base, trained there and kept (none: a temporary one)")
     parser.add_argument("--base_epochs", type=int, default=2, help="epochs of the base of --hold_out")
     parser.add_argument("--every", type=int, default=25, help="updates between validations")
     parser.add_argument("--seeds", type=int, default=1)
@@ -156,7 +160,7 @@ def main() -> None:
 def show_base(given: argparse.Namespace, model: Path, files: dict[str, Path]) -> None:
     """Print the BLEU of the base on the validation rows of the application that it does not know."""
     command = [
-        sys.executable, "-m", "mtloop", "evaluate", "--model", str(model), "--test_file", str(files["valid"]),
+        sys.executable, "-m", "mtloop", "evaluate", "--model", str(model), "--test_set", str(files["valid"]),
         "--source_lang", given.source_lang, "--target_lang", given.target_lang, "--num_beams", "1",
     ]  # fmt: skip
     print(run_quietly(command, threads=given.threads).stdout.strip().splitlines()[-1])
