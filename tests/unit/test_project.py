@@ -1,6 +1,7 @@
 """The files around the code: pinned tools, hooks, the version, package data, CONTRIBUTING.md, the assertion count."""
 
 import fnmatch
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -101,6 +102,22 @@ def test_version_flag_prints_the_version_without_heavy_imports(project, command,
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "mtloop" in imported or "mtloop.__main__" in imported  # the table is there
     assert not imported & set(heavy)
+
+
+@pytest.mark.parametrize(
+    ("before", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["neither", "count", "policy"],
+)
+def test_import_limits_spinning_unless_the_user_has(project, before, count):
+    both = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in both} | before
+    code = "import sys, mtloop, os; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project, env=environment, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{count}\n"
 
 
 def test_changelog_has_the_version(project):
