@@ -42,6 +42,12 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """Add --size, for model_folder."""
+    help_text = "opus: a Marian of random weights of the shape of opus-mt-en-fr, 75 M parameters"
+    parser.add_argument("--size", choices=["standard", "opus"], default="standard", help=help_text)
+
+
 def load_pairs(given: argparse.Namespace) -> list[tuple[str, str]]:
     """Read all pairs of the corpus, those that train.py would drop left out; "demo" is the embedded one."""
     if given.corpus == "demo":
@@ -77,10 +83,13 @@ def write_pairs(path: Path, pairs: Iterable[tuple[str, str]], given: argparse.Na
 
 
 def model_folder(given: argparse.Namespace, pairs: Sequence[tuple[str, str]], folder: Path) -> Path:
-    """Return --model, or make the standard one of random weights with a tokenizer trained on the pairs."""
+    """Return --model, or make the one of --size of random weights with a tokenizer trained on the pairs."""
     if given.model:
         return Path(given.model).resolve()
     path = folder / "model"
+    if getattr(given, "size", "standard") == "opus":
+        make_model(path, choose(pairs, 20_000), SHAPES["75 M"], vocab_size=10_000)
+        return path
     make_standard_model(path, pairs, given, vocab_size=DEMO_VOCAB_SIZE if given.corpus == "demo" else VOCAB_SIZE)
     return path
 
@@ -171,17 +180,24 @@ def run_quietly(command: Sequence[str], *, threads: int) -> subprocess.Completed
     return done
 
 
-def train_with_mtloop(
+def train_command(
     given: argparse.Namespace, model: Path, files: dict[str, Path], folder: Path, *flags: object
-) -> list[dict[str, Any]]:
-    """Train with train.py, searching with one beam; return the lines of metrics.jsonl."""
+) -> list[str]:
+    """Return the command of train.py, searching with one beam, for a run in this folder."""
     words = [
-        "train.py", "--model_name_or_path", model, "--train_file", files["train"], "--validation_file", files["valid"],
-        "--source_lang", given.source_lang, "--target_lang", given.target_lang, "--output_dir", folder,
+        sys.executable, "train.py", "--model_name_or_path", model, "--train_file", files["train"], "--validation_file",
+        files["valid"], "--source_lang", given.source_lang, "--target_lang", given.target_lang, "--output_dir", folder,
         "--max_source_length", MAX_LENGTH, "--max_target_length", MAX_LENGTH, "--eval_on_start", "false", "--num_beams",
         1, "--cpu_threads", given.threads, "--mixed_precision", given.precision, *flags,
     ]  # fmt: skip
-    run_quietly([sys.executable, *map(str, words)], threads=given.threads)
+    return [str(word) for word in words]
+
+
+def train_with_mtloop(
+    given: argparse.Namespace, model: Path, files: dict[str, Path], folder: Path, *flags: object
+) -> list[dict[str, Any]]:
+    """Train with train.py; return the lines of metrics.jsonl."""
+    run_quietly(train_command(given, model, files, folder, *flags), threads=given.threads)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 

@@ -21,12 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mtloop.batching import Budget, plan_epoch
 from tests.benchmarks.material import (
-    SHAPES,
     VALID_PAIRS,
+    add_size,
     choose,
     lengths_of,
     load_pairs,
-    make_model,
     model_folder,
     parser_of,
     run_apart,
@@ -73,7 +72,7 @@ def train_peer(
 def main() -> None:
     """Print the table."""
     parser = parser_of(__doc__)
-    parser.add_argument("--size", choices=["standard", "opus"], default="standard")
+    add_size(parser)
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=0, help="updates of warm-up")
     parser.add_argument("--dropout", type=float, default=0.0)
@@ -83,11 +82,7 @@ def main() -> None:
         folder = Path(temporary)
         every = load_pairs(given)
         pairs = choose(every, given.updates * SENTENCES + VALID_PAIRS)
-        if given.size == "opus":
-            model = folder / "model"
-            make_model(model, choose(every, 20_000), SHAPES["75 M"], vocab_size=10_000)
-        else:
-            model = model_folder(given, every, folder)
+        model = model_folder(given, every, folder)
         files = {
             "train": write_pairs(folder / "train.jsonl", pairs[VALID_PAIRS:], given),
             "valid": write_pairs(folder / "valid.jsonl", pairs[:VALID_PAIRS], given),

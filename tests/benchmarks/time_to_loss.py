@@ -163,7 +163,7 @@ def show_base(given: argparse.Namespace, model: Path, files: dict[str, Path]) ->
         sys.executable, "-m", "mtloop", "evaluate", "--model", str(model), "--test_set", str(files["valid"]),
         "--source_lang", given.source_lang, "--target_lang", given.target_lang, "--num_beams", "1",
     ]  # fmt: skip
-    print(run_quietly(command, threads=given.threads).stdout.strip().splitlines()[-1])
+    print(run_quietly(command, threads=given.threads).stdout.strip())
 
 
 def reached(points: list[Point], goal: float) -> float | None:
