@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mtloop.config import Config, ProcessFailed, RunFailed, UserError, config_from, differences, resolve, resolved_lines
+from mtloop.config import Config, config_from, differences, resolve, resolved_lines
+from mtloop.errors import ProcessFailed, RunFailed, UserError
 
 if TYPE_CHECKING:
     from mtloop.run_folder import RunFolder

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 
 # 1 had no manifest: training/state.json, and no hashes. 2 has this one.
 FORMAT_VERSION = 2

@@ -10,7 +10,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
-from mtloop.config import OptimizerConfig, UserError
+from mtloop.config import OptimizerConfig
+from mtloop.errors import UserError
 
 
 class DeviceAdamW(AdamW):

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtloop.config import Config, RunFailed, UserError, differences, parse_config, to_yaml
+from mtloop.config import Config, differences, parse_config, to_yaml
+from mtloop.errors import RunFailed, UserError
 
 # A run that was told to stop may still be saving when its successor starts.
 LOCK_WAIT_S = 10.0

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from mtloop.config import RunFailed
+from mtloop.errors import RunFailed
 from mtloop.run_folder import RunFolder, read_json_lines
 from mtloop.runtime import Runtime
 

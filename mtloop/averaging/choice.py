@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtloop.checkpoint import list_checkpoints
 from mtloop.checkpoint.listing import epoch_ends, names_of
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.run_folder import RunFolder, read_json_lines
 
 METRICS = ("bleu", "chrf", "eval_loss")

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 
 from mtloop.averaging.choice import METRICS, choose_best, choose_last, choose_named, scores_of
 from mtloop.checkpoint.folders import partial_name, publish
-from mtloop.config import Config, UserError
+from mtloop.config import Config
+from mtloop.errors import UserError
 from mtloop.evaluation.rows import (
     add_test_set_flags,
     check_test_sets,

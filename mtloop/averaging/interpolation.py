@@ -12,7 +12,8 @@ from mtloop.averaging.scoring import score_each, table
 from mtloop.checkpoint.averaging import check_alike, interpolate_into
 from mtloop.checkpoint.folders import sync_tree
 from mtloop.checkpoint.weights import AVERAGED_NAME
-from mtloop.config import Config, UserError, is_from_scratch
+from mtloop.config import Config, is_from_scratch
+from mtloop.errors import UserError
 from mtloop.evaluation.rows import TestSet, open_translator
 from mtloop.runtime import Runtime
 from mtloop.tokenization import have_same_pieces

@@ -12,9 +12,10 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from mtloop.config import Config, UserError, changed
+from mtloop.config import Config, changed
 from mtloop.corpus import Corpus
 from mtloop.corpus.store import digest
+from mtloop.errors import UserError
 from mtloop.evaluate import EvaluationSet, PairRows
 from mtloop.model import load_config
 from mtloop.run_folder import RunFolder

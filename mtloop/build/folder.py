@@ -9,7 +9,8 @@ import uuid
 from pathlib import Path
 
 from mtloop.checkpoint import sweep
-from mtloop.config import Config, UserError
+from mtloop.config import Config
+from mtloop.errors import UserError
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime, attempt
 

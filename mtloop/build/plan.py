@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mtloop.batching import Budget, Shape, choose_shapes
 from mtloop.batching.shapes import MAX_SHAPES
-from mtloop.config import AUTO, MICRO_BATCH_TOKENS, Config, UserError, changed, is_from_scratch
+from mtloop.config import AUTO, MICRO_BATCH_TOKENS, Config, changed, is_from_scratch
+from mtloop.errors import UserError
 from mtloop.loader import TrainLoader
 from mtloop.optim import warmup_steps
 from mtloop.runtime import Runtime

@@ -19,8 +19,9 @@ from mtloop.batching import PLAN_VERSION
 from mtloop.build.data import Pair, build_tokenizer, encode_corpus, settle_pairs
 from mtloop.build.plan import build_loader, describe_plan, settle_steps
 from mtloop.checkpoint.save import Checkpointer
-from mtloop.config import Config, UserError, changed, differences, flat, to_yaml
+from mtloop.config import Config, changed, differences, flat, to_yaml
 from mtloop.corpus import Corpus, describe, load_corpus
+from mtloop.errors import UserError
 from mtloop.loader import TrainLoader
 from mtloop.model import build_model, check_positions, layers_of, load_model, settle_generation
 from mtloop.optim import build_optimizer, build_scheduler

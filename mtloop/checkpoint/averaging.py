@@ -21,7 +21,7 @@ from mtloop.adapters import ADAPTER_NAME
 from mtloop.checkpoint.folders import for_each_file, partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import damage_of, epoch_ends
 from mtloop.checkpoint.weights import AVERAGED_NAME
-from mtloop.config import RunFailed, UserError
+from mtloop.errors import RunFailed, UserError
 from mtloop.manifest import MANIFEST_NAME, Damaged, hash_file, read_manifest
 from mtloop.run_folder import RunFolder
 

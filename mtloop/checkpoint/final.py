@@ -10,7 +10,7 @@ from mtloop.checkpoint.folders import partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import damage_of
 from mtloop.checkpoint.restore import reason_in_line
 from mtloop.checkpoint.save import Checkpointer
-from mtloop.config import RunFailed
+from mtloop.errors import RunFailed
 from mtloop.manifest import Damaged, read_manifest
 from mtloop.run_folder import RunFolder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.checkpoint.folders import discard, link, recover
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.manifest import MANIFEST_NAME, STATE_NAME_OF_FORMAT_1, Damaged, check_files, read_manifest
 from mtloop.run_folder import RunFolder
 

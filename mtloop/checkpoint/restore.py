@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
 from mtloop.checkpoint.weights import load_weights
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.manifest import Damaged, read_manifest
 from mtloop.optim import set_schedule
 from mtloop.runtime import sharded_state

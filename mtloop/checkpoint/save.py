@@ -30,7 +30,7 @@ from mtloop.checkpoint.folders import (
 from mtloop.checkpoint.listing import damage_of, epoch_ends, link_names, list_checkpoints, set_aside
 from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint, reason_in_line
 from mtloop.checkpoint.snapshot import Buffers, Snapshot, num_bytes_of
-from mtloop.config import RunFailed, UserError
+from mtloop.errors import RunFailed, UserError
 from mtloop.manifest import (
     Damaged,
     HashedFile,

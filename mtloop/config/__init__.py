@@ -1,7 +1,6 @@
-"""Layer 0: what a run is told to do. Owns flags, YAML, recipes, validation and the user-facing errors."""
+"""Layer 0: what a run is told to do. Owns flags, YAML, recipes and validation."""
 
-from mtloop.config.checks import AUTO, FieldError
-from mtloop.config.errors import ProcessFailed, RunFailed, UserError
+from mtloop.config.checks import AUTO
 from mtloop.config.inputs import DataConfig, ModelConfig
 from mtloop.config.names import split_revision
 from mtloop.config.parse import config_from, parse_config
@@ -20,16 +19,12 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluationConfig",
-    "FieldError",
     "HardwareConfig",
     "HubConfig",
     "ModelConfig",
     "OptimizerConfig",
     "OutputConfig",
-    "ProcessFailed",
-    "RunFailed",
     "TuningConfig",
-    "UserError",
     "changed",
     "check_complete",
     "config_from",

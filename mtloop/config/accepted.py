@@ -4,7 +4,7 @@ They are accepted, with their values, so that a known command line still runs; e
 instead. Owns the tables; must not know this program's own flags.
 """
 
-from mtloop.config.errors import UserError
+from mtloop.errors import UserError
 
 _ALWAYS_TRAINS = "training and evaluation always run"
 _METRICS = "validation data is always translated and scored"

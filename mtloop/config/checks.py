@@ -8,21 +8,13 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
-from mtloop.config.errors import UserError
+from mtloop.errors import FieldError
 
 Check = Callable[[Any], str]
 
 # Metadata that is ours; everything else in a field's metadata is a keyword of argparse's add_argument.
 OWN_METADATA = ("same_run", "check", "parse")
 AUTO = "auto"
-
-
-class FieldError(UserError):
-    """A field holds a value it may not hold. `name` is the field, so that a reader of a file can add the line."""
-
-    def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"--{name}: {problem}")
-        self.name = name
 
 
 def setting(

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mtloop.config.checks import (
-    FieldError,
     Group,
     at_least,
     below_one,
@@ -16,6 +15,7 @@ from mtloop.config.checks import (
     not_empty,
     setting,
 )
+from mtloop.errors import FieldError
 
 
 @dataclass(frozen=True, kw_only=True)

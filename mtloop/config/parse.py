@@ -16,10 +16,10 @@ from transformers.hf_argparser import HfArgumentParser
 
 import mtloop
 from mtloop.config import accepted
-from mtloop.config.checks import OWN_METADATA, FieldError
-from mtloop.config.errors import UserError
+from mtloop.config.checks import OWN_METADATA
 from mtloop.config.whole import DATA_FIELDS, DEFAULTS, GROUPS, MODEL_FIELDS, Config, check_complete, group_fields
 from mtloop.config.yaml_file import MAPPING_FIELD, Entry, json_text, read_source, recipe_names
+from mtloop.errors import FieldError, UserError
 
 DEMO = "demo"
 VERSION_LINE = f"mtloop {mtloop.__version__}"

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mtloop.config.checks import FieldError, Group, above_zero, at_least, between, not_empty, setting
+from mtloop.config.checks import Group, above_zero, at_least, between, not_empty, setting
+from mtloop.errors import FieldError
 
 # The values of accelerate.utils.LoggerType, which would import torch.
 TRACKERS = (

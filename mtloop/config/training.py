@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mtloop.config.checks import (
-    FieldError,
     Group,
     above_zero,
     at_least,
@@ -17,6 +16,7 @@ from mtloop.config.checks import (
     zero_or_more,
     zero_to_inf,
 )
+from mtloop.errors import FieldError
 
 # transformers.SchedulerType without the two that are driven by a metric. The enum itself would import torch.
 SCHEDULES = (

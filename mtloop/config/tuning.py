@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mtloop.config.checks import FieldError, Group, at_least, below_one, setting
+from mtloop.config.checks import Group, at_least, below_one, setting
+from mtloop.errors import FieldError
 
 PARTS = ("encoder", "decoder", "embeddings")
 ALL_LINEAR = "all-linear"

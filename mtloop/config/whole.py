@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtloop.config.checks import FieldError
-from mtloop.config.errors import UserError
 from mtloop.config.inputs import DataConfig, ModelConfig
 from mtloop.config.surroundings import HardwareConfig, HubConfig, OutputConfig
 from mtloop.config.training import BatchConfig, EvaluationConfig, OptimizerConfig
 from mtloop.config.tuning import TuningConfig
+from mtloop.errors import FieldError, UserError
 
 GROUPS: dict[str, type] = {
     "model": ModelConfig,

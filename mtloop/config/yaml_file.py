@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from mtloop.config.errors import UserError
 from mtloop.config.whole import GROUPS, Config
+from mtloop.errors import UserError
 
 NULL_TAG = "tag:yaml.org,2002:null"
 MAPPING_FIELD = "lr_scheduler_kwargs"

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any, NoReturn
 
-from mtloop.config import UserError
 from mtloop.corpus.files import InputFile, not_utf8, read_lines, reading
+from mtloop.errors import UserError
 
 _CHUNK = 1 << 16
 # A value longer than this is taken for a syntax error: an open bracket would otherwise swallow the rest of the file.

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from mtloop.config import UserError
 from mtloop.corpus.files import identify
 from mtloop.corpus.named import download_progress, raise_if_disk_is_full, reason_of
 from mtloop.corpus.opus import REMEDY, Archive, Say, given_languages
 from mtloop.corpus.rows import Columns
 from mtloop.corpus.sources import load_records
 from mtloop.corpus.store import Raw, Store
+from mtloop.errors import UserError
 from mtloop.languages import advise, match_language
 
 REPO, BRANCH = "Helsinki-NLP/kde4", "refs/convert/parquet"

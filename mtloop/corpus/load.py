@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from mtloop.config import RunFailed, UserError
 from mtloop.corpus import kde4
 from mtloop.corpus.named import load_named
 from mtloop.corpus.opus import load_opus
 from mtloop.corpus.rows import REASONS, ROWS_VERSION, Columns
 from mtloop.corpus.sources import load_demo, load_files
 from mtloop.corpus.store import Raw, Store, digest
+from mtloop.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from mtloop.config import DataConfig

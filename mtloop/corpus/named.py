@@ -13,11 +13,12 @@ from datasets import Dataset
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from mtloop.config import UserError, split_revision
+from mtloop.config import split_revision
 from mtloop.corpus.files import InputFile, identify
 from mtloop.corpus.readers import languages_in
 from mtloop.corpus.rows import TRANSLATION, Columns
 from mtloop.corpus.store import Raw, Store
+from mtloop.errors import UserError
 
 T = TypeVar("T")
 _SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "dev", "val"), "test": ("test",)}

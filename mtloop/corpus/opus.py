@@ -12,12 +12,12 @@ from filelock import FileLock
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
-from mtloop.config import UserError
 from mtloop.corpus.files import DamagedArchive, InputFile, identify
 from mtloop.corpus.named import download_progress, raise_if_disk_is_full, reason_of
 from mtloop.corpus.rows import Columns
 from mtloop.corpus.sources import load_text_pair
 from mtloop.corpus.store import Raw, Store, digest
+from mtloop.errors import UserError
 from mtloop.languages import base_code
 
 Say = Callable[[str], None]

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtloop.config import UserError
 from mtloop.corpus.files import InputFile, read_lines
 from mtloop.corpus.jsontext import json_lines, json_values
 from mtloop.corpus.rows import TRANSLATION, Columns, pack
+from mtloop.errors import UserError
 
 _PARQUET_BATCH = 1000
 # csv.reader wants to be fed as from open(newline=""), where a lone \r ends a line too.

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Features, Value
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.languages import find_key
 
 # Part of every cache key and fingerprint: raise it when the same input gives other rows than before.

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mtloop.config import UserError
 from mtloop.corpus.files import InputFile, find_files, identify, kind_of
 from mtloop.corpus.readers import aligned_rows, record_rows
 from mtloop.corpus.rows import Columns, pack
 from mtloop.corpus.store import Raw, Store
 from mtloop.demo import PAIRS_SHA256, demo_pairs
+from mtloop.errors import UserError
 from mtloop.languages import base_code
 
 

@@ -18,8 +18,8 @@ import datasets
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from mtloop.config import UserError
 from mtloop.corpus.rows import RAW_FEATURES, ROWS_VERSION, Columns, pack_batch
+from mtloop.errors import UserError
 
 # Every rank loads the corpus, the first one alone and the others after it: what is younger than this process is theirs
 # to share even under --overwrite_cache.

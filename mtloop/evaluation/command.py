@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.run_folder import write_atomically
 from mtloop.translate.shell import (
     Parser,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtloop.config import Config, DataConfig, UserError
+from mtloop.config import Config, DataConfig
+from mtloop.errors import UserError
 from mtloop.languages import match_language
 from mtloop.translate.shell import check_counts
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtloop.checkpoint.folders import partial_name, publish, sync_tree
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.evaluation.rows import (
     TestSet,
     add_test_set_flags,

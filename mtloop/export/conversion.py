@@ -24,7 +24,7 @@ from ctranslate2.converters.converter import Converter
 from ctranslate2.specs.model_spec import OPTIONAL
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.model import first_line, position_limit
 from mtloop.run_folder import RunFolder
 from mtloop.tokenization import target_language_token

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, snapshot_download
 from mtloop.checkpoint import list_checkpoints
 from mtloop.checkpoint.folders import partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import HUB
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.hub.client import reason_of, settle_client
 from mtloop.hub.parts import MAIN_BRANCH, Target
 from mtloop.manifest import MANIFEST_NAME, Damaged, check_files

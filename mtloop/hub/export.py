@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.facts import collect, lines_until
 from mtloop.hub.parts import Part, Target

@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from mtloop.checkpoint import epoch_of, list_checkpoints
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.hub.upload import is_epoch_tag
 from mtloop.manifest import Damaged, read_manifest
 from mtloop.run_folder import RunFolder, read_json_lines

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtloop.checkpoint.folders import partial_name
-from mtloop.config import Config, DataConfig, UserError
+from mtloop.config import Config, DataConfig
+from mtloop.errors import UserError
 from mtloop.evaluation.rows import open_translator
 from mtloop.run_folder import RunFolder, write_atomically
 from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime, stored_config

@@ -11,7 +11,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 
 # What generate() refuses beside a plain beam search, and save_pretrained with it.
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")

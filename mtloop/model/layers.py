@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:

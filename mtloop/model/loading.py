@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mtloop.config import ModelConfig, UserError, split_revision
+from mtloop.config import ModelConfig, split_revision
+from mtloop.errors import UserError
 
 logger = logging.getLogger(__name__)
 

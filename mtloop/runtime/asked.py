@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.runtime.machine import flag
 
 if TYPE_CHECKING:

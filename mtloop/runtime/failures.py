@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mtloop.config import ProcessFailed
+from mtloop.errors import ProcessFailed
 
 # Of gloo and NCCL: no type of its own tells these errors from other RuntimeErrors.
 LOST_PEER = (

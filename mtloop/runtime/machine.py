@@ -15,7 +15,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

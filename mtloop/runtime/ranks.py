@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from mtloop.config import ProcessFailed, RunFailed, UserError
+from mtloop.errors import ProcessFailed, RunFailed, UserError
 from mtloop.runtime.asked import asked_sharding, hidden_from_accelerate
 from mtloop.runtime.failures import explain
 from mtloop.runtime.machine import (

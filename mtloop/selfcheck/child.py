@@ -19,7 +19,8 @@ from typing import Any
 
 from mtloop.build import build_run, claim_folder, settle_budget
 from mtloop.checkpoint.weights import load_weights
-from mtloop.config import Config, RunFailed, UserError, changed, parse_config, to_yaml
+from mtloop.config import Config, changed, parse_config, to_yaml
+from mtloop.errors import RunFailed, UserError
 from mtloop.evaluate import EvaluationSet, Report, evaluate
 from mtloop.loader import Update
 from mtloop.run_folder import write_atomically

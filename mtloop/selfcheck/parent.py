@@ -21,7 +21,8 @@ from typing import Any
 
 import psutil
 
-from mtloop.config import Config, RunFailed, UserError, changed, parse_config, resolve, to_yaml
+from mtloop.config import Config, changed, parse_config, resolve, to_yaml
+from mtloop.errors import RunFailed, UserError
 from mtloop.selfcheck.compare import (
     Record,
     Row,

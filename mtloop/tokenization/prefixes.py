@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.languages import language_name, translation_task
 from mtloop.tokenization.loading import known_languages, resolve_language
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import MarianTokenizer, PreTrainedTokenizerBase
 
-from mtloop.config.errors import UserError
+from mtloop.errors import UserError
 
 MAX_TRAINING_TEXTS = 1_000_000
 # The pieces depend on the number of threads: sentencepiece 0.2 trains three vocabularies with 1, 2 and 16.

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from mtloop.config import RunFailed, is_from_scratch
+from mtloop.config import is_from_scratch
+from mtloop.errors import RunFailed
 from mtloop.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
 from mtloop.loader import Update
 from mtloop.metrics import Tally, resample

@@ -7,7 +7,7 @@ from typing import Any
 from mtloop.batching import PLAN_VERSION
 from mtloop.checkpoint import choose_checkpoint
 from mtloop.checkpoint.listing import HUB
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.trainer.report import epoch_of
 from mtloop.trainer.run import Run
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtloop.checkpoint.folders import partial_name
-from mtloop.config import Config, UserError
+from mtloop.config import Config
+from mtloop.errors import UserError
 from mtloop.languages import match_language
 from mtloop.translate.files import Entry, Writer, opened, read_entries
 from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime, stored_config

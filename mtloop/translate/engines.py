@@ -14,7 +14,7 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.generation import Hypothesis, generate_n_best
 from mtloop.model import first_tokens, load_model, position_limit, settle_generation
 from mtloop.runtime import Runtime

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.generation import Answer, Hypothesis, gather_n_best, share_batches
 from mtloop.run_folder import read_json
 from mtloop.runtime import Runtime

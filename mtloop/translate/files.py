@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.languages import find_key
 
 if TYPE_CHECKING:

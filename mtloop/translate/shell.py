@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mtloop.config import Config, HardwareConfig, RunFailed, UserError
+from mtloop.config import Config, HardwareConfig
+from mtloop.errors import RunFailed, UserError
 from mtloop.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from mtloop.batching import plan_evaluation
-from mtloop.config import HardwareConfig, UserError
+from mtloop.config import HardwareConfig
+from mtloop.errors import UserError
 from mtloop.generation import Hypothesis
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime

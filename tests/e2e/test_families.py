@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mtloop import Translator
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.tokenization import load_tokenizer
 from mtloop.trainer import train
 from tests.support.families import FAMILIES, LANGUAGES, make_family

@@ -23,7 +23,8 @@ from mtloop.adapters import (
     stored_adapter,
 )
 from mtloop.checkpoint.weights import load_weights
-from mtloop.config import TuningConfig, UserError
+from mtloop.config import TuningConfig
+from mtloop.errors import UserError
 from mtloop.loader import collate
 from mtloop.manifest import read_manifest
 from mtloop.trainer import train, train_step

@@ -13,7 +13,7 @@ from mtloop.averaging.choice import choose_best, choose_last, choose_named
 from mtloop.averaging.command import main
 from mtloop.checkpoint import averaging, list_checkpoints
 from mtloop.checkpoint.averaging import average_into, interpolate_into
-from mtloop.config import RunFailed, UserError
+from mtloop.errors import RunFailed, UserError
 from mtloop.evaluation.command import main as evaluate
 from mtloop.hub.card import write_card
 from mtloop.hub.export import files_of

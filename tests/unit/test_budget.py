@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mtloop.config import RunFailed, UserError
+from mtloop.errors import RunFailed, UserError
 from mtloop.trainer import step, train, train_step
 from mtloop.trainer.budget import PROBE_TOKENS, note_limit, probe, settle_micro_batches
 

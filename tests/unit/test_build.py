@@ -10,7 +10,8 @@ import pytest
 
 from mtloop.build import claim_folder, drop_long, settle_budget, start_trackers
 from mtloop.build.folder import await_word
-from mtloop.config import HardwareConfig, RunFailed, UserError, changed, config_from, differences, parse_config, resolve
+from mtloop.config import HardwareConfig, changed, config_from, differences, parse_config, resolve
+from mtloop.errors import RunFailed, UserError
 from mtloop.runtime import Runtime
 from mtloop.tokenization import Encoded
 

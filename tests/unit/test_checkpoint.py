@@ -26,7 +26,8 @@ from mtloop.checkpoint.command import main as checkpoint
 from mtloop.checkpoint.final import publish_final
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.weights import load_weights
-from mtloop.config import OptimizerConfig, RunFailed, UserError
+from mtloop.config import OptimizerConfig
+from mtloop.errors import RunFailed, UserError
 from mtloop.loader import TrainLoader
 from mtloop.loss import token_loss_sum
 from mtloop.manifest import hash_file, read_manifest, write_manifest

@@ -11,11 +11,9 @@ from mtloop.config import (
     BatchConfig,
     Config,
     DataConfig,
-    FieldError,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
-    UserError,
     changed,
     config_from,
     differences,
@@ -31,6 +29,7 @@ from mtloop.config.accepted import CHANGES_RESULT, LISTS, REFUSED, SWITCHES, VAL
 from mtloop.config.parse import DEFAULTS, build_parser
 from mtloop.config.training import METRIC_SCHEDULES, SCHEDULE_NEEDS, SCHEDULES
 from mtloop.config.whole import group_fields
+from mtloop.errors import FieldError, UserError
 
 SCRATCH = ["--train_tokenizer", "--model_size", "small"]
 FILES = ["--train_file", "a.tsv", "--source_lang", "en", "--target_lang", "fr"]

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtloop.config import DataConfig, UserError
+from mtloop.config import DataConfig
 from mtloop.corpus import Corpus, describe, load_corpus
+from mtloop.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 REAL_DATA = ROOT.parent / "shared" / "data"

@@ -11,7 +11,7 @@ import sentencepiece
 import torch
 from transformers import AutoModelForSeq2SeqLM, M2M100Tokenizer, MBartTokenizer, MT5Config, T5Config, UMT5Config
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.export.command import main
 from mtloop.export.conversion import convert, differences, search_of
 from mtloop.model import settle_generation

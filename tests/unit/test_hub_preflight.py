@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from mtloop.config import HubConfig, UserError
+from mtloop.config import HubConfig
+from mtloop.errors import UserError
 from mtloop.hub.preflight import check_hub
 from mtloop.run_folder import RunFolder, read_json
 from tests.support.forked import python_forked
@@ -56,7 +57,8 @@ def drive(start):
 CHECK = """
 import mtloop.hub.client, mtloop.hub.preflight
 from dataclasses import asdict
-from mtloop.config import HubConfig, UserError
+from mtloop.config import HubConfig
+from mtloop.errors import UserError
 mtloop.hub.client.REQUEST_TIMEOUT_S = given["request_timeout_s"]
 told["answers"] = []
 for token, flags, folder in given["cases"]:
@@ -183,7 +185,7 @@ def test_the_check_says_that_offline_mode_is_on():
 
 
 FETCH = """
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.hub.download import fetch
 from mtloop.run_folder import RunFolder
 folder = RunFolder(Path(given["folder"]))

@@ -20,7 +20,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from mtloop.config import UserError, split_revision
+from mtloop.config import split_revision
+from mtloop.errors import UserError
 from mtloop.loss import IGNORE_INDEX, token_loss_sum
 from mtloop.model import (
     MODEL_SIZES,

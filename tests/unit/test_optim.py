@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
-from mtloop.config import OptimizerConfig, UserError
+from mtloop.config import OptimizerConfig
 from mtloop.config.training import SCHEDULES
+from mtloop.errors import UserError
 from mtloop.optim import DeviceAdamW, build_optimizer, build_scheduler, warmup_steps
 
 FAMILIES = ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"]

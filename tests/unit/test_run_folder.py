@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from mtloop.config import FieldError, RunFailed, UserError, parse_config
+from mtloop.config import parse_config
+from mtloop.errors import FieldError, RunFailed, UserError
 from mtloop.run_folder import RunFolder, read_json, write_atomically
 from tests.support.forked import python_forked
 

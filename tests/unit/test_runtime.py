@@ -14,7 +14,8 @@ import torch
 from accelerate.tracking import GeneralTracker
 from torch.utils.data import DataLoader
 
-from mtloop.config import HardwareConfig, RunFailed, UserError
+from mtloop.config import HardwareConfig
+from mtloop.errors import RunFailed, UserError
 from mtloop.runtime import Interrupted, Runtime, asked_precision, attempt, explain
 from mtloop.runtime.machine import avoid_planned_attention
 from mtloop.runtime.network import choose_interface

@@ -30,7 +30,7 @@ from transformers import (
     UMT5Config,
 )
 
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.tokenization import (
     can_tell_pairs_apart,
     encode_rows,
@@ -132,7 +132,7 @@ OTHER_PROCESS = """
 import json, sys
 from pathlib import Path
 import datasets
-from mtloop.config import UserError
+from mtloop.errors import UserError
 from mtloop.tokenization import encode_rows, for_languages, load_tokenizer, tokenizer_fingerprint, train_tokenizer
 
 texts, vocab_size, folder, names, rows = json.loads(sys.argv[1])

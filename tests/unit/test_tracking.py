@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from accelerate.tracking import GeneralTracker
 
-from mtloop.config import HardwareConfig, RunFailed
+from mtloop.config import HardwareConfig
+from mtloop.errors import RunFailed
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 from mtloop.tracking import Stopwatch, Tracker, _one_line, _running_mean

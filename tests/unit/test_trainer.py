@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtloop.checkpoint import list_checkpoints
-from mtloop.config import RunFailed, UserError, changed
+from mtloop.config import changed
+from mtloop.errors import RunFailed, UserError
 from mtloop.manifest import read_manifest, write_manifest
 from mtloop.metrics import score_with_intervals
 from mtloop.run_folder import read_json_lines

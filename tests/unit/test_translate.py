@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import mtloop
-from mtloop.config import HardwareConfig, UserError
+from mtloop.config import HardwareConfig
+from mtloop.errors import UserError
 from mtloop.runtime import Runtime
 from mtloop.translate import command
 from mtloop.translate.command import main

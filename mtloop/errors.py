@@ -1,8 +1,16 @@
-"""The two ways a run may end badly, told apart so that train.py can pick its exit status."""
+"""The errors that end a run with one line: the user's mistakes, status 2, and failures of the run, status 1."""
 
 
 class UserError(ValueError):
     """A mistake of the user: one line that names the flag or file:line and the remedy. Exit status 2."""
+
+
+class FieldError(UserError):
+    """A field holds a value it may not hold. `name` is the field, so that a reader of a file can add the line."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"--{name}: {problem}")
+        self.name = name
 
 
 class RunFailed(RuntimeError):
