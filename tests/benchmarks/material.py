@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from mtloop.run_folder import read_json_lines
+
 ROOT = Path(__file__).parents[2]
 MAX_LENGTH = 128
 # Of the standard model's vocabulary: 10,504 pieces for d = 256 and 3 + 3 layers are 9.2 M parameters.
@@ -36,16 +38,12 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("corpus", help="a corpus in any format that train.py reads, or demo")
     parser.add_argument("--source_lang", default="en")
     parser.add_argument("--target_lang", default="fr")
-    parser.add_argument("--model", help="a model folder (none: a Marian of random weights, d = 256, 3 + 3 layers)")
+    parser.add_argument("--model", help="a model folder (none: a Marian of random weights, of --size)")
+    parser.add_argument("--size", choices=["standard", "opus"], default="standard", help="standard: d = 256, 3 + 3 "
+        "layers, 9 M parameters; opus: the shape of opus-mt-en-fr, 75 M parameters")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="how often each contestant runs; medians are compared")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of each")
     return parser
-
-
-def add_size(parser: argparse.ArgumentParser) -> None:
-    """Add --size, for model_folder."""
-    help_text = "opus: a Marian of random weights of the shape of opus-mt-en-fr, 75 M parameters"
-    parser.add_argument("--size", choices=["standard", "opus"], default="standard", help=help_text)
 
 
 def load_pairs(given: argparse.Namespace) -> list[tuple[str, str]]:
@@ -82,12 +80,22 @@ def write_pairs(path: Path, pairs: Iterable[tuple[str, str]], given: argparse.Na
     return path
 
 
+def write_splits(
+    folder: Path, pairs: Sequence[tuple[str, str]], num_valid: int, given: argparse.Namespace
+) -> dict[str, Path]:
+    """Write the first pairs as validation rows and the others as training rows; return both files by split."""
+    return {
+        "train": write_pairs(folder / "train.jsonl", pairs[num_valid:], given),
+        "valid": write_pairs(folder / "valid.jsonl", pairs[:num_valid], given),
+    }
+
+
 def model_folder(given: argparse.Namespace, pairs: Sequence[tuple[str, str]], folder: Path) -> Path:
     """Return --model, or make the one of --size of random weights with a tokenizer trained on the pairs."""
     if given.model:
         return Path(given.model).resolve()
     path = folder / "model"
-    if getattr(given, "size", "standard") == "opus":
+    if given.size == "opus":
         make_model(path, choose(pairs, 20_000), SHAPES["75 M"], vocab_size=10_000)
         return path
     make_standard_model(path, pairs, given, vocab_size=DEMO_VOCAB_SIZE if given.corpus == "demo" else VOCAB_SIZE)
@@ -198,7 +206,7 @@ def train_with_mtloop(
 ) -> list[dict[str, Any]]:
     """Train with train.py; return the lines of metrics.jsonl."""
     run_quietly(train_command(given, model, files, folder, *flags), threads=given.threads)
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return read_json_lines(folder / "metrics.jsonl")
 
 
 def flops_of(model_path: Path, *, source_tokens: int, target_tokens: int) -> float:

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mtloop.batching import Budget, plan_epoch
 from tests.benchmarks.material import (
     VALID_PAIRS,
-    add_size,
     choose,
     lengths_of,
     load_pairs,
@@ -30,7 +29,7 @@ from tests.benchmarks.material import (
     parser_of,
     run_apart,
     train_with_mtloop,
-    write_pairs,
+    write_splits,
 )
 
 SENTENCES = 32
@@ -72,7 +71,6 @@ def train_peer(
 def main() -> None:
     """Print the table."""
     parser = parser_of(__doc__)
-    add_size(parser)
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=0, help="updates of warm-up")
     parser.add_argument("--dropout", type=float, default=0.0)
@@ -83,10 +81,7 @@ def main() -> None:
         every = load_pairs(given)
         pairs = choose(every, given.updates * SENTENCES + VALID_PAIRS)
         model = model_folder(given, every, folder)
-        files = {
-            "train": write_pairs(folder / "train.jsonl", pairs[VALID_PAIRS:], given),
-            "valid": write_pairs(folder / "valid.jsonl", pairs[:VALID_PAIRS], given),
-        }
+        files = write_splits(folder, pairs, VALID_PAIRS, given)
         _, targets = lengths_of(model, pairs[VALID_PAIRS:])
         for seed in range(given.rounds):
             order = plan_epoch(targets, Budget(sentences=SENTENCES), seed=seed, epoch=0).order.tolist()

@@ -33,6 +33,7 @@ from tests.benchmarks.material import (
     run_quietly,
     train_with_mtloop,
     write_pairs,
+    write_splits,
 )
 
 OURS, COURSE = "mtloop", "Seq2SeqTrainer as in the course"
@@ -63,7 +64,7 @@ def train_base(given: argparse.Namespace, pairs: list[tuple[str, str]], folder: 
     run = Path(given.base).resolve() if given.base else folder / "base"
     if (run / "final").exists():
         return run / "final"
-    train = write_pairs(folder / "base.jsonl", pairs, given)
+    train = write_pairs(run.parent / f"{run.name}.jsonl", pairs, given)
     command = [
         sys.executable, "train.py", "--train_file", str(train), "--validation_split", "0.005", "--source_lang",
         given.source_lang, "--target_lang", given.target_lang, "--train_tokenizer", "--model_size", "small",
@@ -137,10 +138,7 @@ def main() -> None:
         else:
             pairs = choose(load_pairs(given), given.pairs + num_valid)
             model = model_folder(given, pairs, folder)
-        files = {
-            "train": write_pairs(folder / "train.jsonl", pairs[num_valid:], given),
-            "valid": write_pairs(folder / "valid.jsonl", pairs[:num_valid], given),
-        }
+        files = write_splits(folder, pairs, num_valid, given)
         plan["steps"] = plan["epochs"] * -(-(len(pairs) - num_valid) // SENTENCES)
         peers = [COURSE] if given.course_only else list(PEERS)
         print(f"{len(pairs) - num_valid:,} training pairs, {plan['steps']} updates", flush=True)

@@ -9,7 +9,6 @@ verdict stands in run.json.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -19,17 +18,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from mtloop.run_folder import RunFolder
 from tests.benchmarks.material import (
     ROOT,
     VALID_PAIRS,
-    add_size,
     choose,
     load_pairs,
     model_folder,
     parser_of,
     train_command,
     train_with_mtloop,
-    write_pairs,
+    write_splits,
 )
 
 SENTENCES = 32
@@ -57,9 +56,7 @@ def verdict(given: argparse.Namespace, model: Path, files: dict[str, Path], fold
     try:
         end = time.monotonic() + TIMEOUT_S
         while time.monotonic() < end and run.poll() is None:
-            record = folder / "run.json"
-            found = json.loads(record.read_text("utf-8")).get("precision") if record.exists() else None
-            if found:
+            if found := RunFolder(folder).run_record.get("precision"):
                 return found["name"], found["bf16_gain"]
             time.sleep(0.1)
     finally:
@@ -71,7 +68,6 @@ def verdict(given: argparse.Namespace, model: Path, files: dict[str, Path], fold
 def main() -> None:
     """Print the speeds and the verdicts."""
     parser = parser_of(__doc__)
-    add_size(parser)
     parser.add_argument("--updates", type=int, default=5, help="updates of each precision, behind 3 of warm-up")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -79,10 +75,7 @@ def main() -> None:
         every = load_pairs(given)
         pairs = choose(every, (WARM_UP + given.updates) * SENTENCES + VALID_PAIRS)
         model = model_folder(given, every, folder)
-        files = {
-            "train": write_pairs(folder / "train.jsonl", pairs[VALID_PAIRS:], given),
-            "valid": write_pairs(folder / "valid.jsonl", pairs[:VALID_PAIRS], given),
-        }
+        files = write_splits(folder, pairs, VALID_PAIRS, given)
         speeds = {}
         for precision in ("no", "bf16"):
             given.precision = precision
