@@ -6,7 +6,6 @@ main process write, all ranks may read. The format is described in the README.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -17,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtloop.atomic import read_json, sweep, write_json, write_text
 from mtloop.config import Config, differences, parse_config, to_yaml
-from mtloop.errors import RunFailed, UserError
+from mtloop.errors import UserError
 
 # A run that was told to stop may still be saving when its successor starts.
 LOCK_WAIT_S = 10.0
@@ -214,10 +214,10 @@ class RunFolder:
     def update_record(self, **entries: Any) -> None:
         """Change entries of run.json."""
         record = {**self.run_record, **entries}
-        write_atomically(self.run_path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.run_path, record)
 
     def write_config(self, config: Config) -> None:
-        write_atomically(self.config_path, to_yaml(config))
+        write_text(self.config_path, to_yaml(config))
 
     @property
     def data_report(self) -> dict[str, Any]:
@@ -225,12 +225,12 @@ class RunFolder:
         return read_json(self.data_path)
 
     def write_data(self, report: dict[str, Any]) -> None:
-        write_atomically(self.data_path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.data_path, report)
 
     def write_status(self, status: str, *, exit_status: int | None = None, message: str = "", step: int = 0) -> None:
         """Say how the run stands: `status` is running, finished, stopped or failed."""
         record = {"status": status, "exit_status": exit_status, "message": message, "step": step, "pid": os.getpid()}
-        write_atomically(self.status_path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.status_path, record)
 
     @property
     def is_finished(self) -> bool:
@@ -239,6 +239,11 @@ class RunFolder:
     @property
     def is_failed(self) -> bool:
         return read_json(self.status_path).get("status") == "failed"
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half done, or finish their renames."""
+        for parent in (self.path, self.checkpoints_dir):
+            sweep(parent)
 
     def drop_after(self, step: int) -> None:
         """Drop metrics lines and hypothesis files beyond `step`, so that each step stands once after a resume.
@@ -249,7 +254,7 @@ class RunFolder:
             # A kill may cut a line within a character; splitlines would also cut at what JSON leaves as it is (U+2028).
             lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [line for line in lines if _step_of(line) <= step]
-            write_atomically(self.metrics_path, "".join(line + "\n" for line in kept))
+            write_text(self.metrics_path, "".join(line + "\n" for line in kept))
         for path in self.hypotheses_dir.glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
@@ -287,42 +292,3 @@ def _step_of(line: str) -> float:
         return float("inf") if "split" in record else int(record["step"])
     except (ValueError, KeyError, TypeError, AttributeError):  # a line cut short by a kill
         return float("inf")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; {} where there is none or it is damaged."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the JSON objects of a file of lines, without what a kill has cut short; [] where there is no file."""
-    records = []
-    # Not splitlines, which would also cut at what JSON leaves as it is (U+2028).
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            if isinstance(record := json.loads(line), dict):
-                records.append(record)
-    return records
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never sees half a file.
-
-    Raises:
-        RunFailed: naming the file and the reason.
-    """
-    beside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # a folder that is gone or read-only refuses this too
-            beside.unlink()
-        raise RunFailed(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from mtloop.atomic import read_json_lines
 from mtloop.errors import RunFailed
-from mtloop.run_folder import RunFolder, read_json_lines
+from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 
 TABLE_COLUMNS = (

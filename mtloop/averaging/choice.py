@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from mtloop.atomic import read_json_lines
 from mtloop.checkpoint import list_checkpoints
 from mtloop.checkpoint.listing import epoch_ends, names_of
 from mtloop.errors import UserError
-from mtloop.run_folder import RunFolder, read_json_lines
+from mtloop.run_folder import RunFolder
 
 METRICS = ("bleu", "chrf", "eval_loss")
 

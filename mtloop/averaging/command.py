@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
+from mtloop.atomic import new_folder
 from mtloop.averaging.choice import METRICS, choose_best, choose_last, choose_named, scores_of
-from mtloop.checkpoint.folders import partial_name, publish
 from mtloop.config import Config
 from mtloop.errors import UserError
 from mtloop.evaluation.rows import (
@@ -235,12 +234,8 @@ def _write(out: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         UserError: naming -o and the reason.
     """
-    partial = partial_name(out)
     try:
-        partial.mkdir(parents=True)
-        fill(partial)
-        publish(partial, out)
+        with new_folder(out) as partial:
+            fill(partial)
     except (OSError, SafetensorError) as error:
         raise UserError(f"-o {out}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from mtloop.atomic import write_json
 from mtloop.averaging.scoring import score_each, table
 from mtloop.checkpoint.averaging import check_alike, interpolate_into
-from mtloop.checkpoint.folders import sync_tree
 from mtloop.checkpoint.weights import AVERAGED_NAME
 from mtloop.config import Config, is_from_scratch
 from mtloop.errors import UserError
@@ -79,9 +78,7 @@ class Line:
         self.tokenizer.save_pretrained(folder)
         # Where a model lies on this machine is nobody's business.
         names = {end: Path(name).name if Path(name).exists() else name for end, name in self._names.items()}
-        text = json.dumps({"interpolation": {**names, "weight": weight}}, indent=2, ensure_ascii=False)
-        (folder / AVERAGED_NAME).write_text(text + "\n", encoding="utf-8")
-        sync_tree(folder)
+        write_json(folder / AVERAGED_NAME, {"interpolation": {**names, "weight": weight}})
 
 
 def _load(flag: str, name: str, given: argparse.Namespace, runtime: Runtime) -> tuple[Any, Any]:

@@ -8,7 +8,6 @@ import time
 import uuid
 from pathlib import Path
 
-from mtloop.checkpoint import sweep
 from mtloop.config import Config
 from mtloop.errors import UserError
 from mtloop.run_folder import RunFolder
@@ -39,7 +38,7 @@ def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | 
         folder.lock(runtime.say)
         try:
             stored = folder.check_config(config)
-            sweep(folder)
+            folder.sweep()
         except BaseException:
             folder.unlock()
             raise

@@ -13,7 +13,6 @@ from mtloop.checkpoint.listing import (
     link_names,
     list_checkpoints,
     set_aside,
-    sweep,
 )
 
 __all__ = [
@@ -23,5 +22,4 @@ __all__ = [
     "link_names",
     "list_checkpoints",
     "set_aside",
-    "sweep",
 ]

@@ -6,7 +6,6 @@ Knows safetensors files and state dicts; must not know scores, or why these chec
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mtloop.adapters import ADAPTER_NAME
-from mtloop.checkpoint.folders import for_each_file, partial_name, publish, sync_tree
+from mtloop.atomic import for_each_file, new_folder, write_json
 from mtloop.checkpoint.listing import damage_of, epoch_ends
 from mtloop.checkpoint.weights import AVERAGED_NAME
 from mtloop.errors import RunFailed, UserError
@@ -58,8 +57,7 @@ def average_into(target: Path, checkpoints: Sequence[Path]) -> None:
         {"name": path.name, **{name: manifest[name] for name in ("step", "sha256") if name in manifest}}
         for path, manifest in ((path, manifest_of(path)) for path in checkpoints)
     ]
-    (target / AVERAGED_NAME).write_text(json.dumps({"average_of": record}, indent=2) + "\n", encoding="utf-8")
-    sync_tree(target)
+    write_json(target / AVERAGED_NAME, {"average_of": record})
 
 
 class _File:
@@ -159,14 +157,12 @@ def publish_average(folder: RunFolder, *, num_epochs: int, end_step: int, say: C
         raise RunFailed(f"--average_last {num_epochs}: no checkpoint of {folder.path} is sound")
     what = f"{folder.final_dir} is the average of {', '.join(path.name for path in chosen)}"
     say(what + (f": there are no {num_epochs} epochs" if len(chosen) < num_epochs else ""))
-    partial = partial_name(folder.final_dir)
+    files: dict[str, dict[str, Any]] = {}
     try:
-        average_into(partial, chosen)
-        files: dict[str, dict[str, Any]] = {}
-        for_each_file(partial, lambda name, file: files.update({name: hash_file(file)}))
-        publish(partial, folder.final_dir)
+        with new_folder(folder.final_dir) as partial:
+            average_into(partial, chosen)
+            for_each_file(partial, lambda name, file: files.update({name: hash_file(file)}))
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         why = getattr(error, "strerror", None) or error
         raise RunFailed(f"{folder.final_dir}: cannot be written ({why})") from error
     manifests = [manifest_of(path) for path in chosen]

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtloop.checkpoint.folders import discard
+from mtloop.atomic import discard, read_json_lines
 from mtloop.checkpoint.listing import damage_of, epoch_ends, epoch_of, link_names, list_checkpoints
 from mtloop.errors import UserError
 from mtloop.manifest import Damaged, check_sizes, is_hashed, read_manifest
-from mtloop.run_folder import RunFolder, read_json_lines
+from mtloop.run_folder import RunFolder
 
 COLUMNS = (
     ("checkpoint", 14),

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from mtloop.checkpoint.folders import partial_name, publish, sync_tree
+from mtloop.atomic import new_folder
 from mtloop.checkpoint.listing import damage_of
 from mtloop.checkpoint.restore import reason_in_line
 from mtloop.checkpoint.save import Checkpointer
@@ -42,14 +42,11 @@ def _best_or_latest(checkpointer: Checkpointer) -> Path:
 
 def _copy(source: Path, folder: RunFolder) -> None:
     final = folder.final_dir
-    partial = partial_name(final)
     try:
-        shutil.copytree(source, partial, ignore=shutil.ignore_patterns("training"))
-        sync_tree(partial)
-        publish(partial, final)
+        with new_folder(final) as partial:
+            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("training"), dirs_exist_ok=True)
         with contextlib.suppress(Damaged):
             manifest = read_manifest(source)
             folder.update_record(final={"step": manifest["step"], "manifest": manifest.get("sha256", "")})
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise RunFailed(f"{final}: cannot be written ({reason_in_line(error)})") from error

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtloop.checkpoint.folders import discard, link, recover
+from mtloop.atomic import discard, link
 from mtloop.errors import UserError
 from mtloop.manifest import MANIFEST_NAME, STATE_NAME_OF_FORMAT_1, Damaged, check_files, read_manifest
 from mtloop.run_folder import RunFolder
@@ -139,15 +138,3 @@ def link_names(folder: RunFolder, **steps: int) -> None:
         target = folder.checkpoints_dir / f"step_{step}"
         if target.is_dir():
             link(folder.checkpoints_dir / name, target)
-
-
-def sweep(folder: RunFolder) -> None:
-    """Remove what dead saves left behind, or finish what they had begun."""
-    for parent in (folder.path, folder.checkpoints_dir):
-        recover(parent)
-        for pattern in (".tmp-*", ".trash-*", ".push-*"):
-            for path in parent.glob(pattern):
-                if path.is_symlink() or path.is_file():
-                    path.unlink(missing_ok=True)
-                else:
-                    shutil.rmtree(path, ignore_errors=True)

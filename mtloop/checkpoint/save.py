@@ -18,8 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.adapters import ADAPTER_NAME, merged_weights, save_adapter
-from mtloop.checkpoint.background import BackgroundWriter
-from mtloop.checkpoint.folders import (
+from mtloop.atomic import (
     discard,
     for_each_file,
     forget_cached,
@@ -27,6 +26,7 @@ from mtloop.checkpoint.folders import (
     publish,
     sync_tree,
 )
+from mtloop.checkpoint.background import BackgroundWriter
 from mtloop.checkpoint.listing import damage_of, epoch_ends, link_names, list_checkpoints, set_aside
 from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint, reason_in_line
 from mtloop.checkpoint.snapshot import Buffers, Snapshot, num_bytes_of

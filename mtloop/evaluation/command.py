@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtloop.atomic import write_json, write_json_lines, write_text
 from mtloop.errors import UserError
-from mtloop.run_folder import write_atomically
 from mtloop.translate.shell import (
     Parser,
     add_model_flags,
@@ -188,18 +187,18 @@ def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> 
         }
         others: Sequence[str | None] = verdict.baseline_hypotheses or [None] * len(verdict.hypotheses)
         rows = zip(test_set.sources, test_set.references, verdict.hypotheses, others, strict=True)
-        lines = []
+        written = []
         for index, (source, reference, hypothesis, other) in enumerate(rows):
             row = {"index": index, "source": source, "reference": reference, "hypothesis": hypothesis}
-            lines.append(json.dumps({**row, **({} if other is None else {"baseline": other})}, ensure_ascii=False))
-        write_atomically(folder / f"{test_set.name}.jsonl", "".join(line + "\n" for line in lines))
-    write_atomically(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            written.append({**row, **({} if other is None else {"baseline": other})})
+        write_json_lines(folder / f"{test_set.name}.jsonl", written)
+    write_json(folder / "report.json", report)
 
 
 def _write_page(path: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> None:
     from mtloop.evaluation.page import page
 
-    write_atomically(path, page(verdicts, model=given.model, baseline=given.baseline))
+    write_text(path, page(verdicts, model=given.model, baseline=given.baseline))
     print(
         f"{path}: every sentence, {'by gain and loss' if given.baseline else 'by chrF; --baseline compares two models'}"
     )

@@ -10,7 +10,7 @@ from functools import partial as partial_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtloop.checkpoint.folders import partial_name, publish, sync_tree
+from mtloop.atomic import partial_name, publish, sync_tree
 from mtloop.errors import UserError
 from mtloop.evaluation.rows import (
     TestSet,

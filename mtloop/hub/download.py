@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from huggingface_hub import HfApi, snapshot_download
 
+from mtloop.atomic import partial_name, publish, sync_tree
 from mtloop.checkpoint import list_checkpoints
-from mtloop.checkpoint.folders import partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import HUB
 from mtloop.errors import UserError
 from mtloop.hub.client import reason_of, settle_client

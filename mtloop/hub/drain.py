@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mtloop.atomic import read_json
 from mtloop.hub.parts import FINAL, Target, epochs_to_push, final_part, pushed
 from mtloop.hub.publisher import Publisher, push_command
-from mtloop.run_folder import RunFolder, read_json
+from mtloop.run_folder import RunFolder
 
 # After a signal: SIGKILL often follows it within 30 s, and the save has taken some of them.
 GRACE_S = 10.0

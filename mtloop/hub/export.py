@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
+from mtloop.atomic import json_line
 from mtloop.errors import UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.facts import collect, lines_until
@@ -45,7 +45,7 @@ def files_of(folder: RunFolder, part: Part, target: Target, *, with_training: bo
     for name in hashes:  # one that is gone is told by the push
         if name not in files and not name.startswith("training/") and name != CONFIG_NAME:
             files[name] = {"path": str(part.folder / name), "sha256": hashes[name]}
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines_until(folder, part))
+    text = "".join(map(json_line, lines_until(folder, part)))
     files["metrics.jsonl"] = {"text": text}
     files["README.md"] = {"text": write_card(collect(folder, part, target, record=record))}
     return files

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtloop.atomic import read_json, read_json_lines
 from mtloop.config import Config, split_revision
 from mtloop.hub.parts import Part, Target
 from mtloop.languages import translation_task
-from mtloop.run_folder import RunFolder, read_json, read_json_lines
+from mtloop.run_folder import RunFolder
 
 NUM_EXAMPLES, NUM_WIDGETS = 10, 3
 MAX_EXAMPLE_LENGTH = 300

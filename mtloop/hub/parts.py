@@ -6,8 +6,6 @@ was cut off between the server's yes and the journal's line, the part is found t
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,12 @@ from typing import Any
 
 from huggingface_hub import constants
 
+from mtloop.atomic import append_json_line, read_json_lines
 from mtloop.checkpoint import epoch_of, list_checkpoints
 from mtloop.errors import UserError
 from mtloop.hub.upload import is_epoch_tag
 from mtloop.manifest import Damaged, read_manifest
-from mtloop.run_folder import RunFolder, read_json_lines
+from mtloop.run_folder import RunFolder
 
 MAIN_BRANCH = "main"
 FINAL = "final"
@@ -181,12 +180,4 @@ def record_push(folder: RunFolder, part: Part, target: Target, *, commit: str) -
         "revision": target.revision,
         "commit": commit,
     }
-    with folder.push_path.open("a+b") as file:
-        file.seek(0, os.SEEK_END)
-        if file.tell():  # a kill may have cut the last line
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(line).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_json_line(folder.push_path, line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import re
 import sys
@@ -12,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtloop.checkpoint.folders import partial_name
+from mtloop.atomic import partial_name, write_json, write_json_lines
 from mtloop.config import Config, DataConfig
 from mtloop.errors import UserError
 from mtloop.evaluation.rows import open_translator
-from mtloop.run_folder import RunFolder, write_atomically
+from mtloop.run_folder import RunFolder
 from mtloop.translate.shell import Parser, add_model_flags, check_counts, reported, start_runtime, stored_config
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ def _report(given: argparse.Namespace, subject: Subject) -> None:
     if given.output is None:
         return
     folder = Path(given.output)
-    write_atomically(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "report.json", report)
     partial = partial_name(folder / "lengths.png")
     if draw(partial, measures, ratio_band(measures), limits if has_tokens else None):
         os.replace(partial, folder / "lengths.png")
@@ -239,8 +238,7 @@ def _grep(given: argparse.Namespace, pattern: re.Pattern[str], corpus: Corpus, t
         return
     print("\n".join(match_lines(rows, pattern, num_found, num_rows=sum(map(len, splits.values())))))
     if given.output is not None:
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(Path(given.output) / "grep.jsonl", lines)
+        write_json_lines(Path(given.output) / "grep.jsonl", rows)
 
 
 def _grep_and_translate(given: argparse.Namespace, pattern: re.Pattern[str], subject: Subject) -> None:

@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mtloop.atomic import write_json
 from mtloop.build import build_run, claim_folder, settle_budget
 from mtloop.checkpoint.weights import load_weights
 from mtloop.config import Config, changed, parse_config, to_yaml
 from mtloop.errors import RunFailed, UserError
 from mtloop.evaluate import EvaluationSet, Report, evaluate
 from mtloop.loader import Update
-from mtloop.run_folder import write_atomically
 from mtloop.runtime import Runtime
 from mtloop.tracking import silence_libraries
 from mtloop.trainer import Run, UpdateStats, count, loop, train_step
@@ -46,14 +46,14 @@ def main(job_path: str) -> int:
             config = parse_config([job["config"], *task["flags"], "--output_dir", str(work_dir / task["name"])])
             result = do(task, config, runtime, work_dir)
             if runtime.is_main:
-                write_atomically(work_dir / f"{task['name']}.json", json.dumps(result))
+                write_json(work_dir / f"{task['name']}.json", result)
             gc.collect()  # a model a task: the next one needs the memory
             runtime.accelerator.free_memory()
         runtime.close()
     except (UserError, RunFailed) as error:
         status = 2 if isinstance(error, UserError) else 1
         if os.environ.get("RANK", "0") == "0":
-            write_atomically(work_dir / "error.json", json.dumps({"status": status, "message": str(error)}))
+            write_json(work_dir / "error.json", {"status": status, "message": str(error)})
         return status
     return 0
 
@@ -130,7 +130,7 @@ def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
         "num_ranks": run.runtime.num_ranks,
     }
     if run.runtime.is_main:
-        write_atomically(work_dir / "probe.json", json.dumps(seconds))
+        write_json(work_dir / "probe.json", seconds)
 
 
 def evaluate_set(run: Run, data: EvaluationSet) -> Report:

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from mtloop.atomic import read_json_lines, write_json
 from mtloop.config import Config, changed, parse_config, resolve, to_yaml
 from mtloop.errors import RunFailed, UserError
 from mtloop.selfcheck.compare import (
@@ -197,8 +198,7 @@ class Selfcheck:
         return rows
 
     def _log(self, name: str, log: str) -> list[Record]:
-        path = self.work_dir / f"{name}.{log}.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return read_json_lines(self.work_dir / f"{name}.{log}.jsonl")
 
     def _start(
         self, what: str, tasks: list[dict[str, Any]], *, is_launched: bool = True, is_killed: bool = False
@@ -209,7 +209,7 @@ class Selfcheck:
         for task in tasks[1:]:
             task["started"] = tasks[0]["started"]
         job = {"config": str(self.work_dir / "config.yaml"), "work_dir": str(self.work_dir), "tasks": tasks}
-        job_path.write_text(json.dumps(job), encoding="utf-8")
+        write_json(job_path, job)
         command = [sys.executable, "-m"]
         if is_launched:
             command += ["accelerate.commands.accelerate_cli", "launch", *self.launch]

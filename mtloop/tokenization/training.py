@@ -4,14 +4,13 @@ import io
 import json
 import random
 import re
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
 from transformers import MarianTokenizer, PreTrainedTokenizerBase
 
+from mtloop.atomic import new_folder
 from mtloop.errors import UserError
 
 MAX_TRAINING_TEXTS = 1_000_000
@@ -136,11 +135,20 @@ def _publish_folder(
     source_lang: str | None,
     target_lang: str | None,
 ) -> None:
-    """Write the tokenizer's files beside output_dir and rename, so that a killed run leaves nothing half."""
+    """Publish the tokenizer's files, so that a killed run leaves no half of them."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(output_dir)
-    folder = output_dir.parent / f".tmp-{output_dir.name}-{uuid.uuid4().hex}"
-    folder.mkdir()
+    with new_folder(output_dir) as folder:
+        _fill_folder(folder, spm_model, language_tokens, source_lang=source_lang, target_lang=target_lang)
+
+
+def _fill_folder(
+    folder: Path,
+    spm_model: bytes,
+    language_tokens: Sequence[str],
+    *,
+    source_lang: str | None,
+    target_lang: str | None,
+) -> None:
     pieces = sentencepiece.SentencePieceProcessor(model_proto=spm_model)
     vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
     for token in (*language_tokens, _PAD):
@@ -162,13 +170,3 @@ def _publish_folder(
     # transformers 5 no longer writes this file; older versions and other readers look for it.
     special_tokens = {"eos_token": _EOS, "unk_token": _UNK, "pad_token": _PAD}
     (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n", encoding="utf-8")
-    if output_dir.exists():
-        output_dir.rename(output_dir.parent / f".tmp-{output_dir.name}-replaced")
-    folder.rename(output_dir)
-    _remove_leftovers(output_dir)
-
-
-def _remove_leftovers(output_dir: Path) -> None:
-    for entry in output_dir.parent.iterdir():
-        if entry.name.startswith(f".tmp-{output_dir.name}-"):
-            shutil.rmtree(entry)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from mtloop.atomic import read_json_lines
 from mtloop.config import is_from_scratch
 from mtloop.errors import RunFailed
 from mtloop.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
 from mtloop.loader import Update
 from mtloop.metrics import Tally, resample
-from mtloop.run_folder import read_json_lines
 from mtloop.runtime import attempt
 from mtloop.trainer.nonfinite import MAX_UNREAD, NUM_NAMED_ROWS, Unread
 from mtloop.trainer.run import Run

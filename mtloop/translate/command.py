@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mtloop.checkpoint.folders import partial_name
+from mtloop.atomic import partial_name
 from mtloop.config import Config
 from mtloop.errors import UserError
 from mtloop.languages import match_language

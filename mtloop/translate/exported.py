@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig
 
+from mtloop.atomic import read_json
 from mtloop.errors import UserError
 from mtloop.generation import Answer, Hypothesis, gather_n_best, share_batches
-from mtloop.run_folder import read_json
 from mtloop.runtime import Runtime
 from mtloop.tokenization import load_tokenizer, set_languages, target_language_token
 from mtloop.translate.engines import CTRANSLATE2, Wishes, settle_lengths, settle_prefix

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mtloop.run_folder import read_json_lines
+from mtloop.atomic import read_json_lines
 
 ROOT = Path(__file__).parents[2]
 MAX_LENGTH = 128

@@ -14,10 +14,11 @@ import torch
 import yaml
 from transformers import DataCollatorForSeq2Seq, MarianMTModel
 
+from mtloop.atomic import read_json_lines
 from mtloop.loader import collate
 from mtloop.metrics import score
 from mtloop.model.generating import shift_right
-from mtloop.run_folder import RunFolder, read_json_lines
+from mtloop.run_folder import RunFolder
 from mtloop.tokenization import encode_rows, load_tokenizer
 from tests.support.course import MODEL, kde4_texts, opus_mt_files
 from tests.support.hub_server import WRITE_TOKEN, HubServer

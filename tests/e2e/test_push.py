@@ -14,10 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mtloop.atomic import read_json, read_json_lines
 from mtloop.hub.facts import escape
 from mtloop.hub.upload import read_key
 from mtloop.manifest import read_manifest
-from mtloop.run_folder import RunFolder, read_json, read_json_lines
+from mtloop.run_folder import RunFolder
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
 from tests.support.launch import PROJECT, PYTHON, environment, free_port, run, start_command
 

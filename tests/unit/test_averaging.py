@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
+from mtloop.atomic import read_json_lines
 from mtloop.averaging.choice import choose_best, choose_last, choose_named
 from mtloop.averaging.command import main
 from mtloop.checkpoint import averaging, list_checkpoints
@@ -20,7 +21,6 @@ from mtloop.hub.export import files_of
 from mtloop.hub.facts import collect
 from mtloop.hub.parts import Target, final_part
 from mtloop.hub.upload import Lost, additions
-from mtloop.run_folder import read_json_lines
 from mtloop.trainer import train
 from tests.support.hub_runs import evaluation, hashes, make_run, write_checkpoint, write_hypotheses
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from mtloop.batching import Budget
-from mtloop.checkpoint import choose_checkpoint, find_checkpoint, list_checkpoints, set_aside, sweep
+from mtloop.checkpoint import choose_checkpoint, find_checkpoint, list_checkpoints, set_aside
 from mtloop.checkpoint.command import main as checkpoint
 from mtloop.checkpoint.final import publish_final
 from mtloop.checkpoint.save import Checkpointer
@@ -628,7 +628,7 @@ def test_a_kill_at_any_instant_leaves_only_whole_checkpoints(new_trained, folder
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         os.close(begun)
         os.close(begins)
-        sweep(folder)
+        folder.sweep()
         assert all(not name.startswith(".") for name in names_in(folder.checkpoints_dir))
         found = list_checkpoints(folder)
         assert 1 <= len(found) <= 2  # two where the kill fell between publishing and pruning
@@ -645,12 +645,12 @@ def test_a_kill_between_the_two_renames_of_a_step_saved_again_brings_the_old_one
     before = hashes_of(folder.checkpoints_dir / "step_2")
     (folder.checkpoints_dir / "step_2").rename(folder.checkpoints_dir / ".old-step_2-0a1b2c3d")
     (folder.checkpoints_dir / ".tmp-step_2-4e5f6a7b").mkdir()
-    sweep(folder)
+    folder.sweep()
     assert names_in(folder.checkpoints_dir) == ["latest", "step_1", "step_2"]
     assert hashes_of(folder.checkpoints_dir / "step_2") == before
     # The kill came after the second rename: the new one counts.
     shutil.copytree(folder.checkpoints_dir / "step_1", folder.checkpoints_dir / ".old-step_2-0a1b2c3d")
-    sweep(folder)
+    folder.sweep()
     assert hashes_of(folder.checkpoints_dir / "step_2") == before
     assert names_in(folder.checkpoints_dir) == ["latest", "step_1", "step_2"]
 
@@ -702,7 +702,7 @@ def test_leftovers_are_swept_and_nothing_else(new_trained, folder):
             (parent / name / "training" / "optimizer.pt").write_text("half")
         (parent / ".tmp-latest-abc").symlink_to("step_7")
         (parent / ".tmp-best-abc").symlink_to(".")  # to a folder: the link goes, the folder stays
-    sweep(folder)
+    folder.sweep()
     assert hashes_of(folder.path) == before
     assert names_in(folder.checkpoints_dir) == ["best", "latest", "step_1"]
     assert names_in(folder.path) == ["checkpoints", "config.yaml"]

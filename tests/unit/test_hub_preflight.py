@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
+from mtloop.atomic import read_json
 from mtloop.config import HubConfig
 from mtloop.errors import UserError
 from mtloop.hub.preflight import check_hub
-from mtloop.run_folder import RunFolder, read_json
+from mtloop.run_folder import RunFolder
 from tests.support.forked import python_forked
 from tests.support.hub_runs import QUICK_CLIENT, RUN_ID, finish, hashes, make_run, write_checkpoint
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo

@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "mtloop"
 
 LAYERS = {
-    "errors": -2, "languages": -1,
+    "errors": -3, "atomic": -2, "languages": -1,
     "config": 0, "batching": 0, "loss": 0, "metrics": 0, "state": 0, "demo": 0, "recipes": 0,
     "corpus": 1, "tokenization": 1, "model": 1, "optim": 1, "loader": 1, "runtime": 1, "manifest": 1,
     "run_folder": 1, "adapters": 1,

@@ -8,9 +8,10 @@ import threading
 
 import pytest
 
+from mtloop.atomic import read_json, write_text
 from mtloop.config import parse_config
 from mtloop.errors import FieldError, RunFailed, UserError
-from mtloop.run_folder import RunFolder, read_json, write_atomically
+from mtloop.run_folder import RunFolder
 from tests.support.forked import python_forked
 
 FLAGS = ["--train_file", "pairs.jsonl", "--source_lang", "en", "--target_lang", "fr", "--model_name_or_path", "m"]
@@ -259,12 +260,12 @@ def test_what_is_not_a_json_object_reads_as_nothing(tmp_path, content):
 def test_a_reader_never_sees_half_a_file(tmp_path):
     """One thread rewrites a file of 300 kB, letter by letter; every read is one letter, 300,000 times."""
     path = tmp_path / "file"
-    write_atomically(path, "a" * 300_000)
+    write_text(path, "a" * 300_000)
     is_done = threading.Event()
 
     def write():
         for letter in "bcdefghijklmnopqrstuvwxyz":
-            write_atomically(path, letter * 300_000)
+            write_text(path, letter * 300_000)
         is_done.set()
 
     writer = threading.Thread(target=write)
@@ -280,12 +281,12 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
 def test_a_write_that_fails_leaves_what_stood_and_nothing_beside_it(tmp_path):
     resource = pytest.importorskip("resource")  # no limit on file sizes on Windows
     path = tmp_path / "metrics.jsonl"
-    write_atomically(path, "before\n")
+    write_text(path, "before\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # bytes: a real EFBIG half-way, as a full disk would be
     try:
         with pytest.raises(RunFailed, match=f"{path}: cannot be written"):
-            write_atomically(path, "after\n" * 100_000)
+            write_text(path, "after\n" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == "before\n"
@@ -294,7 +295,7 @@ def test_a_write_that_fails_leaves_what_stood_and_nothing_beside_it(tmp_path):
 
 def test_a_write_into_nowhere_names_the_file(blocked):
     with pytest.raises(RunFailed, match=f"{blocked}: cannot be written"):
-        write_atomically(blocked, "x")
+        write_text(blocked, "x")
 
 
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path):

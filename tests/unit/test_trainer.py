@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mtloop.atomic import read_json_lines
 from mtloop.checkpoint import list_checkpoints
 from mtloop.config import changed
 from mtloop.errors import RunFailed, UserError
 from mtloop.manifest import read_manifest, write_manifest
 from mtloop.metrics import score_with_intervals
-from mtloop.run_folder import read_json_lines
 from mtloop.trainer import (
     MAX_OVERFLOW_REPEATS,
     accumulate_gradients,
