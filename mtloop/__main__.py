@@ -25,35 +25,35 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command that the first argument names, and return its exit status."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if command == "train":
-        from mtloop.entry import main as train
+        from mtloop.cli.train import main as train
 
         return train(rest)
     if command == "translate":
-        from mtloop.translate.command import main as translate
+        from mtloop.cli.translate import main as translate
 
         return translate(rest)
     if command == "evaluate":
-        from mtloop.evaluation.command import main as evaluate
+        from mtloop.cli.evaluate import main as evaluate
 
         return evaluate(rest)
     if command == "corpus":
-        from mtloop.inspection.command import main as corpus
+        from mtloop.cli.corpus import main as corpus
 
         return corpus(rest)
     if command == "average":
-        from mtloop.averaging.command import main as average
+        from mtloop.cli.average import main as average
 
         return average(rest)
     if command == "export":
-        from mtloop.export.command import main as export
+        from mtloop.cli.export import main as export
 
         return export(rest)
     if command == "checkpoint":
-        from mtloop.checkpoint.command import main as checkpoint
+        from mtloop.cli.checkpoint import main as checkpoint
 
         return checkpoint(rest)
     if command == "push":
-        from mtloop.hub.command import main as push
+        from mtloop.cli.push import main as push
 
         return push(rest)
     if command == "selfcheck":

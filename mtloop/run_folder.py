@@ -292,3 +292,12 @@ def _step_of(line: str) -> float:
         return float("inf") if "split" in record else int(record["step"])
     except (ValueError, KeyError, TypeError, AttributeError):  # a line cut short by a kill
         return float("inf")
+
+
+def stored_config(model: str) -> Config | None:
+    """The configuration that a model was trained with: of a run folder, or beside a checkpoint; None without one."""
+    path = Path(model)
+    for folder in (path, path.parent, path.parent.parent):  # RUN, RUN/final, RUN/checkpoints/step_N
+        if path.is_dir() and (folder / "config.yaml").is_file():
+            return RunFolder(folder).stored_config()
+    return None

@@ -12,6 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtloop.trainer.claim import claim_folder
+from mtloop.trainer.setup import build_run, settle_budget
+
 # Before datasets, huggingface_hub or tests.support.launch is imported: they read these once.
 _CACHE = Path(tempfile.mkdtemp(prefix="mtloop-tests-"))
 os.environ.update(
@@ -163,7 +166,7 @@ def demo_run(tmp_path_factory) -> DemoRun:
 @pytest.fixture(scope="session")
 def demo_sample() -> list[tuple[str, str]]:
     """1,500 English-French pairs of the embedded corpus."""
-    from mtloop.demo import demo_pairs
+    from mtloop.data.demo import demo_pairs
 
     return demo_pairs("train")[:1_500]
 
@@ -272,7 +275,6 @@ def narrow_path(marian_config, marian_tokenizer, tmp_path_factory) -> Path:
 @pytest.fixture
 def new_run(pairs_path, marian_tokenizer, narrow_path, runtime, tmp_path):
     """Build a real Run from flags: new_run(name, flag=value, ...); a narrow Marian, 4 updates of 16 pairs an epoch."""
-    from mtloop.build import build_run, claim_folder, settle_budget
     from mtloop.config import config_from, resolve
 
     def build(name="run", **flags):
@@ -302,7 +304,7 @@ def short_set(sample_rows, encoded_sample):
     """The 24 shortest rows of the sample, to evaluate on."""
     import numpy as np
 
-    from mtloop.evaluate import EvaluationSet
+    from mtloop.evaluation.evaluate import EvaluationSet
 
     shortest = np.argsort(encoded_sample.source_lengths + encoded_sample.target_lengths, kind="stable")[:24]
     return EvaluationSet(
@@ -322,7 +324,7 @@ def tiny_model(short_set, marian_config, marian_tokenizer, tmp_path_factory):
     """
     import torch
 
-    from mtloop.loader import collate
+    from mtloop.batching.loader import collate
     from mtloop.model import batch_loss_sum, build_model, settle_generation
 
     torch.manual_seed(2)

@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mtloop.adapters import ADAPTER_NAME
 from mtloop.atomic import for_each_file, new_folder, write_json
 from mtloop.checkpoint.listing import damage_of, epoch_ends
+from mtloop.checkpoint.manifest import MANIFEST_NAME, Damaged, hash_file, read_manifest
 from mtloop.checkpoint.weights import AVERAGED_NAME
 from mtloop.errors import RunFailed, UserError
-from mtloop.manifest import MANIFEST_NAME, Damaged, hash_file, read_manifest
+from mtloop.model.adapters import ADAPTER_NAME
 from mtloop.run_folder import RunFolder
 
 WEIGHTS = "*.safetensors"

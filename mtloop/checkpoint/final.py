@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mtloop.atomic import new_folder
 from mtloop.checkpoint.listing import damage_of
+from mtloop.checkpoint.manifest import Damaged, read_manifest
 from mtloop.checkpoint.restore import reason_in_line
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.errors import RunFailed
-from mtloop.manifest import Damaged, read_manifest
 from mtloop.run_folder import RunFolder
 
 

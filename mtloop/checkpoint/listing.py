@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.atomic import discard, link
+from mtloop.checkpoint.manifest import MANIFEST_NAME, STATE_NAME_OF_FORMAT_1, Damaged, check_files, read_manifest
 from mtloop.errors import UserError
-from mtloop.manifest import MANIFEST_NAME, STATE_NAME_OF_FORMAT_1, Damaged, check_files, read_manifest
 from mtloop.run_folder import RunFolder
 
 NEWEST = (None, "latest", "True", "true")
@@ -138,3 +138,14 @@ def link_names(folder: RunFolder, **steps: int) -> None:
         target = folder.checkpoints_dir / f"step_{step}"
         if target.is_dir():
             link(folder.checkpoints_dir / name, target)
+
+
+def model_folder(name: str) -> str:
+    """Return the folder to load: of a run folder its final/, else its newest checkpoint; any other name as it is."""
+    folder = RunFolder(Path(name))
+    if (folder.path / "config.json").exists() or not folder.path.is_dir():
+        return name
+    if (folder.final_dir / "config.json").exists():
+        return str(folder.final_dir)
+    checkpoints = list_checkpoints(folder)
+    return str(checkpoints[-1][1]) if checkpoints else name

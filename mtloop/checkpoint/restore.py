@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel
 
+from mtloop.checkpoint.manifest import Damaged, read_manifest
+from mtloop.checkpoint.state import TrainState
 from mtloop.checkpoint.weights import load_weights
 from mtloop.errors import UserError
-from mtloop.manifest import Damaged, read_manifest
-from mtloop.optim import set_schedule
 from mtloop.runtime import sharded_state
-from mtloop.state import TrainState
 
 # A full disk is an OSError in our own writing, a RuntimeError in torch.save and a SafetensorError in save_pretrained.
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)
@@ -92,3 +91,13 @@ def _shown(value: Any, other: Any) -> str:
     if isinstance(value, dict) and isinstance(other, dict):
         return ", ".join(f"{name} {value[name]}" for name in value if value[name] != other.get(name))
     return str(value)
+
+
+def set_schedule(scheduler: LRScheduler, step: int) -> None:
+    """Put a schedule, and its optimizer's learning rates, where they stand after `step` updates."""
+    assert isinstance(scheduler, LambdaLR)  # all that get_scheduler builds and the configuration admits
+    scheduler.last_epoch, scheduler._step_count = step, step + 1
+    rates = [base * rate(step) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, learning_rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = learning_rate
+    scheduler._last_lr = rates

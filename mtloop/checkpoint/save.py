@@ -17,7 +17,6 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.adapters import ADAPTER_NAME, merged_weights, save_adapter
 from mtloop.atomic import (
     discard,
     for_each_file,
@@ -28,10 +27,7 @@ from mtloop.atomic import (
 )
 from mtloop.checkpoint.background import BackgroundWriter
 from mtloop.checkpoint.listing import damage_of, epoch_ends, link_names, list_checkpoints, set_aside
-from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint, reason_in_line
-from mtloop.checkpoint.snapshot import Buffers, Snapshot, num_bytes_of
-from mtloop.errors import RunFailed, UserError
-from mtloop.manifest import (
+from mtloop.checkpoint.manifest import (
     Damaged,
     HashedFile,
     hash_file,
@@ -39,9 +35,13 @@ from mtloop.manifest import (
     size_of,
     write_manifest,
 )
+from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint, reason_in_line
+from mtloop.checkpoint.snapshot import Buffers, Snapshot, num_bytes_of
+from mtloop.checkpoint.state import TrainState
+from mtloop.errors import RunFailed, UserError
+from mtloop.model.adapters import ADAPTER_NAME, merged_weights, save_adapter
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime, attempt, available_memory, gathered
-from mtloop.state import TrainState
 
 # Room for what a save writes beside weights and optimizer (tokenizer, configurations): 100,000 pieces take 5 MB.
 MARGIN_BYTES = 8_000_000

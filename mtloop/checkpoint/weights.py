@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from mtloop.adapters import ADAPTER_NAME, adapter_config, stored_adapter, unmerged
+from mtloop.model.adapters import ADAPTER_NAME, adapter_config, stored_adapter, unmerged
 from mtloop.runtime import put
 
 # Beside the weights of an average: what they were made of.

@@ -32,7 +32,7 @@ class Entry:
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes."""
-    names = (entry.name for entry in files("mtloop.recipes").iterdir())
+    names = (entry.name for entry in files("mtloop.config.recipes").iterdir())
     return sorted(name[: -len(".yaml")] for name in names if name.endswith(".yaml"))
 
 
@@ -50,7 +50,9 @@ def read_source(source: str) -> tuple[str | None, list[Entry]]:
     """
     path = Path(source)
     if source in recipe_names():
-        return source, read_entries(files("mtloop.recipes").joinpath(f"{source}.yaml").read_text("utf-8"), source)
+        return source, read_entries(
+            files("mtloop.config.recipes").joinpath(f"{source}.yaml").read_text("utf-8"), source
+        )
     if not path.is_file():
         if path.is_dir():
             raise UserError(f"{source}: a folder, not a recipe; a run's own file is {path / 'config.yaml'}")

@@ -15,12 +15,10 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mtloop.metrics import sentence_chrf
-
-if TYPE_CHECKING:
-    from mtloop.evaluation.command import Verdict
+from mtloop.evaluation.scores import sentence_chrf
+from mtloop.evaluation.verdict import Verdict
 
 METRICS = {"BLEU": "BLEU", "chrF2": "chrF", "TER": "TER, lower is better"}
 _MARKS = r"!-/:-@\[-`{-~«»“”‘’…。、，！？：；（）「」"

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from mtloop.batching import MicroBatch
+from mtloop.batching.loader import Batch, collate
 from mtloop.generation.greedy import greedy_search, rules_of
 from mtloop.generation.search import Found, search
-from mtloop.loader import Batch, collate
 from mtloop.runtime import Runtime, is_out_of_memory, is_sharded
 
 # Fills the gathered table where a rank has fewer rows or shorter ones; no row index and no piece is negative.

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.atomic import json_line
+from mtloop.checkpoint.manifest import Damaged, read_manifest
 from mtloop.errors import UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.facts import collect, lines_until
 from mtloop.hub.parts import Part, Target
-from mtloop.manifest import Damaged, read_manifest
 from mtloop.run_folder import RunFolder
 
 # The card and the metrics are made anew for each push.

@@ -15,9 +15,9 @@ from huggingface_hub import constants
 
 from mtloop.atomic import append_json_line, read_json_lines
 from mtloop.checkpoint import epoch_of, list_checkpoints
+from mtloop.checkpoint.manifest import Damaged, read_manifest
 from mtloop.errors import UserError
 from mtloop.hub.upload import is_epoch_tag
-from mtloop.manifest import Damaged, read_manifest
 from mtloop.run_folder import RunFolder
 
 MAIN_BRANCH = "main"

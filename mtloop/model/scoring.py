@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mtloop.loss import Projection, projected_loss_sum, token_loss_sum
 from mtloop.model.generating import shift_right, static_mask
+from mtloop.model.loss import Projection, projected_loss_sum, token_loss_sum
 
 # Families whose logits are their output layer's, plus final_logits_bias where they have one, and nothing besides.
 PLAIN_HEADS = ("marian", "t5", "mt5", "umt5", "bart", "mbart", "pegasus", "m2m_100")

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.atomic import write_json
-from mtloop.build import build_run, claim_folder, settle_budget
+from mtloop.batching.loader import Update
 from mtloop.checkpoint.weights import load_weights
 from mtloop.config import Config, changed, parse_config, to_yaml
 from mtloop.errors import RunFailed, UserError
-from mtloop.evaluate import EvaluationSet, Report, evaluate
-from mtloop.loader import Update
+from mtloop.evaluation.evaluate import EvaluationSet, Report, evaluate
 from mtloop.runtime import Runtime
-from mtloop.tracking import silence_libraries
+from mtloop.runtime.quiet import silence_libraries
 from mtloop.trainer import Run, UpdateStats, count, loop, train_step
+from mtloop.trainer.claim import claim_folder
+from mtloop.trainer.setup import build_run, settle_budget
 
 # A corpus of 200 rows has no 8,000 pieces: the first size that it has is taken.
 VOCAB_SIZES = (4_000, 2_000, 1_000, 504, 320, 200, 120)

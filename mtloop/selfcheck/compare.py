@@ -76,12 +76,6 @@ def compare_evaluations(name: str, left: dict[str, Any], right: dict[str, Any]) 
     )
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Lay the rows out as lines of text."""
-    width = max(len(row.name) for row in rows)
-    return [f"{row.name.ljust(width)}  {'equal' if row.is_equal else 'NOT EQUAL':<9}  {row.figures}" for row in rows]
-
-
 def _difference(left: float, right: float) -> float:
     """Relative; infinite where either is not a finite number: two NaNs are no agreement."""
     if not (math.isfinite(left) and math.isfinite(right)):

@@ -31,8 +31,8 @@ from mtloop.selfcheck.compare import (
     compare_evaluations,
     compare_updates,
     compare_weights,
-    table,
 )
+from mtloop.tables import aligned
 
 NUM_UPDATES = 20
 # 200 rows in all; an update small enough for several in an epoch of them.
@@ -74,7 +74,11 @@ def main(argv: Sequence[str]) -> int:
         return 1
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
-    print("", *table(rows), sep="\n")
+    print(
+        "",
+        *aligned([[row.name, "equal" if row.is_equal else "NOT EQUAL", row.figures] for row in rows], left=3),
+        sep="\n",
+    )
     differing = [row.name for row in rows if not row.is_equal]
     print(f"not equal: {', '.join(differing)}" if differing else "all equal")
     return 1 if differing else 0

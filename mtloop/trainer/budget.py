@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtloop.batching.loader import Batch, collate
 from mtloop.config import AUTO
 from mtloop.errors import RunFailed
-from mtloop.loader import Batch, collate
 from mtloop.model import batch_loss_sum
 from mtloop.runtime import attempt, free_memory, is_out_of_memory, is_sharded
 from mtloop.trainer.run import Run

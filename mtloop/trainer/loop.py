@@ -6,10 +6,10 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
+from mtloop.batching.loader import Feed
 from mtloop.checkpoint.averaging import publish_average
 from mtloop.checkpoint.final import publish_final
 from mtloop.checkpoint.weights import load_weights
-from mtloop.loader import Feed
 from mtloop.runtime import Interrupted, is_out_of_memory
 from mtloop.trainer.budget import halve, note_limit, settle_micro_batches
 from mtloop.trainer.precision import settle_precision

@@ -7,7 +7,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from mtloop.loader import TrainLoader, collate
+from mtloop.batching.loader import TrainLoader, collate
 from mtloop.trainer.budget import forward_and_backward
 from mtloop.trainer.run import Run
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mtloop.atomic import read_json_lines
+from mtloop.batching.loader import Update
 from mtloop.config import is_from_scratch
 from mtloop.errors import RunFailed
-from mtloop.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
-from mtloop.loader import Update
-from mtloop.metrics import Tally, resample
+from mtloop.evaluation.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
+from mtloop.evaluation.scores import Tally
+from mtloop.evaluation.significance import resample
 from mtloop.runtime import attempt
 from mtloop.trainer.nonfinite import MAX_UNREAD, NUM_NAMED_ROWS, Unread
 from mtloop.trainer.run import Run

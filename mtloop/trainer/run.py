@@ -10,17 +10,17 @@ from datasets import Dataset
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mtloop.batching.loader import TrainLoader
 from mtloop.checkpoint.save import Checkpointer
+from mtloop.checkpoint.state import TrainState
 from mtloop.config import Config
-from mtloop.evaluate import EvaluationSet
+from mtloop.evaluation.evaluate import EvaluationSet
+from mtloop.evaluation.scores import Tally
 from mtloop.hub.publisher import Publisher
-from mtloop.loader import TrainLoader
-from mtloop.metrics import Tally
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
-from mtloop.state import TrainState
-from mtloop.tracking import Stopwatch, Tracker
 from mtloop.trainer.nonfinite import NonfiniteGuard
+from mtloop.trainer.tracking import Stopwatch, Tracker
 
 
 @dataclass(kw_only=True)

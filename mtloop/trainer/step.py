@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mtloop.loader import Update
-from mtloop.loss import Projection
+from mtloop.batching.loader import Update
 from mtloop.model import batch_loss_sum
+from mtloop.model.loss import Projection
 from mtloop.runtime import is_out_of_memory, whole
 from mtloop.trainer.run import Run
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from mtloop.batching import plan_evaluation
+from mtloop.checkpoint.listing import model_folder
 from mtloop.config import HardwareConfig
 from mtloop.errors import UserError
 from mtloop.generation import Hypothesis
-from mtloop.run_folder import RunFolder
+from mtloop.generation.engine import Engine, Wishes
+from mtloop.generation.engines import TransformersEngine, open_engine
 from mtloop.runtime import Runtime
 from mtloop.tokenization import encode_side
-from mtloop.translate.engines import Engine, TransformersEngine, Wishes, open_engine
 
 # What the loaders name in their advice; here the flag has another name.
 TRAINING_FLAGS = "(--tokenizer_name / )?--model_name_or_path"
@@ -175,16 +175,3 @@ class Translator:
         """Give the processes' common ground back; the translator cannot be used afterwards."""
         if self.runtime is not None:
             self.runtime.close()
-
-
-def model_folder(name: str) -> str:
-    """Return the folder to load: of a run folder its final/, else its newest checkpoint; any other name as it is."""
-    folder = RunFolder(Path(name))
-    if (folder.path / "config.json").exists() or not folder.path.is_dir():
-        return name
-    if (folder.final_dir / "config.json").exists():
-        return str(folder.final_dir)
-    from mtloop.checkpoint import list_checkpoints
-
-    checkpoints = list_checkpoints(folder)
-    return str(checkpoints[-1][1]) if checkpoints else name

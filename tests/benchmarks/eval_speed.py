@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sacrebleu
 
-from mtloop.evaluate import TOKENS_ON_CPU
+from mtloop.evaluation.evaluate import TOKENS_ON_CPU
 from tests.benchmarks.material import choose, load_pairs, parser_of, run_apart, write_pairs
 
 CONTESTANTS: dict[str, dict[str, Any]] = {

@@ -68,7 +68,7 @@ def evaluate(given: argparse.Namespace, model_path: Path, pairs: list[tuple[str,
 
     from mtloop.batching import plan_evaluation
     from mtloop.config import HardwareConfig
-    from mtloop.evaluate import default_max_tokens
+    from mtloop.evaluation.evaluate import default_max_tokens
     from mtloop.generation import generate_hypotheses
     from mtloop.model import load_model, settle_generation
     from mtloop.runtime import Runtime, free_memory

@@ -49,11 +49,11 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 def load_pairs(given: argparse.Namespace) -> list[tuple[str, str]]:
     """Read all pairs of the corpus, those that train.py would drop left out; "demo" is the embedded one."""
     if given.corpus == "demo":
-        from mtloop.demo import demo_pairs
+        from mtloop.data.demo import demo_pairs
 
         return demo_pairs("train")
     from mtloop.config import DataConfig
-    from mtloop.corpus import load_corpus
+    from mtloop.data import load_corpus
 
     data = DataConfig(
         train_file=(str(Path(given.corpus).resolve()),),

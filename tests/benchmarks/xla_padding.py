@@ -12,12 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from mtloop.trainer.claim import claim_folder
+from mtloop.trainer.setup import build_run, settle_budget
+
 PROJECT = Path(__file__).parents[2]
 
 
 def train(pad_to: str, num_updates: int, flags: list[str]) -> dict[str, float]:
     """Train the updates; building the run is not counted."""
-    from mtloop.build import build_run, claim_folder, settle_budget
     from mtloop.config import parse_config, resolve
     from mtloop.runtime import Runtime
     from mtloop.trainer import count, train_step

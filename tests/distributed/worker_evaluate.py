@@ -12,11 +12,11 @@ from datasets import Dataset
 
 from mtloop.batching import plan_evaluation
 from mtloop.config import HardwareConfig
-from mtloop.evaluate import EvaluationSet, evaluate
+from mtloop.evaluation.evaluate import EvaluationSet, evaluate
 from mtloop.model import layers_of, load_model
 from mtloop.runtime import Runtime, is_sharded
+from mtloop.runtime.quiet import silence_libraries
 from mtloop.tokenization import encode_rows, load_tokenizer
-from mtloop.tracking import silence_libraries
 
 MAX_TOKENS = 300
 

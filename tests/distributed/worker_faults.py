@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-import mtloop.evaluate as evaluate
+import mtloop.evaluation.evaluate as evaluate
 from mtloop import main
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.trainer import loop, step

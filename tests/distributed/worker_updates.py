@@ -7,13 +7,14 @@ import json
 import sys
 from pathlib import Path
 
-from mtloop.build import build_run, claim_folder, settle_budget
+from mtloop.batching.loader import IGNORE_INDEX
 from mtloop.config import parse_config, resolve
-from mtloop.loss import IGNORE_INDEX
 from mtloop.model import layers_of
 from mtloop.runtime import Runtime, is_sharded
-from mtloop.tracking import silence_libraries
+from mtloop.runtime.quiet import silence_libraries
 from mtloop.trainer import count, train_step
+from mtloop.trainer.claim import claim_folder
+from mtloop.trainer.setup import build_run, settle_budget
 
 
 def held_by(model) -> int:

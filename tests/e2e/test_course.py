@@ -15,8 +15,8 @@ import yaml
 from transformers import DataCollatorForSeq2Seq, MarianMTModel
 
 from mtloop.atomic import read_json_lines
-from mtloop.loader import collate
-from mtloop.metrics import score
+from mtloop.batching.loader import collate
+from mtloop.evaluation.scores import score
 from mtloop.model.generating import shift_right
 from mtloop.run_folder import RunFolder
 from mtloop.tokenization import encode_rows, load_tokenizer

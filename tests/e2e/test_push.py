@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from mtloop.atomic import read_json, read_json_lines
+from mtloop.checkpoint.manifest import read_manifest
 from mtloop.hub.facts import escape
 from mtloop.hub.upload import read_key
-from mtloop.manifest import read_manifest
 from mtloop.run_folder import RunFolder
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
 from tests.support.launch import PROJECT, PYTHON, environment, free_port, run, start_command
@@ -296,8 +296,7 @@ EVALUATE = """
 import json, sys
 from huggingface_hub import snapshot_download
 from mtloop.config import HardwareConfig
-from mtloop.demo import demo_pairs
-from mtloop.metrics import score
+from mtloop.data.demo import demo_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 folder = snapshot_download(sys.argv[1])
 tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder).eval()

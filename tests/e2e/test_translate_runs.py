@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from mtloop.demo import demo_pairs
+from mtloop.data.demo import demo_pairs
 from tests.support.launch import PROJECT, PYTHON, environment, launch_command, run
 
 pytestmark = pytest.mark.e2e

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-import mtloop.build.run as build
-import mtloop.evaluate as evaluate
+import mtloop.evaluation.evaluate as evaluate
+import mtloop.trainer.setup as build
 from mtloop import main, trainer
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.trainer import loop

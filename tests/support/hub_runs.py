@@ -4,8 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from mtloop.checkpoint.manifest import hash_file, write_manifest
 from mtloop.config import parse_config, resolve
-from mtloop.manifest import hash_file, write_manifest
 from mtloop.run_folder import RunFolder
 
 RUN_ID = "0123456789abcdef0123456789abcdef"

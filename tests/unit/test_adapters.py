@@ -13,7 +13,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, MarianConfig
 
-from mtloop.adapters import (
+from mtloop.batching.loader import collate
+from mtloop.checkpoint.manifest import read_manifest
+from mtloop.checkpoint.weights import load_weights
+from mtloop.config import TuningConfig
+from mtloop.errors import UserError
+from mtloop.model.adapters import (
     ADAPTER_NAME,
     WEIGHTS_NAME,
     base_fingerprint,
@@ -22,11 +27,6 @@ from mtloop.adapters import (
     save_adapter,
     stored_adapter,
 )
-from mtloop.checkpoint.weights import load_weights
-from mtloop.config import TuningConfig
-from mtloop.errors import UserError
-from mtloop.loader import collate
-from mtloop.manifest import read_manifest
 from mtloop.trainer import train, train_step
 
 # One layer a side: query and value of the encoder's, the decoder's and the cross-attention.

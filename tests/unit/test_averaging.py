@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
 from mtloop.atomic import read_json_lines
-from mtloop.averaging.choice import choose_best, choose_last, choose_named
-from mtloop.averaging.command import main
 from mtloop.checkpoint import averaging, list_checkpoints
 from mtloop.checkpoint.averaging import average_into, interpolate_into
+from mtloop.checkpoint.selection import choose_best, choose_last, choose_named
+from mtloop.cli.average import main
+from mtloop.cli.evaluate import main as evaluate
 from mtloop.errors import RunFailed, UserError
-from mtloop.evaluation.command import main as evaluate
 from mtloop.hub.card import write_card
 from mtloop.hub.export import files_of
 from mtloop.hub.facts import collect

@@ -21,20 +21,20 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from mtloop.batching import Budget
+from mtloop.batching.loader import TrainLoader
 from mtloop.checkpoint import choose_checkpoint, find_checkpoint, list_checkpoints, set_aside
-from mtloop.checkpoint.command import main as checkpoint
 from mtloop.checkpoint.final import publish_final
+from mtloop.checkpoint.manifest import hash_file, read_manifest, write_manifest
 from mtloop.checkpoint.save import Checkpointer
+from mtloop.checkpoint.state import TrainState
 from mtloop.checkpoint.weights import load_weights
+from mtloop.cli.checkpoint import main as checkpoint
 from mtloop.config import OptimizerConfig
 from mtloop.errors import RunFailed, UserError
-from mtloop.loader import TrainLoader
-from mtloop.loss import token_loss_sum
-from mtloop.manifest import hash_file, read_manifest, write_manifest
 from mtloop.model import build_model, settle_generation, shift_right
-from mtloop.optim import build_optimizer, build_scheduler
+from mtloop.model.loss import token_loss_sum
 from mtloop.run_folder import RunFolder
-from mtloop.state import TrainState
+from mtloop.trainer.optimizer import build_optimizer, build_scheduler
 
 CONFIG = "dataset_name: demo\nsource_lang: en\ntarget_lang: fr\nmodel_name_or_path: somewhere\nseed: 42\n"
 # Bart, Pegasus and M2M100 name and tie their weights as MBart and Marian do.

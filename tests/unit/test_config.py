@@ -506,7 +506,7 @@ def test_every_recipe_is_loaded_by_name():
     assert recipe_names() == ["demo", "kde4-en-fr", "kde4-en-fr-accelerate"]
     for name in recipe_names():
         assert silent([name]).recipe == name
-        text = (Path(sys.modules["mtloop"].__file__).parent / "recipes" / f"{name}.yaml").read_text("utf-8")
+        text = (Path(sys.modules["mtloop"].__file__).parent / "config" / "recipes" / f"{name}.yaml").read_text("utf-8")
         assert text.startswith("# ") and f"accelerate launch train.py {name}\n" in text.replace("  ", "\n")
 
 

@@ -10,12 +10,20 @@ from random import Random
 
 import pytest
 
-from mtloop.corpus import store
-from mtloop.demo import NUM_TRAIN, NUM_VALID, PAIRS_SHA256, demo_pairs
-from mtloop.demo.grammar import draw_pair
-from mtloop.demo.patterns import PATTERNS
-from mtloop.demo.phrases import EnglishPhrase, EnglishVerb, FrenchPhrase, FrenchVerb, Phrase, capitalise, join_french
-from mtloop.demo.words import ADJECTIVES, ATTRIBUTES, CONSTANTS, NOUNS, VERBS, Adjective, Noun, Verb
+from mtloop.data import store
+from mtloop.data.demo import NUM_TRAIN, NUM_VALID, PAIRS_SHA256, demo_pairs
+from mtloop.data.demo.grammar import draw_pair
+from mtloop.data.demo.patterns import PATTERNS
+from mtloop.data.demo.phrases import (
+    EnglishPhrase,
+    EnglishVerb,
+    FrenchPhrase,
+    FrenchVerb,
+    Phrase,
+    capitalise,
+    join_french,
+)
+from mtloop.data.demo.words import ADJECTIVES, ATTRIBUTES, CONSTANTS, NOUNS, VERBS, Adjective, Noun, Verb
 
 # sha256 of the JSON of both splits; changes with any word, pattern or draw, and must not change with anything else.
 PINNED = "58a186c0aa941ccb3c3bdf77064028a15669b027a0ebfbe2270f4f432910ab9f"
@@ -86,7 +94,7 @@ def test_the_hash_that_names_the_cached_rows_is_that_of_the_pairs(split):
 @pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.full)])
 def test_the_pairs_do_not_depend_on_the_hash_seed(hash_seed):
     code = (
-        "import hashlib, json, sys; from mtloop.demo import demo_pairs;"
+        "import hashlib, json, sys; from mtloop.data.demo import demo_pairs;"
         "text = json.dumps([demo_pairs('train'), demo_pairs('validation')], ensure_ascii=True);"
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )

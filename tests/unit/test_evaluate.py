@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtloop.config import EvaluationConfig
-from mtloop.evaluate import (
+from mtloop.evaluation.evaluate import (
     MAX_TOKENS,
     MIN_TOKENS,
     TOKENS_ON_CPU,
@@ -19,7 +19,7 @@ from mtloop.evaluate import (
     evaluate,
     loss_per_token,
 )
-from mtloop.metrics import score
+from mtloop.evaluation.scores import score
 
 
 def loss_by_brute_force(model, data):

@@ -11,14 +11,15 @@ import sentencepiece
 import torch
 from transformers import AutoModelForSeq2SeqLM, M2M100Tokenizer, MBartTokenizer, MT5Config, T5Config, UMT5Config
 
+from mtloop.cli.export import main
+from mtloop.cli.translate import main as translate
 from mtloop.errors import UserError
-from mtloop.export.command import main
-from mtloop.export.conversion import convert, differences, search_of
+from mtloop.generation.conversion import convert, differences, search_of
+from mtloop.generation.ctranslate2 import Search, import_ctranslate2, read_record
+from mtloop.generation.engine import Wishes
+from mtloop.generation.engines import TransformersEngine
 from mtloop.model import settle_generation
 from mtloop.tokenization import load_tokenizer, target_language_token
-from mtloop.translate.command import main as translate
-from mtloop.translate.engines import TransformersEngine, Wishes
-from mtloop.translate.exported import Search, import_ctranslate2, read_record
 from mtloop.translate.translator import Translator
 
 LIKE_OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "m2m_100", "pegasus", "t5", "mt5")]
@@ -342,7 +343,7 @@ def test_an_export_comes_with_its_parity(run_command, model_path, rows_path, tmp
 
 @pytest.mark.slow
 def test_what_differs_is_kept(monkeypatch, run_command, model_path, rows_path, tmp_path):
-    from mtloop.export import parity
+    from mtloop.translate import parity
 
     translated = parity.translate_timed
 

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from mtloop.batching import plan_evaluation, plan_static_evaluation
+from mtloop.batching.loader import collate
 from mtloop.generation import NOTHING, deal_batches, generate_hypotheses, greedy_search, rules_of
 from mtloop.generation import generate as generation_module
 from mtloop.generation.generate import _by_row_index, _stack
-from mtloop.loader import collate
 
 NUM_ROWS = 24
 

@@ -11,13 +11,13 @@ import psutil
 import pytest
 
 from mtloop.atomic import read_json_lines
+from mtloop.checkpoint.manifest import read_manifest
 from mtloop.hub import publisher as publisher_module
 from mtloop.hub.client import without_token
 from mtloop.hub.drain import Drain, queue_missing
 from mtloop.hub.parts import Target, epoch_part, epochs_to_push, final_part, pushed
 from mtloop.hub.publisher import Publisher
 from mtloop.hub.upload import read_key
-from mtloop.manifest import read_manifest
 from mtloop.run_folder import RunFolder
 from tests.support.forked import python_forked, python_started
 from tests.support.hub_runs import QUICK_CLIENT, RUN_ID, hashes, make_run, write_checkpoint

@@ -5,13 +5,13 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
+from mtloop.checkpoint.manifest import read_manifest
 from mtloop.config import parse_config
 from mtloop.hub.card import language_of, write_card
 from mtloop.hub.export import files_of
 from mtloop.hub.facts import choose, collect, data_name, dataset_id, duration, escape, hub_name
 from mtloop.hub.parts import Target, epoch_part, final_part
 from mtloop.hub.tables import epoch_rows
-from mtloop.manifest import read_manifest
 from tests.support.hub_runs import RUN_ID, SIGNATURES, evaluation, make_run
 
 TARGET = Target(repo_id="team/en-fr")

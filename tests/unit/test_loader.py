@@ -12,8 +12,7 @@ import torch
 from datasets import concatenate_datasets
 
 from mtloop.batching import Budget, choose_shapes, plan_epoch
-from mtloop.loader import TrainLoader, collate
-from mtloop.loss import IGNORE_INDEX
+from mtloop.batching.loader import IGNORE_INDEX, TrainLoader, collate
 
 PAD = 399
 

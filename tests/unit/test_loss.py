@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from mtloop import loss
-from mtloop.loss import IGNORE_INDEX, Projection, projected_loss_sum, token_loss_sum
+from mtloop.batching.loader import IGNORE_INDEX
+from mtloop.model import loss
+from mtloop.model.loss import Projection, projected_loss_sum, token_loss_sum
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from transformers import (
     T5EncoderModel,
 )
 
+from mtloop.batching.loader import IGNORE_INDEX
 from mtloop.config import split_revision
 from mtloop.errors import UserError
-from mtloop.loss import IGNORE_INDEX, token_loss_sum
 from mtloop.model import (
     MODEL_SIZES,
     batch_loss_sum,
@@ -33,6 +33,7 @@ from mtloop.model import (
     shift_right,
 )
 from mtloop.model.generating import additive_mask
+from mtloop.model.loss import token_loss_sum
 from mtloop.tokenization import load_tokenizer, target_language_token
 
 # Bart, Pegasus and M2M100 are built and started as MBart and Marian are.

@@ -13,12 +13,12 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from mtloop.build.run import load_corpora
 from mtloop.config import DataConfig, parse_config
-from mtloop.corpus import Corpus, load_corpus
-from mtloop.corpus.kde4 import CODES, HUB_BRANCH, PAIRS_ON_HUB, find_code
+from mtloop.data import Corpus, load_corpus
+from mtloop.data.kde4 import CODES, HUB_BRANCH, PAIRS_ON_HUB, find_code
 from mtloop.errors import UserError
 from mtloop.runtime import Runtime
+from mtloop.trainer.setup import load_corpora
 from tests.support.hub_server import HubServer
 from tests.support.kde4 import KDE4, PARQUET_BRANCH, add_archive, add_kde4, archive
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, StoppingCriteriaList
 
+from mtloop.batching.loader import collate
 from mtloop.generation.generate import LengthRatio
 from mtloop.generation.search import search
-from mtloop.loader import collate
 
 OURS = {"custom_generate": search, "cache_implementation": "dynamic"}
 SCORED = {"return_dict_in_generate": True, "output_scores": True}

@@ -6,14 +6,7 @@ import pytest
 
 from mtloop.config import changed, config_from, flat, parse_config, resolve, to_yaml
 from mtloop.selfcheck import main
-from mtloop.selfcheck.compare import (
-    Row,
-    compare_coverage,
-    compare_evaluations,
-    compare_updates,
-    compare_weights,
-    table,
-)
+from mtloop.selfcheck.compare import Row, compare_coverage, compare_evaluations, compare_updates, compare_weights
 from mtloop.selfcheck.parent import choose_save_step, estimate, shrink
 
 
@@ -106,11 +99,6 @@ def evaluation(**changes):
 def test_evaluations_are_equal_sentence_by_sentence(changes, is_equal):
     assert compare_evaluations("name", evaluation(), evaluation(**changes)).is_equal == is_equal
     assert compare_evaluations("name", evaluation(**changes), evaluation()).is_equal == is_equal
-
-
-def test_the_table_says_what_is_not_equal():
-    rows = [Row("short", True, "1"), Row("a long name", False, "2")]
-    assert table(rows) == ["short        equal      1", "a long name  NOT EQUAL  2"]
 
 
 def test_the_children_train_what_was_asked_but_less_and_exactly(tmp_path):

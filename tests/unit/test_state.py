@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mtloop.state import TrainState
+from mtloop.checkpoint.state import TrainState
 
 
 def test_an_epoch_ends_when_its_updates_are_done():

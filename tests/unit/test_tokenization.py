@@ -404,11 +404,8 @@ def test_a_prefix_is_remembered_where_t5_has_its_own(t5, tmp_path):
     assert len(read.task_specific_params) == 2
 
 
-def test_a_killed_run_leaves_nothing_half_and_the_next_one_replaces(tmp_path, marian_dir):
+def test_a_tokenizer_replaces_the_one_before_and_nothing_else(tmp_path, marian_dir):
     folder = tmp_path / "tokenizer"
-    leftover = tmp_path / ".tmp-tokenizer-0123"
-    leftover.mkdir()
-    (leftover / "source.spm").write_bytes(b"half")
     for vocab_size in (80, 88):
         trained = train_tokenizer(texts(), vocab_size=vocab_size, output_dir=folder, source_lang=None, target_lang=None)
         assert len(trained) == vocab_size

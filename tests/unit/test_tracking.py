@@ -13,7 +13,7 @@ from mtloop.config import HardwareConfig
 from mtloop.errors import RunFailed
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
-from mtloop.tracking import Stopwatch, Tracker, _one_line, _running_mean
+from mtloop.trainer.tracking import Stopwatch, Tracker, _one_line, _running_mean
 
 pytestmark = pytest.mark.usefixtures("curves")
 

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtloop.atomic import read_json_lines
 from mtloop.checkpoint import list_checkpoints
+from mtloop.checkpoint.manifest import read_manifest, write_manifest
 from mtloop.config import changed
 from mtloop.errors import RunFailed, UserError
-from mtloop.manifest import read_manifest, write_manifest
-from mtloop.metrics import score_with_intervals
+from mtloop.evaluation.significance import score_with_intervals
 from mtloop.trainer import (
     MAX_OVERFLOW_REPEATS,
     accumulate_gradients,

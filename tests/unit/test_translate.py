@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import mtloop
+from mtloop.checkpoint.listing import model_folder
+from mtloop.cli import translate as command
+from mtloop.cli.translate import main
 from mtloop.config import HardwareConfig
 from mtloop.errors import UserError
 from mtloop.runtime import Runtime
-from mtloop.translate import command
-from mtloop.translate.command import main
 from mtloop.translate.files import Entry, Writer, read_entries
-from mtloop.translate.translator import Translation, Translator, model_folder
+from mtloop.translate.translator import Translation, Translator
 
 
 @pytest.fixture

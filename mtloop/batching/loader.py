@@ -1,0 +1,283 @@
+"""A plan and encoded rows -> tensors: collation, prefetch, placement.
+
+Must not know texts, tokenizers or how the plan came to be. Shape letters: B sentences, S source tokens, T target
+tokens.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from mtloop.batching import (
+    Budget,
+    EpochPlan,
+    MicroBatch,
+    Shape,
+    count_updates,
+    divide_into_shapes,
+    divide_update,
+    plan_epoch,
+)
+
+Batch = dict[str, Tensor]
+IGNORE_INDEX = -100  # a label that counts for nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one optimizer step trains on.
+
+    Attributes:
+        sentence_ids: int64 [n], the whole update, the same on every rank.
+        target_tokens: Real target tokens of the whole update, all ranks.
+        updates_in_epoch: How many updates this epoch has.
+        micro_batches: This rank's share, as collate makes them, on the device.
+    """
+
+    sentence_ids: NDArray[np.int64]
+    target_tokens: int
+    updates_in_epoch: int
+    micro_batches: list[Batch]
+
+
+def pad_column(column: pa.ChunkedArray, *, pad_value: int, width: int | None = None) -> Tensor:
+    """Pad a column of integer lists to its longest row, or to `width`, no shorter: int64 [B, longest].
+
+    Reads Arrow's values and offsets as they lie, without a Python object per token.
+    """
+    lists = column.combine_chunks()
+    offsets = lists.offsets.to_numpy()
+    lengths = np.diff(offsets)
+    padded = np.full((len(lengths), width or int(lengths.max())), pad_value, dtype=np.int64)
+    is_real = np.arange(padded.shape[1]) < lengths[:, None]
+    padded[is_real] = lists.values.to_numpy()[offsets[0] : offsets[-1]]
+    return torch.from_numpy(padded)
+
+
+def collate(
+    encoded: Dataset,
+    row_ids: Sequence[int] | NDArray[np.int64],
+    *,
+    pad_id: int,
+    shape: Shape | None = None,
+    num_real: int | None = None,
+) -> Batch:
+    """Read rows of an encoded data set into one padded batch.
+
+    Args:
+        encoded: Columns input_ids and labels.
+        row_ids: int64 [B].
+        pad_id: The tokenizer's padding id.
+        shape: Lengths to pad to; None, or a length of 0, for that of the longest row.
+        num_real: Of the rows beyond this number no label counts; None for none.
+
+    Returns:
+        input_ids and attention_mask int64 [B, S]; labels int64 [B, T], IGNORE_INDEX in the padding; target_positions
+        int64 [N]: where in the flattened labels the N real ones are, found here because a device would have to wait
+        for its own answer.
+    """
+    table = encoded.with_format("arrow")[row_ids]
+    source, target = (shape.source, shape.target) if shape is not None else (None, None)
+    input_ids = pad_column(table["input_ids"], pad_value=-1, width=source)
+    is_real = input_ids >= 0
+    labels = pad_column(table["labels"], pad_value=IGNORE_INDEX, width=target)
+    labels[len(labels) if num_real is None else num_real :] = IGNORE_INDEX
+    return {
+        "input_ids": input_ids.masked_fill(~is_real, pad_id),
+        "attention_mask": is_real.long(),
+        "labels": labels,
+        "target_positions": (labels.flatten() != IGNORE_INDEX).nonzero().flatten(),
+    }
+
+
+@dataclass(kw_only=True)
+class _Updates(TorchDataset[list[Batch]]):
+    """One rank's micro-batches of the updates of an epoch, by update number: what a loader worker computes."""
+
+    encoded: Dataset
+    plan: EpochPlan
+    divide: Callable[[NDArray[np.int64]], list[MicroBatch]]
+    pad_id: int
+
+    def __getitem__(self, update: int) -> list[Batch]:
+        batches = []
+        for part in self.divide(self.plan.sentence_ids(update)):
+            ids, shape, num_real = part.sentence_ids, part.shape, part.num_real
+            batches.append(collate(self.encoded, ids, pad_id=self.pad_id, shape=shape, num_real=num_real))
+        return batches
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave stopping to the trainer: a loader worker that dies of TERM takes the trainer with it before it can save."""
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has the first two
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@dataclass(kw_only=True)
+class TrainLoader:
+    """The updates of a run in order, from any cursor.
+
+    Attributes:
+        encoded: Columns input_ids and labels, N rows.
+        source_lengths: int32 [N].
+        target_lengths: int32 [N].
+        budget: What an update holds over all ranks.
+        max_tokens_per_micro_batch: Padded tokens, source and target.
+        micro_batch_overhead: What a micro-batch costs beyond its padded tokens, in tokens.
+        shapes: What micro-batches are padded to, from choose_shapes; [] for their own longest row.
+        pad_id: The tokenizer's padding id.
+        seed: The run's seed.
+        rank: This rank.
+        num_ranks: How many share an update.
+        num_workers: Loader processes; 0 collates in this one.
+        place: Moves a loader's tensors to the device (Runtime.place_batches).
+    """
+
+    encoded: Dataset
+    source_lengths: NDArray[np.int32]
+    target_lengths: NDArray[np.int32]
+    budget: Budget
+    max_tokens_per_micro_batch: int
+    micro_batch_overhead: int
+    pad_id: int
+    seed: int
+    rank: int
+    num_ranks: int
+    num_workers: int = 0
+    place: Callable[[Any], Any] = field(default=lambda loader: loader)
+    shapes: list[Shape] = field(default_factory=list)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return count_updates(self.target_lengths, self.budget)
+
+    def halve(self) -> bool:
+        """Halve what goes through the model at once; False, and nothing is changed, where that is a row already.
+
+        The updates stay as they are: an update is divided into more micro-batches.
+        """
+        longest = int((self.source_lengths.astype(np.int64) + self.target_lengths).max())
+        can_be = max((shape.rows for shape in self.shapes), default=0) > 1 or (
+            not self.shapes and self.max_tokens_per_micro_batch > longest
+        )
+        if can_be:
+            self.max_tokens_per_micro_batch //= 2
+            self.shapes = [replace(shape, rows=max(1, shape.rows // 2)) for shape in self.shapes]
+        return can_be
+
+    def divide(self, sentence_ids: NDArray[np.int64]) -> list[MicroBatch]:
+        """Divide an update: this rank's micro-batches, equally many on every rank."""
+        lengths = self.source_lengths, self.target_lengths
+        if self.shapes:
+            return divide_into_shapes(
+                sentence_ids, *lengths, shapes=self.shapes, rank=self.rank, num_ranks=self.num_ranks
+            )
+        return divide_update(
+            sentence_ids,
+            *lengths,
+            max_tokens=self.max_tokens_per_micro_batch,
+            overhead=self.micro_batch_overhead,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+        )
+
+    def share_of_real_tokens(self) -> float:
+        """Compute the part of this rank's padded tokens, of both sides, that are real, in the first updates."""
+        real = padded = 0
+        for micro_batch in (one for update in self.first_updates(256) for one in update):
+            ids = micro_batch.sentence_ids[: micro_batch.num_real]
+            real += int(self.source_lengths[ids].sum() + self.target_lengths[ids].sum())
+            padded += self.padded_tokens(micro_batch)
+        return real / padded
+
+    def first_updates(self, num_updates: int) -> list[list[MicroBatch]]:
+        """Divide the first updates of the run, at most so many: this rank's micro-batches of each."""
+        plan = plan_epoch(self.target_lengths, self.budget, seed=self.seed, epoch=0)
+        return [self.divide(plan.sentence_ids(number)) for number in range(min(plan.num_updates, num_updates))]
+
+    def padded_tokens(self, micro_batch: MicroBatch) -> int:
+        """Count the tokens of both sides that a micro-batch computes."""
+        ids, shape = micro_batch.sentence_ids, micro_batch.shape
+        if shape is not None:
+            return shape.num_tokens
+        return len(ids) * int(self.source_lengths[ids].max() + self.target_lengths[ids].max())
+
+    def updates(self, *, epoch: int, cursor: int) -> Generator[Update, None, None]:
+        """Yield updates without end, from update `cursor` of epoch `epoch` (both 0-based) on."""
+        while True:
+            plan = plan_epoch(self.target_lengths, self.budget, seed=self.seed, epoch=epoch)
+            yield from self._epoch(plan, cursor)
+            epoch, cursor = epoch + 1, 0
+
+    def _epoch(self, plan: EpochPlan, cursor: int) -> Generator[Update, None, None]:
+        rows = _Updates(
+            encoded=self.encoded,
+            plan=plan,
+            divide=self.divide,
+            pad_id=self.pad_id,
+        )
+        remaining = range(cursor, plan.num_updates)
+        loader: DataLoader[list[Batch]] = DataLoader(
+            rows,
+            batch_size=1,
+            sampler=remaining,
+            collate_fn=_only,
+            num_workers=self.num_workers,
+            worker_init_fn=_ignore_signals,
+            pin_memory=torch.cuda.is_available(),
+        )
+        others = set(multiprocessing.active_children())
+        try:
+            for index, micro_batches in zip(remaining, self.place(loader), strict=True):
+                ids = plan.sentence_ids(index)
+                yield Update(
+                    sentence_ids=ids,
+                    target_tokens=int(self.target_lengths[ids].sum(dtype=np.int64)),
+                    updates_in_epoch=plan.num_updates,
+                    micro_batches=micro_batches,
+                )
+        finally:
+            # They ignore TERM, with which torch ends those that are left over; one that waits for a lock of a killed
+            # one would hold up the end of this process for ever.
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+
+
+class Feed:
+    """A loader's updates, one after the other, from a place that can be set anew."""
+
+    def __init__(self, loader: TrainLoader, *, epoch: int, cursor: int) -> None:
+        self._loader = loader
+        self._updates = loader.updates(epoch=epoch, cursor=cursor)
+
+    def next(self) -> Update:
+        """Return the next update: there is no last one."""
+        return next(self._updates)
+
+    def restart(self, *, epoch: int, cursor: int) -> None:
+        """Go on from here, with the loader as it is now: what it has prepared ahead is forgotten."""
+        self._updates.close()
+        self._updates = self._loader.updates(epoch=epoch, cursor=cursor)
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        self._updates.close()
+
+
+def _only(updates: list[list[Batch]]) -> list[Batch]:
+    """A loader's batch is one update, already collated."""
+    return updates[0]

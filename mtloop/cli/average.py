@@ -1,0 +1,278 @@
+"""`python -m mtloop average RUN --last N|--best N -o OUT`, and `average MODEL --interpolate 0,0.25,0.5,0.75,1`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from mtloop.atomic import new_folder
+from mtloop.checkpoint.selection import METRICS, choose_best, choose_last, choose_named, recorded_scores
+from mtloop.cli.shell import Parser, add_model_flags, reported, start_runtime
+from mtloop.cli.test_sets import (
+    add_test_set_flags,
+    check_test_sets,
+    fill_settings,
+    load_own_rows,
+    load_test_sets,
+    open_translator,
+)
+from mtloop.config import Config
+from mtloop.errors import UserError
+from mtloop.evaluation.verdict import TestSet
+from mtloop.run_folder import RunFolder, stored_config
+from mtloop.tables import aligned
+from mtloop.translate.interpolation import Line
+from mtloop.translate.scoring import WeightScores, score_each
+
+if TYPE_CHECKING:
+    from mtloop.runtime import Runtime
+
+WAYS = ("last", "best", "checkpoints", "interpolate")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its status. Collective: every process of a launch calls it."""
+    return reported(_average, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mtloop average",
+        description="Average the weights of checkpoints, which is often better than each of them; or show what lies "
+        "between a fine-tuned model and its base: how much of the new for how much of the old.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", metavar="RUN", nargs="?", help="a run folder; for --interpolate any model that was fine-tuned")
+    add(
+        "--last",
+        type=int,
+        metavar="N",
+        help="average the checkpoints of the last N epochs (of any updates where fewer end an epoch)",
+    )
+    add("--best", type=int, metavar="N", help="average the N that scored best on the validation rows in training")
+    add("--metric", choices=METRICS, help="of --best (none: the run's --metric_for_best_model)")
+    add("--checkpoints", nargs="+", metavar="C", help="average these: step_N, epoch_N, best, or folders")
+    add("--interpolate", metavar="W,W...", help="score (1 - W) x base + W x fine-tuned at each weight W, 0 to 1")
+    add("--base", metavar="M", help="of --interpolate (none: the run's --model_name_or_path)")
+    add("--weight", type=float, metavar="W", help="with -o: write the model at this weight between base and RUN")
+    add("-o", "--output", metavar="OUT", help="the folder to write: a model that loads")
+    add("--evaluate", action="store_true", help="score the average and each of its checkpoints (--test_set does, too)")
+    add_test_set_flags(parser, without="the run's own validation rows, which are always scored")
+    add_model_flags(parser)
+    return parser
+
+
+def _check(given: argparse.Namespace) -> list[float]:
+    """Refuse what cannot be meant; return the weights of --interpolate."""
+    check_test_sets(given)
+    given.is_line = given.interpolate is not None or given.weight is not None
+    averages = [f"--{way}" for way in WAYS[:3] if getattr(given, way) is not None]
+    ways = averages + (["--interpolate"] if given.is_line else [])
+    if len(ways) != 1:
+        raise UserError(f"{' and '.join(ways) or 'nothing to do'}: give one of --{', --'.join(WAYS)}")
+    for flag in ("last", "best"):
+        if (number := getattr(given, flag)) is not None and number < 2:
+            raise UserError(f"--{flag} {number}: an average is of two or more")
+    if given.metric is not None and given.best is None:
+        raise UserError(f"--metric {given.metric}: says what is best; only with --best")
+    if given.model is None and given.checkpoints is None:
+        raise UserError(f"{ways[0]}: RUN is not given: the --output_dir of a run")
+    if given.base is not None and not given.is_line:
+        raise UserError(f"--base {given.base}: only with --interpolate or --weight")
+    given.evaluate = given.evaluate or bool(given.test_set)
+    if averages and given.output is None and not given.evaluate:
+        raise UserError(f"{averages[0]}: give -o OUT for the model, --evaluate for its scores, or both")
+    if given.is_line and (given.weight is None) != (given.output is None):
+        raise UserError("-o OUT and --weight W go together: the model at this weight is written")
+    out = Path(given.output) if given.output is not None else None
+    if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise UserError(f"-o {out}: is there already; give another name, or remove it")
+    return [] if given.interpolate is None else [_weight("--interpolate", one) for one in given.interpolate.split(",")]
+
+
+def _weight(flag: str, text: str | float) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight <= 1:
+        raise UserError(f"{flag} {text}: a weight is a number from 0 (the base) to 1 (the fine-tuned model)")
+    return weight
+
+
+def _average(argv: Sequence[str]) -> None:
+    given = _parser().parse_args(argv)
+    weights = _check(given)
+    if given.weight is not None:
+        _weight("--weight", given.weight)
+    chosen = [] if given.is_line else _choose(given)
+    runtime = start_runtime(given)
+    try:
+        trained = stored_config(str(given.model or chosen[-1]))
+        fill_settings(given, trained)
+        if given.is_line:
+            _interpolate(given, weights, trained, runtime)
+        else:
+            _average_checkpoints(given, chosen, trained, runtime)
+    finally:
+        runtime.close()
+
+
+def _choose(given: argparse.Namespace) -> list[Path]:
+    """Find the checkpoints, the newest last."""
+    folder = None if given.model is None else RunFolder(Path(given.model))
+    if folder is not None and not folder.checkpoints_dir.is_dir():
+        raise UserError(f"{given.model}: no run folder (it has no checkpoints/); give the --output_dir of a run")
+    if given.checkpoints is not None:
+        return choose_named(folder, given.checkpoints)
+    assert folder is not None
+    if given.last is not None:
+        return choose_last(folder, given.last)
+    stored = folder.stored_config()
+    given.metric = given.metric or (stored.evaluation.metric_for_best_model if stored is not None else METRICS[0])
+    return choose_best(folder, given.best, given.metric)
+
+
+def _average_checkpoints(
+    given: argparse.Namespace, chosen: list[Path], trained: Config | None, runtime: Runtime
+) -> None:
+    from mtloop.checkpoint.averaging import average_into, check_sound
+
+    test_sets = runtime.one_first(lambda: _load_rows(given, trained)) if given.evaluate else []
+
+    def make(partial: Path) -> None:
+        for path in chosen:
+            check_sound(path)
+        if given.checkpoints is not None:
+            _check_tokenizers(given, chosen)
+        average_into(partial, chosen)
+
+    with ExitStack() as stack:
+        if given.output is not None:
+            out = Path(given.output)
+            if any(path.resolve() in out.resolve().parents for path in chosen):
+                raise UserError(f"-o {out}: lies in one of the checkpoints; give a folder outside")
+            runtime.on_main(lambda: _write(out, make))
+        else:
+            out = Path(runtime.on_main(lambda: stack.enter_context(tempfile.TemporaryDirectory())))
+            runtime.on_main(lambda: make(out))
+        known = {} if given.metric is None else recorded_scores(RunFolder(Path(given.model)), given.metric)
+        named = zip(_names(given, chosen), chosen, strict=True)
+        told = [f"{name}{_told(given.metric, known, path)}" for name, path in named]
+        runtime.say(f"{given.output or 'average'}: the average of {', '.join(told)}")
+        if test_sets:
+            _score(given, [*chosen, out], test_sets, runtime)
+
+
+def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
+    """Refuse checkpoints whose embeddings mean different pieces, be they of the same shape."""
+    from mtloop.tokenization import have_same_pieces, load_tokenizer
+
+    options = {name: getattr(given, name) for name in ("source_lang", "target_lang", "trust_remote_code")}
+    *others, newest = [load_tokenizer(str(path), **options) for path in chosen]
+    for path, tokenizer in zip(chosen, others, strict=False):
+        if not have_same_pieces(tokenizer, newest):
+            raise UserError(f"--checkpoints {path}: its tokenizer is another than that of {chosen[-1]}; leave it out")
+
+
+def _names(given: argparse.Namespace, paths: list[Path]) -> list[str]:
+    """What to call checkpoints: of several runs by their whole path."""
+    return [str(path) if given.model is None else path.name for path in paths]
+
+
+def _told(metric: str | None, known: dict[int, float], path: Path) -> str:
+    step = int(path.name.removeprefix("step_")) if metric is not None else -1
+    return f" ({metric} {known[step]:.4g})" if step in known else ""
+
+
+def _score(given: argparse.Namespace, paths: list[Path], test_sets: list[TestSet], runtime: Runtime) -> None:
+    """Print the scores of each checkpoint and, last, of their average. Collective."""
+    from mtloop.checkpoint.weights import load_weights
+    from mtloop.translate.scoring import score_each
+
+    translator = open_translator("--checkpoints", str(paths[-1]), given, runtime)
+    names = [*_names(given, paths[:-1]), "average"]
+    weights = [
+        (name, lambda path=path: load_weights(translator.network, path))
+        for name, path in zip(names, paths, strict=True)
+    ]
+    rows = score_each(translator, weights, test_sets)
+    runtime.say(*scores_table("model", rows, test_sets))
+
+
+def _interpolate(given: argparse.Namespace, weights: list[float], trained: Config | None, runtime: Runtime) -> None:
+    from mtloop.translate.interpolation import Line, base_of
+
+    base = base_of(given, trained)
+    test_sets = runtime.one_first(lambda: _load_rows(given, trained)) if weights else []
+    line = Line(given, base, runtime)
+    if weights:
+        score_line(line, weights, test_sets, given, runtime)
+    if given.output is not None:
+        runtime.on_main(lambda: _write(Path(given.output), lambda partial: line.write(partial, given.weight)))
+        runtime.say(f"{given.output}: {1 - given.weight:.4g} x {base} + {given.weight:.4g} x {given.model}")
+
+
+def _load_rows(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
+    """Load the run's own validation rows and each --test_set."""
+    if trained is None and not given.test_set:
+        raise UserError(f"{given.model or '--checkpoints'}: no run folder, so --test_set says on what it is scored")
+    own = [] if trained is None else load_own_rows(given, trained, "valid")
+    others = load_test_sets(given)
+    if own and any(test_set.name == own[0].name for test_set in others):
+        raise UserError(f"--test_set {own[0].name}: the run's own rows are called that; call it another NAME=FILE")
+    return own + others
+
+
+def _write(out: Path, fill: Callable[[Path], None]) -> None:
+    """Let a folder appear when it is whole. Main only.
+
+    Raises:
+        UserError: naming -o and the reason.
+    """
+    try:
+        with new_folder(out) as partial:
+            fill(partial)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"-o {out}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+
+
+def scores_table(title: str, rows: list[WeightScores], test_sets: list[TestSet]) -> list[str]:
+    """Write the rows as a table: BLEU and chrF on each test set, the best BLEU of each marked, and the signatures."""
+    lines = [[title, *(f"{one.name} {metric}" for one in test_sets for metric in ("BLEU", "chrF"))]]
+    best = [max(row.scores[column].bleu for row in rows) for column in range(len(test_sets))]
+    for row in rows:
+        cells = [row.name]
+        for scores, highest in zip(row.scores, best, strict=True):
+            cells += [f"{'*' if scores.bleu == highest else ''}{scores.bleu:.2f}", f"{scores.chrf:.2f}"]
+        lines.append(cells)
+    scores = rows[0].scores[0]
+    return [
+        "",
+        *aligned(lines),
+        "",
+        "* the best BLEU",
+        f"BLEU: {scores.bleu_signature}",
+        f"chrF: {scores.chrf_signature}",
+    ]
+
+
+def score_line(
+    line: Line, weights: list[float], test_sets: list[TestSet], given: argparse.Namespace, runtime: Runtime
+) -> None:
+    """Print the scores at each weight, as the fine-tuned model searches. Collective."""
+    translator = open_translator("MODEL", given.model, given, runtime)
+    ends = {0.0: " (base)", 1.0: " (fine-tuned)"}
+    points = [
+        (f"{weight:g}{ends.get(weight, '')}", lambda weight=weight: line.put(translator.network, weight))
+        for weight in weights
+    ]
+    rows = score_each(translator, points, test_sets)
+    runtime.say(*scores_table("weight", rows, test_sets))

@@ -1,0 +1,180 @@
+"""`python -m mtloop checkpoint list|verify|prune RUN`: what a run folder holds, whether it is sound, and less of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtloop.atomic import discard, read_json_lines
+from mtloop.checkpoint.listing import damage_of, epoch_ends, epoch_of, link_names, list_checkpoints
+from mtloop.checkpoint.manifest import Damaged, check_sizes, is_hashed, read_manifest
+from mtloop.errors import UserError
+from mtloop.run_folder import RunFolder
+
+COLUMNS = (
+    ("checkpoint", 14),
+    ("step", 9),
+    ("epoch", 9),
+    ("BLEU", 6),
+    ("MB", 9),
+    ("pushed", 6),
+    ("names", 11),
+    ("state", 0),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One checkpoint, as the table shows it.
+
+    Attributes:
+        path: Its folder.
+        step: Its update.
+        epoch: Epochs done, and updates of the next one.
+        bleu: Of the evaluation at this step; None without one.
+        num_bytes: Of all its files, as they are.
+        is_pushed: Whether the Hub has it.
+        names: latest, best.
+        damage: The reason, "" for a sound one.
+        state: What the last column says.
+    """
+
+    path: Path
+    step: int
+    epoch: str
+    bleu: float | None
+    num_bytes: int
+    is_pushed: bool
+    names: tuple[str, ...]
+    damage: str
+    state: str
+
+    @property
+    def cells(self) -> list[str]:
+        bleu = "-" if self.bleu is None else f"{self.bleu:.2f}"
+        size, pushed = f"{self.num_bytes / 1e6:,.1f}", "yes" if self.is_pushed else "no"
+        cells = [self.path.name, f"{self.step:,}", self.epoch, bleu, size, pushed, " ".join(self.names), self.state]
+        return [cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0; 1 when verify found a damaged checkpoint; 2 for a mistake of the user.
+    """
+    parser = argparse.ArgumentParser(prog="mtloop checkpoint", description=__doc__, allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|verify|prune")
+    for name, help in (
+        ("list", "show the checkpoints; manifests and sizes are checked"),
+        ("verify", "read every byte and compare it with the manifest; status 1 if one is damaged"),
+        ("prune", "remove all but the newest sound ones, the best, and epochs that are still to be pushed or averaged"),
+    ):
+        action = actions.add_parser(name, help=help, description=help, allow_abbrev=False)
+        action.add_argument("run", metavar="RUN", type=Path, help="the run folder")
+        if name == "prune":
+            action.add_argument(
+                "--save_total_limit", type=int, default=1, help="checkpoints kept, the best not counted"
+            )
+    given = parser.parse_args(argv)
+    try:
+        return _prune(given.run, given.save_total_limit) if given.action == "prune" else _show(given.run, given.action)
+    except UserError as error:
+        print(f"mtloop: error: {error}", file=sys.stderr)
+        return 2
+
+
+def list_entries(folder: RunFolder, *, is_hashing: bool) -> list[Entry]:
+    """Describe every checkpoint, by step, then those set aside as damaged; with is_hashing every byte is read."""
+    lines = read_json_lines(folder.metrics_path)
+    bleus = {line["step"]: line["bleu"] for line in lines if "bleu" in line and "split" not in line}
+    pushed = {line.get("manifest") for line in read_json_lines(folder.push_path)}
+    steps = list_checkpoints(folder)
+    aside = sorted(
+        (int(path.name.removeprefix("damaged_step_")), path) for path in folder.checkpoints_dir.glob("damaged_step_*")
+    )
+    return [
+        _describe(folder, step, path, bleu=bleus.get(step), pushed=pushed, is_hashing=is_hashing)
+        for step, path in (*steps, *aside)
+    ]
+
+
+def _describe(
+    folder: RunFolder, step: int, path: Path, *, bleu: float | None, pushed: set[Any], is_hashing: bool
+) -> Entry:
+    record: dict[str, Any] = {}
+    try:
+        record = read_manifest(path)
+        if not is_hashing:
+            check_sizes(path, record)
+        damage = damage_of(path) if is_hashing else ""
+    except (Damaged, UserError) as error:
+        damage = str(error)
+    sound = ("verified" if is_hashing else "complete") if is_hashed(record) else "not hashed (format 1)"
+    cursor = f" + {record['cursor']}" if record.get("cursor") else ""
+    links = [folder.checkpoints_dir / name for name in ("latest", "best")]
+    return Entry(
+        path=path,
+        step=step,
+        epoch=f"{record['epoch']}{cursor}" if record else "?",
+        bleu=bleu,
+        num_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        is_pushed="sha256" in record and record["sha256"] in pushed,
+        names=tuple(link.name for link in links if link.is_symlink() and link.resolve() == path.resolve()),
+        damage=damage,
+        state=f"damaged: {damage}" if damage else sound,
+    )
+
+
+def _open(run: Path) -> RunFolder:
+    folder = RunFolder(run)
+    if not folder.checkpoints_dir.is_dir():
+        raise UserError(f"{run}: no run folder (it has no checkpoints/); give the --output_dir of a run")
+    return folder
+
+
+def _show(run: Path, action: str) -> int:
+    entries = list_entries(_open(run), is_hashing=action == "verify")
+    if not entries:
+        print(f"{run}: no checkpoint yet")
+        return 0
+    print("  ".join(title.rjust(width) for title, width in COLUMNS))
+    for entry in entries:
+        print("  ".join(entry.cells).rstrip())
+    damaged = sum(bool(entry.damage) for entry in entries)
+    if action == "verify":
+        print(f"{len(entries)} checkpoint(s): {len(entries) - damaged} verified, {damaged} damaged")
+    return 1 if damaged and action == "verify" else 0
+
+
+def _prune(run: Path, save_total_limit: int) -> int:
+    if save_total_limit < 1:
+        raise UserError(f"--save_total_limit {save_total_limit}: give a whole number of at least 1")
+    folder = _open(run)
+    folder.lock(print, wait_s=0)
+    try:
+        entries = list_entries(folder, is_hashing=True)
+        sound = [entry for entry in entries if not entry.damage and entry.path.name.startswith("step_")]
+        kept = {entry.path for entry in sound[-save_total_limit:]}
+        stored = folder.stored_config()
+        is_pushing = stored is not None and stored.hub.push_to_hub and stored.hub.hub_strategy != "end"
+        for entry in sound:
+            if "best" in entry.names or (is_pushing and epoch_of(entry.path) and not entry.is_pushed):
+                kept.add(entry.path)
+        if stored is not None and stored.evaluation.average_last and not folder.is_finished:
+            kept |= {entry.path for entry in sound} & set(epoch_ends(folder)[-stored.evaluation.average_last :])
+        if not sound and entries:
+            raise UserError(f"{run}: every checkpoint is damaged; nothing is removed")
+        for entry in entries:
+            if entry.path not in kept:
+                discard(entry.path)
+                print(f"removed {entry.path}: {entry.num_bytes / 1e6:,.1f} MB" + (", damaged" if entry.damage else ""))
+        link_names(folder, latest=sound[-1].step if sound else -1)
+        print(f"{len(kept)} kept: {', '.join(sorted((path.name for path in kept), key=lambda n: (len(n), n))) or '-'}")
+    finally:
+        folder.unlock()
+    return 0

@@ -1,0 +1,262 @@
+"""`python -m mtloop corpus FILE...`: what a corpus is like, and `--grep`: the pairs with a word in them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtloop.atomic import partial_name, write_json, write_json_lines
+from mtloop.checkpoint.listing import model_folder
+from mtloop.cli.shell import Parser, add_model_flags, check_counts, reported, start_runtime
+from mtloop.cli.test_sets import open_translator
+from mtloop.config import Config, DataConfig
+from mtloop.errors import UserError
+from mtloop.run_folder import RunFolder, stored_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from mtloop.data import Corpus
+
+# Flags of train.py that say which rows there are, and how long they may be; the value is their type.
+DATA_FLAGS: dict[str, Any] = {
+    "dataset_name": str, "dataset_config_name": str, "validation_file": list, "test_file": list, "source_lang": str,
+    "target_lang": str, "source_column": str, "target_column": str, "source_prefix": str, "max_source_length": int,
+    "max_target_length": int, "validation_split": float, "split_seed": int, "preprocessing_num_workers": int,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is looked at.
+
+    Attributes:
+        data: Names the rows.
+        tokenizer: A folder or name, None for none.
+        flag: What named the tokenizer, for messages.
+    """
+
+    data: DataConfig
+    tokenizer: str | None
+    flag: str
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its status."""
+    return reported(_corpus, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mtloop corpus",
+        description="Say what a corpus is like before a model is trained on it: rows, lengths, duplicates, oddities, "
+        "and what validation shares with training; split as train.py would split it.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("files", metavar="FILE", nargs="*", help="as --train_file of train.py: rows (.json, .jsonl, .csv, .tsv, "
+        ".parquet), or two aligned text files, source first; or a run folder")  # fmt: skip
+    add("--run", metavar="RUN", help="a run folder: the rows that it trains on, and its tokenizer")
+    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(DataConfig)}
+    for name, kind in DATA_FLAGS.items():
+        values: dict[str, Any] = {"nargs": "+"} if kind is list else {"type": kind}
+        add(f"--{name}", metavar={int: "N", float: "X"}.get(kind, "TEXT"), help=helps[name], **values)
+    add("--tokenizer", metavar="NAME", help="count tokens too: a folder, a run folder, or a Hub name[@revision]")
+    add("--model", metavar="M", help="count the tokens of this model; with --grep, its translations")
+    add("--grep", metavar="PATTERN", help="instead of the report, show the pairs that match this regular expression "
+        "on a side, whatever the case")  # fmt: skip
+    add("--max_shown", type=int, default=10, metavar="N", help="pairs that --grep shows, at most (10)")
+    add("-o", "--output", metavar="DIR", help="a folder for report.json and lengths.png (needs matplotlib), or with "
+        "--grep for grep.jsonl")  # fmt: skip
+    add_model_flags(parser)
+    return parser
+
+
+def _corpus(argv: Sequence[str]) -> None:
+    given = _parser().parse_intermixed_args(argv)
+    check_counts(given, "max_shown", "num_beams", "max_tokens_per_batch")
+    pattern = _pattern(given.grep)
+    subject = _subject(given)
+    if given.output is not None:
+        _make_folder(Path(given.output))
+    if pattern is not None and given.model is not None:
+        _grep_and_translate(given, pattern, subject)
+    elif os.environ.get("RANK", "0") == "0":  # under a launcher one process is enough, and the others are done
+        if pattern is not None:
+            _grep(given, pattern, _load(subject.data))
+        else:
+            _report(given, subject)
+
+
+def _pattern(text: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if text is None else re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        remedy = "put a backslash before a sign that is meant as it is"
+        raise UserError(f"--grep {text!r}: no regular expression ({error}); {remedy}") from error
+
+
+def _subject(given: argparse.Namespace) -> Subject:
+    """Find out which rows and which tokenizer are meant.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    files, run = given.files, given.run
+    if len(files) == 1 and RunFolder(Path(files[0])).config_path.is_file():
+        run, files = run or files[0], [] if run is None else files
+    named = {"FILE": bool(files), "--dataset_name": bool(given.dataset_name), "--run": bool(run)}
+    if sum(named.values()) > 1:
+        raise UserError(f"{', '.join(name for name, is_given in named.items() if is_given)}: give one of them")
+    if not any(named.values()):
+        run = given.model if given.model and stored_config(given.model) else None
+    flags = {name: value for name in DATA_FLAGS if (value := getattr(given, name)) is not None}
+    config: Config | None = None
+    if run is not None:
+        config = stored_config(run)
+        if config is None:
+            raise UserError(f"--run {run}: no run folder (it has no config.yaml); give one that train.py has made")
+        data = dataclasses.replace(_of_one_pair(run, config.data, given), **flags)
+    elif any(named.values()):
+        data = DataConfig(train_file=files or None, **flags)
+    else:
+        raise UserError("give FILE... (as --train_file of train.py), --dataset_name NAME, or --run RUN")
+    if given.tokenizer is not None:
+        return Subject(data, given.tokenizer, "--tokenizer")
+    if given.model is not None:
+        return Subject(data, given.model, "--model")
+    return Subject(data, None if config is None else _tokenizer_of_run(run, config), "--tokenizer")
+
+
+def _of_one_pair(run: str, data: DataConfig, given: argparse.Namespace) -> DataConfig:
+    """Leave the choice of a pair, of a run that has several, to the flags."""
+    if data.pairs and not (given.source_lang and given.target_lang):
+        raise UserError(f"--run {run}: has the pairs {data.pairs}; say which with --source_lang and --target_lang")
+    return dataclasses.replace(data, pairs=None)
+
+
+def _tokenizer_of_run(run: str, config: Config) -> str | None:
+    is_there = RunFolder(Path(run)).tokenizer_dir.is_dir()
+    if is_there or config.model.train_tokenizer:
+        return run if is_there else None
+    return config.model.tokenizer_name or config.model.model_name_or_path
+
+
+def _load(data: DataConfig) -> Corpus:
+    import datasets
+
+    from mtloop.data import load_corpus
+
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        return load_corpus(data)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--train_file ")) from error
+
+
+def _splits(corpus: Corpus) -> dict[str, Any]:
+    splits = {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}
+    return {name: rows for name, rows in splits.items() if rows is not None}
+
+
+def _report(given: argparse.Namespace, subject: Subject) -> None:
+    from mtloop.corpus_report.findings import ALL, inspect, ratio_band
+    from mtloop.corpus_report.measure import count_tokens, measure
+    from mtloop.corpus_report.show import draw, report_lines
+    from mtloop.data import describe
+
+    data, has_tokens = subject.data, subject.tokenizer is not None
+    tokenizer = _load_tokenizer(subject, given) if has_tokens else None  # first: its mistakes are told at once
+    corpus = _load(data)
+    splits = _splits(corpus)
+    tokens = {name: count_tokens(rows, tokenizer, data) for name, rows in splits.items()} if tokenizer else {}
+    measures = measure(splits, tokens)
+    limits = {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length}
+    report: dict[str, Any] = {
+        "sources": corpus.report["sources"],
+        "counts": corpus.report["counts"],
+        "fingerprint": corpus.report["fingerprint"],
+        "num_rows": {**{name: len(rows) for name, rows in splits.items()}, ALL: len(measures)},
+        "tokenizer": subject.tokenizer,
+        "limits": limits,
+        **inspect(measures, splits, data, has_tokens=has_tokens),
+    }
+    print("\n".join([*describe(corpus.report), *_origin_lines(corpus), *report_lines(report)]))
+    if given.output is None:
+        return
+    folder = Path(given.output)
+    write_json(folder / "report.json", report)
+    partial = partial_name(folder / "lengths.png")
+    if draw(partial, measures, ratio_band(measures), limits if has_tokens else None):
+        os.replace(partial, folder / "lengths.png")
+        print(f"\n{folder / 'report.json'}, {folder / 'lengths.png'}")
+    else:
+        print(f"\n{folder / 'report.json'}; no picture without matplotlib: pip install matplotlib")
+
+
+def _origin_lines(corpus: Corpus) -> list[str]:
+    cut = corpus.report["sources"].get("valid", [{}])[0]
+    if "cut_from" not in cut:
+        return []
+    return [f"valid is cut from train (--validation_split {cut['validation_split']} --split_seed {cut['split_seed']})"]
+
+
+def _load_tokenizer(subject: Subject, given: argparse.Namespace) -> PreTrainedTokenizerBase:
+    from mtloop.tokenization import load_tokenizer
+    from mtloop.translate.translator import TRAINING_FLAGS
+
+    assert subject.tokenizer is not None
+    folder = RunFolder(Path(subject.tokenizer)).tokenizer_dir
+    try:
+        return load_tokenizer(
+            str(folder) if folder.is_dir() else model_folder(subject.tokenizer),
+            source_lang=subject.data.source_lang,
+            target_lang=subject.data.target_lang,
+            trust_remote_code=given.trust_remote_code,
+        )
+    except UserError as error:
+        raise UserError(re.sub(rf"{TRAINING_FLAGS}(?= )", subject.flag, str(error))) from error
+
+
+def _grep(given: argparse.Namespace, pattern: re.Pattern[str], corpus: Corpus, translator: Any = None) -> None:
+    """Show the pairs that match. Collective where a translator is given."""
+    from mtloop.corpus_report.matches import match_lines, matches
+
+    splits = _splits(corpus)
+    num_found, rows = matches(splits, pattern, max_shown=given.max_shown)
+    if translator is not None and rows:
+        for row, hypothesis in zip(rows, translator([row["source"] for row in rows]), strict=True):
+            row["hypothesis"] = hypothesis
+    if translator is not None and not translator.runtime.is_main:
+        return
+    print("\n".join(match_lines(rows, pattern, num_found, num_rows=sum(map(len, splits.values())))))
+    if given.output is not None:
+        write_json_lines(Path(given.output) / "grep.jsonl", rows)
+
+
+def _grep_and_translate(given: argparse.Namespace, pattern: re.Pattern[str], subject: Subject) -> None:
+    runtime = start_runtime(given)
+    data = subject.data
+    try:
+        corpus = runtime.one_first(lambda: _load(data))
+        languages = {name: getattr(data, name) for name in ("source_lang", "target_lang", "source_prefix")}
+        asked = argparse.Namespace(**{**vars(given), **languages})
+        translator = open_translator("--model", given.model, asked, runtime)
+        _grep(given, pattern, corpus, translator)
+    finally:
+        runtime.close()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"-o {folder}: {error.strerror or error}") from error

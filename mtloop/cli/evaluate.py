@@ -1,0 +1,168 @@
+"""`python -m mtloop evaluate --model M [--baseline B] [--test_set NAME=FILE ...]`: scores, intervals, differences."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtloop.atomic import write_json, write_json_lines, write_text
+from mtloop.cli.shell import Parser, add_model_flags, check_counts, reported, start_runtime
+from mtloop.cli.test_sets import (
+    add_test_set_flags,
+    check_test_sets,
+    fill_settings,
+    load_run_rows_or_test_sets,
+    open_translator,
+)
+from mtloop.errors import UserError
+from mtloop.evaluation.significance import score_with_intervals
+from mtloop.evaluation.verdict import TestSet, Verdict, score_text
+from mtloop.run_folder import stored_config
+from mtloop.tables import aligned
+from mtloop.translate.scoring import translate
+
+if TYPE_CHECKING:
+    from mtloop.runtime import Runtime
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its status. Collective: every process of a launch calls it."""
+    return reported(_evaluate, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mtloop evaluate",
+        description="Translate test sets and score them with sacreBLEU: BLEU, chrF and TER, 95 % confidence intervals "
+        "by bootstrap, and the difference from a baseline with its p-value.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="M", help="a run folder, a checkpoint, any folder, or a Hub name[@revision]")
+    add("--baseline", metavar="M", help="another model, to compare with")
+    add_test_set_flags(parser, without="the run's own validation and test rows")
+    add("--num_resamples", type=int, default=1000, metavar="N", help="of the bootstrap (1000)")
+    add("-o", "--output", metavar="DIR", help="a folder for report.json and the hypotheses of each test set")
+    add("--compare", metavar="FILE.html", help="a page with every sentence, its translations and chrF, in one "
+        "file that needs no network; with --baseline, by gain and loss")  # fmt: skip
+    add_model_flags(parser)
+    return parser
+
+
+def _check(given: argparse.Namespace) -> None:
+    check_counts(given, "num_resamples")
+    check_test_sets(given)
+    if given.output is not None and Path(given.output).exists() and not Path(given.output).is_dir():
+        raise UserError(f"-o {given.output}: is no folder; give one, or a new name")
+    if given.compare is not None:  # told now, and not when all is translated
+        path = Path(given.compare)
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise UserError(
+                f"--compare {path}: give the page to write, FILE.html; a model to compare with is --baseline"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # it may be that of -o
+        except OSError as error:
+            raise UserError(f"--compare {path}: {error.strerror or error}") from error
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UserError(f"--compare {path}: no file can be written there; give another place")
+
+
+def _evaluate(argv: Sequence[str]) -> None:
+    given = _parser().parse_args(argv)
+    _check(given)
+    runtime = start_runtime(given)
+    try:
+        trained = stored_config(given.model)
+        fill_settings(given, trained)
+        test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
+        verdicts = _judge(given, test_sets, runtime)
+        runtime.say(*verdict_table(verdicts, has_baseline=given.baseline is not None))
+        runtime.on_main(lambda: _write(Path(given.output), given, verdicts) if given.output else None)
+        runtime.on_main(lambda: _write_page(Path(given.compare), given, verdicts) if given.compare else None)
+    finally:
+        runtime.close()
+
+
+def _judge(given: argparse.Namespace, test_sets: list[TestSet], runtime: Runtime) -> list[Verdict]:
+    """Translate with each model in turn, one in memory at a time, and score. Collective."""
+
+    def translate_with(flag: str, model: str) -> list[list[str]]:
+        translator = open_translator(flag, model, given, runtime)
+        hypotheses = []
+        for test_set in test_sets:
+            runtime.say(f"{flag.removeprefix('--')}: translating {len(test_set.sources):,} rows of {test_set.name} ...")
+            hypotheses.append(translate(translator, test_set))
+        return hypotheses
+
+    of_model = translate_with("--model", given.model)
+    of_baseline = (
+        translate_with("--baseline", given.baseline) if given.baseline is not None else [None] * len(test_sets)
+    )
+
+    def judge(test_set: TestSet, hypotheses: list[str], others: list[str] | None) -> Verdict:
+        scores, baseline_scores = score_with_intervals(
+            hypotheses,
+            test_set.references,
+            test_set.target_lang,
+            baseline=others,
+            num_resamples=given.num_resamples,
+        )
+        return Verdict(
+            test_set=test_set,
+            hypotheses=hypotheses,
+            scores=scores,
+            baseline_hypotheses=others,
+            baseline_scores=baseline_scores,
+        )
+
+    return runtime.on_main(lambda: [judge(*each) for each in zip(test_sets, of_model, of_baseline, strict=True)])
+
+
+def verdict_table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:
+    """Write the scores as a table, and the signatures below it."""
+    rows = [["test set", "rows", "BLEU", "chrF", "TER"]]
+    for verdict in verdicts:
+        cells = [score_text(verdict, metric, has_baseline=has_baseline) for metric in ("BLEU", "chrF2", "TER")]
+        rows.append([verdict.test_set.name, f"{len(verdict.hypotheses):,}", *cells])
+    what = "score ± half of the 95 % confidence interval"
+    what += " (difference from the baseline, p-value of the paired bootstrap)" if has_baseline else ""
+    signatures = [f"{name}: {interval.signature}" for name, interval in verdicts[0].scores.items()]
+    return ["", *aligned(rows), "", what, *signatures]
+
+
+def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> None:
+    """Write report.json, and NAME.jsonl with index, source, reference, hypothesis and baseline of each row."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"-o {folder}: {error.strerror or error}") from error
+    report: dict[str, Any] = {"model": given.model, "baseline": given.baseline, "test_sets": {}}
+    for verdict in verdicts:
+        test_set = verdict.test_set
+        report["test_sets"][test_set.name] = {
+            "num_sentences": len(verdict.hypotheses),
+            "scores": {name: asdict(interval) for name, interval in verdict.scores.items()},
+            "baseline_scores": {name: asdict(one) for name, one in (verdict.baseline_scores or {}).items()},
+        }
+        others: Sequence[str | None] = verdict.baseline_hypotheses or [None] * len(verdict.hypotheses)
+        rows = zip(test_set.sources, test_set.references, verdict.hypotheses, others, strict=True)
+        written = []
+        for index, (source, reference, hypothesis, other) in enumerate(rows):
+            row = {"index": index, "source": source, "reference": reference, "hypothesis": hypothesis}
+            written.append({**row, **({} if other is None else {"baseline": other})})
+        write_json_lines(folder / f"{test_set.name}.jsonl", written)
+    write_json(folder / "report.json", report)
+
+
+def _write_page(path: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> None:
+    from mtloop.evaluation.page import page
+
+    write_text(path, page(verdicts, model=given.model, baseline=given.baseline))
+    print(
+        f"{path}: every sentence, {'by gain and loss' if given.baseline else 'by chrF; --baseline compares two models'}"
+    )

@@ -1,0 +1,208 @@
+"""`python -m mtloop export --model M -o DIR --format ctranslate2`: convert, and prove on a test set what it gives."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial as partial_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtloop.atomic import partial_name, publish, sync_tree
+from mtloop.checkpoint.listing import model_folder
+from mtloop.cli.shell import Parser, add_model_flags, reported, start_runtime
+from mtloop.cli.test_sets import (
+    add_test_set_flags,
+    check_test_sets,
+    fill_settings,
+    load_run_rows_or_test_sets,
+    open_translator,
+)
+from mtloop.errors import UserError
+from mtloop.evaluation.verdict import TestSet
+from mtloop.generation.engine import RECORD_NAME
+from mtloop.run_folder import RunFolder, stored_config
+from mtloop.tables import aligned
+
+if TYPE_CHECKING:
+    from mtloop.generation.ctranslate2 import Record
+    from mtloop.runtime import Runtime
+    from mtloop.translate.parity import Translated
+
+# CTranslate2's own names (ctranslate2.specs.model_spec.ACCEPTED_MODEL_TYPES), here without the package.
+QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
+MAX_SAMPLES = 500
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its status. Collective: every process of a launch calls it."""
+    return reported(_export, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mtloop export",
+        description="Write a model in the format of a faster engine, and compare the two on a test set: identical "
+        "outputs, BLEU, chrF and sentences/s.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="M", help="a run folder, a checkpoint, any folder, or a Hub name[@revision]")
+    add("-o", "--output", required=True, metavar="DIR", help="the export: a new folder, or an export to replace")
+    add("--format", required=True, choices=("ctranslate2",), help="what to write")
+    add("--quantization", choices=QUANTIZATIONS, help="of the weights (none: as they are)")
+    add("--no_parity", action="store_true", help="convert only")
+    add_test_set_flags(parser, without="the run's own validation and test rows", max_samples=MAX_SAMPLES)
+    add_model_flags(parser)
+    return parser
+
+
+def _check(given: argparse.Namespace) -> None:
+    check_test_sets(given)
+    if given.no_parity and given.test_set:
+        raise UserError("--no_parity and --test_set: give one of the two")
+    target = Path(given.output)
+    if target.is_dir() and any(target.iterdir()) and not (target / RECORD_NAME).is_file():
+        raise UserError(f"-o {target}: holds something else than an export; give a new folder")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"-o {target}: is no folder; give a new one")
+
+
+def _export(argv: Sequence[str]) -> None:
+    given = _parser().parse_args(argv)
+    _check(given)
+    from mtloop.generation.ctranslate2 import import_ctranslate2
+
+    import_ctranslate2()
+    runtime = start_runtime(given)
+    try:
+        trained = stored_config(given.model)
+        fill_settings(given, trained)
+        test_sets: list[TestSet] = []
+        if not given.no_parity and (given.test_set or trained is not None):
+            test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
+        _write(given, test_sets, runtime)
+        if not test_sets and not given.no_parity:
+            runtime.say(f"not compared: {given.model} is no run folder; --test_set FILE names rows to compare on")
+    finally:
+        runtime.close()
+
+
+def _write(given: argparse.Namespace, test_sets: list[TestSet], runtime: Runtime) -> None:
+    """Make the export under a hidden name, and let it appear when it has been compared. Collective."""
+    target = Path(given.output)
+    partial = runtime.on_main(lambda: _new_folder(target))
+    try:
+        record, generated = _convert(given, test_sets, partial, runtime)
+        if test_sets:
+            reports = _compare(given, test_sets, generated, partial, runtime)
+            runtime.on_main(lambda: _save(replace(record, parity=reports), partial))
+        runtime.on_main(lambda: _publish(partial, target))
+    finally:
+        if runtime.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _convert(
+    given: argparse.Namespace, test_sets: list[TestSet], partial: Path, runtime: Runtime
+) -> tuple[Record, list[Translated]]:
+    """Translate the test sets with the model, and convert it; it leaves the memory with this function. Collective."""
+    from mtloop.generation.conversion import convert, differences
+    from mtloop.translate.parity import translate_timed
+
+    translator: Any = open_translator("--model", given.model, given, runtime, engine="transformers")
+    runtime.say(*(f"warning: generation_config {line}" for line in differences(translator.loaded.network)))
+    runtime.say(*(f"generate: translating {len(each.sources):,} rows of {each.name} ..." for each in test_sets))
+    generated = [translate_timed(translator, each) for each in test_sets]
+
+    def convert_and_save() -> Record:
+        try:
+            origin = _origin(Path(model_folder(given.model)))
+            record = convert(translator.loaded, given.model, partial, quantization=given.quantization, origin=origin)
+            _save(record, partial)
+        except OSError as error:
+            raise UserError(f"-o {given.output}: cannot be written ({error.strerror or error})") from error
+        return record
+
+    return runtime.on_main(convert_and_save), generated
+
+
+def _compare(
+    given: argparse.Namespace, test_sets: list[TestSet], generated: list[Translated], partial: Path, runtime: Runtime
+) -> list[dict[str, Any]]:
+    """Translate with the export, print a table for each test set, and return the reports. Collective."""
+    from mtloop.translate.parity import compare, translate_timed
+
+    exported = open_translator("--model", str(partial), given, runtime, engine="ctranslate2")
+    how = {
+        "num_beams": exported.num_beams,
+        "num_processes": runtime.num_ranks,
+        "num_threads": runtime.num_threads,
+        "device": runtime.device.type,
+    }
+    reports = []
+    for test_set, ours in zip(test_sets, generated, strict=True):
+        theirs = translate_timed(exported, test_set)
+        report = runtime.on_main(partial_of(compare, test_set, ours, theirs))
+        runtime.say(
+            f"parity on {report['num_sentences']:,} rows of {test_set.name}, {exported.num_beams} beams, on "
+            f"{runtime.device.type} with {runtime.num_threads} thread(s) in {runtime.num_ranks} process(es), "
+            f"{given.quantization or 'unquantised'}:",
+            *parity_table(report),
+        )
+        reports.append({**report, **how})
+    return reports
+
+
+def _new_folder(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = partial_name(target)
+        partial.mkdir()
+        partial.rmdir()  # the converter wants to make it
+    except OSError as error:
+        raise UserError(f"-o {target}: cannot be written ({error.strerror or error})") from error
+    return partial
+
+
+def _save(record: Record, folder: Path) -> None:
+    (folder / RECORD_NAME).write_text(record.text(), encoding="utf-8")
+
+
+def _publish(partial: Path, target: Path) -> None:
+    try:
+        sync_tree(partial)
+        size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+        publish(partial, target)
+    except OSError as error:
+        raise UserError(f"-o {target}: cannot be written ({error.strerror or error})") from error
+    print(f"{target}: {size / 2**20:,.1f} MiB; to use it: mtloop translate FILE -o OUT --model {target}")
+
+
+def parity_table(report: dict[str, Any]) -> list[str]:
+    """Write a report as a table, and what it comes to below it."""
+    rows = [["", "BLEU", "chrF", "sentences/s"]]
+    for name in ("generate", "ctranslate2"):
+        found = report[name]
+        rows.append([name, *(f"{found[key]:.2f}" for key in ("bleu", "chrf")), f"{found['sentences_per_s']:.1f}"])
+    same, whole, factor = report["num_identical"], report["num_sentences"], report["factor"]
+    return [
+        *aligned(rows),
+        f"{same:,} of {whole:,} outputs identical ({100 * report['share_identical']:.1f} %); ctranslate2 is "
+        f"{factor:.1f} times as fast as generate",
+    ]
+
+
+def _origin(folder: Path) -> tuple[str | None, int | None]:
+    """Return run id and step of what a run folder holds; None where they are not known."""
+    folder = folder.resolve()
+    for path in (folder.parent, folder.parent.parent):  # RUN/final, RUN/checkpoints/step_N
+        run = RunFolder(path)
+        if run.config_path.is_file():
+            record, name = run.run_record, folder.name
+            is_checkpoint = name.removeprefix("step_").isdigit()
+            step = int(name.removeprefix("step_")) if is_checkpoint else record.get("final", {}).get("step")
+            return record["run_id"] or None, step
+    return None, None

@@ -1,0 +1,244 @@
+"""From flags to an exit status. train.py, `python -m mtloop train`, notebooks and the XLA launcher all come in here.
+
+Layer 6. Reads the configuration before anything heavy is imported, so that --help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mtloop.config import Config, config_from, differences, resolve, resolved_lines
+from mtloop.errors import ProcessFailed, RunFailed, UserError
+from mtloop.runtime.quiet import silence_libraries
+from mtloop.trainer.claim import claim_folder
+from mtloop.trainer.setup import build_run, settle_budget
+
+if TYPE_CHECKING:
+    from mtloop.run_folder import RunFolder
+    from mtloop.runtime import Runtime
+
+DEMO_LINE = (
+    "This is the built-in demo. Your own: --train_file pairs.jsonl --source_lang en --target_lang fr "
+    "--model_name_or_path Helsinki-NLP/opus-mt-en-fr"
+)
+
+
+def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None) -> int:
+    """Train as the configuration says.
+
+    Collective: every process of a launch calls it.
+
+    Args:
+        config: A Config, a mapping of flag names to values, or a list of flags. None reads the command line when the
+            program is train.py (the XLA launcher calls main() without arguments), and means the demo anywhere else: a
+            notebook's own arguments are never parsed.
+
+    Returns:
+        The exit status: 0 done, already finished, or saved on USR1; 1 the run failed; 2 the user's mistake; 3 trained,
+        but not all pushed; 129, 130 or 143 saved on HUP, INT or TERM.
+
+    Raises:
+        SystemExit: with the status where it is not 0, under the XLA launcher.
+    """
+    status = _reported(lambda: _train(config_from(_own_arguments() if config is None else config)))
+    if status and config is None and _is_train_py() and "FORK_LAUNCHED" in os.environ:
+        raise SystemExit(status)  # the XLA launcher drops what it is given back: a failed run would end with 0
+    return status
+
+
+def _reported(work: Callable[[], int]) -> int:
+    """Do work and return its status; what ends it early is printed in one line and has a status of its own."""
+    try:
+        return work()
+    except UserError as error:
+        return _report(str(error), 2)
+    except ProcessFailed as error:
+        return _report(str(error), 1, is_alone=True)
+    except RunFailed as error:
+        return _report(str(error), 1)
+    except KeyboardInterrupt as error:
+        number = int(getattr(error, "number", signal.SIGINT))
+        return _report(f"{signal.Signals(number).name} before the training began", _status_of(number))
+
+
+def _own_arguments() -> list[str]:
+    return sys.argv[1:] if _is_train_py() else []
+
+
+def _is_train_py() -> bool:
+    return os.path.basename(sys.argv[0]) == "train.py"
+
+
+def _report(message: str, status: int, *, is_alone: bool = False) -> int:
+    """Print one line on standard error: from the first process, or from this one if it failed alone."""
+    rank = os.environ.get("RANK", "0")
+    if is_alone and "RANK" in os.environ:
+        message = f"process {rank}: {message}"
+    if rank == "0" or is_alone:
+        print(f"mtloop: {'error' if status in (1, 2) else 'stopped'}: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _status_of(stop_signal: int | None) -> int:
+    """Map the signal that stopped a run to its exit status: 128 + number, USR1 0."""
+    return 0 if stop_signal in (None, signal.SIGUSR1) else 128 + int(stop_signal or 0)
+
+
+def _train(asked: Config) -> int:
+    from mtloop.runtime import Runtime, asked_precision
+
+    silence_libraries()
+    config = resolve(asked)
+    output = config.output
+    runtime = Runtime(
+        replace(config.hardware, mixed_precision=asked_precision(config.hardware.mixed_precision)),
+        project_dir=output.output_dir,
+        report_to=output.report_to if output.with_tracking else None,
+    )
+
+    def train() -> int:
+        runtime.say(runtime.describe())
+        if config.data.dataset_name == "demo":
+            runtime.say(DEMO_LINE)
+        runtime.say(*resolved_lines(asked, config))
+        if output.report_to != "all" and not output.with_tracking:
+            runtime.say("--report_to has no effect without --with_tracking")
+        return _train_in_folder(config, runtime)
+
+    try:
+        # Reported before the end of the ranks' common ground: the launcher kills those that are left of a failed run.
+        return _reported(train)
+    finally:
+        runtime.close()
+
+
+def _train_in_folder(config: Config, runtime: Runtime) -> int:
+    from mtloop.checkpoint.listing import HUB
+
+    runtime.signals.listen(raises=True)
+    folder, stored = claim_folder(config, runtime)
+    try:
+        asked = config.output.resume_from_checkpoint or ""
+        if asked.startswith(HUB):
+            from mtloop.hub.download import fetch
+
+            runtime.on_main(lambda: fetch(folder, asked, runtime.say))
+        is_same = stored is None or not differences(stored, config)
+        # Before status.json is touched: a checkpoint that is not there must leave a finished run finished.
+        goes_back = runtime.on_main(lambda: _goes_back(config, folder))
+        if runtime.on_main(lambda: folder.is_finished) and not goes_back and is_same:
+            runtime.say(f"{folder.path}: this run is finished, the model is in {folder.final_dir}; nothing to do")
+            return _push_rest(config, folder, runtime)
+        config = settle_budget(config, stored, num_ranks=runtime.num_ranks)
+        _note(folder, runtime, "running")
+        return _note_failure(lambda: _build_and_train(config, stored, folder, runtime), folder, runtime)
+    finally:
+        folder.unlock()
+
+
+def _push_rest(config: Config, folder: RunFolder, runtime: Runtime) -> int:
+    """Push what the Hub lacks of a finished run, where --push_to_hub is given, and return the exit status."""
+    from mtloop.hub.drain import STATUS_NOT_PUSHED, note_pushed, queue_missing
+    from mtloop.trainer.pushing import drain, open_publisher, settle_target
+
+    with_epochs = config.hub.hub_strategy != "end"
+    target = settle_target(config, folder, runtime, is_resumed=True)
+    publisher = open_publisher(config, folder, runtime, target)
+    if publisher is not None:
+        queue_missing(publisher, with_epochs=with_epochs)
+    unpushed = drain(publisher, runtime, timeout_s=config.hub.push_timeout, stop_signal=None)
+    if publisher is not None:
+        note_pushed(folder, publisher.target, with_epochs=with_epochs)
+    return STATUS_NOT_PUSHED if unpushed else 0
+
+
+def _note_failure(work: Callable[[], int], folder: RunFolder, runtime: Runtime) -> int:
+    """Do work; whatever ends it early also stands in status.json.
+
+    Raises:
+        ProcessFailed: for what a process meets alone, said in one line.
+    """
+    from mtloop.runtime import explain
+
+    try:
+        return work()
+    except (UserError, RunFailed) as error:
+        _note(folder, runtime, "failed", exit_status=2 if isinstance(error, UserError) else 1, message=str(error))
+        raise
+    except KeyboardInterrupt as error:
+        number = int(getattr(error, "number", signal.SIGINT))
+        message = f"stopped by {signal.Signals(number).name} before the training began; the same command starts it"
+        _note(folder, runtime, "stopped", exit_status=_status_of(number), message=message)
+        raise
+    except Exception as error:
+        failure = explain(error)
+        if failure is None:
+            _note(folder, runtime, "failed", exit_status=1, message=f"{type(error).__name__}: {error}", is_alone=True)
+            raise
+        if not (failure.is_lost_peer and folder.is_failed):  # the one that is gone has said why
+            _note(folder, runtime, "failed", exit_status=1, message=str(failure), is_alone=True)
+        raise failure from error
+
+
+def _goes_back(config: Config, folder: RunFolder) -> bool:
+    """Whether --resume_from_checkpoint names another checkpoint than the newest; a missing one is a UserError."""
+    from mtloop.checkpoint import find_checkpoint
+
+    asked = find_checkpoint(folder, config.output.resume_from_checkpoint)
+    newest = find_checkpoint(folder, None)
+    return asked is not None and (newest is None or asked.resolve() != newest.resolve())
+
+
+def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> int:
+    from mtloop.hub.drain import STATUS_NOT_PUSHED
+    from mtloop.trainer import train
+    from mtloop.trainer.pushing import drain, drain_alone, open_publisher, settle_target
+
+    target = settle_target(config, folder, runtime, is_resumed=stored is not None)
+    run = build_run(config, stored, folder, runtime)
+    run.publisher = open_publisher(config, folder, runtime, target)
+    if run.publisher is not None:
+        run.checkpointer.is_awaited = run.publisher.is_awaited
+    runtime.signals.listen(raises=False)
+    try:
+        stop_signal = train(run)
+    except Exception as error:
+        drain_alone(run, error)
+        raise
+    unpushed = drain(run.publisher, runtime, timeout_s=config.hub.push_timeout, stop_signal=stop_signal)
+    if target is not None:
+        runtime.on_main(run.checkpointer.prune)  # what was kept for the Hub
+    status = _status_of(stop_signal)
+    if stop_signal is None:
+        status = STATUS_NOT_PUSHED if unpushed else 0
+        message = f"trained {run.state.step:,} updates; the model is in {folder.final_dir}{run.ending}"
+        message += f"; not all was pushed: {'; '.join(unpushed)}" if unpushed else ""
+        _note(folder, runtime, "finished", exit_status=status, message=message, step=run.state.step)
+    else:
+        name = signal.Signals(stop_signal).name
+        message = f"stopped by {name} and saved at step {run.state.step:,}; the same command goes on from there"
+        _note(folder, runtime, "stopped", exit_status=status, message=message, step=run.state.step)
+    runtime.say(message)
+    return status
+
+
+def _note(folder: RunFolder, runtime: Runtime, status: str, *, is_alone: bool = False, **entries: Any) -> None:
+    """Write status.json: from main, or from a process that failed alone and knows why.
+
+    A folder that can no longer be written must not hide the error that is reported.
+    """
+    if not runtime.is_main and not is_alone:
+        return
+    try:
+        if is_alone and runtime.num_ranks > 1:
+            entries["message"] = f"process {runtime.rank}: {entries['message']}"
+        folder.write_status(status, **entries)
+    except RunFailed as error:
+        if status == "running":
+            raise
+        print(f"mtloop: {error}", file=sys.stderr, flush=True)

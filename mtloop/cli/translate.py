@@ -1,0 +1,231 @@
+"""`python -m mtloop translate FILE... -o OUT --model M`: files, standard input, or a sentence."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from mtloop.atomic import partial_name
+from mtloop.cli.shell import Parser, add_model_flags, check_counts, reported, start_runtime
+from mtloop.config import Config
+from mtloop.errors import UserError
+from mtloop.languages import match_language
+from mtloop.run_folder import stored_config
+from mtloop.translate.files import Entry, Writer, opened, read_entries
+
+if TYPE_CHECKING:
+    from mtloop.translate.translator import Translation
+
+# Texts that are sorted and batched together: more need fewer padded tokens, and wait longer for the first.
+BLOCK_SIZE = 4096
+MAX_SHOWN = 5
+
+
+@dataclass
+class Warnings:
+    """What a reader should know of a file's translations: the numbers of the entries, from 1."""
+
+    cut_sources: list[int] = field(default_factory=list)
+    cut_translations: list[int] = field(default_factory=list)
+
+    def look_at(self, found: list[list[Translation]], *, first: int) -> None:
+        """Note what of a block was cut."""
+        for number, candidates in enumerate(found, start=first):
+            if candidates[0].is_source_cut:
+                self.cut_sources.append(number)
+            if candidates[0].is_cut:
+                self.cut_translations.append(number)
+
+    def lines(self, name: str, translator: Any) -> list[str]:
+        """Say how many texts and translations were cut, and which."""
+        told = []
+        for numbers, what, flag, length in (
+            (self.cut_sources, "over the longest source and cut", "max_source_length", translator.max_source_length),
+            (
+                self.cut_translations,
+                "as long as a translation may be, perhaps unfinished",
+                "max_target_length",
+                translator.max_target_length,
+            ),
+        ):
+            if numbers:
+                shown = ", ".join(map(str, numbers[:MAX_SHOWN])) + (" ..." if len(numbers) > MAX_SHOWN else "")
+                told.append(f"{name}: {len(numbers):,} {what} (--{flag} {length}): number {shown}")
+        return told
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its status. Collective: every process of a launch calls it."""
+    return reported(_translate, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mtloop translate",
+        description="Translate files in order, every line once. `accelerate launch -m mtloop translate ...` spreads "
+        "them over processes.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("files", metavar="FILE", nargs="*", help=".txt (or any other: lines), .jsonl, .csv, .tsv; - is standard input")
+    add("--text", action="append", default=[], help="a sentence; may be given more than once")
+    add("-o", "--output", metavar="OUT", help="the output, of the kind that its name says; for several files a folder "
+        "(none: standard output)")  # fmt: skip
+    add(
+        "--model",
+        required=True,
+        metavar="M",
+        help="a run folder, a checkpoint, an export, any folder, or a Hub name[@revision]",
+    )
+    add("--engine", choices=("transformers", "ctranslate2"), help="ctranslate2 takes a folder of `mtloop export`, and "
+        "computes as that was quantised (none: what --model is for)")  # fmt: skip
+    add("--source_lang", metavar="CODE", help="for models of several languages")
+    add("--target_lang", metavar="CODE", help="for models of several languages")
+    add("--source_prefix", metavar="TEXT", help="put before every text, for T5 models")
+    add("--source_column", metavar="NAME", help="where the text of a row stands (none: source_lang, source, text)")
+    add("--n_best", type=int, default=1, metavar="N", help="translations of each text, as `number ||| translation`")
+    add("--scores", action="store_true", help="add the log-probability per token")
+    add("--max_source_length", type=int, metavar="N", help="longest text, in tokens (none: all that the model takes)")
+    add("--max_target_length", type=int, metavar="N", help="longest translation, in tokens (none: the model's own)")
+    add_model_flags(parser)
+    return parser
+
+
+def _check(given: argparse.Namespace) -> None:
+    if bool(given.files) == bool(given.text):
+        raise UserError("give FILE... (- for standard input), or --text SENTENCE, and not both")
+    check_counts(given, "num_beams", "n_best", "max_tokens_per_batch", "max_source_length", "max_target_length")
+    if len(given.files) > 1 and (given.output is None or Path(given.output).is_file()):
+        raise UserError("several files need -o FOLDER, where each gets a file of its name")
+    names = [Path(name).name for name in given.files]
+    if len(set(names)) < len(names):
+        raise UserError("two files have the same name: their outputs would be one; translate them one by one")
+    for name in given.files:
+        if name != "-" and not Path(name).is_file():
+            raise UserError(f"{name}: {'a folder, not a file' if Path(name).is_dir() else 'no such file'}")
+        if given.output is not None and _output_of(name, given).resolve() == Path(name).resolve():
+            raise UserError(f"-o {given.output}: that is the input itself; give another")
+
+
+def _output_of(name: str, given: argparse.Namespace) -> Path:
+    output = Path(given.output)
+    is_folder = len(given.files) > 1 or output.is_dir() or given.output.endswith("/")
+    return output / (Path(name).name if name != "-" else "stdin.txt") if is_folder else output
+
+
+def _check_languages(given: argparse.Namespace, trained: Config | None) -> None:
+    """Refuse languages that a model of a run was not trained on, where it cannot be told which is wanted."""
+    if trained is None or trained.data.pairs or trained.model.model_name_or_path:  # a pretrained one may know more
+        return
+    for flag in ("source_lang", "target_lang"):
+        asked, own = getattr(given, flag), getattr(trained.data, flag)
+        if asked and own and not match_language(asked, [own]):
+            raise UserError(
+                f"--{flag} {asked}: this model translates {trained.data.source_lang} to {trained.data.target_lang}"
+            )
+
+
+def _translate(argv: Sequence[str]) -> None:
+    given = _parser().parse_args(argv)
+    _check(given)
+    from mtloop.translate.translator import Translator
+
+    trained = stored_config(given.model)
+    _check_languages(given, trained)
+    source_lang = trained.data.languages[0][0] if trained is not None else None
+    given.row_lang = given.source_lang or source_lang
+    given.column = given.source_column or (trained.data.source_column if trained is not None else None)
+    runtime = start_runtime(given)
+    names = ("model", "source_lang", "target_lang", "source_prefix", "num_beams", "n_best", "max_tokens_per_batch",
+             "max_source_length", "max_target_length", "trust_remote_code", "engine")  # fmt: skip
+    try:
+        translator = Translator(**{name: getattr(given, name) for name in names}, runtime=runtime)
+        for name in given.files or [None]:
+            _translate_file(translator, name, given)
+    finally:
+        runtime.close()
+
+
+def _translate_file(translator: Any, name: str | None, given: argparse.Namespace) -> None:
+    """Translate one file, or the sentences of --text (None), block by block. Main reads and writes; all translate."""
+    from tqdm.auto import tqdm
+
+    runtime = translator.runtime
+    warnings, num_done = Warnings(), 0
+    entries = _entries(name, given)  # nothing is opened before main asks for the first
+    size = 1 if name == "-" and sys.stdin is not None and sys.stdin.isatty() else BLOCK_SIZE
+    sink = _Sink(name, given)
+    bar = tqdm(unit="line", disable=not (runtime.is_main and sys.stderr.isatty()), dynamic_ncols=True)
+    with closing(entries), closing(sink), closing(bar):
+        while block := runtime.on_main(lambda: list(islice(entries, size))):
+            found = translator.translate([entry.text for entry in block])
+            warnings.look_at(found, first=num_done + 1)
+            num_done += len(block)
+            runtime.on_main(lambda block=block, found=found: sink.write(block, found))
+            bar.update(len(block))
+        runtime.on_main(sink.publish)
+    if runtime.is_main:
+        for line in warnings.lines(name or "--text", translator):
+            print(f"mtloop: warning: {line}", file=sys.stderr)
+
+
+def _entries(name: str | None, given: argparse.Namespace) -> Generator[Entry]:
+    if name is None:
+        yield from (Entry(text, "\n") for text in given.text)
+        return
+    with opened(name) as file:
+        yield from read_entries(file, name, column=given.column, source_lang=given.row_lang)
+
+
+class _Sink:
+    """Where translations go: standard output, or a file that appears when it is whole."""
+
+    def __init__(self, name: str | None, given: argparse.Namespace) -> None:
+        self._path = None if given.output is None else _output_of(name or "-", given)
+        self._kind = str(self._path) if self._path is not None else "stdout.txt"
+        self._options = {"n_best": given.n_best, "with_scores": given.scores}
+        self._file: BinaryIO | None = None
+        self._writer: Writer | None = None
+
+    def write(self, block: list[Entry], found: list[list[Translation]]) -> None:
+        """Write a block.
+
+        Raises:
+            UserError: naming the output and the reason.
+        """
+        try:
+            if self._writer is None:
+                self._file = sys.stdout.buffer if self._path is None else self._open(self._path)
+                self._writer = Writer(self._file, self._kind, **self._options)
+            self._writer.write(block, found)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(f"-o {self._path or '(standard output)'}: {error.strerror or error}") from error
+
+    def _open(self, path: Path) -> BinaryIO:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return partial_name(path).open("wb")
+
+    def publish(self) -> None:
+        """Let the file appear; an empty input makes an empty output."""
+        if self._path is None:
+            return
+        if self._file is None:
+            self.write([], [])
+        assert self._file is not None
+        self._file.close()
+        os.replace(self._file.name, self._path)
+
+    def close(self) -> None:
+        """Remove a file that was not published."""
+        if self._file is not None and self._path is not None:
+            self._file.close()
+            Path(self._file.name).unlink(missing_ok=True)

@@ -1,0 +1,197 @@
+"""Measures -> the report: lengths, what is odd with which rows, and what validation shares with training.
+
+Owns the rules (what counts as suspicious) and the report's JSON. Must not know texts but for the few that it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from mtloop.config import DataConfig
+from mtloop.corpus_report.measure import SPLITS, Measures
+
+PERCENTILES = (50, 90, 95, 99)
+NUM_EXAMPLES = 3
+# Shorter pairs say nothing: "What?" is "Qu'est-ce que c'est ?".
+MIN_CHARACTERS = 20
+# In robust standard deviations of the logarithm of the ratio. On KDE English-French 5 leaves 0.4 % of the rows, nearly
+# all of them wrong or very free; of 3, half are good translations.
+MAX_DEVIATIONS = 5.0
+# Of a corpus whose ratios are all alike, such as copies: a factor of 1.6 either way is never suspicious.
+MIN_DEVIATION = 0.1
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Band:
+    """Which ratios of target to source characters are usual.
+
+    Attributes:
+        median: Of the rows with at least MIN_CHARACTERS on a side.
+        lowest: Below it a ratio is suspicious.
+        highest: Above it a ratio is suspicious.
+    """
+
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Rows that share an oddity.
+
+    Attributes:
+        name: Its key in the report.
+        is_found: bool [N].
+        severity: float [N], what is shown first; None for the order of the rows.
+        rows_per_source: Examples with the same source, at most.
+    """
+
+    name: str
+    is_found: NDArray[np.bool_]
+    severity: NDArray | None = None
+    rows_per_source: int = 1
+
+
+def inspect(measures: Measures, splits: Mapping[str, Dataset], data: DataConfig, *, has_tokens: bool) -> dict[str, Any]:
+    """Return the report on N rows, as JSON.
+
+    Args:
+        measures: Of the rows of all splits.
+        splits: The rows, for the texts of examples.
+        data: Names the limits.
+        has_tokens: Whether tokens were counted.
+    """
+    band = ratio_band(measures)
+    scopes = {name: measures.select(measures.split == SPLITS.index(name)) for name in splits}
+    scopes[ALL] = measures
+    report: dict[str, Any] = {"lengths": {}, "findings": {}, "sources_with_several_targets": {}}
+    for scope, rows in scopes.items():
+        report["lengths"][scope] = lengths(rows, has_tokens=has_tokens)
+        report["sources_with_several_targets"][scope] = int((targets_per_source(rows)[1] > 1).sum())
+        for finding in find(rows, data, band, has_tokens=has_tokens):
+            counts = report["findings"].setdefault(finding.name, {})
+            counts[scope] = int(finding.is_found.sum())
+    report["examples"] = {
+        finding.name: [example(measures, splits, row) for row in pick(finding, measures)]
+        for finding in find(measures, data, band, has_tokens=has_tokens)
+    }
+    train = scopes["train"]
+    report["shared_with_train"] = {name: shared(scopes[name], train) for name in splits if name != "train"}
+    report["length_ratio"] = None if band is None else {**vars(band), "min_characters": MIN_CHARACTERS}
+    return report
+
+
+def lengths(rows: Measures, *, has_tokens: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """Return mean, percentiles and maximum, by side and unit; a percentile is a length that occurs."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for side in ("source", "target"):
+        found[side] = {}
+        for unit in ("words", "characters", *(["tokens"] if has_tokens else [])):
+            values = getattr(rows, f"{side}_{unit}")
+            percentiles = np.percentile(values, PERCENTILES, method="inverted_cdf")
+            found[side][unit] = {
+                "mean": round(float(values.mean()), 3),
+                **{f"p{share}": int(value) for share, value in zip(PERCENTILES, percentiles, strict=True)},
+                "max": int(values.max()),
+            }
+    return found
+
+
+def find(rows: Measures, data: DataConfig, band: Band | None, *, has_tokens: bool) -> Iterator[Finding]:
+    """Yield what is odd, in the order of the report."""
+    _, first, inverse, counts = np.unique(rows.pair_key, return_index=True, return_inverse=True, return_counts=True)
+    is_repeat = np.arange(len(rows)) != first[inverse]
+    yield Finding("duplicate_pairs", is_repeat, counts[inverse])
+    inverse, num_targets = targets_per_source(rows)
+    yield Finding("several_targets", num_targets[inverse] > 1, num_targets[inverse], rows_per_source=2)
+    yield Finding("target_is_source", rows.is_copy, rows.source_characters)
+    yield Finding("newline_in_source", rows.has_source_newline)
+    yield Finding("newline_on_one_side", rows.has_one_newline)
+    yield Finding("outer_space", rows.has_outer_space)
+    yield Finding("replacement_character", rows.has_replacement)
+    if band is not None:
+        ratio = length_ratio(rows)
+        is_odd = is_measurable(rows) & ((ratio < band.lowest) | (ratio > band.highest))
+        yield Finding("odd_length_ratio", is_odd, np.abs(np.log(ratio / band.median)))
+    if has_tokens:
+        yield Finding("long_source", rows.source_tokens > data.max_source_length, rows.source_tokens)
+        yield Finding("long_target", rows.target_tokens > data.max_target_length, rows.target_tokens)
+
+
+def targets_per_source(rows: Measures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the number of each row's source, and how many different targets each of these sources has."""
+    _, inverse = np.unique(rows.source_key, return_inverse=True)
+    _, first = np.unique(rows.pair_key, return_index=True)
+    return inverse, np.bincount(inverse[first], minlength=inverse.max() + 1)
+
+
+def length_ratio(rows: Measures) -> NDArray[np.float64]:
+    """Return target characters for each source character."""
+    return rows.target_characters / rows.source_characters
+
+
+def is_measurable(rows: Measures) -> NDArray[np.bool_]:
+    """Whether a side is long enough for its row's ratio to mean something."""
+    return np.maximum(rows.source_characters, rows.target_characters) >= MIN_CHARACTERS
+
+
+def ratio_band(rows: Measures) -> Band | None:
+    """Return the usual ratios: median and median absolute deviation of the logarithm; None where no row has a say.
+
+    Source: Leys et al. 2013, Detecting outliers; 1.4826 makes the deviation that of a normal distribution.
+    """
+    logs = np.log(length_ratio(rows)[is_measurable(rows)])
+    if not len(logs):
+        return None
+    median = float(np.median(logs))
+    reach = MAX_DEVIATIONS * max(1.4826 * float(np.median(np.abs(logs - median))), MIN_DEVIATION)
+    return Band(*(round(float(np.exp(log)), 4) for log in (median, median - reach, median + reach)))
+
+
+def shared(rows: Measures, train: Measures) -> dict[str, float]:
+    """Return the share of rows whose source, or pair, also stands in train: as it is, and by its letters alone."""
+    keys = {
+        "sources": "source_key",
+        "pairs": "pair_key",
+        "sources_by_letters": "source_letters_key",
+        "pairs_by_letters": "pair_letters_key",
+    }
+    return {
+        name: round(float(np.isin(getattr(rows, key), getattr(train, key)).mean()), 5) for name, key in keys.items()
+    }
+
+
+def pick(finding: Finding, rows: Measures) -> list[int]:
+    """Return the rows to show: the worst first, else in the order of rows; few of one source, no pair twice."""
+    found = np.flatnonzero(finding.is_found)
+    _, first, inverse = np.unique(rows.source_key[found], return_index=True, return_inverse=True)
+    severity = np.zeros(len(found)) if finding.severity is None else finding.severity[found]
+    # Rows of one source together, sources of the same severity in the order of their first row.
+    order = found[np.lexsort((found, first[inverse], -severity))]
+    chosen: list[int] = []
+    per_source: dict[int, int] = {}
+    pairs = set()
+    for row in order.tolist():
+        source, pair = int(rows.source_key[row]), int(rows.pair_key[row])
+        if per_source.get(source, 0) < finding.rows_per_source and pair not in pairs:
+            chosen.append(row)
+            pairs.add(pair)
+            per_source[source] = per_source.get(source, 0) + 1
+        if len(chosen) == NUM_EXAMPLES * finding.rows_per_source:
+            break
+    return chosen
+
+
+def example(measures: Measures, splits: Mapping[str, Dataset], row: int) -> dict[str, Any]:
+    """Return a row as the report shows it."""
+    split = SPLITS[measures.split[row]]
+    texts = splits[split][int(measures.position[row])]
+    return {"split": split, "index": texts["index"], "source": texts["source"], "target": texts["target"]}

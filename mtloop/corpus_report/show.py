@@ -1,0 +1,154 @@
+"""The report for a human: lines for a terminal, and a picture. Must not know where the numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtloop.corpus_report.findings import ALL, MIN_CHARACTERS, PERCENTILES, Band, is_measurable, length_ratio
+from mtloop.corpus_report.measure import Measures
+from mtloop.tables import aligned
+
+_TITLES = {
+    "duplicate_pairs": "pairs that repeat an earlier one",
+    "several_targets": "rows whose source has other targets too",
+    "target_is_source": "target = source",
+    "newline_in_source": "newline in the source",
+    "newline_on_one_side": "newline on one side alone",
+    "outer_space": "a side begins or ends with white space",
+    "replacement_character": "U+FFFD on a side: badly decoded",
+    "odd_length_ratio": "suspicious length ratio",
+    "long_source": "source over --max_source_length {max_source_length}",
+    "long_target": "target over --max_target_length {max_target_length}",
+}
+# What an example must show of its texts.
+_SIGNS = {"newline_in_source": "\n", "newline_on_one_side": "\n", "replacement_character": "\ufffd"}
+_SHARED = {
+    "sources": "same source",
+    "pairs": "same pair",
+    "sources_by_letters": "same source but for case and what is no letter",
+    "pairs_by_letters": "same pair but for case and what is no letter",
+}
+_BLUE, _RED = "#1f5fa8", "#d1495b"
+
+
+def report_lines(report: dict[str, Any]) -> list[str]:
+    """Write the report as tables and examples."""
+    titles = {name: title.format(**report["limits"]) for name, title in _TITLES.items()}
+    lines = ["", *_length_lines(report), "", *_finding_lines(report, titles)]
+    for split, shares in report["shared_with_train"].items():
+        lines += ["", f"of the {split} rows, so many also stand in train:"]
+        lines += [f"  {_percent(share):>7}  {_SHARED[name]}" for name, share in shares.items()]
+    examples = list(_example_lines(report, titles))
+    return [*lines, "", *examples] if examples else lines
+
+
+def _length_lines(report: dict[str, Any]) -> Iterator[str]:
+    rows = [["length", "mean", *(f"{share} %" for share in PERCENTILES), "max"]]
+    for side, units in report["lengths"][ALL].items():
+        for unit, numbers in units.items():
+            rows.append([f"{side} {unit}", f"{numbers['mean']:,.1f}", *(f"{n:,}" for n in list(numbers.values())[1:])])
+    yield from aligned(rows, left=1)
+    if report["tokenizer"] is None:
+        yield "tokens, and rows over --max_source_length and --max_target_length: add --tokenizer NAME or --model M"
+    else:
+        yield f"tokens of {report['tokenizer']}, special tokens included, nothing cut"
+
+
+def _finding_lines(report: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
+    scopes = list(report["lengths"])
+    rows = [["rows", *scopes, "share"]]
+    num_all = report["num_rows"][ALL]
+    rows.append(["pairs", *(f"{report['num_rows'][scope]:,}" for scope in scopes), ""])
+    for name, counts in report["findings"].items():
+        share = _percent(counts[ALL] / num_all) if counts[ALL] else ""
+        rows.append([titles[name], *(f"{counts[scope]:,}" for scope in scopes), share])
+        if name == "several_targets":
+            number = report["sources_with_several_targets"]
+            rows.append(["  so many such sources", *(f"{number[scope]:,}" for scope in scopes), ""])
+    yield from aligned(rows, left=1)
+    if (band := report["length_ratio"]) is not None:
+        yield (
+            f"target characters for each source character: median {band['median']:.2f}; suspicious outside of "
+            f"{band['lowest']:.2f} to {band['highest']:.2f}, in rows of {MIN_CHARACTERS} characters or more on a side"
+        )
+
+
+def _example_lines(report: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
+    for name, rows in report["examples"].items():
+        if rows:
+            yield f"{titles[name]}:"
+        for row in rows:
+            place = f"{row['split']} {row['index']}"
+            for side in ("source", "target"):
+                near = max(row[side].find(_SIGNS[name]), 0) if name in _SIGNS else 0
+                yield f"  {place if side == 'source' else '':>14}  {one_line(row[side], near=near)}"
+
+
+def one_line(text: str, *, near: int = 0, longest: int = 100) -> str:
+    """Show a text on one line of a terminal: what cannot be seen as Python writes it, and outer spaces in quotes.
+
+    Args:
+        text: The text.
+        near: The character that must be seen, in a text that is cut.
+        longest: Characters after which it is cut.
+    """
+    start = 0 if near < longest * 3 // 4 else near - longest // 2
+    cut = text[start : start + longest]
+    visible = "".join(c if c.isprintable() or c == "\xa0" else repr(c)[1:-1] for c in cut)
+    visible = ("... " if start else "") + visible + (" ..." if start + longest < len(text) else "")
+    return f"'{visible}'" if text != text.strip() else visible
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share == 0 or share >= 0.0005 else "< 0.1 %"
+
+
+def draw(path: Path, measures: Measures, band: Band | None, limits: dict[str, int] | None) -> bool:
+    """Draw the lengths of both sides and their ratio.
+
+    Args:
+        path: The PNG file.
+        measures: Of N rows.
+        band: The usual ratios.
+        limits: max_source_length and max_target_length where tokens were counted; None draws words.
+
+    Returns:
+        Whether matplotlib is installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the notebook we may run in
+    except ImportError:
+        return False
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    *sides, right = figure.subplots(1, 3)
+    unit = "words" if limits is None else "tokens"
+    for side, axes in zip(("source", "target"), sides, strict=True):
+        values = getattr(measures, f"{side}_{unit}")
+        axes.hist(values, bins=_whole_bins(int(values.max())), color=_BLUE)
+        axes.set(title=f"{side} length", xlabel=unit, ylabel="rows", xscale="log", yscale="log")
+        if limits is not None:
+            limit = limits[f"max_{side}_length"]
+            axes.axvline(limit, color=_RED)
+            axes.set_title(f"{side} length: {int((values > limit).sum()):,} over --max_{side}_length {limit}")
+    if band is not None:
+        ratio = length_ratio(measures)[is_measurable(measures)]
+        right.hist(ratio, bins=np.geomspace(ratio.min() * 0.999, ratio.max() * 1.001, 80).tolist(), color=_BLUE)
+        for edge in (band.lowest, band.highest):
+            right.axvline(edge, color=_RED)
+        right.axvline(band.median, color="black", linewidth=0.8)
+        right.set(title="length ratio: suspicious outside of the lines", ylabel="rows", xscale="log", yscale="log")
+        right.set_xlabel(f"target / source characters, rows of {MIN_CHARACTERS} or more")
+    for axes in (*sides, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110, format="png")
+    return True
+
+
+def _whole_bins(longest: int) -> NDArray[np.float64]:
+    """Edges between whole numbers, some 50, equally wide on a logarithmic axis where that is possible."""
+    return np.unique(np.geomspace(1, longest + 1, 50).round()) - 0.5

@@ -1,0 +1,177 @@
+"""Noun phrases and verbs in English and French, as the format fields of a pattern.
+
+Owns determiners, agreement, the place of adjectives, elision and contraction. Must not know which patterns exist or how
+words are drawn. In a pattern `{o:the}` formats a phrase as "the file" / "le fichier", `{v:done}` a verb as the
+participle that agrees with its object, `{q}` an adjective that agrees with its subject.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mtloop.data.demo.words import ATTRIBUTES, NOUNS, Adjective, Noun, Verb, french_forms
+
+# (singular, plural)
+_ENGLISH_BY_NUMBER = {
+    "be": ("is", "are"),
+    "has": ("has", "have"),
+    "does": ("does", "do"),
+    "exists": ("exists", "exist"),
+    "contains": ("contains", "contain"),
+    "it": ("it", "them"),
+    "this": ("this", "these"),
+}
+_FRENCH_BY_NUMBER = {
+    "be": ("est", "sont"),
+    "be_not": ("n'est pas", "ne sont pas"),
+    "has": ("a", "ont"),
+    "has_not": ("n'a pas", "n'ont pas"),
+    "will_be": ("sera", "seront"),
+    "can": ("peut", "peuvent"),
+    "cannot": ("ne peut pas", "ne peuvent pas"),
+    "exists": ("existe", "existent"),
+    "exists_not": ("n'existe pas", "n'existent pas"),
+    "contains": ("contient", "contiennent"),
+}
+# (masculine, feminine, masculine plural, feminine plural)
+_FRENCH_BY_GENDER = {
+    "it": ("le", "la", "les", "les"),
+    "has_it": ("a-t-il", "a-t-elle", "ont-ils", "ont-elles"),
+    "only": french_forms("seul"),
+    "found": french_forms("trouvé"),
+    "passed": french_forms("passé"),
+}
+_FRENCH_DETERMINERS = {
+    "the": ("le", "la", "les", "les"),
+    "a": ("un", "une", "des", "des"),
+    "this": ("ce", "cette", "ces", "ces"),
+    "your": ("votre", "votre", "vos", "vos"),
+    "all": ("tous les", "toutes les", "tous les", "toutes les"),
+    "each": ("chaque", "chaque", "chaque", "chaque"),
+    "no": ("aucun", "aucune", "aucun", "aucune"),
+    "which": ("quel", "quelle", "quels", "quelles"),
+}
+_ENGLISH_DETERMINERS = {"the": "the", "your": "your", "all": "all the", "each": "each", "no": "no", "which": "which"}
+# Written with a vowel, spoken with a consonant: "a user", "a USB key".
+_SPOKEN_CONSONANT = re.compile(r"us|uni")
+
+_VOWELS = "aeiouyàâéèêëîïôûœæAEIOUYÀÂÉÈÊËÎÏÔÛŒÆ"
+_ASPIRATED = [form for noun in (*NOUNS, *ATTRIBUTES) if noun.is_aspirated for form in noun.french]
+_BEFORE_VOWEL = rf"(?!(?:{'|'.join(map(re.escape, _ASPIRATED))})\b)(?=[{_VOWELS}hH])"
+_ELISION = re.compile(rf"\b([lLdDnN])(?:e|a) {_BEFORE_VOWEL}|\b([qQ]u)e {_BEFORE_VOWEL}")
+_CONTRACTION = re.compile(r"\b(de les|de le|à les|à le) ")
+_CONTRACTED = {"de le": "du", "de les": "des", "à le": "au", "à les": "aux"}
+_STARTS_WITH_VOWEL = re.compile(_BEFORE_VOWEL)
+_SENTENCE_START = re.compile(r"(?:^|[.?!] )(\w)")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """What a noun phrase says, in no language yet; `suffix` is "" or a placeholder that names the thing."""
+
+    noun: Noun
+    adjective: Adjective | None = None
+    is_plural: bool = False
+    suffix: str = ""
+
+    def agreement(self) -> int:
+        """Return the index of this phrase's gender and number among the four French forms."""
+        return 2 * self.is_plural + self.noun.is_feminine
+
+
+class EnglishPhrase:
+    """A phrase, formatted with a determiner ("the", "a", ...), as a word agreeing with it ("be", ...) or bare ("")."""
+
+    def __init__(self, phrase: Phrase):
+        self._number = int(phrase.is_plural)
+        name = phrase.noun.english[self._number]
+        self._words = f"{phrase.adjective.english} {name}" if phrase.adjective else name
+        self._suffix = phrase.suffix and f' "{phrase.suffix}"'
+
+    def __format__(self, form: str) -> str:
+        if form == "this":
+            return f"{_ENGLISH_BY_NUMBER['this'][self._number]} {self._words}{self._suffix}"
+        if form in _ENGLISH_BY_NUMBER:
+            return _ENGLISH_BY_NUMBER[form][self._number]
+        if form == "a" and not self._number:
+            is_vowel = self._words[0] in "aeiouAEIOU" and not _SPOKEN_CONSONANT.match(self._words.lower())
+            return f"{'an' if is_vowel else 'a'} {self._words}{self._suffix}"
+        determiner = _ENGLISH_DETERMINERS[form] + " " if form in _ENGLISH_DETERMINERS else ""
+        return f"{determiner}{self._words}{self._suffix}"
+
+
+class FrenchPhrase:
+    """The French side of `EnglishPhrase`, with the same format specifications and those that French needs besides."""
+
+    def __init__(self, phrase: Phrase):
+        self._phrase = phrase
+        self._agreement = phrase.agreement()
+        self._suffix = phrase.suffix and f" « {phrase.suffix} »"
+        self._words = phrase.noun.french[phrase.is_plural]
+        self._is_preposed = bool(phrase.adjective and "<" in phrase.adjective.marks)
+        if phrase.adjective:
+            form = phrase.adjective.french[self._agreement]
+            if form == "nouveau" and starts_with_vowel(self._words):
+                form = "nouvel"
+            self._words = f"{form} {self._words}" if self._is_preposed else f"{self._words} {form}"
+
+    def __format__(self, form: str) -> str:
+        if form in _FRENCH_BY_NUMBER:
+            return _FRENCH_BY_NUMBER[form][self._phrase.is_plural]
+        if form in _FRENCH_BY_GENDER:
+            return _FRENCH_BY_GENDER[form][self._agreement]
+        if form == "":
+            return self._words + self._suffix
+        determiner = _FRENCH_DETERMINERS[form][self._agreement]
+        if determiner == "ce" and starts_with_vowel(self._words):
+            determiner = "cet"
+        if determiner == "des" and self._is_preposed:
+            determiner = "de"
+        return f"{determiner} {self._words}{self._suffix}"
+
+
+class EnglishVerb:
+    """A verb: base form, or "done" (participle) or "doing" (gerund)."""
+
+    def __init__(self, verb: Verb):
+        self._forms = {"": verb.english, "done": verb.participle, "past": verb.participle, "doing": verb.gerund}
+
+    def __format__(self, form: str) -> str:
+        return self._forms[form]
+
+
+class FrenchVerb:
+    """A verb: infinitive, "done" (agreeing with its object), "past" (after avoir), "action" or "the_action"."""
+
+    def __init__(self, verb: Verb, phrase: Phrase):
+        article = "la" if verb.action_is_feminine else "le"
+        self._forms = {
+            "": verb.infinitive,
+            "done": verb.done[phrase.agreement()],
+            "past": verb.done[0],
+            "action": verb.action,
+            "the_action": f"{article} {verb.action}",
+        }
+
+    def __format__(self, form: str) -> str:
+        return self._forms[form]
+
+
+def starts_with_vowel(french: str) -> bool:
+    """Return whether French elides before these words: a vowel or a mute h."""
+    return bool(_STARTS_WITH_VOWEL.match(french))
+
+
+def join_french(text: str) -> str:
+    """Elide (le image -> l'image) and contract (de le fichier -> du fichier) the words of a French sentence.
+
+    An object pronoun after "de" or "à" would be contracted too: a pattern must not put one there.
+    """
+    text = _ELISION.sub(lambda found: f"{found.group(1) or found.group(2)}'", text)
+    return _CONTRACTION.sub(lambda found: _CONTRACTED[found.group(1)] + " ", text)
+
+
+def capitalise(text: str) -> str:
+    """Return the text with a capital at the start of each sentence."""
+    return _SENTENCE_START.sub(lambda found: found.group().upper(), text)

@@ -1,0 +1,161 @@
+"""JSON files as rows, one after the other: never more than one row in memory, and errors with their line.
+
+An array is decoded element by element, because the usual reader would hold a whole file, private to each process.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from typing import IO, Any, NoReturn
+
+from mtloop.data.files import InputFile, not_utf8, read_lines, reading
+from mtloop.errors import UserError
+
+_CHUNK = 1 << 16
+# A value longer than this is taken for a syntax error: an open bracket would otherwise swallow the rest of the file.
+_MAX_VALUE_CHARS = 1 << 24
+_SPACE = " \t\r\n"
+
+
+def json_lines(file: InputFile) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) for one JSON value a line; blank lines are skipped.
+
+    Raises:
+        UserError: "path:LINE: ..." for a line that is not JSON.
+    """
+    for number, line in read_lines(file):
+        line = line.rstrip(_SPACE)
+        if not line:
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file.name}:{number}: not JSON ({_reason(error)})") from error
+        yield number, value
+
+
+def json_values(file: InputFile) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) for an array, an object with an array "data", or one value a line.
+
+    Raises:
+        UserError: "path:LINE: ..." for what is not JSON.
+    """
+    with reading(file) as stream:
+        text = _JsonText(file, stream)
+        is_array = text.peek() == "["
+        if is_array or (text.peek() == "{" and text.enter_data()):
+            yield from text.elements()
+            text.leave(is_array)
+            return
+    yield from json_lines(file)
+
+
+class _JsonText:
+    """A window on a JSON text that moves forward value by value."""
+
+    def __init__(self, file: InputFile, stream: IO[bytes]) -> None:
+        self._file, self._stream = file, stream
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder()
+        self._buffer, self._at, self._line = "", 0, 1
+
+    def peek(self) -> str:
+        """Move past white space and return the next character, "" at the end."""
+        while True:
+            end = self._at
+            while end < len(self._buffer) and self._buffer[end] in _SPACE:
+                end += 1
+            self._advance(end)
+            if end < len(self._buffer):
+                return self._buffer[end]
+            if not self._fill():
+                return ""
+
+    def take(self, char: str) -> None:
+        """Move past `char`, which must come next."""
+        if self.peek() != char:
+            self._fail(self._line, f"expected {char!r}")
+        self._advance(self._at + 1)
+
+    def value(self) -> Any:
+        """Decode the next value and move past it."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._buffer, self._at)
+            except (ValueError, RecursionError) as error:
+                if len(self._buffer) - self._at < _MAX_VALUE_CHARS and self._fill():
+                    continue
+                message, position = _reason(error), self._at
+                if isinstance(error, json.JSONDecodeError):
+                    message, position = error.msg, error.pos
+                self._fail(self._line + self._buffer.count("\n", self._at, position), message)
+            # A number may go on beyond the end of what was read.
+            if end < len(self._buffer) or not self._fill():
+                self._advance(end)
+                return value
+
+    def enter_data(self) -> bool:
+        """Move into the array "data" of the object that comes next; False if the object has none."""
+        self.take("{")
+        while self.peek() == '"':
+            key = self.value()
+            self.take(":")
+            if key == "data" and self.peek() == "[":
+                return True
+            self.value()
+            if self.peek() != ",":
+                return False
+            self.take(",")
+        return False
+
+    def elements(self) -> Iterator[tuple[int, Any]]:
+        """Yield (line number, value) of the array that comes next and move past it."""
+        self.take("[")
+        while self.peek() != "]":
+            line = self._line
+            yield line, self.value()
+            if self.peek() != "]":
+                self.take(",")
+        self.take("]")
+
+    def leave(self, is_array: bool) -> None:
+        """Refuse a text that does not end well after its array: it may have been cut off."""
+        while not is_array and self.peek() == ",":
+            self.take(",")
+            self.value()
+            self.take(":")
+            self.value()
+        if not is_array:
+            self.take("}")
+        if self.peek():
+            self._fail(self._line, "text after the end of the array")
+
+    def _advance(self, end: int) -> None:
+        self._line += self._buffer.count("\n", self._at, end)
+        self._at = end
+
+    def _fill(self) -> bool:
+        """Read on; False at the end. Doubling keeps the repeated attempts at a long value linear in its length."""
+        rest = self._buffer[self._at :]
+        raw = self._stream.read(max(_CHUNK, len(rest)))
+        try:
+            text = self._decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            line = self._line + rest.count("\n") + error.object.count(b"\n", 0, error.start)
+            raise not_utf8(self._file, line, error) from error
+        if not raw:
+            return False
+        self._buffer, self._at = rest + text, 0
+        return True
+
+    def _fail(self, line: int, message: str) -> NoReturn:
+        raise UserError(f"{self._file.name}:{line}: not JSON ({message})")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)

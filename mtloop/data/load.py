@@ -1,0 +1,199 @@
+"""The whole way from a DataConfig to the rows of train, valid and test, and the report on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from mtloop.data import kde4
+from mtloop.data.named import load_named
+from mtloop.data.opus import load_opus
+from mtloop.data.rows import REASONS, ROWS_VERSION, Columns
+from mtloop.data.sources import load_demo, load_files
+from mtloop.data.store import Raw, Store, digest
+from mtloop.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from mtloop.config import DataConfig
+
+_FLAGS = {"train": "train_file", "valid": "validation_file", "test": "test_file"}
+_COUNT_BATCH = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Rows to train on and to evaluate on.
+
+    Each data set has the columns `index` (int64, the row's number in its source as loaded, from 0), `source` and
+    `target` (str, exactly as the source has them), and is memory-mapped.
+
+    Attributes:
+        train: Training rows.
+        valid: Validation rows.
+        test: Test rows, if the source has some.
+        report: JSON: "sources" per split, "counts" per split ("loaded", "dropped" by reason, "kept"; loaded is the sum
+            of the others), and "fingerprint", equal where the same content and settings give the same kept rows.
+    """
+
+    train: Dataset
+    valid: Dataset
+    test: Dataset | None
+    report: dict[str, Any]
+
+
+def load_corpus(
+    data: DataConfig,
+    *,
+    trust_remote_code: bool = False,
+    cache_dir: str | None = None,
+    sources: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Corpus:
+    """Load, split and filter the rows that `data` names.
+
+    Several processes may call it; best after one another, for the first one fills the cache for the others. A
+    validation split that is not there is cut from train as the Hugging Face course does it: before any row is dropped,
+    with `train_test_split(train_size=1 - validation_split, seed=split_seed)`.
+
+    Args:
+        data: The data flags.
+        trust_remote_code: Of no effect: datasets 4 and later run no code of a data set.
+        cache_dir: Where rows are kept instead of the datasets library's cache.
+        sources: "sources" of the report of a run that is resumed: of several sources of a corpus, take the same.
+        say: Prints a line, before a download.
+
+    Raises:
+        UserError: for whatever the user can mend.
+        RunFailed: for a cache that cannot be written.
+    """
+    columns = Columns(data.source_lang, data.target_lang, data.source_column, data.target_column)
+    try:
+        return _assemble(data, _load_raws(data, columns, Store(cache_dir, data.overwrite_cache), sources or {}, say))
+    except OSError as error:
+        raise RunFailed(f"cannot write the rows to the datasets cache (HF_DATASETS_CACHE, HF_HOME): {error}") from error
+
+
+def load_test_set(
+    flag: str, files: list[str], columns: Columns, *, cache_dir: str | None = None
+) -> tuple[Dataset, dict[str, Any]]:
+    """Load files to score on: rows of source and target, and the counts of what was dropped.
+
+    Args:
+        flag: What named the files, for messages.
+        files: One file of rows, several, a glob, or two aligned text files, source first.
+        columns: Where the texts stand.
+        cache_dir: As in load_corpus.
+
+    Raises:
+        UserError: for whatever the user can mend.
+        RunFailed: for a cache that cannot be written.
+    """
+    try:
+        rows, counts = _drop(flag, load_files(flag, files, columns, Store(cache_dir, False)).rows)
+    except OSError as error:
+        raise RunFailed(f"cannot write the rows to the datasets cache (HF_DATASETS_CACHE, HF_HOME): {error}") from error
+    return rows.select_columns(["index", "source", "target"]), {**counts, "kept": len(rows)}
+
+
+def describe(report: dict[str, Any]) -> list[str]:
+    """Return one line per split for a human: rows loaded, dropped by reason, kept."""
+    lines = []
+    for split, counts in report["counts"].items():
+        dropped = counts["dropped"]
+        reasons = f" ({', '.join(f'{number:,} {reason}' for reason, number in dropped.items())})" if dropped else ""
+        number = sum(dropped.values())
+        lines.append(f"{split}: {counts['loaded']:,} rows loaded, {number:,} dropped{reasons}, {counts['kept']:,} kept")
+    return lines
+
+
+def _load_raws(
+    data: DataConfig, columns: Columns, store: Store, sources: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Raw]:
+    """Load every split that a flag or the data set provides; files of a split come before the data set's."""
+    if bool(data.dataset_name) == bool(data.train_file):
+        raise UserError("give either --dataset_name or --train_file" + (", not both" if data.train_file else ""))
+    name = data.dataset_name
+    raws: dict[str, Raw] = {}
+    if name == "demo":
+        raws = load_demo(columns, store)
+    elif name == "kde4" or (name in kde4.NAMES and not Path(name).is_dir()):
+        recorded = next((source.get("name") for source in sources.get("train", [])), None)
+        raws = kde4.load_kde4(columns, store, recorded=recorded, say=say)
+    elif name and name.startswith("opus:"):
+        raws = load_opus(name, columns, store, say)
+    elif name:
+        raws = load_named(name, data.dataset_config_name, columns, store)
+    for split, field in _FLAGS.items():
+        if patterns := getattr(data, field):
+            raws[split] = load_files(f"--{field}", patterns, columns, store)
+    return raws
+
+
+def _assemble(data: DataConfig, raws: dict[str, Raw]) -> Corpus:
+    """Cut, drop and thin out, in this order, and write down what was done."""
+    identities: dict[str, Any] = {split: [raw.identity] for split, raw in raws.items()}
+    sources = {split: raw.origin for split, raw in raws.items()}
+    splits = {split: raw.rows for split, raw in raws.items()}
+    if "valid" not in splits:
+        splits["train"], splits["valid"] = _cut(splits["train"], data.validation_split, data.split_seed)
+        cut = {"cut_from": "train", "validation_split": data.validation_split, "split_seed": data.split_seed}
+        sources["valid"] = [cut]
+        identities["train"].append(cut)
+    counts: dict[str, Any] = {}
+    finished: dict[str, Dataset] = {}
+    for split in (name for name in _FLAGS if name in splits):
+        kept, counts[split] = _drop(split, splits[split])
+        flag = "max_train_samples" if split == "train" else "max_eval_samples"
+        max_samples = getattr(data, flag)
+        if max_samples is not None and max_samples < len(kept):
+            counts[split]["dropped"][flag] = len(kept) - max_samples
+            identities.setdefault(split, []).append({"max_samples": max_samples, "split_seed": data.split_seed})
+            kept = _subset(kept, max_samples, data.split_seed)
+        counts[split]["kept"] = len(kept)
+        finished[split] = kept.select_columns(["index", "source", "target"])
+    report = {"sources": sources, "counts": counts, "fingerprint": digest([ROWS_VERSION, identities])}
+    return Corpus(train=finished["train"], valid=finished["valid"], test=finished.get("test"), report=report)
+
+
+def _cut(rows: Dataset, validation_split: float, seed: int) -> tuple[Dataset, Dataset]:
+    try:
+        parts = rows.train_test_split(train_size=1 - validation_split, seed=seed)
+    except ValueError as error:
+        remedy = "give --validation_file, or another --validation_split"
+        raise UserError(f"--validation_split {validation_split}: cannot cut {len(rows)} rows so: {remedy}") from error
+    return parts["train"], parts["test"]
+
+
+def _drop(split: str, rows: Dataset) -> tuple[Dataset, dict[str, Any]]:
+    """Return the rows that have both texts, and the counts."""
+    totals = np.zeros(len(REASONS), dtype=np.int64)
+    for batch in rows.select_columns("reason").with_format("arrow").iter(_COUNT_BATCH):
+        totals += np.bincount(batch["reason"].to_numpy(), minlength=len(REASONS))
+    dropped = {reason: int(total) for reason, total in zip(REASONS[1:], totals[1:], strict=True) if total}
+    if not totals[0]:
+        reasons = ", ".join(f"{total} {reason}" for reason, total in dropped.items())
+        raise UserError(f"no row is left in {split}: of {len(rows)} rows were dropped {reasons}")
+    if dropped:
+        # filter, not select: it writes the positions batch by batch and finds them again.
+        rows = rows.with_format("arrow").filter(_is_kept, input_columns="reason", batched=True).with_format(None)
+    return rows, {"loaded": int(totals.sum()), "dropped": dropped}
+
+
+def _is_kept(reasons: pa.Array) -> list[bool]:
+    return [bool(is_kept) for is_kept in reasons.to_numpy(zero_copy_only=False) == 0]
+
+
+def _subset(rows: Dataset, size: int, seed: int) -> Dataset:
+    """Return a fixed random subset in the order of the rows."""
+    positions = np.sort(np.random.default_rng(seed).permutation(len(rows))[:size])
+    fingerprint = digest([rows._fingerprint, size, seed])[:16]
+    folder = Path(rows.cache_files[0]["filename"]).parent
+    return rows.select(
+        positions, indices_cache_file_name=str(folder / f"subset-{fingerprint}.arrow"), new_fingerprint=fingerprint
+    )

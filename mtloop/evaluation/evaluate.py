@@ -1,0 +1,302 @@
+"""Validation loss and scores of a model on rows: the same numbers on every rank.
+
+Must not know the trainer, files or trackers. Every row counts once and is scored against its raw reference text.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mtloop.batching import MicroBatch, plan_evaluation, plan_static_evaluation
+from mtloop.evaluation.scores import Scores, Tally, mean_scores, scores_of, tally
+from mtloop.generation import deal_batches, generate_hypotheses
+from mtloop.model import batch_loss_sum, first_tokens
+from mtloop.runtime import Runtime, free_memory, is_sharded
+from mtloop.tokenization import target_language_token
+
+NUM_SAMPLES = 10
+# Source tokens of an evaluation batch: sentences/s hardly grow beyond 1,000 on a CPU (generate, 4 beams),
+# and the more rows there are, the more wait for one that repeats itself. Elsewhere a batch is to fill the device.
+TOKENS_ON_CPU, MIN_TOKENS, MAX_TOKENS = 1_000, 2_000, 16_000
+# Tokens of a short source, end included, and what beam search holds of the scores at once, in fp32.
+SHORT_SOURCE, COPIES_OF_SCORES = 4, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRows:
+    """The rows of one pair of languages among several.
+
+    Attributes:
+        name: As en-fr.
+        rows: Which of the set's rows.
+        target_lang: Chooses sacreBLEU's tokenizer.
+        tokenizer: Set to the pair: says what a translation begins with.
+    """
+
+    name: str
+    rows: slice
+    target_lang: str | None
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """Rows to evaluate on.
+
+    Attributes:
+        name: "valid", "test", or "average": the validation rows for an averaged model.
+        rows: Raw texts: columns index, source, target; N rows.
+        encoded: Columns input_ids and labels, aligned with rows.
+        source_lengths: int32 [N].
+        target_lengths: int32 [N].
+        parts: The rows of each pair, one after the other, where there are several; () for a single one.
+    """
+
+    name: str
+    rows: Dataset
+    encoded: Dataset
+    source_lengths: NDArray[np.int32]
+    target_lengths: NDArray[np.int32]
+    parts: tuple[PairRows, ...] = ()
+
+    def first(self, few: int) -> EvaluationSet:
+        """Return the first rows alone, of each pair where there are several."""
+        starts = [(part.rows.start, part.rows.stop) for part in self.parts] or [(0, len(self.rows))]
+        kept = np.concatenate([np.arange(start, min(stop, start + few)) for start, stop in starts])
+        ends = np.cumsum([min(stop - start, few) for start, stop in starts]).tolist()
+        return replace(
+            self,
+            rows=self.rows.select(kept),
+            encoded=self.encoded.select(kept),
+            source_lengths=self.source_lengths[kept],
+            target_lengths=self.target_lengths[kept],
+            parts=tuple(
+                replace(part, rows=slice(start, end))
+                for part, start, end in zip(self.parts, [0, *ends], ends, strict=False)
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        loss_per_token: Cross-entropy in nats per target token, unsmoothed.
+        perplexity: exp of it.
+        scores: BLEU, chrF and their signatures; of several pairs the mean.
+        pair_scores: Those of each pair by name; {} where there is one.
+        num_sentences: Rows translated, each once.
+        time_s: Seconds of the whole evaluation.
+        sentences_per_s: Rows over the seconds spent translating.
+        hypotheses: By row; on the main process only, empty elsewhere.
+        counted: What the scores are made of, to be resampled: by the pair's name, "" where there is one; on the main
+            process only, {} elsewhere.
+    """
+
+    loss_per_token: float
+    perplexity: float
+    scores: Scores
+    num_sentences: int
+    time_s: float
+    sentences_per_s: float
+    hypotheses: list[str]
+    pair_scores: dict[str, Scores] = field(default_factory=dict)
+    counted: dict[str, Tally] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, Any]:
+        """The entries of a metrics line."""
+        return {
+            "eval_loss": self.loss_per_token,
+            "perplexity": self.perplexity,
+            "bleu": self.scores.bleu,
+            "bleu_signature": self.scores.bleu_signature,
+            "chrf": self.scores.chrf,
+            "chrf_signature": self.scores.chrf_signature,
+            "num_sentences": self.num_sentences,
+            "eval_time_s": self.time_s,
+            "sentences_per_s": self.sentences_per_s,
+            **{f"bleu_{name}": scores.bleu for name, scores in self.pair_scores.items()},
+            **{f"chrf_{name}": scores.chrf for name, scores in self.pair_scores.items()},
+        }
+
+    def score_of(self, metric: str) -> float:
+        """The number that `--metric_for_best_model` names."""
+        return float(self.metrics()[metric])
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: EvaluationSet,
+    runtime: Runtime,
+    *,
+    max_tokens: int | None,
+    target_lang: str | None,
+    max_length_ratio: float | None = None,
+) -> Report:
+    """Compute the validation loss and translate and score every row.
+
+    Collective: every rank calls it and gets the same numbers. Leaves the model in the mode it was in.
+
+    Args:
+        model: Unwrapped; its generation config is used as it is.
+        tokenizer: Turns pieces into text.
+        data: The rows.
+        runtime: The ranks to share the work with.
+        max_tokens: Padded source tokens of a batch at most; None for what default_max_tokens finds.
+        target_lang: Chooses sacreBLEU's tokenizer for languages without spaces.
+        max_length_ratio: As in generate_hypotheses.
+    """
+    was_training = model.training
+    model.eval()
+    if max_tokens is None:
+        max_tokens = min(runtime.gather_objects([default_max_tokens(model, free_memory(runtime.device), runtime)]))
+    start = time.perf_counter()
+    loss = loss_per_token(model, tokenizer, data, runtime, max_tokens=max_tokens)
+    translation_start = time.perf_counter()
+    pieces = _translate(model, tokenizer, data, runtime, max_tokens=max_tokens, max_length_ratio=max_length_ratio)
+    end = time.perf_counter()
+    model.train(was_training)
+
+    def count_all() -> tuple[list[str], dict[str, Tally]]:
+        hypotheses = tokenizer.batch_decode([row.tolist() for row in pieces], skip_special_tokens=True)
+        return hypotheses, count_pairs(data, hypotheses, target_lang)
+
+    hypotheses: list[str] = []
+    error = None
+    counted: dict[str, Tally] = {}
+    scores: dict[str, Scores] = {}
+    if runtime.is_main:
+        try:
+            hypotheses, counted = count_all()
+            scores = {name: scores_of(of_pair) for name, of_pair in counted.items()}
+        except Exception as caught:  # the other ranks must not be left waiting for the scores
+            error = caught
+    runtime.raise_together(error)
+    scores = runtime.broadcast(scores)
+    # Every rank gets main's clock: what is derived from a report must not differ between ranks.
+    time_s, translation_s = runtime.broadcast((time.perf_counter() - start, end - translation_start))
+    return Report(
+        loss_per_token=loss,
+        perplexity=math.exp(min(loss, 700.0)),  # exp overflows above 709
+        scores=mean_scores(list(scores.values())) if data.parts else scores[""],
+        pair_scores=scores if data.parts else {},
+        num_sentences=len(data.rows),
+        time_s=time_s,
+        sentences_per_s=len(data.rows) / translation_s,
+        hypotheses=hypotheses,
+        counted=counted,
+    )
+
+
+def default_max_tokens(model: PreTrainedModel, num_bytes: int, runtime: Runtime) -> int:
+    """Choose the source tokens of an evaluation batch by the memory of an accelerator; on a CPU more gains nothing.
+
+    Short sources make the most rows, and a row holds for each beam the keys and values of its translation and a few
+    copies of its scores over the vocabulary. Half of the memory may be taken by the shortest; what is too much
+    nevertheless is halved batch by batch.
+
+    Args:
+        model: Says how large a row is.
+        num_bytes: Free on the device.
+        runtime: Says what the device is.
+    """
+    if runtime.device.type == "cpu":
+        return TOKENS_ON_CPU
+    if runtime.device.type == "xla":
+        return MIN_TOKENS
+    config, generation = model.config.get_text_config(decoder=True), model.generation_config
+    width = int(getattr(config, "d_model", None) or config.hidden_size)
+    layers = int(getattr(config, "decoder_layers", None) or config.num_hidden_layers)
+    length = int(generation.max_length or 128)
+    a_beam = COPIES_OF_SCORES * 4 * config.vocab_size + 2 * 4 * layers * width * length
+    rows = num_bytes / 2 / (a_beam * int(generation.num_beams or 1))
+    return int(min(MAX_TOKENS, max(MIN_TOKENS, SHORT_SOURCE * rows)))
+
+
+def count_pairs(data: EvaluationSet, hypotheses: list[str], target_lang: str | None) -> dict[str, Tally]:
+    """Count what BLEU and chrF are made of for N hypotheses, by the pair's name; "" where there is one."""
+    references = data.rows["target"][:]
+    if not data.parts:
+        return {"": tally(hypotheses, references, target_lang)}
+    return {part.name: tally(hypotheses[part.rows], references[part.rows], part.target_lang) for part in data.parts}
+
+
+def _translate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: EvaluationSet,
+    runtime: Runtime,
+    *,
+    max_tokens: int,
+    max_length_ratio: float | None,
+) -> list[NDArray[np.int64]]:
+    """Translate all rows, pair by pair: what a translation begins with is one for a batch. Collective."""
+    assert tokenizer.pad_token_id is not None
+    pieces = []
+    for part in data.parts or (None,):
+        rows = np.arange(len(data.rows))[part.rows if part is not None else slice(None)]
+        options: dict[str, int | None] = {}
+        if part is not None:
+            options = first_tokens(model, part.tokenizer, target_language_token(part.tokenizer))
+        pieces += generate_hypotheses(
+            model,
+            data.encoded.select(rows) if part is not None else data.encoded,
+            plan_static_evaluation(data.source_lengths[rows], None, max_tokens=max_tokens)
+            if runtime.is_xla
+            else plan_evaluation(data.source_lengths[rows], max_tokens=max_tokens),
+            runtime,
+            pad_id=tokenizer.pad_token_id,
+            options={name: token_id for name, token_id in options.items() if token_id is not None},
+            max_length_ratio=max_length_ratio,
+        )
+    return pieces
+
+
+@torch.no_grad()
+def loss_per_token(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: EvaluationSet,
+    runtime: Runtime,
+    *,
+    max_tokens: int,
+) -> float:
+    """Compute the cross-entropy per target token over all rows, in nats: one sum by one count, no mean of means.
+
+    Collective.
+    """
+    batches: Sequence[NDArray[np.int64] | MicroBatch]
+    if runtime.is_xla:
+        batches = plan_static_evaluation(data.source_lengths, data.target_lengths, max_tokens=2 * max_tokens)
+    else:
+        # Both sides are in memory: neither may pass the cap, were a target of two tokens paired with a long source.
+        batches = plan_evaluation(np.maximum(data.source_lengths, data.target_lengths), max_tokens=max_tokens)
+    assert tokenizer.pad_token_id is not None
+    sums = []
+    pad_id, in_step = tokenizer.pad_token_id, is_sharded(model)
+    for row_ids, batch in deal_batches(batches, data.encoded, runtime, pad_id=pad_id, in_step=in_step):
+        with runtime.autocast():
+            loss_sum = batch_loss_sum(model, batch)
+        if len(row_ids):
+            sums.append(loss_sum)
+        runtime.end_program()
+    (total,) = runtime.sum_over_ranks(math.fsum(runtime.read(sums)))
+    return total / int(data.target_lengths.sum(dtype=np.int64))
+
+
+def choose_samples(num_rows: int, *, seed: int) -> list[int]:
+    """Choose up to NUM_SAMPLES row numbers, ascending: the same at every evaluation of a run."""
+    rng = np.random.default_rng(seed)
+    return sorted(rng.choice(num_rows, size=min(NUM_SAMPLES, num_rows), replace=False).tolist())

@@ -1,0 +1,133 @@
+"""What chance makes of a score: confidence intervals and paired tests, by bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sacrebleu.significance import estimate_ci
+
+from mtloop.evaluation.scores import QUICK_METRICS, Tally, seed_text, tally
+
+NUM_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A score with what chance makes of it.
+
+    Attributes:
+        score: Of the whole corpus.
+        mean: Of the bootstrap resamples.
+        half_width: Of their 95 % confidence interval, around the mean.
+        signature: sacreBLEU's.
+        p_value: Against the baseline, two-sided; None without one.
+    """
+
+    score: float
+    mean: float
+    half_width: float
+    signature: str
+    p_value: float | None = None
+
+
+def score_with_intervals(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    target_lang: str | None = None,
+    *,
+    baseline: Sequence[str] | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+) -> tuple[dict[str, Interval], dict[str, Interval] | None]:
+    """Score N hypotheses with BLEU, chrF and TER, their confidence intervals, and their difference from a baseline.
+
+    Args:
+        hypotheses: N detokenized translations.
+        references: N raw reference texts, in the same order.
+        target_lang: Language code of both; chooses BLEU's tokenizer for Chinese, Japanese and Korean.
+        baseline: N translations of another system, for a paired test.
+        num_resamples: Bootstrap resamples.
+
+    Returns:
+        The system's intervals by name (BLEU, chrF2, TER), and the baseline's; None without one.
+
+    Raises:
+        ValueError: Unequal counts, or nothing to score.
+
+    Source: bootstrap resampling and its paired test of Koehn 2004, as sacreBLEU computes them (`--paired-bs`), with its
+    seed, 12345 or SACREBLEU_SEED.
+    """
+    names = (*QUICK_METRICS, "TER")
+    system = tally(hypotheses, references, target_lang, names=names)
+    other = None if baseline is None else tally(baseline, references, target_lang, names=names)
+    return resample(system, other, num_resamples=num_resamples)
+
+
+def resample(
+    system: Tally, baseline: Tally | None = None, *, num_resamples: int = NUM_RESAMPLES
+) -> tuple[dict[str, Interval], dict[str, Interval] | None]:
+    """Compute the confidence intervals of a system by bootstrap, and its paired test against a baseline.
+
+    The same numbers as sacreBLEU's PairedTest, which holds a copy of the statistics for each resample: with BLEU and
+    chrF of 7,000 sentences 500 MiB, and some 15 s where this takes less than one.
+
+    Returns:
+        As score_with_intervals.
+    """
+    systems = [one for one in (system, baseline) if one is not None]
+    found: list[dict[str, Interval]] = [{} for _ in systems]
+    resampled = _resampled_scores(systems, num_resamples)
+    for name in system.metrics:
+        totals = [one.total(name).score for one in systems]
+        p_value = None
+        if baseline is not None:
+            p_value = _p_value(resampled[0][name] - resampled[1][name], totals[0] - totals[1])
+        for number, (one, scores) in enumerate(zip(systems, resampled, strict=True)):
+            mean, half_width = estimate_ci(scores[name])
+            found[number][name] = Interval(
+                score=totals[number],
+                mean=float(mean),  # float32 otherwise
+                half_width=float(half_width),
+                signature=one.signature(name, num_resamples=num_resamples),
+                p_value=p_value if number == 0 else None,
+            )
+    return found[0], found[1] if baseline is not None else None
+
+
+def _resampled_scores(systems: Sequence[Tally], num_resamples: int) -> list[dict[str, NDArray[Any]]]:
+    """Score each resample, the same ones of every system: [num_resamples] by metric."""
+    parts = [(number, name) for number, one in enumerate(systems) for name in one.metrics]
+    statistics = [systems[number].statistics[name] for number, name in parts]
+    # Sums of whole numbers: exact in float64, in whatever order. sacreBLEU computes the scores of them in float32.
+    joined = np.concatenate(statistics, axis=1).astype(np.float64)
+    sums = np.stack([times @ joined for times in _resamples(len(joined), num_resamples)]).astype(np.float32)
+    ends = np.cumsum([one.shape[1] for one in statistics])
+    found: list[dict[str, NDArray[Any]]] = [{} for _ in systems]
+    for (number, name), rows in zip(parts, np.split(sums, ends[:-1], axis=1), strict=True):
+        metric = systems[number].metrics[name]
+        found[number][name] = np.array([metric._compute_score_from_stats(row).score for row in rows])
+    return found
+
+
+def _resamples(num_sentences: int, num_resamples: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each sentence is drawn, for each resample: the draws of sacreBLEU, with its seed."""
+    seed = seed_text()
+    rng = np.random.default_rng(None if seed == "none" else int(seed))
+    for _ in range(num_resamples):
+        drawn = rng.choice(num_sentences, size=num_sentences, replace=True)
+        yield np.bincount(drawn, minlength=num_sentences).astype(np.float64)
+
+
+def _p_value(differences: NDArray[Any], measured: float) -> float:
+    """How often chance alone differs by more than was measured, two-sided; 1 for two equal scores.
+
+    Source: sacrebleu.significance 2.6, which gives two equal scores the smallest value of all: no resample of a system
+    against itself differs by more than 0.
+    """
+    if measured == 0:
+        return 1.0
+    sizes = np.abs(differences)
+    return (int(np.sum(sizes - sizes.mean() > abs(measured))) + 1) / (len(sizes) + 1)

@@ -1,0 +1,57 @@
+"""Test sets, and the verdict of an evaluation on one: scores with their intervals, as they are shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mtloop.evaluation.significance import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """Rows to score on.
+
+    Attributes:
+        name: As the user calls it, or valid and test of a run.
+        sources: N texts.
+        references: N texts.
+        target_lang: Chooses BLEU's tokenizer.
+        source_lang: Where the set is one of several pairs: what the model is to be asked for; else None.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    name: str
+    sources: list[str]
+    references: list[str]
+    target_lang: str | None = None
+    source_lang: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What an evaluation of one test set found.
+
+    Attributes:
+        test_set: The rows.
+        hypotheses: N translations of the model.
+        scores: By metric: BLEU, chrF2, TER.
+        baseline_hypotheses: Likewise of the baseline; None without one.
+        baseline_scores: Likewise.
+    """
+
+    test_set: TestSet
+    hypotheses: list[str]
+    scores: dict[str, Interval]
+    baseline_hypotheses: list[str] | None = None
+    baseline_scores: dict[str, Interval] | None = None
+
+
+def score_text(verdict: Verdict, metric: str, *, has_baseline: bool) -> str:
+    """Show one score: `52.90 ± 1.20 (+13.70, p = 0.001)`."""
+    found = verdict.scores[metric]
+    text = f"{found.score:.2f} ± {found.half_width:.2f}"
+    if not has_baseline or verdict.baseline_scores is None or found.p_value is None:
+        return text
+    difference = found.score - verdict.baseline_scores[metric].score
+    return f"{text} ({difference:+.2f}, p = {found.p_value:.3f})"

@@ -1,0 +1,117 @@
+"""The interface of the engines that run a model: encoded texts in, hypotheses in one form out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from mtloop.errors import UserError
+from mtloop.generation.generate import Hypothesis
+from mtloop.runtime import Runtime
+from mtloop.tokenization.prefixes import source_prefix
+
+TRANSFORMERS = "transformers"
+CTRANSLATE2 = "ctranslate2"
+# The file of an export; a folder with it is one.
+RECORD_NAME = "mtloop_export.json"
+# Where neither the model nor the caller names a longest text, in tokens.
+DEFAULT_MAX_LENGTH = 512
+# transformers' own default generation length, which no translation model means.
+UNSET_MAX_LENGTH = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a caller asks of an engine; None leaves it to the model.
+
+    Attributes:
+        source_lang: Language code.
+        target_lang: Language code.
+        source_prefix: Put before every text.
+        num_beams: Beams of the search.
+        max_source_length: Tokens of a text, at most.
+        max_target_length: Tokens of a translation, at most.
+        trust_remote_code: Whether code of the repository may run.
+    """
+
+    source_lang: str | None = None
+    target_lang: str | None = None
+    source_prefix: str | None = None
+    num_beams: int | None = None
+    max_source_length: int | None = None
+    max_target_length: int | None = None
+    trust_remote_code: bool = False
+
+
+class Engine(Protocol):
+    """A model that is ready to translate.
+
+    Attributes:
+        tokenizer: Encodes for it and decodes.
+        source_prefix: Put before every text; None for nothing.
+        num_beams: Beams that hold.
+        max_source_length: Tokens of a text, at most.
+        max_target_length: Tokens of a translation, at most, decoder start included.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    source_prefix: str | None
+    num_beams: int
+    max_source_length: int
+    max_target_length: int
+
+    def set_languages(self, source_lang: str | None, target_lang: str | None) -> None:
+        """Translate between other languages from now on; a prefix that was asked for stays.
+
+        Raises:
+            UserError: a language that the model does not have.
+        """
+
+    def search(
+        self, ids: list[list[int]], batches: list[NDArray[np.int64]], runtime: Runtime, *, n_best: int
+    ) -> list[list[Hypothesis]]:
+        """Translate N encoded texts, each once. Collective: every rank calls it with the same.
+
+        Args:
+            ids: N texts as piece ids.
+            batches: Indices of each batch, from plan_evaluation.
+            runtime: The ranks to share the work with.
+            n_best: Translations of each text, at most num_beams.
+
+        Returns:
+            N lists of n_best hypotheses, best first; each begins with the decoder's start.
+        """
+
+
+def settle_prefix(wishes: Wishes, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return what is put before every source: as asked, else what the model needs.
+
+    Raises:
+        UserError: a model of several languages that is not told which is wanted.
+    """
+    if wishes.source_prefix is not None:
+        return wishes.source_prefix
+    return source_prefix(model_config, tokenizer, wishes.source_lang, wishes.target_lang, must_choose=True)
+
+
+def settle_lengths(wishes: Wishes, named: int | None, limit: int | None) -> tuple[int, int]:
+    """Return the longest source and target that hold.
+
+    Args:
+        wishes: What the caller asks for.
+        named: The model's own longest translation, None where it names none.
+        limit: Positions of the model, None where it takes any.
+
+    Raises:
+        UserError: naming the flag that asks for more than the model has.
+    """
+    source = wishes.max_source_length or limit or DEFAULT_MAX_LENGTH
+    target = wishes.max_target_length or named or limit or DEFAULT_MAX_LENGTH
+    for flag, length in (("max_source_length", source), ("max_target_length", target)):
+        if limit is not None and length > limit:
+            raise UserError(f"--{flag} {length}: this model has {limit} positions; give at most {limit}")
+    return source, target

@@ -1,0 +1,278 @@
+"""From a configuration to a Run: data, tokenizer, model, optimizer and the rest, in the order they need one another.
+
+Layer 5. Knows that order and nothing of how the parts work. What it settles (budgets, beams, warm-up) goes into the
+configuration that is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mtloop.batching import PLAN_VERSION
+from mtloop.batching.loader import TrainLoader
+from mtloop.checkpoint.save import Checkpointer
+from mtloop.checkpoint.state import TrainState
+from mtloop.config import Config, changed, differences, flat, to_yaml
+from mtloop.data import Corpus, describe, load_corpus
+from mtloop.errors import UserError
+from mtloop.model import build_model, check_positions, layers_of, load_model, settle_generation
+from mtloop.model.adapters import base_fingerprint, choose_trained
+from mtloop.run_folder import RunFolder
+from mtloop.runtime import Runtime
+from mtloop.tokenization import remember_prefix, target_language_token
+from mtloop.trainer import Run
+from mtloop.trainer.optimizer import build_optimizer, build_scheduler
+from mtloop.trainer.planning import build_loader, describe_plan, settle_steps
+from mtloop.trainer.setup_data import Pair, build_tokenizer, encode_corpus, settle_pairs
+from mtloop.trainer.tracking import Tracker
+
+# Of these versions the last digit of a number may depend.
+LIBRARIES = ("torch", "transformers", "accelerate", "numpy")
+
+
+def settle_budget(config: Config, stored: Config | None, *, num_ranks: int) -> Config:
+    """Turn per-device numbers into sentences per update, once; a resume keeps all that was settled at the start.
+
+    What --allow_changed lets through is settled anew.
+    """
+    if stored is not None and not differences(stored, config):
+        return changed(
+            config,
+            sentences_per_update=stored.batch.sentences_per_update,
+            tokens_per_update=stored.batch.tokens_per_update,
+            num_warmup_steps=stored.optimizer.num_warmup_steps,
+            num_beams=stored.evaluation.num_beams,
+        )
+    batch = config.batch
+    # A stored configuration that starts another run holds both: the number of the update is then settled already.
+    if batch.per_device_train_batch_size is None or batch.sentences_per_update is not None:
+        return config
+    accumulation = batch.gradient_accumulation_steps or 1
+    return changed(config, sentences_per_update=batch.per_device_train_batch_size * accumulation * num_ranks)
+
+
+def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> Run:
+    """Build all parts of a run and store its configuration and data report.
+
+    Collective.
+
+    Args:
+        config: Resolved, with its budget settled.
+        stored: What the folder held before, None for a new run.
+        folder: Claimed.
+        runtime: The ranks.
+
+    Raises:
+        UserError: for a mistake in data, tokenizer, model or flags; on every rank.
+    """
+    corpora = load_corpora(config, runtime, {} if stored is None else runtime.on_main(lambda: folder.data_report))
+    tokenizer = build_tokenizer(config, corpora, folder, runtime, is_new=stored is None)
+    pairs, config = settle_pairs(config, corpora, tokenizer, runtime)
+    train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
+    different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
+    model, config = build_settled_model(config, tokenizer, pairs, runtime)
+    base = runtime.on_main(lambda: base_fingerprint(model))
+    runtime.say(describe_model(model))
+    config = changed(config, pad_to=config.batch.pad_to or ("buckets" if runtime.is_xla else "longest"))
+    loader = build_loader(config, train_set, tokenizer, runtime)
+    config, total_steps, warmup = settle_steps(config, loader)
+    runtime.place_model(model, layers_of)
+    optimizer = build_optimizer(model, config.optimizer)
+    scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
+    wrapped_model, prepared = runtime.prepare(model, optimizer)
+    wrapped_model.train()
+    runtime.say(*describe_plan(config, loader, total_steps, warmup))
+    if stored is None:
+        runtime.on_main(lambda: folder.start_run(config, report))
+    record = runtime.on_main(lambda: folder.run_record)
+    identity = identify(config, loader, report, record, base=base, hardware=runtime.describe())
+    state = TrainState()
+    unwrapped = runtime.accelerator.unwrap_model(wrapped_model)
+    return Run(
+        config=config,
+        runtime=runtime,
+        folder=folder,
+        model=unwrapped,
+        wrapped_model=wrapped_model,
+        tokenizer=tokenizer,
+        optimizer=prepared,
+        scheduler=scheduler,
+        loader=loader,
+        train_rows=train_rows,
+        valid=valid,
+        test=test,
+        checkpointer=Checkpointer(
+            folder=folder,
+            runtime=runtime,
+            model=unwrapped,
+            optimizer=prepared,
+            scheduler=scheduler,
+            tokenizer=tokenizer,
+            state=state,
+            save_total_limit=config.output.save_total_limit,
+            num_epochs_kept=config.evaluation.average_last or 0,
+            identity=identity,
+        ),
+        tracker=Tracker(
+            folder=folder, runtime=runtime, total_steps=total_steps, uses_trackers=start_trackers(config, runtime)
+        ),
+        total_steps=total_steps,
+        state=state,
+        data_report=report,
+        different=different,
+    )
+
+
+def find_changes(config: Config, stored: Config, folder: RunFolder, report: dict[str, Any]) -> list[str]:
+    """List the settings and the data that are not those of the run that goes on.
+
+    Raises:
+        UserError: for other data without --allow_changed; other settings are refused before, by claim_folder.
+    """
+    return differences(stored, config) + folder.check_data(report, allow_changed=config.output.allow_changed)
+
+
+def identify(
+    config: Config,
+    loader: TrainLoader,
+    report: dict[str, Any],
+    run_record: dict[str, Any],
+    *,
+    base: str | None,
+    hardware: str,
+) -> dict[str, Any]:
+    """What a checkpoint's manifest says of its run, beside the step: JSON values."""
+    batch = config.batch
+    plan = [report["fingerprint"], batch.tokens_per_update, batch.sentences_per_update, config.hardware.seed]
+    return {
+        "run_id": run_record["run_id"],
+        "tokens_per_update": batch.tokens_per_update,
+        "sentences_per_update": batch.sentences_per_update,
+        "plan_version": PLAN_VERSION,
+        "max_tokens_per_micro_batch": loader.max_tokens_per_micro_batch,
+        "micro_batch_overhead": loader.micro_batch_overhead,
+        "pad_to": batch.pad_to,
+        "fingerprints": {
+            **report["fingerprints"],
+            "config": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
+            "plan": hashlib.sha256(repr(plan).encode()).hexdigest(),
+            **({} if base is None else {"base_model": base}),
+        },
+        "hardware": hardware,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        },
+    }
+
+
+def load_corpora(config: Config, runtime: Runtime, recorded: dict[str, Any]) -> list[Corpus]:
+    """Load the rows of each pair, once a machine, and say what was dropped. Collective.
+
+    Args:
+        config: Of the run.
+        runtime: The ranks.
+        recorded: What data.json holds of a run that is resumed: its rows come from where they came from then.
+    """
+    names = config.data.pair_names or ("",)
+
+    def load() -> list[Corpus]:
+        return [
+            load_corpus(
+                data,
+                trust_remote_code=config.model.trust_remote_code,
+                sources=recorded.get("pairs", {}).get(name, recorded).get("sources"),
+                say=runtime.say,
+            )
+            for name, data in zip(names, config.data.of_pairs(), strict=True)
+        ]
+
+    corpora = runtime.one_first(load)
+    for name, corpus in zip(names, corpora, strict=True):
+        runtime.say(*(f"{name} {line}".lstrip() for line in describe(corpus.report)))
+    return corpora
+
+
+def build_settled_model(
+    config: Config, tokenizer: PreTrainedTokenizerBase, pairs: list[Pair], runtime: Runtime
+) -> tuple[PreTrainedModel, Config]:
+    """Load or build the model and settle how it generates. Collective."""
+    data, evaluation = config.data, config.evaluation
+    max_generated = evaluation.val_max_target_length or data.max_target_length
+    longest_target = max(data.max_target_length, max_generated)
+    # Heads of 64 and short rows: on a CPU plain attention beats the fused one by a fifth. On XLA, which fuses by
+    # itself, a mask is added to the scores.
+    attention = "eager" if runtime.device.type in ("cpu", "xla") else None
+    torch.manual_seed(config.hardware.seed)
+
+    def build() -> PreTrainedModel:
+        if config.model.model_name_or_path is not None:
+            return load_model(
+                config.model.model_name_or_path,
+                tokenizer,
+                dropout=config.model.dropout,
+                attention=attention,
+                trust_remote_code=config.model.trust_remote_code,
+            )
+        return build_model(
+            tokenizer,
+            model_size=config.model.model_size,
+            config_name=config.model.config_name,
+            dropout=config.model.dropout,
+            max_length=max(data.max_source_length, longest_target),
+            attention=attention,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+
+    model = runtime.one_first(build)
+    runtime.say(*choose_trained(model, config.tuning, name=config.model.model_name_or_path))
+    check_positions(model, max_source_length=data.max_source_length, max_target_length=longest_target)
+    num_beams = settle_generation(
+        model,
+        tokenizer,
+        num_beams=evaluation.num_beams or (1 if runtime.is_xla else None),
+        max_length=max_generated,
+        forced_bos_token_id=target_language_token(tokenizer),
+    )
+    if runtime.is_xla and evaluation.max_length_ratio is not None:
+        raise UserError(f"--max_length_ratio {evaluation.max_length_ratio}: not on XLA; give --val_max_target_length")
+    if runtime.is_xla and num_beams > 1:
+        runtime.say(
+            f"--num_beams {num_beams}: a beam search compiles a program for each piece that it generates, some "
+            f"{max_generated} for each shape of a batch; without --num_beams the search is greedy, in a few programs"
+        )
+    for pair in pairs:
+        remember_prefix(model.config, pair.source_lang, pair.target_lang, pair.prefix)
+    return model, changed(config, num_beams=num_beams)
+
+
+def start_trackers(config: Config, runtime: Runtime) -> bool:
+    """Start accelerate's trackers where --with_tracking is given. Collective."""
+    if not config.output.with_tracking:
+        return False
+    settings = {name: value for name, value in flat(config).items() if isinstance(value, (int, float, str, bool))}
+    try:
+        runtime.accelerator.init_trackers("mtloop", config=settings)
+    except Exception as error:  # a tracker's service may be away: training goes on without it
+        runtime.say(f"tracking is off: {type(error).__name__}: {error}")
+        return False
+    if runtime.is_main and not runtime.accelerator.trackers:
+        runtime.say(f"tracking is off: --report_to {config.output.report_to}: no such tracker is installed")
+        return False
+    return True
+
+
+def describe_model(model: PreTrainedModel) -> str:
+    """Say in one line what the model is."""
+    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    return (
+        f"model: {model.config.model_type}, {num_parameters:,} parameters, {num_trainable:,} of them trainable, "
+        f"{model.config.vocab_size:,} pieces"
+    )

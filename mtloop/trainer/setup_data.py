@@ -1,0 +1,293 @@
+"""The tokenizer of a run, its encoded splits, and what was cut or left out for its length."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from mtloop.config import Config, changed
+from mtloop.data import Corpus
+from mtloop.data.store import digest
+from mtloop.errors import UserError
+from mtloop.evaluation.evaluate import EvaluationSet, PairRows
+from mtloop.model import load_config
+from mtloop.run_folder import RunFolder
+from mtloop.runtime import Runtime
+from mtloop.tokenization import (
+    Encoded,
+    can_tell_pairs_apart,
+    encode_rows,
+    for_languages,
+    language_token,
+    load_tokenizer,
+    source_prefix,
+    tokenizer_fingerprint,
+    train_tokenizer,
+)
+
+
+def build_tokenizer(
+    config: Config, corpora: list[Corpus], folder: RunFolder, runtime: Runtime, *, is_new: bool
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that is named, or train one on the training split; set to the first pair. Collective."""
+    model, data = config.model, config.data
+    source_lang, target_lang = data.languages[0]
+    if model.train_tokenizer:
+        if is_new or not folder.tokenizer_dir.is_dir():
+            runtime.say(f"training a tokenizer of {model.vocab_size:,} pieces ...")
+            targets = list(dict.fromkeys(str(target) for _, target in data.languages))
+
+            def train() -> None:
+                assert model.vocab_size is not None
+                train_tokenizer(
+                    _texts(corpora),
+                    vocab_size=model.vocab_size,
+                    output_dir=folder.tokenizer_dir,
+                    source_lang=source_lang,
+                    target_lang=target_lang,
+                    language_tokens=[language_token(target) for target in targets] if len(targets) > 1 else [],
+                )
+
+            runtime.on_main(train)
+        name = str(folder.tokenizer_dir)
+    else:
+        named = model.tokenizer_name or model.model_name_or_path
+        assert named is not None  # config checks it
+        if (Path(named) / "final" / "config.json").is_file() and not (Path(named) / "config.json").exists():
+            raise UserError(f"--model_name_or_path {named}: a run folder; its model is {Path(named) / 'final'}")
+        name = named
+    return runtime.one_first(
+        lambda: load_tokenizer(
+            name, source_lang=source_lang, target_lang=target_lang, trust_remote_code=model.trust_remote_code
+        )
+    )
+
+
+def _texts(corpora: list[Corpus]) -> Iterator[str]:
+    for corpus in corpora:
+        for row in corpus.train:
+            yield row["source"]
+            yield row["target"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A pair of languages of a run, and how its rows are encoded.
+
+    Attributes:
+        name: As en-fr; "" where the run has but one.
+        target_lang: As it was given; None where columns are named instead.
+        corpus: Its rows.
+        tokenizer: Set to its languages.
+        prefix: Put before every source; None where nothing is.
+    """
+
+    name: str
+    source_lang: str | None
+    target_lang: str | None
+    corpus: Corpus
+    tokenizer: PreTrainedTokenizerBase
+    prefix: str | None
+
+
+def settle_pairs(
+    config: Config, corpora: list[Corpus], tokenizer: PreTrainedTokenizerBase, runtime: Runtime
+) -> tuple[list[Pair], Config]:
+    """Find how each pair is encoded; of a single one the prefix goes into the configuration. Collective.
+
+    Raises:
+        UserError: a language that the tokenizer does not have; several target languages for a model that cannot be told
+            which is wanted.
+    """
+    data = config.data
+    model_config = runtime.one_first(lambda: load_config(config.model, tokenizer))
+    if len({target for _, target in data.languages}) > 1 and not can_tell_pairs_apart(model_config, tokenizer):
+        raise UserError(
+            f"--pairs {data.pairs}: this {model_config.model_type} cannot be told which language is wanted; give "
+            "mBART, M2M100, NLLB, mT5, a multilingual Marian, or train from scratch with --train_tokenizer"
+        )
+    pairs = []
+    for (source_lang, target_lang), corpus in zip(data.languages, corpora, strict=True):
+        prefix = data.source_prefix
+        if prefix is None:
+            several = len(data.languages) > 1
+            prefix = source_prefix(model_config, tokenizer, source_lang, target_lang, is_one_of_several=several)
+        pairs.append(
+            Pair(
+                name=f"{source_lang}-{target_lang}" if data.pairs else "",
+                source_lang=source_lang,
+                target_lang=target_lang,
+                corpus=corpus,
+                tokenizer=for_languages(tokenizer, source_lang, target_lang) if data.pairs else tokenizer,
+                prefix=prefix,
+            )
+        )
+    runtime.say(*filter(None, (_described(pair, is_given=data.source_prefix is not None) for pair in pairs)))
+    return pairs, config if data.pairs else changed(config, source_prefix=pairs[0].prefix)
+
+
+def _described(pair: Pair, *, is_given: bool) -> str:
+    """Say what is chosen for a pair: the tokenizer's own codes, and what is put before every source."""
+    parts = []
+    if hasattr(pair.tokenizer, "src_lang") and hasattr(pair.tokenizer, "tgt_lang"):
+        parts.append(f"languages {pair.tokenizer.src_lang} to {pair.tokenizer.tgt_lang}")
+    if pair.prefix and not is_given:
+        parts.append(f"every source begins with {pair.prefix!r}")
+    return f"{pair.name}: {'; '.join(parts)}".removeprefix(": ") if parts else ""
+
+
+def encode_corpus(
+    config: Config, pairs: list[Pair], runtime: Runtime
+) -> tuple[Dataset, Encoded, EvaluationSet, EvaluationSet | None, dict[str, Any]]:
+    """Tokenise every split, once a machine, and count what was cut or left out for its length.
+
+    Collective.
+
+    Returns:
+        Training rows, the same encoded, validation set, test set, and the report for data.json.
+    """
+    encoded = [_encode_pair(config, pair, runtime) for pair in pairs]
+    trains, valids, tests, reports = zip(*encoded, strict=True)
+    train_rows, train = _join(list(trains))
+    if len(pairs) > 1:
+        lacking = [pair.name for pair, test in zip(pairs, tests, strict=True) if test is None]
+        if lacking and len(lacking) < len(pairs):
+            runtime.say(f"no test rows for {', '.join(lacking)}: no pair is tested at the end")
+    has_test = all(test is not None for test in tests)
+    return (
+        train_rows,
+        train,
+        _evaluation_set("valid", pairs, list(valids)),
+        _evaluation_set("test", pairs, [test for test in tests if test is not None]) if has_test else None,
+        reports[0] if len(pairs) == 1 else _merged(pairs, list(reports)),
+    )
+
+
+Split = tuple[Dataset, Encoded]
+
+
+def _encode_pair(config: Config, pair: Pair, runtime: Runtime) -> tuple[Split, Split, Split | None, dict[str, Any]]:
+    data, corpus = config.data, pair.corpus
+    report = dict(corpus.report)
+    report["fingerprints"] = {"data": corpus.report["fingerprint"], "tokenizer": tokenizer_fingerprint(pair.tokenizer)}
+    report["fingerprint"] = hashlib.sha256(
+        f"{report['fingerprints']['data']} {report['fingerprints']['tokenizer']} {data.max_source_length} "
+        f"{data.max_target_length} {data.drop_long} {pair.prefix}".encode()
+    ).hexdigest()
+
+    def encode(name: str, rows: Dataset) -> Split:
+        encoded = runtime.one_first(
+            lambda: encode_rows(
+                rows,
+                pair.tokenizer,
+                max_source_length=data.max_source_length,
+                max_target_length=data.max_target_length,
+                source_prefix=pair.prefix,
+                num_workers=data.preprocessing_num_workers,
+                overwrite_cache=data.overwrite_cache and runtime.accelerator.is_local_main_process,
+            )
+        )
+        counts = report["counts"][name]
+        counts["long_sources"], counts["long_targets"] = encoded.num_long_sources, encoded.num_long_targets
+        return rows, encoded
+
+    train = drop_long(*encode("train", corpus.train), report, is_wanted=data.drop_long)
+    valid = encode("valid", corpus.valid)
+    test = encode("test", corpus.test) if corpus.test is not None else None
+    for name, counts in report["counts"].items():
+        if num_long := counts["long_sources"] + counts["long_targets"]:
+            fate = "dropped" if data.drop_long and name == "train" else "truncated"
+            runtime.say(
+                f"{pair.name} {name}: {num_long:,} texts over {data.max_source_length} source or "
+                f"{data.max_target_length} target tokens, {fate}".lstrip()
+            )
+    return train, valid, test, report
+
+
+def _join(splits: list[Split]) -> Split:
+    """Put the rows of all pairs after one another."""
+    if len(splits) == 1:
+        return splits[0]
+    encoded = [one for _, one in splits]
+    whole = Encoded(
+        rows=concatenate_datasets([one.rows for one in encoded]),
+        source_lengths=np.concatenate([one.source_lengths for one in encoded]),
+        target_lengths=np.concatenate([one.target_lengths for one in encoded]),
+        is_long=np.concatenate([one.is_long for one in encoded]),
+        num_long_sources=sum(one.num_long_sources for one in encoded),
+        num_long_targets=sum(one.num_long_targets for one in encoded),
+    )
+    return concatenate_datasets([rows for rows, _ in splits]), whole
+
+
+def _evaluation_set(name: str, pairs: list[Pair], splits: list[Split]) -> EvaluationSet:
+    rows, encoded = _join(splits)
+    parts, start = [], 0
+    for pair, (own_rows, _) in zip(pairs, splits, strict=True):
+        rows_of_pair = slice(start, start + len(own_rows))
+        parts.append(
+            PairRows(name=pair.name, rows=rows_of_pair, target_lang=pair.target_lang, tokenizer=pair.tokenizer)
+        )
+        start += len(own_rows)
+    return EvaluationSet(
+        name=name,
+        rows=rows,
+        encoded=encoded.rows,
+        source_lengths=encoded.source_lengths,
+        target_lengths=encoded.target_lengths,
+        parts=tuple(parts) if len(pairs) > 1 else (),
+    )
+
+
+def _merged(pairs: list[Pair], reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """One report of all pairs, shaped like that of one, and each pair's own under "pairs"."""
+    counts: dict[str, Any] = {}
+    for report in reports:
+        for split, of_pair in report["counts"].items():
+            counts[split] = _sum(counts.get(split, {}), of_pair)
+    fingerprints = {
+        kind: digest([report["fingerprints"][kind] for report in reports]) for kind in reports[0]["fingerprints"]
+    }
+    return {
+        "sources": reports[0]["sources"],
+        "counts": counts,
+        "fingerprints": fingerprints,
+        "fingerprint": digest([report["fingerprint"] for report in reports]),
+        "pairs": {pair.name: report for pair, report in zip(pairs, reports, strict=True)},
+    }
+
+
+def _sum(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Add up numbers of the same name, in dicts of any depth."""
+    total = dict(first)
+    for name, value in second.items():
+        total[name] = _sum(first.get(name, {}), value) if isinstance(value, dict) else first.get(name, 0) + value
+    return total
+
+
+def drop_long(rows: Dataset, encoded: Encoded, report: dict[str, Any], *, is_wanted: bool) -> tuple[Dataset, Encoded]:
+    """Leave over-long training rows out where --drop_long is given, and count them."""
+    if not is_wanted or not encoded.is_long.any():
+        return rows, encoded
+    kept = np.flatnonzero(~encoded.is_long)
+    if len(kept) == 0:
+        raise UserError("--drop_long: every row is over --max_source_length or --max_target_length; raise them")
+    counts = report["counts"]["train"]
+    counts["dropped"]["too_long"] = int(encoded.is_long.sum())
+    counts["kept"] = len(kept)
+    shorter = Encoded(
+        rows=encoded.rows.select(kept),
+        source_lengths=encoded.source_lengths[kept],
+        target_lengths=encoded.target_lengths[kept],
+        is_long=encoded.is_long[kept],
+        num_long_sources=encoded.num_long_sources,
+        num_long_targets=encoded.num_long_targets,
+    )
+    return rows.select(kept), shorter

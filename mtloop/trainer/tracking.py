@@ -1,0 +1,248 @@
+"""What a user sees and other programs read while a run goes on: bar, table, metrics.jsonl, trackers, curves.
+
+Writes on the main process only. Must not know models or data; it is handed numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from mtloop.atomic import read_json_lines
+from mtloop.errors import RunFailed
+from mtloop.run_folder import RunFolder
+from mtloop.runtime import Runtime
+
+TABLE_COLUMNS = (
+    ("epoch", 7),
+    ("step", 7),
+    ("train loss", 10),
+    ("eval loss", 9),
+    ("perplexity", 10),
+    ("BLEU", 12),
+    ("gain", 16),
+    ("chrF", 6),
+    ("tokens/s", 8),
+    ("sent/s", 7),
+    ("time", 8),
+)
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of training alone: whoever evaluates or saves calls skip() afterwards."""
+
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap or skip."""
+        now = time.perf_counter()
+        elapsed, self.last = now - self.last, now
+        return elapsed
+
+    def skip(self) -> None:
+        """Leave out the time since the last lap."""
+        self.last = time.perf_counter()
+
+
+@dataclass(kw_only=True)
+class Tracker:
+    """Shows and records a run.
+
+    Attributes:
+        folder: Where metrics.jsonl, hypotheses/ and curves.png go.
+        runtime: Says which process is main.
+        total_steps: Updates of the whole run.
+        uses_trackers: Whether accelerate's trackers were started.
+    """
+
+    folder: RunFolder
+    runtime: Runtime
+    total_steps: int
+    uses_trackers: bool = False
+    start_s: float = field(default_factory=time.perf_counter)
+    _bar: tqdm | None = None
+    _latest: dict[str, Any] = field(default_factory=dict)
+    _has_header: bool = False
+
+    def open_bar(self, step: int) -> None:
+        """Show the bar, from `step` on; where standard error is no terminal, log_update prints lines instead."""
+        if self.runtime.is_main and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self.total_steps, initial=step, unit="update", dynamic_ncols=True, smoothing=0.05, mininterval=0.5
+            )
+
+    def advance(self) -> None:
+        """Move the bar by one update."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def log_update(self, record: dict[str, Any]) -> None:
+        """Record one update: step, epoch, loss, grad_norm, learning_rate, target_tokens, tokens_per_s."""
+        self._latest = record
+        text = f"loss {record['loss']:.3f}, lr {record['learning_rate']:.2g}, {record['tokens_per_s']:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        else:
+            self.runtime.say(f"update {record['step']:,} of {self.total_steps:,}: {text}")
+        self._write(record)
+
+    def log_evaluation(self, name: str, record: dict[str, Any], *, epoch: float, pairs: Sequence[str] = ()) -> None:
+        """Record one evaluation and print its row of the table, and a line for each of several pairs."""
+        self._write({"split": name, **record} if name != "valid" else record)
+        self._print_row(name, record, epoch=epoch)
+        for pair in pairs:
+            self.runtime.say(f"  {pair}: BLEU {_score(record, f'bleu_{pair}')}, chrF {record[f'chrf_{pair}']:.2f}")
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if not self.runtime.is_main:
+            return
+        # NaN and Infinity are no JSON: other programs could not read the file.
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        try:
+            with self.folder.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(clean, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RunFailed(f"{self.folder.metrics_path}: cannot be written ({error.strerror or error})") from error
+        if self.uses_trackers:
+            # The curves are of the validation rows along the way.
+            prefix = f"{record['split']}_" if "split" in record else ""
+            numbers = {
+                prefix + name: value
+                for name, value in record.items()
+                if isinstance(value, (int, float)) and name != "step"
+            }
+            try:
+                self.runtime.accelerator.log(numbers, step=record["step"])
+            except Exception as error:  # whatever a tracker raises, training goes on without it
+                self.uses_trackers = False
+                self.runtime.say(f"tracking stops, training goes on: {type(error).__name__}: {error}")
+
+    def _print_row(self, name: str, record: dict[str, Any], *, epoch: float) -> None:
+        columns = [column for column in TABLE_COLUMNS if column[0] != "gain" or "bleu_gain" in record]
+        if not self._has_header:
+            self._has_header = True
+            self.runtime.say("", "  ".join(title.rjust(width) for title, width in columns))
+        latest = self._latest
+        elapsed = int(time.perf_counter() - self.start_s)
+        gain = [_gain(record, "bleu")] if "bleu_gain" in record else []
+        cells = (
+            f"{epoch:.4g}" if name == "valid" else name,
+            f"{record['step']:,}",
+            f"{latest['loss']:.4f}" if latest else "-",
+            f"{record['eval_loss']:.4f}",
+            f"{record['perplexity']:,.2f}" if record["perplexity"] < 1e6 else f"{record['perplexity']:.1e}",
+            _interval(record, "bleu"),
+            *gain,
+            f"{record['chrf']:.2f}",
+            f"{latest['tokens_per_s']:,.0f}" if latest else "-",
+            f"{record['sentences_per_s']:,.1f}",
+            f"{elapsed // 3600}:{elapsed // 60 % 60:02}:{elapsed % 60:02}",
+        )
+        self.runtime.say("  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, columns, strict=True)))
+
+    def print_samples(self, samples: list[tuple[str, str, str]]) -> None:
+        """Print (source, reference, hypothesis) triples."""
+        for number, (source, reference, hypothesis) in enumerate(samples, start=1):
+            self.runtime.say(f"  {number:>2} source      {_one_line(source)}")
+            self.runtime.say(f"     reference   {_one_line(reference)}")
+            self.runtime.say(f"     hypothesis  {_one_line(hypothesis)}")
+        self._has_header = False
+
+    def write_hypotheses(
+        self,
+        step: int,
+        rows: list[tuple[int, str, str]],
+        hypotheses: list[str],
+        *,
+        name: str = "valid",
+        pairs: Sequence[str] = (),
+    ) -> None:
+        """Write hypotheses/step_N.jsonl: index, source, reference, hypothesis of every row; of several pairs, pair."""
+        if not self.runtime.is_main:
+            return
+        stem = f"step_{step}" if name == "valid" else name
+        path = self.folder.hypotheses_dir / f"{stem}.jsonl"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("w", encoding="utf-8") as file:
+                for number, ((index, source, reference), hypothesis) in enumerate(zip(rows, hypotheses, strict=True)):
+                    record = {"index": index, "source": source, "reference": reference, "hypothesis": hypothesis}
+                    record |= {"pair": pairs[number]} if pairs else {}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RunFailed(f"{path}: cannot be written ({error.strerror or error})") from error
+
+    def close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def draw_curves(self) -> None:
+        """Draw loss and BLEU over updates into curves.png, where matplotlib is installed; otherwise do nothing."""
+        if not self.runtime.is_main or not self.folder.metrics_path.exists():
+            return
+        try:
+            from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the notebook we may run in
+        except ImportError:
+            return
+        records = read_json_lines(self.folder.metrics_path)
+        # A loss that was not finite stands as null: one would spoil the running mean of all that follow.
+        updates = [record for record in records if record.get("loss") is not None]
+        evaluations = [record for record in records if record.get("eval_loss") is not None and "split" not in record]
+        figure = Figure(figsize=(11, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        if updates:
+            steps = [record["step"] for record in updates]
+            losses = np.array([record["loss"] for record in updates])
+            left.plot(steps, losses, color="#b9cde5", linewidth=0.8, label="training, one update")
+            left.plot(steps, _running_mean(losses), color="#1f5fa8", label="training, running mean")
+        eval_steps = [record["step"] for record in evaluations]
+        left.plot(
+            eval_steps, [record["eval_loss"] for record in evaluations], "o-", color="#d1495b", label="validation"
+        )
+        left.set(title="Loss", xlabel="update", ylabel="nats per target token")
+        left.legend()
+        right.plot(eval_steps, [record["bleu"] for record in evaluations], "o-", color="#2e8b57")
+        right.set(title="Validation BLEU", xlabel="update", ylabel="BLEU", ylim=(0, 100))
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+        figure.savefig(self.folder.path / "curves.png", dpi=120)
+
+
+def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the last twentieth of all values: at least 1, at most 20, or the curve lags behind what it shows."""
+    window = min(20, max(1, len(values) // 20))
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _score(record: dict[str, Any], key: str) -> str:
+    return " ".join(filter(None, (_interval(record, key), _gain(record, key))))
+
+
+def _interval(record: dict[str, Any], key: str) -> str:
+    return f"{record[key]:.2f}" + (f" ±{record[f'{key}_ci']:.2f}" if f"{key}_ci" in record else "")
+
+
+def _gain(record: dict[str, Any], key: str) -> str:
+    if f"{key}_gain" not in record:
+        return ""
+    return f"{record[f'{key}_gain']:+.2f} (p {record[f'{key}_p_value']:.3f})"
+
+
+def _one_line(text: str) -> str:
+    """Show a text on one line of the terminal: control characters as Python writes them."""
+    visible = "".join(c if c.isprintable() or c == "\xa0" else repr(c)[1:-1] for c in text)
+    return visible if len(visible) <= 160 else visible[:157] + "..."

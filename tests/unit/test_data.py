@@ -1,0 +1,604 @@
+"""The corpus: every source gives the same rows, nothing is altered or lost in silence, and nothing stale is served."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub.constants
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mtloop.config import DataConfig
+from mtloop.data import Corpus, describe, load_corpus
+from mtloop.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+REAL_DATA = ROOT.parent / "shared" / "data"
+# What a careless reader alters: outer space, no-break space, line separators of Unicode, quotes, tabs, both newlines.
+PAIRS = [
+    ("  Open \u201cfile\u201d: ", "\u00a0Ouvrir\u00a0: "),
+    ("a\nb\n", "c\n\nd"),
+    ('say "hi", then\tgo', "l'\u00e9t\u00e9, \U0001f600"),
+    ("x\u2028y\x0bz\x85", "w\u2029v\x0cu\x1c"),
+    ("cr\r\nlf", "one"),
+    ("1", "null"),
+]
+TRANSLATIONS = [{"id": str(number), "translation": {"en": en, "fr": fr}} for number, (en, fr) in enumerate(PAIRS)]
+RECORDS = [{"en": en, "fr": fr} for en, fr in PAIRS]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a cache of its own, and no network."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def load(*train_file: str, **fields: Any) -> Corpus:
+    """Load English to French; validation is the training file unless something else is asked for."""
+    files = list(train_file) or None
+    if "validation_split" not in fields and files:
+        fields.setdefault("validation_file", files)
+    fields = {"source_lang": "en", "target_lang": "fr", "train_file": files, **fields}
+    return load_corpus(DataConfig(**fields))
+
+
+def error_of(*train_file: str, **fields: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load(*train_file, **fields)
+    message = str(caught.value)
+    assert "\n" not in message and "\r" not in message
+    return message
+
+
+def texts(rows: datasets.Dataset) -> list[tuple[str, str]]:
+    return list(zip(rows["source"][:], rows["target"][:], strict=True))
+
+
+def json_lines(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def delimited(delimiter: str, rows: list[dict[str, str]] = RECORDS) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), stream)
+    return stream.getvalue()
+
+
+def write(name: str, content: bytes) -> str:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return name
+
+
+FORMATS = {
+    "lines.jsonl": json_lines(TRANSLATIONS),
+    "blank.jsonl": b"\xef\xbb\xbf\n" + json_lines(TRANSLATIONS).replace(b"\n", b"\r\n \n"),
+    "lines.json": json_lines(TRANSLATIONS),
+    "columns.jsonl": json_lines(RECORDS),
+    "array.json": json.dumps(TRANSLATIONS).encode(),
+    "pretty.json": b"\xef\xbb\xbf" + json.dumps(TRANSLATIONS, indent=2, ensure_ascii=False).encode(),
+    "data.json": json.dumps({"version": 1, "data": TRANSLATIONS, "more": [2]}).encode(),
+    "prettydata.json": json.dumps({"data": RECORDS}, indent=1).encode(),
+    "table.csv": delimited(","),
+    "bom.csv": b"\xef\xbb\xbf" + delimited(","),
+    "table.tsv": delimited("\t"),
+    "rows.parquet": parquet(TRANSLATIONS),
+    "columns.parquet": parquet(RECORDS),
+}
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_unaltered_rows(name: str, packing: str) -> None:
+    if packing and name.endswith(".parquet"):
+        assert "unpack the .gz" in error_of(write(name + packing, FORMATS[name]))
+        return
+    corpus = load(write(name + packing, FORMATS[name]))
+    assert corpus.train.column_names == ["index", "source", "target"]
+    assert corpus.train.features["index"].dtype == "int64"
+    assert corpus.train["index"][:] == list(range(len(PAIRS)))
+    assert texts(corpus.train) == PAIRS
+    assert corpus.test is None
+    assert corpus.train.cache_files, "rows must be memory-mapped"
+
+
+def test_columns_are_swapped_with_the_languages_and_chosen_by_flag() -> None:
+    write("t.jsonl", FORMATS["lines.jsonl"])
+    swapped = load("t.jsonl", source_lang="fr", target_lang="en")
+    assert texts(swapped.train) == [(fr, en) for en, fr in PAIRS]
+    rows = [{"text": "long", "summary": "short", "translation": {"en": "no", "fr": "non"}}]
+    flags = {"source_lang": None, "target_lang": None, "source_column": "text", "target_column": "summary"}
+    assert texts(load(write("c.jsonl", json_lines(rows)), **flags).train) == [("long", "short")]
+
+
+def test_several_files_and_globs_are_numbered_on() -> None:
+    for number in (1, 2, 3):
+        write(f"part{number}.jsonl", json_lines([{"en": f"e{number}", "fr": f"f{number}"}]))
+    corpus = load("part3.jsonl", "part[12].jsonl")
+    assert texts(corpus.train) == [("e3", "f3"), ("e1", "f1"), ("e2", "f2")]
+    assert corpus.train["index"][:] == [0, 1, 2]
+    paths = [source["path"] for source in corpus.report["sources"]["train"]]
+    assert paths == ["part3.jsonl", "part1.jsonl", "part2.jsonl"]
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+def test_only_newlines_end_a_line_of_text(packing: str) -> None:
+    lines = [" a\rb ", "c\x0bd\x0ce", "f\x85g\u2028h", "i\u00a0"]
+    write(f"t.en{packing}", ("\ufeff" + "\r\n".join(lines)).encode())
+    write(f"t.fr{packing}", ("\n".join(lines) + "\n").encode())
+    assert texts(load(f"t.en{packing}", f"t.fr{packing}").train) == [(line, line) for line in lines]
+
+
+def test_text_without_languages() -> None:
+    corpus = load(write("in.txt", b"a\nb\n"), write("out.txt", b"c\nd\n"), source_lang=None, target_lang=None)
+    assert texts(corpus.train) == [("a", "c"), ("b", "d")]
+
+
+def test_dropped_rows_are_counted_by_reason_and_keep_their_numbers() -> None:
+    rows: list[dict[str, Any]] = [
+        {"translation": {"en": "kept", "fr": "gard\u00e9"}},
+        {"translation": {"en": "one"}},  # missing_language
+        {"translation": {"en": None, "fr": 3}},  # missing_language comes before wrong_type
+        {"translation": None},  # missing_language
+        {"other": 1},  # missing_language
+        {"translation": {"en": "", "fr": 3}},  # wrong_type comes before empty
+        {"translation": {"en": ["a"], "fr": "b"}},  # wrong_type
+        {"translation": "en"},  # wrong_type
+        {"translation": {"en": "\ud800", "fr": "half a surrogate pair"}},  # wrong_type: not Unicode
+        {"translation": {"en": "", "fr": "x"}},  # empty
+        {"translation": {"en": "x", "fr": " \u00a0\n\t"}},  # empty
+        {"translation": {"en": "last", "fr": "fin"}},
+    ]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    corpus = load(write("t.jsonl", content))
+    assert corpus.train["index"][:] == [0, 11]
+    assert corpus.report["counts"]["train"] == {
+        "loaded": 12,
+        "dropped": {"missing_language": 4, "wrong_type": 4, "empty": 2},
+        "kept": 2,
+    }
+    assert describe(corpus.report)[0] == (
+        "train: 12 rows loaded, 10 dropped (4 missing_language, 4 wrong_type, 2 empty), 2 kept"
+    )
+    assert json.loads(json.dumps(corpus.report)) == corpus.report
+
+
+def test_nulls_and_numbers_of_parquet_are_dropped() -> None:
+    rows = [{"translation": {"en": "a", "fr": None}}, {"translation": None}, {"translation": {"en": "b", "fr": "c"}}]
+    assert load(write("t.parquet", parquet(rows))).report["counts"]["train"]["dropped"] == {"missing_language": 2}
+    message = error_of(write("n.parquet", parquet([{"en": 1, "fr": "x"}])))
+    assert "no row is left in train" in message and "1 wrong_type" in message
+
+
+GOOD = b'{"en": "a", "fr": "b"}\n'
+BROKEN = {
+    "syntax.jsonl": (GOOD + b'{"en": "a", "fr": \n' + GOOD, "syntax.jsonl:2: not JSON"),
+    "syntax.json": (GOOD + GOOD + b'{"en": "a" "fr": "b"}\n', "syntax.json:3: not JSON"),
+    "first.json": (
+        b'{"en": "a",\n' + GOOD,
+        "first.json:1: not JSON (Expecting property name enclosed in double quotes, column 12)",
+    ),
+    "object.jsonl": (GOOD + b"\n[1]\n", "object.jsonl:3: a row must be a JSON object, not list"),
+    "utf8.jsonl": (GOOD + b'{"en": "\xe9", "fr": "b"}\n', "utf8.jsonl:2: not UTF-8 (byte 0xe9)"),
+    "deep.jsonl": (GOOD + b"[" * 200_000 + b"\n", "deep.jsonl:2: not JSON"),
+    "cut.json": (b'[\n{"en": "a", "fr": "b"},\n{"en": "c",', "cut.json:3: not JSON"),
+    "open.json": (b'[\n{"en": "a", "fr": "b"}\n', "open.json:3: not JSON (expected ',')"),
+    "item.json": (b'[\n{"en": "a", "fr": "b"},\n\n7]', "item.json:4: a row must be a JSON object, not int"),
+    "after.json": (b'[{"en": "a", "fr": "b"}]\n{}', "after.json:2: not JSON (text after"),
+    "dataend.json": (b'{"data": [{"en": "a", "fr": "b"}]\n', "dataend.json:2: not JSON (expected '}')"),
+    "number.json": (b'{"a": 12', "number.json:1: not JSON"),
+    "half.json": (b'[{"en": "a", "fr": "b"},\n{"en": "\xe2\x82', "half.json:2: not UTF-8 (byte 0xe2)"),
+    "utf8.json": (b'[{"en": "a", "fr": "b"},\n{"en": "\xff"}]', "utf8.json:2: not UTF-8 (byte 0xff)"),
+    "few.csv": (b'en,fr\n"a\nb",c\nd\n', "few.csv:4: 1 fields, but the header has 2"),
+    "many.csv": (b"en,fr\na,b\nc,d,e\n", "many.csv:3: 3 fields, but the header has 2"),
+    "quote.csv": (b'en,fr\na,b\n"c,d\ne,f\n', "quote.csv:3: broken row"),
+    "utf8.tsv": (b"en\tfr\na\tb\nc\xe9\td\n", "utf8.tsv:3: not UTF-8"),
+    "twice.csv": (b"en,fr,en\na,b,c\n", "twice.csv:1: a column name stands twice"),
+    "header.csv": (b"de,fr\na,b\n", "--source_lang en: no row of header.csv has this column; there: de, fr"),
+    "magic.parquet": (b"PAR1 not really", "magic.parquet: cannot be read as Parquet"),
+    "empty.jsonl": (b"\n", "empty.jsonl: no rows"),
+    "empty.json": (b"", "empty.json: no rows"),
+    "header.tsv": (b"en\tfr\n", "header.tsv: no rows"),
+    "list.json": (b"[]", "list.json: no rows"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named_with_its_line_and_leaves_no_cache(name: str, cache: Path) -> None:
+    content, expected = BROKEN[name]
+    for _ in range(2):
+        assert expected in error_of(write(name, content))
+    assert not list(cache.rglob("*.arrow")) and not list(cache.rglob("*.incomplete"))
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-20], lambda packed: packed[:30] + b"!" + packed[31:]])
+def test_a_damaged_gzip_file_is_named(damage: Callable[[bytes], bytes]) -> None:
+    Path("t.jsonl.gz").write_bytes(damage(gzip.compress(json_lines(RECORDS * 50))))
+    assert "t.jsonl.gz: the gzip file is damaged" in error_of("t.jsonl.gz")
+    Path("t.jsonl.gz").write_bytes(b"no gzip at all")
+    assert "t.jsonl.gz: the gzip file is damaged" in error_of("t.jsonl.gz")
+
+
+def test_text_files_that_do_not_fit_are_refused() -> None:
+    write("t.en", b"a\nb\nc\n")
+    write("t.fr", b"d\n")
+    write("bad.fr", b"d\n\xe9\nf\n")
+    assert "t.en has 3 lines and t.fr has 1:" in error_of("t.en", "t.fr")
+    assert "t.fr has 1 lines and t.en has 3:" in error_of("t.fr", "t.en", source_lang=None, target_lang=None)
+    assert "bad.fr:2: not UTF-8 (byte 0xe9)" in error_of("t.en", "bad.fr")
+    assert "exactly two aligned files" in error_of("t.en")
+    assert "exactly two aligned files" in error_of("t.en", "t.fr", "bad.fr")
+    assert "exactly two aligned files" in error_of("t.??")
+    assert "seem to be swapped" in error_of("t.fr", "t.en")
+    assert "no lines" in error_of(write("e.en", b""), write("e.fr", b""))
+
+
+def test_what_the_flags_name_must_be_there() -> None:
+    write("t.jsonl", FORMATS["lines.jsonl"])
+    write("c.csv", FORMATS["table.csv"])
+    Path("folder").mkdir()
+    assert error_of("no.jsonl").startswith("--train_file no.jsonl: no such file")
+    assert error_of("no*.jsonl").startswith("--train_file no*.jsonl: no file matches")
+    assert error_of("t.jsonl", validation_file=["v.csv"]).startswith("--validation_file v.csv: no such file")
+    assert error_of("t.jsonl", test_file=["v.csv"]).startswith("--test_file v.csv: no such file")
+    for files in (["folder"], ["folder", "c.csv"], ["folder", "folder"], ["f*"]):
+        assert error_of(*files).startswith("--train_file folder: a folder, not a file")
+    assert "t.jsonl is jsonl, c.csv is csv" in error_of("t.jsonl", "c.csv")
+    assert "has the languages en, fr" in error_of("t.jsonl", source_lang=None, target_lang=None)
+    message = "--target_lang de: no row of t.jsonl has this language; there: en, fr"
+    assert message in error_of("t.jsonl", target_lang="de")
+    message = "--target_column z: no row of c.csv has this column; there: en, fr"
+    assert message in error_of("c.csv", source_column="en", target_column="z")
+    assert "--source_column and --target_column (columns there: en, fr)" in error_of("c.csv", source_lang=None)
+    assert "give either --dataset_name or --train_file" in error_of()
+
+
+def test_a_split_with_nothing_left_says_why() -> None:
+    write("t.jsonl", b'{"en": " ", "fr": "x"}\n{"en": "y", "fr": null}\n')
+    expected = "no row is left in train: of 2 rows were dropped 1 missing_language, 1 empty"
+    assert expected in error_of("t.jsonl")
+
+
+def test_long_json_arrays_are_decoded_across_the_read_boundaries() -> None:
+    # 65,536 bytes are read at a time: about 3 rows of 150 kB need several reads each, 2,000 small ones a part of one;
+    # three-byte characters at every offset fall across the boundaries.
+    rows = [
+        {"en": f"{number}" + "\u20ac" * (50_000 if number % 700 == 0 else 20), "fr": "f"} for number in range(2_100)
+    ]
+    content = json.dumps(rows, ensure_ascii=False, indent=1).encode()
+    corpus = load(write("t.json", content))
+    assert texts(corpus.train) == [(row["en"], row["fr"]) for row in rows]
+    # indent=1 writes "[", then 4 lines a row ("{", en, fr, "}"): row 2,000 begins on line 2 + 4 * 2,000.
+    broken = content.replace(b'"2000', b'"2000\n', 1)
+    assert "t.json:8003: not JSON" in error_of(write("t.json", broken))
+
+
+@pytest.mark.slow
+def test_the_cut_is_the_one_of_the_course() -> None:
+    number = 210_173
+    en = pa.array([f"e{row}" for row in range(number)])
+    fr = pa.array([f"f{row}" for row in range(number)])
+    Path("set").mkdir()
+    struct = pa.StructArray.from_arrays([en, fr], ["en", "fr"])
+    pq.write_table(pa.table({"id": en, "translation": struct}), "set/train.parquet")
+    corpus = load(dataset_name="set")
+    # floor(0.9 * 210,173) = 189,155; 210,173 - 189,155 = 21,018
+    assert (len(corpus.train), len(corpus.valid)) == (189_155, 21_018)
+    course = datasets.Dataset.from_dict({"row": list(range(number))}).train_test_split(train_size=0.9, seed=20)
+    assert corpus.train["index"][:] == course["train"]["row"][:]
+    assert corpus.valid["index"][:] == course["test"]["row"][:]
+    assert corpus.valid[7]["source"] == f"e{course['test'][7]['row']}"
+    assert corpus.train[-1]["target"] == f"f{course['train'][-1]['row']}"
+
+
+@pytest.mark.network
+def test_real_kde4_is_cut_as_in_the_course(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    corpus = load(dataset_name="kde4")
+    assert corpus.report["counts"]["train"]["loaded"] == 189_155
+    # Printed on the course's page about translation as split_datasets["train"][1].
+    assert corpus.train[1]["source"] == "Default to expanded threads"
+
+
+def make_rows(number: int) -> list[dict[str, str]]:
+    return [{"en": f"e{row}", "fr": f"f{row}"} for row in range(number)]
+
+
+def test_rows_are_dropped_after_the_cut() -> None:
+    rows = make_rows(200)
+    whole = load(write("whole.jsonl", json_lines(rows)), validation_split=0.25)
+    for row in (3, 50, 120, 199):
+        rows[row]["en"] = " "
+    thinned = load(write("thinned.jsonl", json_lines(rows)), validation_split=0.25)
+    # 1 - 0.25 of 200 rows is 150.
+    assert thinned.report["counts"]["train"]["loaded"] == 150 == len(whole.train)
+    gone = {3, 50, 120, 199}
+    assert thinned.train["index"][:] == [row for row in whole.train["index"] if row not in gone]
+    assert thinned.valid["index"][:] == [row for row in whole.valid["index"] if row not in gone]
+    dropped = [thinned.report["counts"][split]["dropped"].get("empty", 0) for split in ("train", "valid")]
+    assert sum(dropped) == 4
+
+
+def test_a_split_that_cannot_be_cut_is_refused() -> None:
+    assert "--validation_split 0.5: cannot cut 1 rows" in error_of(write("t.jsonl", GOOD), validation_split=0.5)
+
+
+def test_samples_are_a_fixed_subset_in_order_taken_after_dropping() -> None:
+    rows = make_rows(100)
+    rows[10]["fr"] = ""
+    write("t.jsonl", json_lines(rows))
+    fields: dict[str, Any] = {"test_file": ["t.jsonl"], "max_eval_samples": 7}
+    corpus = load("t.jsonl", max_train_samples=30, **fields)
+    chosen = corpus.train["index"][:]
+    assert len(chosen) == 30 and chosen == sorted(chosen) and 10 not in chosen and chosen != list(range(30))
+    assert corpus.test is not None and len(corpus.valid) == len(corpus.test) == 7
+    assert corpus.report["counts"]["train"] == {
+        "loaded": 100,
+        "dropped": {"empty": 1, "max_train_samples": 69},
+        "kept": 30,
+    }
+    assert corpus.report["counts"]["test"]["dropped"] == {"empty": 1, "max_eval_samples": 92}
+    assert texts(corpus.train) == [(f"e{row}", f"f{row}") for row in chosen]
+    assert load("t.jsonl", max_train_samples=30, **fields).train["index"][:] == chosen
+    assert load("t.jsonl", max_train_samples=30, split_seed=21, **fields).train["index"][:] != chosen
+    assert len(load("t.jsonl", max_train_samples=500).train) == 99
+    # Cut at random first, the subset keeps the order of the cut.
+    cut = load("t.jsonl", validation_split=0.2)
+    part = load("t.jsonl", validation_split=0.2, max_train_samples=40).train["index"][:]
+    assert [row for row in cut.train["index"] if row in set(part)] == part and len(part) == 40
+
+
+def arrow_files(cache: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_ino for path in cache.rglob("*.arrow")}
+
+
+def test_a_second_load_finds_everything_in_the_cache(cache: Path) -> None:
+    rows = make_rows(50)
+    rows[5]["en"] = ""
+    write("t.jsonl", json_lines(rows))
+    first = load("t.jsonl", validation_split=0.2)
+    files = arrow_files(cache)
+    second = load("t.jsonl", validation_split=0.2)
+    assert files and arrow_files(cache) == files
+    assert second.report == first.report and texts(second.train) == texts(first.train)
+    assert second.train._fingerprint == first.train._fingerprint
+
+
+def test_a_changed_file_is_never_served_stale() -> None:
+    write("t.jsonl", b'{"en": "old", "fr": "x"}\n')
+    before = load("t.jsonl")
+    stat = os.stat("t.jsonl")
+    write("t.jsonl", b'{"en": "new", "fr": "x"}\n')
+    os.utime("t.jsonl", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = load("t.jsonl")
+    assert (before.train[0]["source"], after.train[0]["source"]) == ("old", "new")
+    assert before.report["fingerprint"] != after.report["fingerprint"]
+
+
+def test_overwrite_cache_rebuilds_what_is_older_than_the_process_once(cache: Path) -> None:
+    write("t.jsonl", json_lines(RECORDS))
+    load("t.jsonl")
+    (folder,) = (cache / "mtloop").iterdir()
+    os.utime(folder, (1, 1))
+    files = arrow_files(cache)
+    load("t.jsonl")
+    assert arrow_files(cache) == files
+    stamp = {path: os.stat(path).st_mtime_ns for path in files}
+    load("t.jsonl", overwrite_cache=True)
+    rebuilt = {path: os.stat(path).st_mtime_ns for path in arrow_files(cache)}
+    assert rebuilt.keys() == stamp.keys() and rebuilt != stamp
+    # What this process, or one that started with it, has just built is not built again.
+    load("t.jsonl", overwrite_cache=True)
+    assert {path: os.stat(path).st_mtime_ns for path in arrow_files(cache)} == rebuilt
+
+
+LOADER = """
+import os, sys
+from mtloop.config import DataConfig
+from mtloop.data import load_corpus
+def private_mb():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+before = private_mb()
+corpus = load_corpus(DataConfig(train_file=[sys.argv[1]], source_lang="en", target_lang="fr"), cache_dir=sys.argv[2])
+print(len(corpus.train), len(corpus.valid), private_mb() - before, end=" ")
+print(corpus.report["fingerprint"], corpus.train._fingerprint, corpus.valid._fingerprint)
+"""
+
+
+def start_loader(path: str, cache: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LOADER, path, str(cache)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_a_killed_load_leaves_nothing_that_a_later_one_takes(cache: Path) -> None:
+    rows = make_rows(60_000)
+    write("t.jsonl", json_lines(rows))
+    loader = start_loader("t.jsonl", cache)
+    deadline = time.monotonic() + 60
+    while not list(cache.rglob("*.incomplete/*.arrow")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    loader.send_signal(signal.SIGKILL)
+    loader.communicate(timeout=60)
+    assert list(cache.rglob("*.incomplete/*.arrow")), "the load was to be killed halfway"
+    corpus = load("t.jsonl", validation_split=0.1)
+    assert len(corpus.train) + len(corpus.valid) == 60_000
+    assert corpus.train[0]["source"] == f"e{corpus.train[0]['index']}"
+
+
+@pytest.mark.slow
+def test_processes_that_load_at_once_agree(cache: Path) -> None:
+    rows = make_rows(5_000)
+    rows[7]["en"] = ""
+    write("t.jsonl", json_lines(rows))
+    loaders = [start_loader("t.jsonl", cache) for _ in range(2)]
+    outputs = [loader.communicate(timeout=120) for loader in loaders]
+    assert [loader.returncode for loader in loaders] == [0, 0], outputs
+    results = [output.split() for output, _ in outputs]
+    # 0.9 * 5,000 = 4,500 and 500, one row dropped from one of them.
+    assert int(results[0][0]) + int(results[0][1]) == 4_999
+    assert results[0][:2] + results[0][3:] == results[1][:2] + results[1][3:]
+    files = arrow_files(cache)
+    third = start_loader("t.jsonl", cache)
+    output, errors = third.communicate(timeout=120)
+    assert output.split()[3:] == results[0][3:], errors
+    assert files and arrow_files(cache) == files
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_private_memory_does_not_grow_with_the_corpus(cache: Path) -> None:
+    text = "word " * 50
+    growth = []
+    for number in (3_000, 300_000):
+        with open(f"{number}.jsonl", "w") as stream:
+            stream.writelines(f'{{"en": "{text}{row}", "fr": "{text}{row}"}}\n' for row in range(number))
+        loader = start_loader(f"{number}.jsonl", cache)
+        output, errors = loader.communicate(timeout=300)
+        assert loader.returncode == 0, errors
+        assert int(output.split()[0]) == number * 9 // 10
+        growth.append(float(output.split()[2]))
+    # 300,000 rows of 2 * 255 characters are 153 MB as bytes: a reader that keeps them fails. Allowed are the 8 bytes a
+    # row of the permutation and the 32 of its numbers as Python objects (12 MB, given back or not), 48 MB for noise.
+    assert growth[1] - growth[0] < 60, growth
+
+
+def test_the_fingerprint_follows_the_content_and_nothing_else() -> None:
+    write("t.jsonl", json_lines(make_rows(40)))
+    write("elsewhere/u.jsonl", json_lines(make_rows(40)))
+    os.utime("elsewhere/u.jsonl", (1, 1))
+
+    def fingerprint(path: str = "t.jsonl", **fields: Any) -> str:
+        return str(load(path, **{"validation_split": 0.2, **fields}).report["fingerprint"])
+
+    plain = fingerprint()
+    assert len(plain) == 64
+    same = [fingerprint("elsewhere/u.jsonl"), fingerprint(max_train_samples=4_000), fingerprint(overwrite_cache=True)]
+    assert set(same) == {plain}
+    different = [
+        plain,
+        fingerprint(split_seed=21),
+        fingerprint(validation_split=0.3),
+        fingerprint(max_train_samples=5),
+        fingerprint(max_eval_samples=5),
+        fingerprint(source_lang="fr", target_lang="en"),
+        fingerprint(validation_file=["t.jsonl"]),
+        fingerprint(test_file=["t.jsonl"]),
+        fingerprint(write("t.jsonl", json_lines(make_rows(40)[::-1]))),
+    ]
+    assert len(set(different)) == len(different)
+    # Where nothing is cut or thinned out, the seed and the share have no part in the rows.
+    given = {"validation_file": ["t.jsonl"]}
+    assert fingerprint(**given) == fingerprint(**given, split_seed=5, validation_split=0.4)
+
+
+def test_a_local_data_set_folder_with_its_splits() -> None:
+    write("set/train.jsonl", json_lines(TRANSLATIONS))
+    write("set/dev.jsonl", json_lines(TRANSLATIONS[:2]))
+    write("set/test.jsonl", json_lines(TRANSLATIONS[2:3]))
+    corpus = load(dataset_name="set")
+    assert texts(corpus.train) == PAIRS and texts(corpus.valid) == PAIRS[:2]
+    assert corpus.test is not None and texts(corpus.test) == PAIRS[2:3]
+    (source,) = corpus.report["sources"]["valid"]
+    assert source["split"] == "validation" and source["files"][0]["size"] == os.path.getsize("set/dev.jsonl")
+    stat = os.stat("set/train.jsonl")
+    changed = json_lines(TRANSLATIONS).replace(b'"one"', b'"two"')
+    write("set/train.jsonl", changed)
+    os.utime("set/train.jsonl", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = load(dataset_name="set")
+    assert after.train[4]["target"] == "two"
+    assert after.report["fingerprint"] != corpus.report["fingerprint"]
+    assert "there: en, fr" in error_of(dataset_name="set", target_lang="de")
+
+
+def test_the_configuration_of_a_data_set_is_found_from_the_languages() -> None:
+    card = (
+        "---\nconfigs:\n- config_name: de-fr\n  data_files: x.jsonl\n- config_name: en-fr\n  data_files: t.jsonl\n---\n"
+    )
+    write("set/README.md", card.encode())
+    write("set/x.jsonl", json_lines([{"translation": {"de": "d", "fr": "f"}}] * 5))
+    write("set/t.jsonl", json_lines(TRANSLATIONS))
+    corpus = load(dataset_name="set", source_lang="fr", target_lang="en", validation_split=0.5)
+    # Half of the 6 rows each.
+    assert sorted(texts(corpus.train) + texts(corpus.valid)) == sorted((fr, en) for en, fr in PAIRS)
+    message = error_of(dataset_name="set", dataset_config_name="nl")
+    assert "--dataset_config_name" in message and "de-fr" in message
+    assert "--dataset_config_name" in error_of(dataset_name="set", target_lang="nl")
+
+
+def test_a_data_set_that_cannot_be_had_says_what_to_do() -> None:
+    message = error_of(dataset_name="nobody/nothing@v1")
+    assert message.startswith("--dataset_name nobody/nothing@v1: cannot be loaded")
+    assert "`hf download --repo-type dataset nobody/nothing`" in message
+    assert "--train_file" in message and "HF_HOME" in message
+    write("old/old.py", b"# a loading script\n")
+    assert "no longer runs loading scripts" in error_of(dataset_name="old")
+    write("onlytest/test.jsonl", json_lines(TRANSLATIONS))
+    assert "no split 'train'; there: test" in error_of(dataset_name="onlytest")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("languages", [("en", "fr"), ("fr", "en")])
+def test_the_demo(languages: tuple[str, str]) -> None:
+    corpus = load(dataset_name="demo", source_lang=languages[0], target_lang=languages[1])
+    from mtloop.data.demo import demo_pairs
+
+    for rows, split in ((corpus.train, "train"), (corpus.valid, "validation")):
+        assert texts(rows) == [pair if languages[0] == "en" else pair[::-1] for pair in demo_pairs(split)]
+    assert "English and French only" in error_of(dataset_name="demo", target_lang="de")
+
+
+@pytest.mark.parametrize(
+    ("name", "languages", "number"),
+    [
+        pytest.param("kde_en_fr", ("en", "fr"), 69_703, marks=pytest.mark.slow),
+        ("kde_en_ja", ("en", "ja"), 3_000),
+    ],
+)
+def test_real_catalogues_are_loaded_byte_for_byte(name: str, languages: tuple[str, str], number: int) -> None:
+    path = REAL_DATA / f"{name}.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there: real data stands beside the project, not in it")
+    corpus = load(str(path), source_lang=languages[0], target_lang=languages[1], validation_split=0.1)
+    counts = corpus.report["counts"]
+    assert counts["train"]["loaded"] + counts["valid"]["loaded"] == number
+    with gzip.open(path, "rb") as stream:
+        wanted = [json.loads(line)["translation"] for line in stream]
+    loaded = dict(zip(corpus.train["index"][:], texts(corpus.train), strict=True))
+    loaded.update(zip(corpus.valid["index"][:], texts(corpus.valid), strict=True))
+    odd = 0
+    for index, row in enumerate(wanted):
+        source, target = (row[language] for language in languages)
+        odd += "\n" in source or "\u00a0" in target or source != source.strip()
+        if source.strip() and target.strip():
+            assert loaded.pop(index) == (source, target)
+    assert not loaded and odd

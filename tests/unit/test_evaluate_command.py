@@ -1,0 +1,192 @@
+"""evaluation: the numbers of sacreBLEU's own command line, of any model on any test sets."""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from mtloop.cli.evaluate import main
+from mtloop.cli.test_sets import _named, fill_settings, load_own_rows
+from mtloop.config import parse_config
+from mtloop.evaluation.significance import Interval, score_with_intervals
+from mtloop.evaluation.verdict import Verdict as FoundScores
+from mtloop.evaluation.verdict import score_text
+from mtloop.run_folder import stored_config
+
+REFERENCES = [f"the {word} opens file number {i} of the folder" for i, word in enumerate(["dog", "cat", "user"] * 10)]
+GOOD = [text.replace("opens", "opens the") if i % 3 else text for i, text in enumerate(REFERENCES)]
+BAD = [text.replace("folder", "house").replace("file", "door") if i % 2 else "no" for i, text in enumerate(REFERENCES)]
+NEAR = [REFERENCES[0].replace("opens", "closes"), *BAD[1:]]
+
+
+@pytest.fixture
+def run_command(model_path, fresh_accelerate, capsys):
+    """Run the command; return its status, standard output and error."""
+
+    def run(*words):
+        flags = ["--source_lang", "en", "--target_lang", "fr", "--num_beams", "1", "--cpu_threads", "1"]
+        status = main([*flags, "--num_resamples", "50", *map(str, words)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def sacrebleu(folder, *flags):
+    """What the command `sacrebleu` prints for the files in `folder`."""
+    texts = {"references": REFERENCES, "good": GOOD, "near": NEAR, "bad": BAD}
+    for name, lines in texts.items():
+        (folder / name).write_text("".join(line + "\n" for line in lines))
+    command = [sys.executable, "-m", "sacrebleu", "references", *flags, "-m", "bleu", "chrf", "ter", "-w", "4"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.slow
+def test_intervals_are_those_of_sacrebleu(tmp_path):
+    told = json.loads(sacrebleu(tmp_path, "-i", "good", "--confidence", "-f", "json"))
+    found, baseline = score_with_intervals(GOOD, REFERENCES, "en")
+    assert baseline is None and set(found) == {"BLEU", "chrF2", "TER"}
+    for line in told:
+        interval = found[line["name"]]
+        assert interval.score == pytest.approx(line["score"], abs=1e-4)
+        assert interval.mean == pytest.approx(line["confidence_mean"], abs=1e-4)
+        assert interval.half_width == pytest.approx(line["confidence_var"], abs=1e-4)
+        assert interval.p_value is None and interval.signature == line["signature"]
+
+
+@pytest.mark.slow
+def test_the_paired_test_is_that_of_sacrebleu(tmp_path):
+    # Its JSON fails on its own numbers (sacreBLEU 2.6): its table is read.
+    lines = sacrebleu(tmp_path, "-i", "bad", "good", "near", "--paired-bs", "-f", "text").splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    names = ["BLEU", "chrF2", "TER"]
+    theirs = {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows if row[0]}
+    for system, p_values, hypotheses in (("good", rows[3], GOOD), ("near", rows[5], NEAR)):
+        found, baseline = score_with_intervals(hypotheses, REFERENCES, "en", baseline=BAD)
+        for name, p_value in zip(names, p_values[1:], strict=True):
+            for interval, cell in (
+                (baseline[name], theirs["Baseline: bad"][name]),
+                (found[name], theirs[system][name]),
+            ):
+                assert f"{interval.score:.4f} ({interval.mean:.4f} ± {interval.half_width:.4f})" == cell
+            assert f"(p = {found[name].p_value:.4f})" == p_value.rstrip("*") and baseline[name].p_value is None
+    assert found["BLEU"].p_value > 0.05  # of near; both sides of the line were compared
+
+
+def test_a_system_that_is_its_baseline_does_not_differ():
+    found, baseline = score_with_intervals(GOOD, REFERENCES, baseline=GOOD, num_resamples=50)
+    assert found["BLEU"].score == baseline["BLEU"].score and found["BLEU"].p_value == 1.0
+
+
+def test_a_score_is_shown_with_its_difference():
+    def interval(score, p_value=None):
+        return Interval(score=score, mean=score, half_width=1.2, signature="s", p_value=p_value)
+
+    def line(score, p_value, baseline):
+        scores = {"BLEU": interval(score, p_value)}
+        others = {"BLEU": interval(baseline)}
+        verdict = FoundScores(test_set=None, hypotheses=[], scores=scores, baseline_scores=others)
+        return score_text(verdict, "BLEU", has_baseline=True)
+
+    assert line(52.9, 0.001, 39.2) == "52.90 ± 1.20 (+13.70, p = 0.001)"
+    assert line(39.0, 0.3, 39.2) == "39.00 ± 1.20 (-0.20, p = 0.300)"
+
+
+def test_a_test_set_has_a_name_and_files():
+    assert _named("news=a/b.jsonl") == ("news", ["a/b.jsonl"])
+    assert _named("a/b.en,a/b.fr") == ("b", ["a/b.en", "a/b.fr"])
+    assert _named("x=y=z/b.tsv") == ("x", ["y=z/b.tsv"])
+    assert _named("dir=1/b.tsv") == ("dir", ["1/b.tsv"]) and _named("./d=1/b.tsv") == ("b", ["./d=1/b.tsv"])
+
+
+@pytest.mark.slow
+def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model_path, rows_path, tmp_path):
+    words = ["--model", model_path, "--test_set", f"one={rows_path}", "--test_set", rows_path]
+    compared = ["--baseline", model_path, "--compare", tmp_path / "out" / "page.html"]
+    status, out, err = run_command(*words, *compared, "--max_samples", "20", "-o", tmp_path / "out")
+    assert status == 0, err
+    lines = [line.split() for line in out.splitlines()]
+    (one,), (news,) = ([line for line in lines if line[:2] == [name, "20"]] for name in ("one", "news"))
+    assert one[2:] == news[2:] and "(+0.00," in one  # a model against itself
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["test_sets"]) == {"one", "news"}
+    found = report["test_sets"]["one"]
+    assert (
+        found["num_sentences"] == 20 and found["scores"]["BLEU"]["score"] == found["baseline_scores"]["BLEU"]["score"]
+    )
+    assert f"{found['scores']['BLEU']['score']:.2f}" == one[2]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "one.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(20)) and all(
+        row["baseline"] == row["hypothesis"] for row in rows
+    )
+    again, _ = score_with_intervals(
+        [row["hypothesis"] for row in rows], [row["reference"] for row in rows], "fr", num_resamples=50
+    )
+    assert again["BLEU"].score == found["scores"]["BLEU"]["score"]
+    assert found["scores"]["BLEU"]["signature"] in out
+    path = tmp_path / "out" / "page.html"
+    text = path.read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert [one["name"] for one in data["sets"]] == ["one", "news"] and f"{path}: every" in out
+    assert [(row["source"], row["model"], row["baseline"]) for row in data["sets"][0]["rows"]] == [
+        (row["source"], [row["hypothesis"]], [row["hypothesis"]]) for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "--model {model}: no run folder, so --test_set says on what it is scored"),
+        (["--test_set", "{rows}", "--test_set", "{rows}"], "--test_set: two of the same name (news, news)"),
+        (["--test_set", "{rows}x"], "--test_set {rows}x: no such file"),
+        (["--test_set", "{rows}", "--num_beams", "0"], "--num_beams 0: give a whole number of at least 1"),
+        (
+            ["--test_set", "{rows}", "--baseline", "{rows}/nowhere"],
+            "--baseline '{rows}/nowhere': there is no such folder",
+        ),
+        (
+            ["--test_set", "{rows}", "--compare", "{model}"],
+            "--compare {model}: give the page to write, FILE.html; a model to compare with is --baseline",
+        ),
+        (
+            ["--test_set", "{rows}", "--compare", "{rows}/x.html"],
+            "--compare {rows}/x.html: File exists",
+        ),
+        (
+            ["--test_set", "{rows}", "--compare", "{folder}/there.html"],
+            "--compare {folder}/there.html: no file can be written there; give another place",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run_command, model_path, rows_path, tmp_path, words, reason):
+    places = {"rows": rows_path, "model": model_path, "folder": tmp_path}
+    (tmp_path / "there.html").mkdir()
+    status, _, err = run_command("--model", model_path, *[word.format(**places) for word in words])
+    (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]
+    assert status == 2 and line.startswith(f"mtloop: error: {reason.format(**places)}"), line
+
+
+def test_the_configuration_of_a_run_is_found(tmp_path):
+    assert stored_config(str(tmp_path)) is None and stored_config("team/model") is None
+    (tmp_path / "final").mkdir()
+    (tmp_path / "checkpoints" / "step_3").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("model_size: tiny\ntrain_tokenizer: true\ndataset_name: demo\n"
+                                          "source_lang: en\ntarget_lang: fr\n")  # fmt: skip
+    for name in (".", "final", "checkpoints/step_3"):
+        assert stored_config(str(tmp_path / name)).data.dataset_name == "demo"
+
+
+@pytest.mark.slow
+def test_a_run_of_several_pairs_is_scored_beside_other_test_sets():
+    trained = parse_config(["demo", "--pairs", "en-fr,fr-en"])
+    nothing = dict.fromkeys(("source_lang", "target_lang", "source_column", "target_column"))
+    given = argparse.Namespace(**nothing, test_set=["news=news.jsonl"], max_samples=3)
+    fill_settings(given, trained)
+    assert given.source_lang is None  # of the other test set nobody has said what it is
+    own = load_own_rows(given, trained, "valid")
+    assert [one.name for one in own] == ["valid en-fr", "valid fr-en"] and own[0].sources == own[1].references
+    given.source_lang, given.target_lang = "English", "French"
+    fill_settings(given, trained)
+    assert [one.name for one in load_own_rows(given, trained, "valid")] == ["valid en-fr"]

@@ -1,0 +1,240 @@
+"""main() in this process: what it returns, prints and leaves in the run folder."""
+
+import json
+import signal
+import sys
+
+import pytest
+
+from mtloop.__main__ import main as commands
+from mtloop.cli.train import main
+from mtloop.config import parse_config
+
+# What a clock says differs between two runs that are the same.
+CLOCKS = ("tokens_per_s", "eval_time_s", "sentences_per_s", "train_time_s")
+
+
+def flags_of(pairs_path, output_dir, **others):
+    return {
+        "train_file": pairs_path,
+        "source_lang": "en",
+        "target_lang": "fr",
+        "train_tokenizer": True,
+        "vocab_size": 128,
+        "model_size": "tiny",
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "max_train_steps": 4,
+        "num_beams": 1,
+        "val_max_target_length": 8,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "cpu_threads": 1,
+        "output_dir": output_dir,
+        **others,
+    }
+
+
+def metrics_of(folder):
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in CLOCKS} for line in lines]
+
+
+def status_of(folder):
+    return json.loads((folder / "status.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def finished(pairs_path, tmp_path_factory):
+    """A run folder in which main() trained 4 updates; to be read only."""
+    folder = tmp_path_factory.mktemp("entry") / "run"
+    handler = signal.getsignal(signal.SIGINT)
+    assert main(flags_of(pairs_path, folder)) == 0
+    assert signal.getsignal(signal.SIGINT) == handler  # a notebook can interrupt its next cell
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def started_afresh(fresh_accelerate):
+    """Each call of main() stands for a program of its own."""
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_its_files(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        ".lock", "run.json", "config.yaml", "data.json", "metrics.jsonl", "status.json", "curves.png",
+        "hypotheses", "checkpoints", "final", "tokenizer",
+    }  # fmt: skip
+    assert {path.name for path in (finished / "hypotheses").iterdir()} == {"step_4.jsonl"}
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"step_4", "latest", "best"}
+    final = {path.name for path in (finished / "final").iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "source.spm", "config.yaml"} <= final
+    assert "training" not in final
+
+
+@pytest.mark.slow
+def test_metrics_status_and_data_say_what_was_done(finished):
+    records = metrics_of(finished)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 4]
+    assert [name in records[-1] for name in ("eval_loss", "bleu", "bleu_signature", "chrf")] == [True] * 4
+    status = status_of(finished)
+    assert (status["status"], status["exit_status"], status["step"]) == ("finished", 0, 4)
+    assert "trained 4 updates" in status["message"] and str(finished / "final") in status["message"]
+    counts = json.loads((finished / "data.json").read_text(encoding="utf-8"))["counts"]
+    assert (counts["train"]["kept"], counts["valid"]["kept"]) == (54, 6)  # 60 pairs, a tenth validates
+
+
+@pytest.mark.slow
+def test_numbers_per_device_are_converted_once_and_stored(finished):
+    batch = parse_config([str(finished / "config.yaml")]).batch
+    assert (batch.per_device_train_batch_size, batch.gradient_accumulation_steps) == (8, 2)
+    assert batch.sentences_per_update == 16
+
+
+@pytest.mark.slow
+def test_the_same_command_again_says_that_the_run_is_finished(finished, pairs_path, capsys):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
+
+    before = times()
+    assert main(flags_of(pairs_path, finished)) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.splitlines()[-1].endswith("nothing to do") and "this run is finished" in captured.out
+    assert times() == before
+
+
+@pytest.mark.slow
+def test_a_finished_folder_with_other_settings_is_refused_with_what_differs(finished, pairs_path, capsys):
+    assert main(flags_of(pairs_path, finished, max_train_steps=5, logging_steps=3)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mtloop: error: --output_dir ")
+    assert "--max_train_steps: 4 in the run folder, 5 asked" in line and "logging_steps" not in line
+    assert status_of(finished)["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_the_stored_configuration_starts_the_same_run_elsewhere(finished, tmp_path):
+    assert main([str(finished / "config.yaml"), "--output_dir", str(tmp_path)]) == 0
+    assert metrics_of(tmp_path) == metrics_of(finished)
+    hypotheses = [(folder / "hypotheses" / "step_4.jsonl").read_bytes() for folder in (tmp_path, finished)]
+    assert hypotheses[0] == hypotheses[1]
+    stored = [(folder / "config.yaml").read_text(encoding="utf-8").splitlines() for folder in (tmp_path, finished)]
+    different = {line.split(":")[0] for pair in zip(*stored, strict=True) for line in pair if pair[0] != pair[1]}
+    assert different <= {"output_dir", "recipe"}
+
+
+# mistakes and failures
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train_file": "nowhere.json"}, "nowhere.json"),
+        ({"target_lang": "de"}, "de"),
+        ({"vocab_size": 100}, "--vocab_size: 100: give a multiple of 8"),
+        ({"vocab_size": 8000}, "--vocab_size"),
+        ({"learning_rat": 1}, "--learning_rat: no such flag, did you mean --learning_rate?"),
+        ({"expect_processes": 3}, "--expect_processes 3"),
+        ({"max_source_length": 5000, "config_name": "nowhere", "model_size": None}, "--config_name nowhere"),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"no_such": 1}'}, "--lr_scheduler"),
+    ],
+)
+def test_a_mistake_is_one_line_on_standard_error_and_status_2(pairs_path, tmp_path, capsys, change, words):
+    folder = tmp_path / "run"
+    assert main(flags_of(pairs_path, folder, **change)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mtloop: error: ") and words in line
+    if (folder / "status.json").exists():  # the folder was claimed already
+        status = status_of(folder)
+        assert (status["status"], status["exit_status"]) == ("failed", 2)
+        assert line == f"mtloop: error: {status['message']}"
+    assert not (folder / "final").exists()
+
+
+@pytest.mark.slow
+def test_a_mistake_mended_goes_on_in_the_same_folder(pairs_path, tmp_path, capsys):
+    assert main(flags_of(pairs_path, tmp_path, target_lang="de")) == 2
+    assert main(flags_of(pairs_path, tmp_path, max_train_steps=1)) == 0
+    assert status_of(tmp_path)["status"] == "finished"
+
+
+def test_only_the_first_process_prints_a_mistake(pairs_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert main(flags_of(pairs_path, tmp_path, vocab_size=100)) == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_status_1_and_says_so_in_its_folder(pairs_path, tmp_path, capsys):
+    # A rate of 1e30 throws the weights to infinity in the first update; the second has no finite gradient.
+    flags = flags_of(pairs_path, tmp_path, learning_rate=1e30, num_warmup_steps=0)
+    assert main(flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mtloop: error: step 2: the gradient norm is nan")
+    status = status_of(tmp_path)
+    assert (status["status"], status["exit_status"]) == ("failed", 1)
+    assert line == f"mtloop: error: {status['message']}"
+
+
+def test_an_interrupt_before_training_is_130(pairs_path, tmp_path, capsys, monkeypatch):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtloop.trainer.setup.load_corpus", interrupted)
+    assert main(flags_of(pairs_path, tmp_path)) == 130
+    assert capsys.readouterr().err == "mtloop: stopped: SIGINT before the training began\n"
+    assert status_of(tmp_path)["exit_status"] == 130
+
+
+@pytest.mark.slow
+def test_tracking_writes_beside_the_run(pairs_path, tmp_path):
+    pytest.importorskip("tensorboard")
+    flags = flags_of(pairs_path, tmp_path, max_train_steps=1, with_tracking=True, report_to="tensorboard")
+    assert main(flags) == 0
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+# whose arguments are read
+
+
+@pytest.mark.parametrize(
+    ("program", "is_ours"), [("train.py", True), ("/a/b/train.py", True), ("notebook.py", False), ("", False)]
+)
+def test_the_command_line_is_read_only_where_it_is_ours(program, is_ours, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program, "--no_such_flag_at_all"])
+    # Whoever does not read it goes on to the demo, which this leftover of another launch stops at once.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert main() == 2
+    message = capsys.readouterr().err
+    assert ("--no_such_flag_at_all: no such flag" in message) == is_ours
+    assert ("WORLD_SIZE is 2" in message) != is_ours
+
+
+def test_arguments_that_are_handed_in_win_over_the_command_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--no_such_flag_at_all"])
+    assert main(["--another_one"]) == 2
+    assert "--another_one" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_made_longer_with_allow_changed(pairs_path, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(flags_of(pairs_path, folder)) == 0
+    longer = flags_of(pairs_path, folder, max_train_steps=6)
+    assert main(longer) == 2
+    assert "--max_train_steps: 4 in the run folder, 6 asked" in capsys.readouterr().err
+    assert main({**longer, "allow_changed": True}) == 0
+    assert "goes on changed from step 4" in capsys.readouterr().out
+    assert [line["step"] for line in metrics_of(folder) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert status_of(folder)["step"] == 6
+    assert main(longer) == 0 and "nothing to do" in capsys.readouterr().out
+
+
+def test_a_command_that_does_not_exist_is_told_in_a_line(capsys):
+    assert commands(["translat"]) == 2
+    assert capsys.readouterr().err == "mtloop: error: no such command: translat; python -m mtloop --help lists them\n"
+    assert commands([]) == 2 and "usage: python -m mtloop COMMAND" in capsys.readouterr().err
+    assert commands(["--help"]) == 0 and "translate FILE" in capsys.readouterr().out
