@@ -13,8 +13,8 @@ __version__ = "0.1.0"  # the only place: pyproject.toml and --version read it
 
 
 def main(config: Any = None) -> int:
-    """Train as the configuration says, and return the exit status (mtloop.cli.train.main)."""
-    from mtloop.cli.train import main as train
+    """Train as the configuration says, and return the exit status (mtloop.cli.commands.train.main)."""
+    from mtloop.cli.commands.train import main as train
 
     return train(config)
 

@@ -19,6 +19,7 @@ from typing import Any
 from mtloop.atomic import read_json, sweep, write_json, write_text
 from mtloop.config import Config, differences, parse_config, to_yaml
 from mtloop.errors import UserError
+from mtloop.metrics_log import MetricsLog
 
 # A run that was told to stop may still be saving when its successor starts.
 LOCK_WAIT_S = 10.0
@@ -48,8 +49,8 @@ class RunFolder:
         return self.path / "run.json"
 
     @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
+    def metrics(self) -> MetricsLog:
+        return MetricsLog(self.path / "metrics.jsonl")
 
     @property
     def push_path(self) -> Path:
@@ -96,7 +97,7 @@ class RunFolder:
         """
         if self.config_path.exists() or self.run_record["run_id"]:
             return
-        named = (self.run_path, self.data_path, self.metrics_path, self.push_path, self.path / "curves.png")
+        named = (self.run_path, self.data_path, self.metrics.path, self.push_path, self.path / "curves.png")
         foreign = [path.name for path in (*named, self.final_dir, self.hypotheses_dir) if path.exists()]
         if foreign:
             raise UserError(
@@ -250,11 +251,7 @@ class RunFolder:
 
         -1 drops all: a run that starts over.
         """
-        if self.metrics_path.exists():
-            # A kill may cut a line within a character; splitlines would also cut at what JSON leaves as it is (U+2028).
-            lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
-            kept = [line for line in lines if _step_of(line) <= step]
-            write_text(self.metrics_path, "".join(line + "\n" for line in kept))
+        self.metrics.drop_after(step)
         for path in self.hypotheses_dir.glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
@@ -283,15 +280,6 @@ def _source_text(origins: Any) -> str:
         name = next((str(origin[key]) for key in ("path", "name", "cut_from") if key in origin), "?")
         texts.append(f"{name} {str(origin['sha256'])[:12]}" if "sha256" in origin else name)
     return ", ".join(texts) or "none"
-
-
-def _step_of(line: str) -> float:
-    try:
-        record = json.loads(line)
-        # Test rows and an average are scored after the last checkpoint: a run that resumes scores them again.
-        return float("inf") if "split" in record else int(record["step"])
-    except (ValueError, KeyError, TypeError, AttributeError):  # a line cut short by a kill
-        return float("inf")
 
 
 def stored_config(model: str) -> Config | None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-from mtloop.atomic import read_json_lines
 from mtloop.checkpoint import list_checkpoints
 from mtloop.checkpoint.listing import epoch_ends, names_of
 from mtloop.errors import UserError
@@ -33,20 +31,13 @@ def choose_best(folder: RunFolder, number: int, metric: str) -> list[Path]:
     Raises:
         UserError: when fewer were evaluated and are still there.
     """
-    scores = recorded_scores(folder, metric)
+    scores = folder.metrics.scores(metric)
     scored = [(step, path) for step, path in list_checkpoints(folder) if step in scores]
     where = f"evaluated and in {folder.checkpoints_dir}"
     _check_enough("--best", number, [path for _, path in scored], where)
     sign = -1 if metric == "eval_loss" else 1
     best = sorted(scored, key=lambda one: (sign * scores[one[0]], one[0]))[-number:]
     return [path for _, path in sorted(best)]
-
-
-def recorded_scores(folder: RunFolder, metric: str) -> dict[int, float]:
-    """The score of each step on the validation rows, as metrics.jsonl has it; the last where there are several."""
-    lines = [line for line in read_json_lines(folder.metrics_path) if "split" not in line]
-    scores = {line["step"]: line[metric] for line in lines if isinstance(line.get(metric), (int, float))}
-    return {step: score for step, score in scores.items() if math.isfinite(score)}
 
 
 def choose_named(folder: RunFolder | None, names: list[str]) -> list[Path]:

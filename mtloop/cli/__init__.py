@@ -1,0 +1,1 @@
+"""The commands, their flags, errors and exit statuses."""

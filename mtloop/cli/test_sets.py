@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtloop.cli.shell import check_counts
+from mtloop.cli.flags import check_counts
 from mtloop.config import Config, DataConfig
 from mtloop.errors import UserError
 from mtloop.evaluation.verdict import TestSet

@@ -6,6 +6,7 @@ import glob
 import gzip
 import hashlib
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from typing import IO, Any, cast
 from mtloop.errors import UserError
 
 _KINDS = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+# The name of standard input.
+STDIN = "-"
 _HASH_CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
@@ -27,7 +30,7 @@ class DamagedArchive(UserError):
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input file as it was when its hash was taken.
+    """One input file, as it was when its hash was taken if it was.
 
     Attributes:
         path: Where it is read.
@@ -39,8 +42,8 @@ class InputFile:
 
     path: str
     name: str
-    sha256: str
-    size: int
+    sha256: str = ""
+    size: int = 0
     member: str | None = None
 
     @property
@@ -117,7 +120,9 @@ def reading(file: InputFile) -> Iterator[IO[bytes]]:
         UserError: for a damaged .gz, and for whatever the system refuses.
     """
     try:
-        if file.member:
+        if file.path == STDIN:
+            yield sys.stdin.buffer
+        elif file.member:
             with zipfile.ZipFile(file.path) as archive, archive.open(file.member) as member:
                 yield member
         elif file.path.lower().endswith(".gz"):

@@ -1,1 +1,1 @@
-"""`mtloop evaluate`: any model on any test sets, with confidence intervals, against a baseline. Layer 4."""
+"""Loss and scores of a model on rows, and what chance makes of them."""

@@ -18,6 +18,7 @@ from string import Template
 from typing import Any
 
 from mtloop.evaluation.scores import sentence_chrf
+from mtloop.evaluation.significance import score_text
 from mtloop.evaluation.verdict import Verdict
 
 METRICS = {"BLEU": "BLEU", "chrF2": "chrF", "TER": "TER, lower is better"}
@@ -113,14 +114,11 @@ def _head(verdicts: Sequence[Verdict], model: str, baseline: str | None) -> str:
 
 def _score_row(verdict: Verdict, metric: str) -> str:
     found, others = verdict.scores[metric], verdict.baseline_scores
-    cells = [f"{found.score:.2f} ± {found.half_width:.2f}"]
-    if others is not None and found.p_value is not None:
+    cells = [score_text(found.score, found.half_width)]
+    if others is not None:
         other = others[metric]
-        cells += [
-            f"{other.score:.2f} ± {other.half_width:.2f}",
-            f"{found.score - other.score:+.2f}",
-            f"{found.p_value:.3f}",
-        ]
+        chance = "too few rows" if found.p_value is None else f"{found.p_value:.3f}"
+        cells += [score_text(other.score, other.half_width), f"{found.score - other.score:+.2f}", chance]
     first = ""
     if metric == next(iter(METRICS)):
         span = f'rowspan="{len(METRICS)}"'

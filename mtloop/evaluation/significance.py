@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from sacrebleu.significance import estimate_ci
 from mtloop.evaluation.scores import QUICK_METRICS, Tally, seed_text, tally
 
 NUM_RESAMPLES = 1000
+# With fewer sentences a p-value says more of the bootstrap than of the systems.
+MIN_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Interval:
         mean: Of the bootstrap resamples.
         half_width: Of their 95 % confidence interval, around the mean.
         signature: sacreBLEU's.
-        p_value: Against the baseline, two-sided; None without one.
+        p_value: Against the baseline, two-sided; None without one, and with fewer than MIN_ROWS sentences.
     """
 
     score: float
@@ -32,6 +34,32 @@ class Interval:
     half_width: float
     signature: str
     p_value: float | None = None
+
+
+def score_text(
+    score: float, half_width: float | None = None, *, gain: float | None = None, p_value: float | None = None
+) -> str:
+    """Write a score as everywhere: `52.90 ± 1.20 (+13.70, p = 0.001)`; what is None is left out.
+
+    Args:
+        score: Of the whole corpus.
+        half_width: Of its 95 % confidence interval.
+        gain: Its difference from a baseline.
+        p_value: Of that; None where there are too few rows to tell.
+    """
+    text = f"{score:.2f}" if half_width is None else f"{score:.2f} ± {half_width:.2f}"
+    if gain is None:
+        return text
+    return f"{text} ({gain:+.2f}, {'too few rows' if p_value is None else f'p = {p_value:.3f}'})"
+
+
+def recorded_text(line: Mapping[str, Any], key: str) -> str:
+    """Write a score of a line of metrics.jsonl, `not finite` for null."""
+    if line[key] is None:
+        return "not finite"
+    return score_text(
+        line[key], line.get(f"{key}_ci"), gain=line.get(f"{key}_gain"), p_value=line.get(f"{key}_p_value")
+    )
 
 
 def score_with_intervals(
@@ -83,7 +111,7 @@ def resample(
     for name in system.metrics:
         totals = [one.total(name).score for one in systems]
         p_value = None
-        if baseline is not None:
+        if baseline is not None and len(system.statistics[name]) >= MIN_ROWS:
             p_value = _p_value(resampled[0][name] - resampled[1][name], totals[0] - totals[1])
         for number, (one, scores) in enumerate(zip(systems, resampled, strict=True)):
             mean, half_width = estimate_ci(scores[name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mtloop.evaluation.significance import Interval
+from mtloop.evaluation.significance import Interval, score_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,8 @@ class Verdict:
     baseline_hypotheses: list[str] | None = None
     baseline_scores: dict[str, Interval] | None = None
 
-
-def score_text(verdict: Verdict, metric: str, *, has_baseline: bool) -> str:
-    """Show one score: `52.90 ± 1.20 (+13.70, p = 0.001)`."""
-    found = verdict.scores[metric]
-    text = f"{found.score:.2f} ± {found.half_width:.2f}"
-    if not has_baseline or verdict.baseline_scores is None or found.p_value is None:
-        return text
-    difference = found.score - verdict.baseline_scores[metric].score
-    return f"{text} ({difference:+.2f}, p = {found.p_value:.3f})"
+    def text(self, metric: str) -> str:
+        """Write a score, with its difference from the baseline if there is one."""
+        found, others = self.scores[metric], self.baseline_scores
+        gain = None if others is None else found.score - others[metric].score
+        return score_text(found.score, found.half_width, gain=gain, p_value=found.p_value)

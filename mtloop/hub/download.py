@@ -61,7 +61,7 @@ def fetch(folder: RunFolder, asked: str, say: Callable[[str], None]) -> None:
         ) from error
     folder.update_record(run_id=record["run_id"])  # first: it is what makes the folder this run's
     if (partial / "metrics.jsonl").exists():
-        os.replace(partial / "metrics.jsonl", folder.metrics_path)
+        os.replace(partial / "metrics.jsonl", folder.metrics.path)
     publish(partial, folder.checkpoints_dir / f"step_{record['step']}")
 
 

@@ -12,6 +12,7 @@ from mtloop.atomic import read_json, read_json_lines
 from mtloop.config import Config, split_revision
 from mtloop.hub.parts import Part, Target
 from mtloop.languages import translation_task
+from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder
 
 NUM_EXAMPLES, NUM_WIDGETS = 10, 3
@@ -46,7 +47,7 @@ class Facts:
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines if "bleu" in line and "split" not in line]
+        return evaluations_of(self.lines)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -60,14 +61,14 @@ class Facts:
         return self._last_of("test") if self.part.epoch is None else {}
 
     def _last_of(self, split: str) -> dict[str, Any]:
-        return next((line for line in reversed(self.lines) if line.get("split") == split), {})
+        return (evaluations_of(self.lines, split) or [{}])[-1]
 
 
 def collect(folder: RunFolder, part: Part, target: Target, *, record: dict[str, Any]) -> Facts:
     """Read what a card needs; `record` is the manifest of the checkpoint that the weights are of."""
     config = folder.stored_config()
     assert config is not None  # a run that has a checkpoint has its configuration
-    evaluated = [line["step"] for line in lines_until(folder, part) if "bleu" in line and line["step"] <= part.step]
+    evaluated = [step for step in folder.metrics.scores("bleu") if step <= part.step]
     name = "average" if part.average_of else f"step_{max(evaluated, default=0)}"
     path = folder.hypotheses_dir / f"{name}.jsonl"
     return Facts(
@@ -85,10 +86,7 @@ def collect(folder: RunFolder, part: Part, target: Target, *, record: dict[str, 
 
 def lines_until(folder: RunFolder, part: Part) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl up to an epoch's end; all of them for the end of the run."""
-    lines = read_json_lines(folder.metrics_path)
-    if part.epoch is None:
-        return lines
-    return [line for line in lines if line.get("step", 0) <= part.step and "split" not in line]
+    return folder.metrics.lines(until=None if part.epoch is None else part.step)
 
 
 def choose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.config import DEFAULTS, flat, split_revision
+from mtloop.evaluation.significance import recorded_text
 from mtloop.hub.facts import (
     Facts,
     choose,
@@ -15,6 +16,7 @@ from mtloop.hub.facts import (
     hub_name,
     number_text,
 )
+from mtloop.metrics_log import evaluations_of, updates_of
 
 # Where the run stood on one machine, and where it is pushed: nothing that it was trained with.
 UNTOLD = {"output_dir", "overwrite_cache", "resume_from_checkpoint", "allow_changed", "preprocessing_num_workers"}
@@ -42,8 +44,7 @@ def results(facts: Facts) -> str:
         mark = "**" if line is facts.scores else ""
         table.append(
             f"| {label} | {line['step']:,} | {training} | {number_text(line['eval_loss'], 4)} | "
-            f"{mark}{number_text(line['bleu'], 2)}{mark}{_chance(line, 'bleu')} | "
-            f"{number_text(line['chrf'], 2)}{_chance(line, 'chrf')} |"
+            f"{mark}{recorded_text(line, 'bleu')}{mark} | {recorded_text(line, 'chrf')} |"
         )
     scores = facts.scores or rows[-1][1]
     if pairs := facts.config.data.pair_names:
@@ -55,7 +56,7 @@ def results(facts: Facts) -> str:
             "|---|---:|---:|",
         ]
         table += [
-            f"| {pair} | {number_text(scores[f'bleu_{pair}'], 2)} | {number_text(scores[f'chrf_{pair}'], 2)} |"
+            f"| {pair} | {recorded_text(scores, f'bleu_{pair}')} | {recorded_text(scores, f'chrf_{pair}')} |"
             for pair in pairs
         ]
     table += [
@@ -70,14 +71,6 @@ def results(facts: Facts) -> str:
     return "\n".join(table)
 
 
-def _chance(line: dict[str, Any], metric: str) -> str:
-    """Show what chance makes of a score: ` ± 1.20 (+13.70, p = 0.001)`; nothing where that was not computed."""
-    text = f" ± {line[f'{metric}_ci']:.2f}" if f"{metric}_ci" in line else ""
-    if f"{metric}_gain" in line:
-        text += f" ({line[f'{metric}_gain']:+.2f}, p = {line[f'{metric}_p_value']:.3f})"
-    return text
-
-
 def epoch_rows(lines: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float | None]]:
     """List (label, evaluation, mean logged training loss) of each epoch, that before the training first.
 
@@ -88,12 +81,12 @@ def epoch_rows(lines: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], f
         return -int(-line["epoch"] // 1)  # the epoch that an update is part of, from 1; 0 before the first
 
     losses: dict[int, float] = {}
-    updates = [line for line in lines if line.get("loss") is not None]
+    updates = updates_of(lines)
     for epoch, logged in groupby(updates, key=epoch_of):
         group = list(logged)
         tokens = sum(line["target_tokens"] for line in group)
         losses[epoch] = sum(line["loss"] * line["target_tokens"] for line in group) / tokens
-    last = {epoch_of(line): line for line in lines if "bleu" in line and "split" not in line}
+    last = {epoch_of(line): line for line in evaluations_of(lines)}
     return [
         ("before training" if epoch == 0 else f"{line['epoch']:g}", line, losses.get(epoch))
         for epoch, line in sorted(last.items())

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 
 from mtloop.atomic import read_json_lines, write_json
-from mtloop.config import Config, changed, parse_config, resolve, to_yaml
+from mtloop.config import Config, changed, to_yaml
 from mtloop.errors import RunFailed, UserError
 from mtloop.selfcheck.compare import (
     Record,
@@ -32,7 +26,6 @@ from mtloop.selfcheck.compare import (
     compare_updates,
     compare_weights,
 )
-from mtloop.tables import aligned
 
 NUM_UPDATES = 20
 # 200 rows in all; an update small enough for several in an epoch of them.
@@ -41,51 +34,6 @@ MAX_TOKENS_PER_UPDATE, MAX_SENTENCES_PER_UPDATE = 1_000, 16
 DROPOUT = 0.1  # of the interrupted run: without it, random numbers that a resume gets wrong would not show
 ONE_MICRO_BATCH = 1_000_000  # tokens that no update has, and an overhead that none is worth a second forward
 CHILD_TIMEOUT_S = 3_600.0
-
-DESCRIPTION = """Prove on your own model, data and launch file that the numbers hold: in fp32 and on at most 200
-rows, 20 updates as one micro-batch, as many, and on all processes; a run that is killed and resumed; one evaluation on
-one and on all processes. All other flags are those of train.py. Status 1 if anything differs."""
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Returns:
-        0 all equal; 1 something differs, or a child failed; 2 the user's mistake.
-    """
-    parser = argparse.ArgumentParser(prog="mtloop selfcheck", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--config_file", metavar="F", help="the launch file, as for `accelerate launch`")
-    parser.add_argument("--num_processes", metavar="N", help="processes, as for `accelerate launch`")
-    given, rest = parser.parse_known_args(argv)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
-    work_dir = Path(tempfile.mkdtemp(prefix="mtloop-selfcheck-"))
-    try:
-        if given.config_file is not None and not Path(given.config_file).is_file():
-            raise UserError(f"--config_file {given.config_file}: no such file; accelerate_configs/ has some")
-        launch = [f"--{name}={value}" for name, value in vars(given).items() if value is not None]
-        check = Selfcheck(config=shrink(resolve(parse_config(rest))), launch=launch, work_dir=work_dir)
-        rows = check.run()
-    except UserError as error:
-        print(f"mtloop: error: {error}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        print(f"mtloop: error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(work_dir, ignore_errors=True)
-    print(
-        "",
-        *aligned([[row.name, "equal" if row.is_equal else "NOT EQUAL", row.figures] for row in rows], left=3),
-        sep="\n",
-    )
-    differing = [row.name for row in rows if not row.is_equal]
-    print(f"not equal: {', '.join(differing)}" if differing else "all equal")
-    return 1 if differing else 0
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # through the finally clauses, which end the children
 
 
 def shrink(config: Config) -> Config:

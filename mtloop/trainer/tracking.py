@@ -6,7 +6,6 @@ Writes on the main process only. Must not know models or data; it is handed numb
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from mtloop.atomic import read_json_lines
 from mtloop.errors import RunFailed
+from mtloop.evaluation.significance import recorded_text
+from mtloop.metrics_log import VALID, evaluations_of, updates_of
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 
@@ -28,13 +28,13 @@ TABLE_COLUMNS = (
     ("train loss", 10),
     ("eval loss", 9),
     ("perplexity", 10),
-    ("BLEU", 12),
-    ("gain", 16),
+    ("BLEU", 13),
     ("chrF", 6),
     ("tokens/s", 8),
     ("sent/s", 7),
     ("time", 8),
 )
+GAIN_WIDTH = 33  # of a BLEU with its difference from the start
 
 
 @dataclass
@@ -98,21 +98,17 @@ class Tracker:
 
     def log_evaluation(self, name: str, record: dict[str, Any], *, epoch: float, pairs: Sequence[str] = ()) -> None:
         """Record one evaluation and print its row of the table, and a line for each of several pairs."""
-        self._write({"split": name, **record} if name != "valid" else record)
+        self._write(record, split=name)
         self._print_row(name, record, epoch=epoch)
         for pair in pairs:
-            self.runtime.say(f"  {pair}: BLEU {_score(record, f'bleu_{pair}')}, chrF {record[f'chrf_{pair}']:.2f}")
+            self.runtime.say(
+                f"  {pair}: BLEU {recorded_text(record, f'bleu_{pair}')}, chrF {record[f'chrf_{pair}']:.2f}"
+            )
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: dict[str, Any], *, split: str = VALID) -> None:
         if not self.runtime.is_main:
             return
-        # NaN and Infinity are no JSON: other programs could not read the file.
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        try:
-            with self.folder.metrics_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(clean, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise RunFailed(f"{self.folder.metrics_path}: cannot be written ({error.strerror or error})") from error
+        record = self.folder.metrics.append(record, split=split)
         if self.uses_trackers:
             # The curves are of the validation rows along the way.
             prefix = f"{record['split']}_" if "split" in record else ""
@@ -128,21 +124,20 @@ class Tracker:
                 self.runtime.say(f"tracking stops, training goes on: {type(error).__name__}: {error}")
 
     def _print_row(self, name: str, record: dict[str, Any], *, epoch: float) -> None:
-        columns = [column for column in TABLE_COLUMNS if column[0] != "gain" or "bleu_gain" in record]
+        has_gain = "bleu_gain" in record
+        columns = [(title, GAIN_WIDTH if title == "BLEU" and has_gain else width) for title, width in TABLE_COLUMNS]
         if not self._has_header:
             self._has_header = True
             self.runtime.say("", "  ".join(title.rjust(width) for title, width in columns))
         latest = self._latest
         elapsed = int(time.perf_counter() - self.start_s)
-        gain = [_gain(record, "bleu")] if "bleu_gain" in record else []
         cells = (
             f"{epoch:.4g}" if name == "valid" else name,
             f"{record['step']:,}",
             f"{latest['loss']:.4f}" if latest else "-",
             f"{record['eval_loss']:.4f}",
             f"{record['perplexity']:,.2f}" if record["perplexity"] < 1e6 else f"{record['perplexity']:.1e}",
-            _interval(record, "bleu"),
-            *gain,
+            recorded_text(record, "bleu"),
             f"{record['chrf']:.2f}",
             f"{latest['tokens_per_s']:,.0f}" if latest else "-",
             f"{record['sentences_per_s']:,.1f}",
@@ -189,16 +184,15 @@ class Tracker:
 
     def draw_curves(self) -> None:
         """Draw loss and BLEU over updates into curves.png, where matplotlib is installed; otherwise do nothing."""
-        if not self.runtime.is_main or not self.folder.metrics_path.exists():
+        if not self.runtime.is_main or not (records := self.folder.metrics.lines()):
             return
         try:
             from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the notebook we may run in
         except ImportError:
             return
-        records = read_json_lines(self.folder.metrics_path)
         # A loss that was not finite stands as null: one would spoil the running mean of all that follow.
-        updates = [record for record in records if record.get("loss") is not None]
-        evaluations = [record for record in records if record.get("eval_loss") is not None and "split" not in record]
+        updates = updates_of(records)
+        evaluations = [record for record in evaluations_of(records) if record["eval_loss"] is not None]
         figure = Figure(figsize=(11, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
         if updates:
@@ -226,20 +220,6 @@ def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)
     return (sums[ends] - sums[starts]) / (ends - starts)
-
-
-def _score(record: dict[str, Any], key: str) -> str:
-    return " ".join(filter(None, (_interval(record, key), _gain(record, key))))
-
-
-def _interval(record: dict[str, Any], key: str) -> str:
-    return f"{record[key]:.2f}" + (f" ±{record[f'{key}_ci']:.2f}" if f"{key}_ci" in record else "")
-
-
-def _gain(record: dict[str, Any], key: str) -> str:
-    if f"{key}_gain" not in record:
-        return ""
-    return f"{record[f'{key}_gain']:+.2f} (p {record[f'{key}_p_value']:.3f})"
 
 
 def _one_line(text: str) -> str:

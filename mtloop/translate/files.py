@@ -1,176 +1,94 @@
-"""Files of texts, read a block at a time and written in the same order: lines, JSON lines, and tables."""
+"""Translations written in the order of their texts: lines, JSON, tables and Parquet, the columns of the input kept."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtloop.data.files import kind_of
+from mtloop.data.readers import Records
+from mtloop.data.texts import Entry
 from mtloop.errors import UserError
-from mtloop.languages import find_key
 
 if TYPE_CHECKING:
     from mtloop.translate.translator import Translation
 
-STDIN = "-"
-# The column that a row of a table gets.
-HYPOTHESIS = "hypothesis"
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-JSON_SUFFIXES = (".jsonl", ".json")
+# The columns that a row gets.
+HYPOTHESIS, SCORE = "hypothesis", "score"
 SEPARATOR = " ||| "  # Moses's format of n-best lists
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One text of a file.
-
-    Attributes:
-        text: What is translated.
-        origin: What it stood in: a line's ending, a JSON object, or a table's row.
-    """
-
-    text: str
-    origin: Any
-
-
-@contextmanager
-def opened(name: str) -> Iterator[BinaryIO]:
-    """Open a file to read, or take standard input.
-
-    Raises:
-        UserError: naming the file and the reason.
-    """
-    if name == STDIN:
-        yield sys.stdin.buffer
-        return
-    try:
-        file = Path(name).open("rb")  # noqa: SIM115  # closed below, outside of what is caught here
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error
-    with file:
-        yield file
-
-
-def kind_of(name: str) -> str:
-    """Tell lines, JSON lines and tables apart by the name: "text", "json", or a table's delimiter."""
-    suffix = Path(name).suffix.lower()
-    if suffix in JSON_SUFFIXES:
-        return "json"
-    return DELIMITERS.get(suffix, "text")
-
-
-def read_entries(file: BinaryIO, name: str, *, column: str | None, source_lang: str | None) -> Iterator[Entry]:
-    """Yield the texts of a file, in order.
-
-    Args:
-        file: Opened in binary mode.
-        name: Its name tells its kind; part of messages.
-        column: Where the text of a row stands; None looks for the source language, "source" and "text".
-        source_lang: Language code; also the key in a row's "translation".
-
-    Raises:
-        UserError: naming file and line.
-    """
-    kind = kind_of(name)
-    if kind == "text":
-        yield from _read_lines(file, name)
-    elif kind == "json":
-        for number, entry in enumerate(_read_lines(file, name), start=1):
-            if entry.text.strip():
-                yield _json_entry(entry.text, f"{name}:{number}", column, source_lang)
-    else:
-        yield from _read_table(file, name, kind, column, source_lang)
-
-
-def _read_lines(file: BinaryIO, name: str) -> Iterator[Entry]:
-    """Only \\n and \\r\\n end a line: a form feed or U+2028 within a text stays where it is."""
-    for number, line in enumerate(file, start=1):
-        ending = b"\r\n" if line.endswith(b"\r\n") else b"\n" if line.endswith(b"\n") else b""
-        content = line[: len(line) - len(ending)]
-        if number == 1:
-            content = content.removeprefix(b"\xef\xbb\xbf")
-        try:
-            yield Entry(content.decode("utf-8"), ending.decode())
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name}:{number}: no UTF-8 (byte {error.start + 1}); convert the file first") from error
-
-
-def _json_entry(line: str, where: str, column: str | None, source_lang: str | None) -> Entry:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: no JSON ({error}); a .jsonl holds one object a line") from error
-    if not isinstance(row, dict):
-        raise UserError(f'{where}: no object, as {{"source": "..."}}')
-    languages = row.get("translation")
-    place = languages if column is None and isinstance(languages, dict) else row
-    return Entry(_text_of(place, where, column, source_lang), row)
-
-
-def _text_of(row: dict[str, Any], where: str, column: str | None, source_lang: str | None) -> str:
-    names = [column] if column else [name for name in (source_lang, "source", "text") if name]
-    found = next((name for name in names if name in row), None)
-    if found is None and source_lang and not column:
-        found = find_key(source_lang, row)
-    if found is None:
-        there = ", ".join(map(str, row)) or "none"
-        remedy = "give --source_column" if column else "give --source_lang or --source_column"
-        raise UserError(f"{where}: no column {' or '.join(names)}; {remedy}; there: {there}")
-    if not isinstance(row[found], str):
-        raise UserError(f"{where}: {found} is no text but {json.dumps(row[found])[:60]}")
-    return row[found]
-
-
-def _read_table(
-    file: BinaryIO, name: str, delimiter: str, column: str | None, source_lang: str | None
-) -> Iterator[Entry]:
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    try:
-        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
-        for row in reader:
-            where = f"{name}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise UserError(f"{where}: {'more' if None in row else 'fewer'} fields than the first line names")
-            yield Entry(_text_of(row, where, column, source_lang), row)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: cannot be read as a table ({error})") from error
-    finally:
-        text.detach()
-
-
 class Writer:
-    """Writes translations as the output's name asks: lines, JSON lines, or a table.
+    """Writes translations as the output's name asks: lines, JSON, a table or Parquet, packed if it ends in .gz.
 
     Lines keep the endings of the file they came from; n-best lists and scores are written as Moses does:
-    `number ||| translation ||| score`.
+    `number ||| translation ||| score`. In a table each of several translations has a row, elsewhere a row has a list.
     """
 
-    def __init__(self, file: BinaryIO, name: str, *, n_best: int, with_scores: bool) -> None:
-        self._file = file
-        self._kind = kind_of(name)
-        self._n_best, self._with_scores = n_best, with_scores
+    def __init__(
+        self, file: BinaryIO, name: str, *, n_best: int = 1, with_scores: bool = False, overwrites: bool = False
+    ) -> None:
+        """Prepare to write.
+
+        Args:
+            file: Opened in binary mode; the caller closes it.
+            name: Its name tells its kind.
+            n_best: Translations of each text.
+            with_scores: Whether scores are written.
+            overwrites: Whether a column of the input may be replaced.
+        """
+        self._raw = file
+        self._file: Any = gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if name.lower().endswith(".gz") else file
+        self._kind = kind_of("-o", [name])
+        self._n_best, self._with_scores, self._overwrites = n_best, with_scores, overwrites
         self._number = 0
-        self._has_header = False
+        self._header: list[str] = []
+        self._table: pq.ParquetWriter | None = None
 
-    def write(self, entries: Iterable[Entry], translations: Iterable[list[Translation]]) -> None:
-        """Write a block of entries."""
-        for entry, candidates in zip(entries, translations, strict=True):
-            self._file.write(self._format(entry, candidates).encode("utf-8"))
-            self._number += 1
-        self._file.flush()
+    @property
+    def _own_columns(self) -> list[str]:
+        return [HYPOTHESIS, SCORE] if self._with_scores else [HYPOTHESIS]
 
-    def _format(self, entry: Entry, candidates: list[Translation]) -> str:
+    def write(
+        self, entries: Iterable[Entry], translations: Iterable[list[Translation]], records: Records | None
+    ) -> None:
+        """Write a block of entries; `records` are the rows that they stand in.
+
+        Raises:
+            UserError: for a column that would be replaced, and for rows that the kind cannot hold.
+        """
+        pairs = list(zip(entries, translations, strict=True))
+        if self._kind == "text":
+            for entry, candidates in pairs:
+                self._file.write(self._lines(entry, candidates).encode("utf-8"))
+                self._number += 1
+        else:
+            rows = [row for entry, candidates in pairs for row in self._rows(entry, candidates)]
+            {"parquet": self._write_parquet, "json": self._write_json, "jsonl": self._write_json}.get(
+                self._kind, self._write_table
+            )(rows, records)
+        if self._file is self._raw:
+            self._file.flush()
+
+    def finish(self, records: Records | None) -> None:
+        """Write what an output without rows has, and the end of one that has an end."""
+        if not self._number and self._kind != "text":
+            self.write([], [], records)
         if self._kind == "json":
-            row = entry.origin if isinstance(entry.origin, dict) else {"source": entry.text}
-            return json.dumps({**row, **self._columns(candidates)}, ensure_ascii=False) + "\n"
-        if self._kind != "text":
-            return self._table_row(entry, candidates)
+            self._file.write(b"\n]\n" if self._number else b"[]\n")
+        if self._table is not None:
+            self._table.close()
+        if self._file is not self._raw:
+            self._file.close()
+
+    def _lines(self, entry: Entry, candidates: list[Translation]) -> str:
         ending = entry.origin if isinstance(entry.origin, str) else "\n"
         # A translation never breaks a line of its own.
         texts = [" ".join(candidate.text.splitlines()) for candidate in candidates]
@@ -182,21 +100,77 @@ class Writer:
             lines.append(SEPARATOR.join(fields) + (ending or "\n"))
         return "".join(lines)
 
-    def _columns(self, candidates: list[Translation]) -> dict[str, Any]:
+    def _rows(self, entry: Entry, candidates: list[Translation]) -> list[dict[str, Any]]:
+        row = entry.origin if isinstance(entry.origin, dict) else {"source": entry.text}
+        if taken := [name for name in self._own_columns if name in row and not self._overwrites]:
+            raise UserError(
+                f"{entry.where}: there is a column {taken[0]!r} already; --overwrite_column replaces it in the output"
+            )
         texts = [candidate.text for candidate in candidates]
         scores = [round(candidate.score, 4) for candidate in candidates]
-        columns: dict[str, Any] = {HYPOTHESIS: texts[0] if self._n_best == 1 else texts}
-        return {**columns, "score": scores[0] if self._n_best == 1 else scores} if self._with_scores else columns
+        if self._kind in ("csv", "tsv"):
+            cells = ((one.text, f"{one.score:.4f}") for one in candidates)
+            return [{**row, **dict(zip(self._own_columns, both, strict=False))} for both in cells]
+        values = (texts, scores) if self._n_best > 1 else (texts[0], scores[0])
+        return [{**row, **dict(zip(self._own_columns, values, strict=False))}]
 
-    def _table_row(self, entry: Entry, candidates: list[Translation]) -> str:
-        row = entry.origin if isinstance(entry.origin, dict) else {"source": entry.text}
-        lines = io.StringIO()
-        for candidate in candidates:
-            score = {"score": f"{candidate.score:.4f}"} if self._with_scores else {}
-            whole = {**row, HYPOTHESIS: candidate.text, **score}
-            table = csv.DictWriter(lines, list(whole), delimiter=self._kind, lineterminator="\n")
-            if not self._has_header:
-                table.writeheader()
-                self._has_header = True
-            table.writerow(whole)
-        return lines.getvalue()
+    def _write_json(self, rows: Sequence[dict[str, Any]], records: Records | None) -> None:
+        for row in rows:
+            text = json.dumps(row, ensure_ascii=False, default=str)
+            lead = "" if self._kind == "jsonl" else "[\n" if not self._number else ",\n"
+            self._file.write((lead + text + ("\n" if self._kind == "jsonl" else "")).encode("utf-8"))
+            self._number += 1
+
+    def _write_table(self, rows: Sequence[dict[str, Any]], records: Records | None) -> None:
+        text = io.StringIO()
+        if not self._header:
+            names = [*records.names] if records is not None and records.is_table else [*rows[0]] if rows else ["source"]
+            self._header = list(dict.fromkeys([*names, *self._own_columns]))
+            csv.writer(text, delimiter=self._delimiter, lineterminator="\n").writerow(self._header)
+        table = csv.DictWriter(text, self._header, delimiter=self._delimiter, lineterminator="\n", restval="")
+        self._check_columns(rows, self._header)
+        for row in rows:
+            table.writerow({name: value if isinstance(value, str) else _cell(value) for name, value in row.items()})
+            self._number += 1
+        self._file.write(text.getvalue().encode("utf-8"))
+
+    def _check_columns(self, rows: Sequence[dict[str, Any]], header: Sequence[str]) -> None:
+        """Refuse rows with more columns than a table has."""
+        for number, row in enumerate(rows, start=self._number + 1):
+            if new := [name for name in row if name not in header]:
+                raise UserError(f"row {number}: the first row has no column {new[0]!r}; give -o FILE.jsonl")
+
+    @property
+    def _delimiter(self) -> str:
+        return "," if self._kind == "csv" else "\t"
+
+    def _write_parquet(self, rows: Sequence[dict[str, Any]], records: Records | None) -> None:
+        try:
+            if self._table is None:
+                self._table = pq.ParquetWriter(self._raw, self._schema(rows, records))
+            self._check_columns(rows, self._table.schema.names)
+            self._table.write_table(pa.Table.from_pylist(list(rows), schema=self._table.schema))
+        except pa.ArrowException as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"these rows cannot be written as Parquet ({reason}); give -o FILE.jsonl") from error
+        self._number += len(rows)
+
+    def _schema(self, rows: Sequence[dict[str, Any]], records: Records | None) -> pa.Schema:
+        """Return the types of the columns: the input's as its file has them or its first rows show, and ours."""
+        text, number = pa.string(), pa.float64()
+        types = {HYPOTHESIS: text, SCORE: number}
+        if self._n_best > 1:
+            types = {name: pa.list_(one) for name, one in types.items()}
+        if records is not None and records.schema is not None:
+            fields = list(records.schema)
+        else:
+            names = records.names if records is not None else ["source"]
+            found = pa.Table.from_pylist(list(rows)).schema if rows else pa.schema(dict.fromkeys(names, text))
+            fields = list(found)
+        kept = [field for field in fields if field.name not in self._own_columns]
+        return pa.schema([*kept, *((name, types[name]) for name in self._own_columns)])
+
+
+def _cell(value: Any) -> str:
+    """Write a value that is no text into a cell of a table."""
+    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)

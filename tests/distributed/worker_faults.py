@@ -42,7 +42,7 @@ def raises(error):
 
 def turn_into_folder(run, update):
     """metrics.jsonl can no longer be appended to, not even by root."""
-    path = run.folder.metrics_path
+    path = run.folder.metrics.path
     path.unlink()
     path.mkdir()
 

@@ -99,7 +99,7 @@ def accelerate_run(hub, tmp_path_factory):
 
 def assert_course_run(hub, folder: RunFolder, updates_per_epoch: int) -> None:
     """Assert what both recipes do: the chapter's split, scores before and after, a push an epoch and one at the end."""
-    scores = [line for line in read_json_lines(folder.metrics_path) if "bleu" in line]
+    scores = [line for line in read_json_lines(folder.metrics.path) if "bleu" in line]
     steps = [updates_per_epoch * epoch for epoch in range(4)]
     assert [line["step"] for line in scores] == steps
     for step in steps:

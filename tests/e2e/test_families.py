@@ -108,7 +108,7 @@ def test_a_family_learns_is_saved_and_translates_elsewhere(family, pairs, pairs_
     assert run.config.data.source_prefix == expected.prefix
     assert_encoded_as_the_class_does(run, folder, pairs, expected.prefix)
     assert learn(run) is None
-    lines = [json.loads(line) for line in run.folder.metrics_path.read_text().splitlines()]
+    lines = [json.loads(line) for line in run.folder.metrics.path.read_text().splitlines()]
     print(f"{name}: BLEU {lines[-1]['bleu']:.1f} of {NUM_PAIRS} pairs by heart")
     assert lines[-1]["bleu"] > 90
 
@@ -152,7 +152,7 @@ def test_both_directions_in_one_run(
     )
     assert len(run.loader.encoded) == 24 and run.valid.rows["source"][:12] == run.valid.rows["target"][12:]
     assert learn(run) is None
-    found = json.loads(run.folder.metrics_path.read_text().splitlines()[-1])
+    found = json.loads(run.folder.metrics.path.read_text().splitlines()[-1])
     print(f"{name}: BLEU {found['bleu_en-fr']:.1f} and {found['bleu_fr-en']:.1f} of 12 pairs by heart")
     assert found["bleu_en-fr"] > 90 and found["bleu_fr-en"] > 90
     assert found["bleu"] == (found["bleu_en-fr"] + found["bleu_fr-en"]) / 2

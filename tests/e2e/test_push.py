@@ -70,7 +70,7 @@ class Training:
 
     @property
     def last_step(self):
-        return max((line["step"] for line in read_json_lines(self.folder.metrics_path)), default=0)
+        return max((line["step"] for line in read_json_lines(self.folder.metrics.path)), default=0)
 
     def wait_for(self, is_there, timeout_s=120):
         deadline = time.monotonic() + timeout_s
@@ -250,7 +250,7 @@ def test_another_machine_goes_on_from_the_hub(server, tmp_path, plain):
     assert f"fetching {REPO}@main" in second.output and "resumed from" in second.output
     assert_whole(server, second.folder)
     assert weights(server) == [*plain, plain[-1]]
-    assert {line["epoch"] for line in read_json_lines(second.folder.metrics_path) if "bleu" in line} == {1.0, 2.0, 3.0}
+    assert {line["epoch"] for line in read_json_lines(second.folder.metrics.path) if "bleu" in line} == {1.0, 2.0, 3.0}
 
 
 @pytest.mark.full

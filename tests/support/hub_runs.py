@@ -61,7 +61,7 @@ def make_run(path: Path, *words: str, epochs: int = 3, is_finished: bool = False
         lines.append({"step": step, "epoch": float(epoch), "loss": 2.0 / epoch, "target_tokens": 300})
         lines.append(evaluation(epoch, bleu=20.0 * epoch))
         write_hypotheses(folder, step)
-    folder.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if is_finished:
         finish(folder, step=epochs * UPDATES_PER_EPOCH)
     return folder

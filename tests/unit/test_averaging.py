@@ -13,8 +13,6 @@ from mtloop.atomic import read_json_lines
 from mtloop.checkpoint import averaging, list_checkpoints
 from mtloop.checkpoint.averaging import average_into, interpolate_into
 from mtloop.checkpoint.selection import choose_best, choose_last, choose_named
-from mtloop.cli.average import main
-from mtloop.cli.evaluate import main as evaluate
 from mtloop.errors import RunFailed, UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.export import files_of
@@ -22,7 +20,11 @@ from mtloop.hub.facts import collect
 from mtloop.hub.parts import Target, final_part
 from mtloop.hub.upload import Lost, additions
 from mtloop.trainer import train
+from tests.support.commands import command
 from tests.support.hub_runs import evaluation, hashes, make_run, write_checkpoint, write_hypotheses
+
+evaluate = command("evaluate")
+main = command("average")
 
 TARGET = Target(repo_id="team/en-fr")
 
@@ -159,7 +161,7 @@ def test_the_last_and_the_best_are_chosen(tmp_path):
     folder = make_run(tmp_path, epochs=4)
     lines = [evaluation(epoch, bleu=bleu) for epoch, bleu in ((1, 30.0), (2, 50.0), (3, 50.0), (4, 10.0), (9, 99.0))]
     lines += [{"split": "test", **evaluation(4, bleu=98.0)}, {**evaluation(1, bleu=0.0), "bleu": None}]
-    folder.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def names(paths):
         return [path.name for path in paths]
@@ -172,13 +174,13 @@ def test_the_last_and_the_best_are_chosen(tmp_path):
     assert names(choose_best(folder, 2, "bleu")) == ["step_20", "step_30"]  # step_90 is gone
     lines.insert(0, evaluation(4, bleu=50.0))  # an earlier try at the step: the last line counts
     lines.append(evaluation(1, bleu=50.0))
-    folder.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert names(choose_best(folder, 2, "bleu")) == ["step_20", "step_30"]  # of equal ones the later
     assert names(choose_best(folder, 2, "eval_loss")) == ["step_30", "step_40"]  # 5 - epoch: lower is better
     assert names(choose_best(folder, 4, "chrf")) == ["step_10", "step_20", "step_30", "step_40"]
     with pytest.raises(UserError, match=r"--best 5: there are 4 evaluated and in .* \(step_10, .*\); give at most 4"):
         choose_best(folder, 5, "bleu")
-    folder.metrics_path.unlink()
+    folder.metrics.path.unlink()
     with pytest.raises(UserError, match=r"--best 2: there are 0 .* \(none\); an average is of two or more"):
         choose_best(folder, 2, "bleu")
     with pytest.raises(UserError, match=r"--last 5: there are 4 in .*; give at most 4"):
@@ -351,7 +353,7 @@ def mean_of_checkpoints(folder, *steps):
 
 
 def split_lines(folder):
-    return [line for line in read_json_lines(folder.metrics_path) if "split" in line]
+    return [line for line in read_json_lines(folder.metrics.path) if "split" in line]
 
 
 @pytest.mark.slow
@@ -460,7 +462,7 @@ def averaged_run(tmp_path):
             "files": {name: {"sha256": digest} for name, digest in hashes(folder.final_dir).items()},
         }
     )
-    with folder.metrics_path.open("a") as file:
+    with folder.metrics.path.open("a") as file:
         file.write(json.dumps({"split": "average", **evaluation(3, bleu=64.0)}) + "\n")
     write_hypotheses(folder, 99)
     (folder.hypotheses_dir / "step_99.jsonl").rename(folder.hypotheses_dir / "average.jsonl")

@@ -31,7 +31,7 @@ def short_of_memory(monkeypatch, limit, *, where="forward"):
 
 
 def losses_of(run):
-    lines = [json.loads(line) for line in run.folder.metrics_path.read_text().splitlines()]
+    lines = [json.loads(line) for line in run.folder.metrics.path.read_text().splitlines()]
     return [(line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
 
 

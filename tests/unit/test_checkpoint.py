@@ -28,13 +28,15 @@ from mtloop.checkpoint.manifest import hash_file, read_manifest, write_manifest
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
 from mtloop.checkpoint.weights import load_weights
-from mtloop.cli.checkpoint import main as checkpoint
 from mtloop.config import OptimizerConfig
 from mtloop.errors import RunFailed, UserError
 from mtloop.model import build_model, settle_generation, shift_right
 from mtloop.model.loss import token_loss_sum
 from mtloop.run_folder import RunFolder
 from mtloop.trainer.optimizer import build_optimizer, build_scheduler
+from tests.support.commands import command
+
+checkpoint = command("checkpoint")
 
 CONFIG = "dataset_name: demo\nsource_lang: en\ntarget_lang: fr\nmodel_name_or_path: somewhere\nseed: 42\n"
 # Bart, Pegasus and M2M100 name and tie their weights as MBart and Marian do.
@@ -770,7 +772,7 @@ def listed(four_saved):
         {"step": 16, "bleu": 29.5, "eval_loss": 1.1},
         {"split": "test", "step": 16, "bleu": 99.0},
     ]
-    four_saved.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 17, "bl')
+    four_saved.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 17, "bl')
     manifest = read_manifest(four_saved.checkpoints_dir / "step_8")["sha256"]
     four_saved.push_path.write_text(json.dumps({"part": "epoch 1", "manifest": manifest, "commit": "abc"}) + "\n")
     return four_saved

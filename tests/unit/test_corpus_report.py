@@ -7,12 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from mtloop.cli.corpus import main
 from mtloop.corpus_report.findings import NUM_EXAMPLES
 from mtloop.corpus_report.show import one_line
 from mtloop.data import load_corpus
 from mtloop.tables import aligned
 from mtloop.translate.translator import Translator
+from tests.support.commands import command
+
+main = command("corpus")
 
 USUAL = [
     (f"the {word} opens file number {n} now", f"le {word} ouvre le fichier {n}")

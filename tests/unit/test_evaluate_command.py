@@ -8,13 +8,14 @@ import sys
 
 import pytest
 
-from mtloop.cli.evaluate import main
 from mtloop.cli.test_sets import _named, fill_settings, load_own_rows
 from mtloop.config import parse_config
-from mtloop.evaluation.significance import Interval, score_with_intervals
+from mtloop.evaluation.significance import MIN_ROWS, Interval, score_with_intervals
 from mtloop.evaluation.verdict import Verdict as FoundScores
-from mtloop.evaluation.verdict import score_text
 from mtloop.run_folder import stored_config
+from tests.support.commands import command
+
+main = command("evaluate")
 
 REFERENCES = [f"the {word} opens file number {i} of the folder" for i, word in enumerate(["dog", "cat", "user"] * 10)]
 GOOD = [text.replace("opens", "opens the") if i % 3 else text for i, text in enumerate(REFERENCES)]
@@ -88,10 +89,19 @@ def test_a_score_is_shown_with_its_difference():
         scores = {"BLEU": interval(score, p_value)}
         others = {"BLEU": interval(baseline)}
         verdict = FoundScores(test_set=None, hypotheses=[], scores=scores, baseline_scores=others)
-        return score_text(verdict, "BLEU", has_baseline=True)
+        return verdict.text("BLEU")
 
     assert line(52.9, 0.001, 39.2) == "52.90 ± 1.20 (+13.70, p = 0.001)"
     assert line(39.0, 0.3, 39.2) == "39.00 ± 1.20 (-0.20, p = 0.300)"
+    assert line(39.0, None, 39.2) == "39.00 ± 1.20 (-0.20, too few rows)"
+
+
+def test_too_few_rows_have_no_p_value():
+    for num_rows, has_p_value in ((MIN_ROWS - 1, False), (MIN_ROWS, True)):
+        references = [f"this is sentence number {number} of them" for number in range(num_rows)]
+        baseline = ["this is a sentence", *references[1:]]
+        found, _ = score_with_intervals(references, references, baseline=baseline, num_resamples=20)
+        assert (found["BLEU"].p_value is not None) == has_p_value
 
 
 def test_a_test_set_has_a_name_and_files():

@@ -11,8 +11,6 @@ import sentencepiece
 import torch
 from transformers import AutoModelForSeq2SeqLM, M2M100Tokenizer, MBartTokenizer, MT5Config, T5Config, UMT5Config
 
-from mtloop.cli.export import main
-from mtloop.cli.translate import main as translate
 from mtloop.errors import UserError
 from mtloop.generation.conversion import convert, differences, search_of
 from mtloop.generation.ctranslate2 import Search, import_ctranslate2, read_record
@@ -21,6 +19,10 @@ from mtloop.generation.engines import TransformersEngine
 from mtloop.model import settle_generation
 from mtloop.tokenization import load_tokenizer, target_language_token
 from mtloop.translate.translator import Translator
+from tests.support.commands import command
+
+translate = command("translate")
+main = command("export")
 
 LIKE_OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "m2m_100", "pegasus", "t5", "mt5")]
 FAMILIES = ("marian", "mbart", "t5 v1.1", "umt5", *LIKE_OTHERS)

@@ -61,13 +61,13 @@ def test_each_epoch_has_a_row_and_the_one_before_training_comes_first(tmp_path):
 def test_the_table_says_what_chance_makes_of_the_scores(tmp_path):
     folder = make_run(tmp_path, epochs=2)
     assert "confidence interval" not in card_of(folder).text
-    lines = [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]
+    lines = [json.loads(line) for line in folder.metrics.path.read_text().splitlines()]
     for line in lines:
         if "bleu" in line:
             line |= {"bleu_ci": 1.2, "chrf_ci": 0.9}
         if "bleu" in line and line["step"]:
             line |= {"bleu_gain": 19.0, "bleu_p_value": 1 / 1001, "chrf_gain": -0.5, "chrf_p_value": 0.25}
-    folder.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = card_of(folder).text
     assert "| before training | 0 |  | 5.0000 | 1.00 ± 1.20 | 11.00 ± 0.90 |" in text
     assert "| **40.00** ± 1.20 (+19.00, p = 0.001) | 50.00 ± 0.90 (-0.50, p = 0.250) |" in text
@@ -108,7 +108,7 @@ def test_an_adapter_is_told_of_where_there_is_one(tmp_path):
 
 def test_scores_on_test_rows_come_with_the_end(tmp_path):
     folder = make_run(tmp_path, is_finished=True)
-    with folder.metrics_path.open("a") as file:
+    with folder.metrics.path.open("a") as file:
         file.write(json.dumps({"split": "test", **evaluation(3, bleu=55.5)}) + "\n")
     assert "**BLEU 55.50, chrF 65.50** on 30 test sentences." in card_of(folder, None).text
     assert [result.dataset_split for result in card_of(folder, None).data.eval_results[2:]] == ["test", "test"]
@@ -154,12 +154,12 @@ def test_the_snippet_names_branch_and_languages(tmp_path):
 
 def test_several_pairs_have_their_own_scores_and_prefixes(tmp_path):
     folder = make_run(tmp_path, "demo", "--pairs", "en-fr,fr-en", epochs=2)
-    lines = [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]
+    lines = [json.loads(line) for line in folder.metrics.path.read_text().splitlines()]
     for line in lines:
         if "bleu" in line:
             line |= {"bleu_en-fr": 41.0, "bleu_fr-en": 39.0, "chrf_en-fr": 51.0, "chrf_fr-en": 49.0}
             line["bleu_signature"] = f"mean of 2: {line['bleu_signature']}"
-    folder.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = [{"index": 0, "source": "Ouvrir", "reference": "Open", "hypothesis": "Open", "pair": "fr-en"}]
     (folder.hypotheses_dir / "step_20.jsonl").write_text(json.dumps(rows[0]) + "\n")
     step = folder.checkpoints_dir / "step_20"
@@ -176,7 +176,7 @@ def test_several_pairs_have_their_own_scores_and_prefixes(tmp_path):
 
 def test_a_run_without_any_evaluation_has_a_card(tmp_path):
     folder = make_run(tmp_path, epochs=2)
-    folder.metrics_path.unlink()
+    folder.metrics.path.unlink()
     card = card_of(folder)
     assert "## Results" not in card.text and "## Examples" not in card.text and card.data.eval_results is None
 

@@ -221,7 +221,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(server, drive, pushed_run, tmp_
     name = f"step_{10 * epoch}"
     assert hashes(new.checkpoints_dir / name) == hashes(pushed_run.checkpoints_dir / name)
     assert new.run_record["run_id"] == RUN_ID
-    steps = [json.loads(line)["step"] for line in new.metrics_path.read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in new.metrics.path.read_text().splitlines()]
     assert max(steps) == 10 * epoch
     again = drive(FETCH, {"folder": str(new.path), "asked": asked})
     assert again == {"said": [f"{new.path} has checkpoints of its own: {asked} is not fetched again"]}

@@ -216,9 +216,9 @@ def line(step):
 )
 def test_metrics_beyond_a_step_are_dropped(folder, step, kept):
     scored_at_the_end = [json.dumps({"split": name, "step": 10}) for name in ("average", "test")]
-    folder.metrics_path.write_text("".join(one + "\n" for one in [*map(line, (10, 20, 30)), *scored_at_the_end]))
+    folder.metrics.path.write_text("".join(one + "\n" for one in [*map(line, (10, 20, 30)), *scored_at_the_end]))
     folder.drop_after(step)
-    assert folder.metrics_path.read_text() == "".join(line(s) + "\n" for s in kept)
+    assert folder.metrics.path.read_text() == "".join(line(s) + "\n" for s in kept)
 
 
 @pytest.mark.parametrize(
@@ -235,9 +235,9 @@ def test_metrics_beyond_a_step_are_dropped(folder, step, kept):
 def test_a_damaged_last_line_is_dropped_and_no_other(folder, damaged):
     # U+2028 is a line break to str.splitlines, and JSON leaves it as it is.
     odd = json.dumps({"step": 15, "text": "a\u2028b"}, ensure_ascii=False)
-    folder.metrics_path.write_bytes(f"{line(10)}\n{odd}\n".encode() + damaged)
+    folder.metrics.path.write_bytes(f"{line(10)}\n{odd}\n".encode() + damaged)
     folder.drop_after(100)
-    assert folder.metrics_path.read_bytes() == f"{line(10)}\n{odd}\n".encode()
+    assert folder.metrics.path.read_bytes() == f"{line(10)}\n{odd}\n".encode()
 
 
 def test_hypotheses_beyond_a_step_are_dropped(folder):

@@ -5,9 +5,11 @@ import math
 import pytest
 
 from mtloop.config import changed, config_from, flat, parse_config, resolve, to_yaml
-from mtloop.selfcheck import main
 from mtloop.selfcheck.compare import Row, compare_coverage, compare_evaluations, compare_updates, compare_weights
 from mtloop.selfcheck.parent import choose_save_step, estimate, shrink
+from tests.support.commands import command
+
+main = command("selfcheck")
 
 
 def updates(**changes):

@@ -52,7 +52,7 @@ def evaluation(step, bleu=31.25, eval_loss=1.5):
 
 def strict_records(tracker):
     """Read metrics.jsonl as a strict reader does: NaN and Infinity are no JSON."""
-    lines = tracker.folder.metrics_path.read_text(encoding="utf-8").splitlines()
+    lines = tracker.folder.metrics.path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in metrics.jsonl")) for line in lines]
 
 
@@ -163,7 +163,7 @@ def test_hypotheses_are_written_row_by_row(tracker):
 
 
 def test_a_file_that_cannot_be_written_fails_the_run_in_one_line(tracker):
-    tracker.folder.metrics_path.mkdir()
+    tracker.folder.metrics.path.mkdir()
     with pytest.raises(RunFailed, match=r"metrics\.jsonl: cannot be written \(Is a directory\)$"):
         tracker.log_update(update(1))
     tracker.folder.hypotheses_dir.write_text("")

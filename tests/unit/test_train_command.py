@@ -3,11 +3,12 @@
 import json
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
-from mtloop.__main__ import main as commands
-from mtloop.cli.train import main
+from mtloop.cli.commands.train import main
+from mtloop.cli.main import main as commands
 from mtloop.config import parse_config
 
 # What a clock says differs between two runs that are the same.
@@ -235,6 +236,33 @@ def test_a_finished_run_is_made_longer_with_allow_changed(pairs_path, tmp_path, 
 
 def test_a_command_that_does_not_exist_is_told_in_a_line(capsys):
     assert commands(["translat"]) == 2
-    assert capsys.readouterr().err == "mtloop: error: no such command: translat; python -m mtloop --help lists them\n"
+    assert capsys.readouterr().err == "mtloop: error: translat: no such command, did you mean translate?\n"
+    assert commands(["fold"]) == 2 and "fold: no such command; python -m mtloop --help" in capsys.readouterr().err
     assert commands([]) == 2 and "usage: python -m mtloop COMMAND" in capsys.readouterr().err
-    assert commands(["--help"]) == 0 and "translate FILE" in capsys.readouterr().out
+    assert commands(["--help"]) == 0 and "  translate   Translate files" in capsys.readouterr().out
+
+
+def test_the_program_is_called_as_it_was_started(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/mtloop"])
+    assert commands(["push", "--help"]) == 0 and capsys.readouterr().out.startswith("usage: mtloop push ")
+
+
+@pytest.mark.parametrize("name", ["average", "checkpoint", "corpus", "evaluate", "export", "push", "translate"])
+def test_a_mistyped_flag_is_named_with_the_nearest(name, capsys):
+    # "list" and "x" are what checkpoint and push cannot do without; hyphens are as good as underscores
+    words = {"checkpoint": ["list", "x"], "push": ["x"], "export": ["-o", "x", "--format", "ctranslate2"]}.get(name, [])
+    given = {"checkpoint": "--save-totel-limit", "push": "--hub-stratgy"}.get(name, "--num-beems")
+    model = ["--model", "x"] if name in ("evaluate", "export", "translate") else []
+    assert commands([name, *words, *model, given, "3"]) == 2
+    nearest = {"checkpoint": "--save_total_limit", "push": "--hub_strategy"}.get(name, "--num_beams")
+    assert (
+        capsys.readouterr().err
+        == f"mtloop: error: {given.replace('-', '_').replace('__', '--', 1)}: no such flag, did you mean {nearest}?\n"
+    )
+
+
+def test_a_command_is_listed_with_the_first_line_of_its_module(capsys):
+    commands(["--help"])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    folder = Path(sys.modules["mtloop"].__file__).parent / "cli" / "commands"
+    assert listed == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")

@@ -55,7 +55,7 @@ def distance(one, other):
 
 
 def records(run):
-    return [json.loads(line) for line in run.folder.metrics_path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in run.folder.metrics.path.read_text(encoding="utf-8").splitlines()]
 
 
 def steps_with(run, key):
@@ -592,7 +592,7 @@ def test_an_evaluation_that_a_signal_ends_is_made_again_after_the_resume(new_run
     step = 0 if eval_on_start else 4  # the end of the first epoch
     assert run.state.step == step and len(translated) == 1
     assert [number for number, _ in list_checkpoints(run.folder)] == [step]
-    assert not run.folder.metrics_path.exists() or not steps_with(run, "bleu")
+    assert not run.folder.metrics.path.exists() or not steps_with(run, "bleu")
     runtime.signals.number = None
     again = new_run("stopped", **flags)
     assert train(again) is None

@@ -1,23 +1,30 @@
 """translate: every text once and in order, whatever its batch, its file, and what is in it."""
 
 import csv
+import gzip
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import mtloop
 from mtloop.checkpoint.listing import model_folder
 from mtloop.cli import translate as command
-from mtloop.cli.translate import main
 from mtloop.config import HardwareConfig
+from mtloop.data.texts import Entry, Texts
 from mtloop.errors import UserError
 from mtloop.runtime import Runtime
-from mtloop.translate.files import Entry, Writer, read_entries
+from mtloop.translate.files import Writer
 from mtloop.translate.translator import Translation, Translator
+from tests.support.commands import command as named_command
+
+main = named_command("translate")
 
 
 @pytest.fixture
@@ -144,19 +151,28 @@ def test_the_package_offers_it_and_is_light_without_it(model_path, fresh_acceler
 # Files
 
 
-def entries(content, name, **places):
-    return list(read_entries(io.BytesIO(content), name, **{"column": None, "source_lang": "en", **places}))
+@pytest.fixture
+def entries(tmp_path, monkeypatch):
+    """Read the texts of a file of this name and content."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(content, name, **places):
+        (tmp_path / name).write_bytes(content)
+        return list(Texts(name, **{"column": None, "source_lang": "en", **places}))
+
+    return read
 
 
-def test_only_newlines_end_a_line():
+def test_only_newlines_end_a_line(entries):
     content = "\ufeffa\x0bb\x0cc\u2028d\x85e\r\n\n \nf\rg".encode()
     assert entries(content, "x.txt") == [
-        Entry("a\x0bb\x0cc\u2028d\x85e", "\r\n"), Entry("", "\n"), Entry(" ", "\n"), Entry("f\rg", ""),
+        Entry("a\x0bb\x0cc\u2028d\x85e", "\r\n", "x.txt:1"), Entry("", "\n", "x.txt:2"), Entry(" ", "\n", "x.txt:3"),
+        Entry("f\rg", "", "x.txt:4"),
     ]  # fmt: skip
     assert entries(b"", "x.txt") == []
 
 
-def test_rows_name_their_text():
+def test_rows_name_their_text(entries):
     rows = ['{"translation": {"en": "a", "fr": "b"}, "id": 7}', "", '{"en": "c"}', '{"source": "d"}', '{"text": "e"}']
     found = entries("\n".join(rows).encode(), "x.jsonl")
     assert [entry.text for entry in found] == ["a", "c", "d", "e"] and found[0].origin["id"] == 7
@@ -168,31 +184,38 @@ def test_rows_name_their_text():
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("x.txt", b"a\n\xff\n", r"x.txt:2: no UTF-8 \(byte 1\)"),
-        ("x.jsonl", b'{"en": "a"}\nnot\n', "x.jsonl:2: no JSON"),
-        ("x.jsonl", b"[1]\n", "x.jsonl:1: no object"),
+        ("x.txt", b"a\n\xff\n", r"x.txt:2: not UTF-8 \(byte 0xff\)"),
+        ("x.jsonl", b'{"en": "a"}\nnot\n', "x.jsonl:2: not JSON"),
+        ("x.jsonl", b"[1]\n", "x.jsonl:1: a row must be a JSON object, not list"),
         (
             "x.jsonl",
             b'{"de": "a", "id": 1}\n',
             "x.jsonl:1: no column en or source or text; give --source_lang or --source_column; there: de, id",
         ),
         ("x.jsonl", b'{"en": 5}\n', "x.jsonl:1: en is no text but 5"),
-        ("x.csv", b"en,id\na\n", "x.csv:2: fewer fields than the first line names"),
-        ("x.csv", b"en\na,b\n", "x.csv:2: more fields than the first line names"),
-        ("x.csv", b'en\n"a\n', "x.csv: cannot be read as a table"),
+        ("x.csv", b"en,id\na\n", "x.csv:2: 1 fields, but the header has 2"),
+        ("x.csv", b"en\na,b\n", "x.csv:2: 2 fields, but the header has 1"),
+        ("x.csv", b"en,id,en\na,1,b\n", "x.csv:1: a column name stands twice in the header: en, id, en"),
+        ("x.csv", b'en\n"a\n', "x.csv:2: broken row"),
     ],
 )
-def test_a_broken_line_is_named(name, content, reason):
+def test_a_broken_line_is_named(entries, name, content, reason):
     with pytest.raises(UserError, match=reason):
         entries(content, name)
 
 
-def write(name, rows, *, n_best=1, with_scores=False):
+def write(name, rows, **options):
+    return written(name, rows, **options).decode()
+
+
+def written(name, rows, *, records=None, **options):
+    """Write blocks of one row."""
     file = io.BytesIO()
-    writer = Writer(file, name, n_best=n_best, with_scores=with_scores)
+    writer = Writer(file, name, **options)
     for entry, candidates in rows:
-        writer.write([entry], [candidates])
-    return file.getvalue().decode()
+        writer.write([entry], [candidates], records)
+    writer.finish(records)
+    return file.getvalue()
 
 
 def test_the_output_is_of_the_kind_that_its_name_says():
@@ -208,11 +231,67 @@ def test_the_output_is_of_the_kind_that_its_name_says():
     assert json.loads(write("o.jsonl", [(row, [best, other])], n_best=2, with_scores=True)) == {
         "id": "7", "en": "a", "hypothesis": ["x\ny", '"z"'], "score": [-0.5, -1.25],
     }  # fmt: skip
+    assert json.loads(write("o.json", rows)) == [
+        {"source": "a", "hypothesis": "x\ny"}, {"source": "b", "hypothesis": '"z"'},
+    ]  # fmt: skip
+    assert json.loads(write("o.json", [])) == []
+    assert gzip.decompress(written("o.txt.gz", rows)).decode() == write("o.txt", rows)
     table = write("o.csv", [(row, [best]), (row, [other])], with_scores=True)
     assert list(csv.DictReader(io.StringIO(table))) == [
         {"id": "7", "en": "a", "hypothesis": "x\ny", "score": "-0.5000"},
         {"id": "7", "en": "a", "hypothesis": '"z"', "score": "-1.2500"},
     ]
+
+
+def test_parquet_keeps_columns_and_their_types(tmp_path):
+    rows = [
+        {"id": 7, "text": "a", "tags": ["x", "y"], "none": None},
+        {"id": None, "text": "b", "tags": [], "none": None},
+    ]
+    schema = pa.schema(
+        [("id", pa.int16()), ("text", pa.string()), ("tags", pa.list_(pa.string())), ("none", pa.null())]
+    )
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "in.parquet")
+    texts = Texts(str(tmp_path / "in.parquet"), column=None, source_lang=None)
+    found = [(entry, [Translation(text=entry.text * 2, score=-1.0)] * 2) for entry in texts]
+    content = written("o.parquet", found, records=texts.records, n_best=2, with_scores=True)
+    table = pq.read_table(io.BytesIO(content))
+    kinds = [*schema, ("hypothesis", pa.list_(pa.string())), ("score", pa.list_(pa.float64()))]
+    assert table.schema.equals(pa.schema(kinds))
+    assert table.to_pylist() == [
+        {**row, "hypothesis": [row["text"] * 2] * 2, "score": [-1.0, -1.0]} for row in rows
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.tsv", "in.parquet"])
+def test_a_table_without_rows_has_a_header(tmp_path, name):
+    columns = {"id": pa.array([], pa.string()), "en": pa.array([], pa.string())}
+    if name == "in.parquet":
+        pq.write_table(pa.table(columns), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(("," if name == "in.csv" else "\t").join(columns) + "\n")
+    texts = Texts(str(tmp_path / name), column=None, source_lang="en")
+    assert list(texts) == []
+    content = written(name, [], records=texts.records, with_scores=True)
+    names = pq.read_schema(io.BytesIO(content)).names if name == "in.parquet" else re.split("[,\t\n]", content.decode())
+    assert names[:4] == ["id", "en", "hypothesis", "score"]
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.csv", "o.parquet"])
+def test_a_column_is_replaced_only_when_asked(name):
+    rows = [(Entry("a", {"source": "a", "hypothesis": "old"}, "in.jsonl:1"), [Translation(text="new")])]
+    with pytest.raises(UserError, match="^in.jsonl:1: there is a column 'hypothesis' already; --overwrite_column"):
+        written(name, rows)
+    content = written(name, rows, overwrites=True)
+    found = pq.read_table(io.BytesIO(content)).to_pylist()[0] if name == "o.parquet" else content.decode()
+    assert "new" in str(found) and "old" not in str(found)
+
+
+def test_a_table_takes_the_same_columns_alone():
+    rows = [(Entry("a", {"source": "a"}), [Translation(text="x")]), (Entry("b", {"n": 1}), [Translation(text="y")])]
+    for name in ("o.csv", "o.parquet"):
+        with pytest.raises(UserError, match="^row 2: the first row has no column 'n'; give -o FILE.jsonl"):
+            written(name, rows)
 
 
 # The command
@@ -266,13 +345,13 @@ def test_what_is_cut_is_counted_and_named(run_command, sentences, tmp_path):
         ([], "give FILE... (- for standard input), or --text SENTENCE, and not both"),
         (["{in}", "--text", "a"], "give FILE... (- for standard input), or --text SENTENCE, and not both"),
         (["{in}", "--n_best", "0"], "--n_best 0: give a whole number of at least 1"),
-        (["{in}", "--num_beams", "x"], "argument --num_beams: invalid int value: 'x'"),
+        (["{in}", "--num_beams", "x"], "--num_beams: invalid int value: 'x'"),
         (["{in}x"], "{in}x: no such file"),
         (["{dir}"], "{dir}: a folder, not a file"),
         (["{in}", "{dir}"], "several files need -o FOLDER"),
         (["{in}", "-o", "{in}"], "-o {in}: that is the input itself; give another"),
         (["{in}", "-o", "{in}/out.txt"], "-o {in}/out.txt: "),
-        (["{in}", "--beams", "4"], "unrecognized arguments: --beams 4"),
+        (["{in}", "--beams", "4"], "--beams: no such flag, did you mean --num_beams?"),
     ],
 )
 def test_mistakes_are_told_in_a_line(run_command, tmp_path, words, reason):
@@ -311,6 +390,6 @@ def test_a_broken_line_leaves_no_half_output(run_command, tmp_path, monkeypatch)
     monkeypatch.setattr(command, "BLOCK_SIZE", 1)
     (tmp_path / "in.jsonl").write_text('{"source": "Yes"}\nnot\n')
     status, _, err = run_command(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")
-    assert status == 2 and "in.jsonl:2: no JSON" in err
+    assert status == 2 and "in.jsonl:2: not JSON" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
     assert not Path(tmp_path / "out.jsonl").exists()

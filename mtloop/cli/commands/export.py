@@ -1,10 +1,13 @@
-"""`python -m mtloop export --model M -o DIR --format ctranslate2`: convert, and prove on a test set what it gives."""
+"""Convert a model for a faster engine, and compare the two.
+
+Write a model in the format of a faster engine, and compare the two on a test set: identical outputs, BLEU, chrF and
+sentences/s.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial as partial_of
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import model_folder
-from mtloop.cli.shell import Parser, add_model_flags, reported, start_runtime
+from mtloop.cli.flags import add_model_flags, start_runtime
 from mtloop.cli.test_sets import (
     add_test_set_flags,
     check_test_sets,
@@ -36,18 +39,8 @@ QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16
 MAX_SAMPLES = 500
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command and return its status. Collective: every process of a launch calls it."""
-    return reported(_export, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="mtloop export",
-        description="Write a model in the format of a faster engine, and compare the two on a test set: identical "
-        "outputs, BLEU, chrF and sentences/s.",
-        allow_abbrev=False,
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     add = parser.add_argument
     add("--model", required=True, metavar="M", help="a run folder, a checkpoint, any folder, or a Hub name[@revision]")
     add("-o", "--output", required=True, metavar="DIR", help="the export: a new folder, or an export to replace")
@@ -56,7 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--no_parity", action="store_true", help="convert only")
     add_test_set_flags(parser, without="the run's own validation and test rows", max_samples=MAX_SAMPLES)
     add_model_flags(parser)
-    return parser
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -70,8 +62,8 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError(f"-o {target}: is no folder; give a new one")
 
 
-def _export(argv: Sequence[str]) -> None:
-    given = _parser().parse_args(argv)
+def run(given: argparse.Namespace) -> None:
+    """Run the command. Collective: every process of a launch calls it."""
     _check(given)
     from mtloop.generation.ctranslate2 import import_ctranslate2
 

@@ -1,6 +1,7 @@
-"""From flags to an exit status. train.py, `python -m mtloop train`, notebooks and the XLA launcher all come in here.
+"""Train, as train.py does; `train --help` lists the flags.
 
-Layer 6. Reads the configuration before anything heavy is imported, so that --help and mistakes answer at once.
+From flags to an exit status. train.py, `mtloop train`, notebooks and the XLA launcher all come in here. The
+configuration is read before anything heavy is imported, so that --help and mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mtloop.cli.status import reported, status_of
 from mtloop.config import Config, config_from, differences, resolve, resolved_lines
-from mtloop.errors import ProcessFailed, RunFailed, UserError
+from mtloop.errors import RunFailed, UserError
 from mtloop.runtime.quiet import silence_libraries
 from mtloop.trainer.claim import claim_folder
 from mtloop.trainer.setup import build_run, settle_budget
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mtloop.run_folder import RunFolder
     from mtloop.runtime import Runtime
 
+BEFORE_TRAINING = " before the training began"
 DEMO_LINE = (
     "This is the built-in demo. Your own: --train_file pairs.jsonl --source_lang en --target_lang fr "
     "--model_name_or_path Helsinki-NLP/opus-mt-en-fr"
@@ -45,25 +48,22 @@ def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None) -> in
     Raises:
         SystemExit: with the status where it is not 0, under the XLA launcher.
     """
-    status = _reported(lambda: _train(config_from(_own_arguments() if config is None else config)))
+    status = reported(
+        lambda: _train(config_from(_own_arguments() if config is None else config)), interrupted=BEFORE_TRAINING
+    )
     if status and config is None and _is_train_py() and "FORK_LAUNCHED" in os.environ:
         raise SystemExit(status)  # the XLA launcher drops what it is given back: a failed run would end with 0
     return status
 
 
-def _reported(work: Callable[[], int]) -> int:
-    """Do work and return its status; what ends it early is printed in one line and has a status of its own."""
-    try:
-        return work()
-    except UserError as error:
-        return _report(str(error), 2)
-    except ProcessFailed as error:
-        return _report(str(error), 1, is_alone=True)
-    except RunFailed as error:
-        return _report(str(error), 1)
-    except KeyboardInterrupt as error:
-        number = int(getattr(error, "number", signal.SIGINT))
-        return _report(f"{signal.Signals(number).name} before the training began", _status_of(number))
+def parse(words: Sequence[str]) -> Config:
+    """Read the flags of train.py."""
+    return config_from(words)
+
+
+def run(config: Config) -> int:
+    """Run the command. Collective: every process of a launch calls it."""
+    return main(config)
 
 
 def _own_arguments() -> list[str]:
@@ -72,21 +72,6 @@ def _own_arguments() -> list[str]:
 
 def _is_train_py() -> bool:
     return os.path.basename(sys.argv[0]) == "train.py"
-
-
-def _report(message: str, status: int, *, is_alone: bool = False) -> int:
-    """Print one line on standard error: from the first process, or from this one if it failed alone."""
-    rank = os.environ.get("RANK", "0")
-    if is_alone and "RANK" in os.environ:
-        message = f"process {rank}: {message}"
-    if rank == "0" or is_alone:
-        print(f"mtloop: {'error' if status in (1, 2) else 'stopped'}: {message}", file=sys.stderr, flush=True)
-    return status
-
-
-def _status_of(stop_signal: int | None) -> int:
-    """Map the signal that stopped a run to its exit status: 128 + number, USR1 0."""
-    return 0 if stop_signal in (None, signal.SIGUSR1) else 128 + int(stop_signal or 0)
 
 
 def _train(asked: Config) -> int:
@@ -112,7 +97,7 @@ def _train(asked: Config) -> int:
 
     try:
         # Reported before the end of the ranks' common ground: the launcher kills those that are left of a failed run.
-        return _reported(train)
+        return reported(train, interrupted=BEFORE_TRAINING)
     finally:
         runtime.close()
 
@@ -173,7 +158,7 @@ def _note_failure(work: Callable[[], int], folder: RunFolder, runtime: Runtime) 
     except KeyboardInterrupt as error:
         number = int(getattr(error, "number", signal.SIGINT))
         message = f"stopped by {signal.Signals(number).name} before the training began; the same command starts it"
-        _note(folder, runtime, "stopped", exit_status=_status_of(number), message=message)
+        _note(folder, runtime, "stopped", exit_status=status_of(number), message=message)
         raise
     except Exception as error:
         failure = explain(error)
@@ -213,7 +198,7 @@ def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, r
     unpushed = drain(run.publisher, runtime, timeout_s=config.hub.push_timeout, stop_signal=stop_signal)
     if target is not None:
         runtime.on_main(run.checkpointer.prune)  # what was kept for the Hub
-    status = _status_of(stop_signal)
+    status = status_of(stop_signal)
     if stop_signal is None:
         status = STATUS_NOT_PUSHED if unpushed else 0
         message = f"trained {run.state.step:,} updates; the model is in {folder.final_dir}{run.ending}"

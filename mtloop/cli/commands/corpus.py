@@ -1,4 +1,8 @@
-"""`python -m mtloop corpus FILE...`: what a corpus is like, and `--grep`: the pairs with a word in them."""
+"""Report what a corpus is like before training on it, or show its pairs with --grep.
+
+Say what a corpus is like before a model is trained on it: rows, lengths, duplicates, oddities, and what validation
+shares with training; split as train.py would split it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,12 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import partial_name, write_json, write_json_lines
 from mtloop.checkpoint.listing import model_folder
-from mtloop.cli.shell import Parser, add_model_flags, check_counts, reported, start_runtime
+from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
 from mtloop.cli.test_sets import open_translator
 from mtloop.config import Config, DataConfig
 from mtloop.errors import UserError
@@ -47,18 +50,8 @@ class Subject:
     flag: str
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command and return its status."""
-    return reported(_corpus, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="mtloop corpus",
-        description="Say what a corpus is like before a model is trained on it: rows, lengths, duplicates, oddities, "
-        "and what validation shares with training; split as train.py would split it.",
-        allow_abbrev=False,
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     add = parser.add_argument
     add("files", metavar="FILE", nargs="*", help="as --train_file of train.py: rows (.json, .jsonl, .csv, .tsv, "
         ".parquet), or two aligned text files, source first; or a run folder")  # fmt: skip
@@ -75,11 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--output", metavar="DIR", help="a folder for report.json and lengths.png (needs matplotlib), or with "
         "--grep for grep.jsonl")  # fmt: skip
     add_model_flags(parser)
-    return parser
 
 
-def _corpus(argv: Sequence[str]) -> None:
-    given = _parser().parse_intermixed_args(argv)
+def run(given: argparse.Namespace) -> None:
+    """Run the command. Collective: every process of a launch calls it."""
     check_counts(given, "max_shown", "num_beams", "max_tokens_per_batch")
     pattern = _pattern(given.grep)
     subject = _subject(given)

@@ -1,4 +1,8 @@
-"""`python -m mtloop evaluate --model M [--baseline B] [--test_set NAME=FILE ...]`: scores, intervals, differences."""
+"""Score models on test sets, with confidence intervals.
+
+Translate test sets and score them with sacreBLEU: BLEU, chrF and TER, 95 % confidence intervals by bootstrap, and the
+difference from a baseline with its p-value.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import write_json, write_json_lines, write_text
-from mtloop.cli.shell import Parser, add_model_flags, check_counts, reported, start_runtime
+from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
 from mtloop.cli.test_sets import (
     add_test_set_flags,
     check_test_sets,
@@ -20,7 +24,7 @@ from mtloop.cli.test_sets import (
 )
 from mtloop.errors import UserError
 from mtloop.evaluation.significance import score_with_intervals
-from mtloop.evaluation.verdict import TestSet, Verdict, score_text
+from mtloop.evaluation.verdict import TestSet, Verdict
 from mtloop.run_folder import stored_config
 from mtloop.tables import aligned
 from mtloop.translate.scoring import translate
@@ -29,18 +33,8 @@ if TYPE_CHECKING:
     from mtloop.runtime import Runtime
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command and return its status. Collective: every process of a launch calls it."""
-    return reported(_evaluate, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="mtloop evaluate",
-        description="Translate test sets and score them with sacreBLEU: BLEU, chrF and TER, 95 % confidence intervals "
-        "by bootstrap, and the difference from a baseline with its p-value.",
-        allow_abbrev=False,
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     add = parser.add_argument
     add("--model", required=True, metavar="M", help="a run folder, a checkpoint, any folder, or a Hub name[@revision]")
     add("--baseline", metavar="M", help="another model, to compare with")
@@ -50,7 +44,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--compare", metavar="FILE.html", help="a page with every sentence, its translations and chrF, in one "
         "file that needs no network; with --baseline, by gain and loss")  # fmt: skip
     add_model_flags(parser)
-    return parser
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -72,8 +65,8 @@ def _check(given: argparse.Namespace) -> None:
             raise UserError(f"--compare {path}: no file can be written there; give another place")
 
 
-def _evaluate(argv: Sequence[str]) -> None:
-    given = _parser().parse_args(argv)
+def run(given: argparse.Namespace) -> None:
+    """Run the command. Collective: every process of a launch calls it."""
     _check(given)
     runtime = start_runtime(given)
     try:
@@ -127,7 +120,7 @@ def verdict_table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:
     """Write the scores as a table, and the signatures below it."""
     rows = [["test set", "rows", "BLEU", "chrF", "TER"]]
     for verdict in verdicts:
-        cells = [score_text(verdict, metric, has_baseline=has_baseline) for metric in ("BLEU", "chrF2", "TER")]
+        cells = [verdict.text(metric) for metric in ("BLEU", "chrF2", "TER")]
         rows.append([verdict.test_set.name, f"{len(verdict.hypotheses):,}", *cells])
     what = "score ± half of the 95 % confidence interval"
     what += " (difference from the baseline, p-value of the paired bootstrap)" if has_baseline else ""

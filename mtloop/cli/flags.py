@@ -1,27 +1,15 @@
-"""What the commands that run a model share: their parser, the flags of model and hardware, and their exit statuses."""
+"""Flags of the commands that run a model."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from mtloop.config import HardwareConfig
-from mtloop.errors import RunFailed, UserError
-from mtloop.runtime.quiet import silence_libraries
+from mtloop.errors import UserError
 
 if TYPE_CHECKING:
     from mtloop.runtime import Runtime
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is a UserError of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
-        raise UserError(message)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -52,23 +40,9 @@ def check_counts(given: argparse.Namespace, *names: str) -> None:
 def start_runtime(given: argparse.Namespace) -> Runtime:
     """Start the processes' common ground as the flags say. Collective."""
     from mtloop.runtime import Runtime
+    from mtloop.runtime.quiet import silence_libraries
 
     silence_libraries()
     return Runtime(
         HardwareConfig(mixed_precision=given.mixed_precision, use_cpu=given.use_cpu, cpu_threads=given.cpu_threads)
     )
-
-
-def reported(work: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Do a command's work, and return its status: 0; 1 it failed; 2 the user's mistake, in one line; 130 Ctrl-C."""
-    try:
-        work(argv)
-    except (UserError, RunFailed) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"mtloop: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except BrokenPipeError:  # whoever read the output has gone (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        return 130
-    return 0

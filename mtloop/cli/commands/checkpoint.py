@@ -1,10 +1,8 @@
-"""`python -m mtloop checkpoint list|verify|prune RUN`: what a run folder holds, whether it is sound, and less of it."""
+"""List, verify or prune the checkpoints of a run folder."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,37 +59,30 @@ class Entry:
         return [cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
+    parser.add_argument(
+        "action",
+        choices=("list", "verify", "prune"),
+        help="list: check manifests and sizes; verify: read every byte, status 1 if a checkpoint is damaged; prune: "
+        "remove all but the newest sound ones, the best, and epochs that are still to be pushed or averaged",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
+    parser.add_argument("--save_total_limit", type=int, metavar="N", help="of prune: newest checkpoints kept (1)")
 
-    Returns:
-        0; 1 when verify found a damaged checkpoint; 2 for a mistake of the user.
-    """
-    parser = argparse.ArgumentParser(prog="mtloop checkpoint", description=__doc__, allow_abbrev=False)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|verify|prune")
-    for name, help in (
-        ("list", "show the checkpoints; manifests and sizes are checked"),
-        ("verify", "read every byte and compare it with the manifest; status 1 if one is damaged"),
-        ("prune", "remove all but the newest sound ones, the best, and epochs that are still to be pushed or averaged"),
-    ):
-        action = actions.add_parser(name, help=help, description=help, allow_abbrev=False)
-        action.add_argument("run", metavar="RUN", type=Path, help="the run folder")
-        if name == "prune":
-            action.add_argument(
-                "--save_total_limit", type=int, default=1, help="checkpoints kept, the best not counted"
-            )
-    given = parser.parse_args(argv)
-    try:
-        return _prune(given.run, given.save_total_limit) if given.action == "prune" else _show(given.run, given.action)
-    except UserError as error:
-        print(f"mtloop: error: {error}", file=sys.stderr)
-        return 2
+
+def run(given: argparse.Namespace) -> int:
+    """Run the command; return 1 if verify found a damaged checkpoint."""
+    if given.action == "prune":
+        return _prune(given.run, 1 if given.save_total_limit is None else given.save_total_limit)
+    if given.save_total_limit is not None:
+        raise UserError(f"--save_total_limit {given.save_total_limit}: only with prune")
+    return _show(given.run, given.action)
 
 
 def list_entries(folder: RunFolder, *, is_hashing: bool) -> list[Entry]:
     """Describe every checkpoint, by step, then those set aside as damaged; with is_hashing every byte is read."""
-    lines = read_json_lines(folder.metrics_path)
-    bleus = {line["step"]: line["bleu"] for line in lines if "bleu" in line and "split" not in line}
+    bleus = folder.metrics.scores("bleu")
     pushed = {line.get("manifest") for line in read_json_lines(folder.push_path)}
     steps = list_checkpoints(folder)
     aside = sorted(

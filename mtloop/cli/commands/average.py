@@ -1,10 +1,14 @@
-"""`python -m mtloop average RUN --last N|--best N -o OUT`, and `average MODEL --interpolate 0,0.25,0.5,0.75,1`."""
+"""Average checkpoints, or interpolate between a model and its base.
+
+Average the weights of checkpoints, which is often better than each of them; or show what lies between a fine-tuned
+model and its base: how much of the new for how much of the old.
+"""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +16,8 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from mtloop.atomic import new_folder
-from mtloop.checkpoint.selection import METRICS, choose_best, choose_last, choose_named, recorded_scores
-from mtloop.cli.shell import Parser, add_model_flags, reported, start_runtime
+from mtloop.checkpoint.selection import METRICS, choose_best, choose_last, choose_named
+from mtloop.cli.flags import add_model_flags, start_runtime
 from mtloop.cli.test_sets import (
     add_test_set_flags,
     check_test_sets,
@@ -36,18 +40,8 @@ if TYPE_CHECKING:
 WAYS = ("last", "best", "checkpoints", "interpolate")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command and return its status. Collective: every process of a launch calls it."""
-    return reported(_average, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="mtloop average",
-        description="Average the weights of checkpoints, which is often better than each of them; or show what lies "
-        "between a fine-tuned model and its base: how much of the new for how much of the old.",
-        allow_abbrev=False,
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     add = parser.add_argument
     add("model", metavar="RUN", nargs="?", help="a run folder; for --interpolate any model that was fine-tuned")
     add(
@@ -66,7 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--evaluate", action="store_true", help="score the average and each of its checkpoints (--test_set does, too)")
     add_test_set_flags(parser, without="the run's own validation rows, which are always scored")
     add_model_flags(parser)
-    return parser
 
 
 def _check(given: argparse.Namespace) -> list[float]:
@@ -107,8 +100,8 @@ def _weight(flag: str, text: str | float) -> float:
     return weight
 
 
-def _average(argv: Sequence[str]) -> None:
-    given = _parser().parse_args(argv)
+def run(given: argparse.Namespace) -> None:
+    """Run the command. Collective: every process of a launch calls it."""
     weights = _check(given)
     if given.weight is not None:
         _weight("--weight", given.weight)
@@ -163,7 +156,7 @@ def _average_checkpoints(
         else:
             out = Path(runtime.on_main(lambda: stack.enter_context(tempfile.TemporaryDirectory())))
             runtime.on_main(lambda: make(out))
-        known = {} if given.metric is None else recorded_scores(RunFolder(Path(given.model)), given.metric)
+        known = {} if given.metric is None else RunFolder(Path(given.model)).metrics.scores(given.metric)
         named = zip(_names(given, chosen), chosen, strict=True)
         told = [f"{name}{_told(given.metric, known, path)}" for name, path in named]
         runtime.say(f"{given.output or 'average'}: the average of {', '.join(told)}")

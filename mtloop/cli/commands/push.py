@@ -1,10 +1,11 @@
-"""`python -m mtloop push RUN`: push what of a run is not on the Hub yet, from any machine with its folder."""
+"""Push to the Hub what of a run is not there yet.
+
+The flags are those of train.py; left out, they are as the run was started with.
+"""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,8 @@ from mtloop.hub.publisher import Publisher
 from mtloop.run_folder import RunFolder
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Returns:
-        0; 2 for a mistake of the user; 3 when something did not reach the Hub; 130 for Ctrl-C.
-    """
-    given = vars(_parser().parse_args(argv))
-    folder = RunFolder(given.pop("run"))
-    try:
-        return _push(folder, epoch=given.pop("epoch"), shows_card=given.pop("show_card"), given=given)
-    except UserError as error:
-        print(f"mtloop: error: {error}", file=sys.stderr)
-        return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mtloop push",
-        description="Push the epochs and the end of a run that are not on the Hub yet, in order.",
-        epilog="The flags are those of train.py; left out, they are as the run was started with.",
-        allow_abbrev=False,
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command: those of train.py, which default to what the run was started with."""
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--epoch", type=int, metavar="N", help="push this epoch alone; the branch then ends with it")
     parser.add_argument("--show_card", action="store_true", help="print the model card and push nothing")
@@ -52,7 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hub_private_repo", action="store_true", default=None)
     parser.add_argument("--hub_overwrite", action="store_true", default=None)
     parser.add_argument("--push_timeout", type=float, metavar="SECONDS", help="that one push may take")
-    return parser
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run the command; return 3 if something did not reach the Hub, 130 for Ctrl-C."""
+    flags = vars(given)
+    return _push(RunFolder(flags.pop("run")), epoch=flags.pop("epoch"), shows_card=flags.pop("show_card"), given=flags)
 
 
 def _push(folder: RunFolder, *, epoch: int | None, shows_card: bool, given: dict[str, Any]) -> int:

@@ -1,11 +1,13 @@
-"""`python -m mtloop translate FILE... -o OUT --model M`: files, standard input, or a sentence."""
+"""Translate files, standard input (-) or --text.
+
+Translate files in order, every line once. `accelerate launch -m mtloop translate ...` spreads them over processes.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,12 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtloop.atomic import partial_name
-from mtloop.cli.shell import Parser, add_model_flags, check_counts, reported, start_runtime
+from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
 from mtloop.config import Config
+from mtloop.data.files import STDIN
+from mtloop.data.readers import Records
+from mtloop.data.texts import Entry, Texts
 from mtloop.errors import UserError
 from mtloop.languages import match_language
 from mtloop.run_folder import stored_config
-from mtloop.translate.files import Entry, Writer, opened, read_entries
+from mtloop.translate.files import Writer
 
 if TYPE_CHECKING:
     from mtloop.translate.translator import Translation
@@ -61,20 +66,16 @@ class Warnings:
         return told
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command and return its status. Collective: every process of a launch calls it."""
-    return reported(_translate, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="mtloop translate",
-        description="Translate files in order, every line once. `accelerate launch -m mtloop translate ...` spreads "
-        "them over processes.",
-        allow_abbrev=False,
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     add = parser.add_argument
-    add("files", metavar="FILE", nargs="*", help=".txt (or any other: lines), .jsonl, .csv, .tsv; - is standard input")
+    add(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help="as train.py reads: .jsonl, .json, .csv, .tsv, .parquet, any of them but the last packed (.gz); any "
+        "other: lines; - is standard input",
+    )
     add("--text", action="append", default=[], help="a sentence; may be given more than once")
     add("-o", "--output", metavar="OUT", help="the output, of the kind that its name says; for several files a folder "
         "(none: standard output)")  # fmt: skip
@@ -90,12 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--target_lang", metavar="CODE", help="for models of several languages")
     add("--source_prefix", metavar="TEXT", help="put before every text, for T5 models")
     add("--source_column", metavar="NAME", help="where the text of a row stands (none: source_lang, source, text)")
+    add("--overwrite_column", action="store_true", help="replace a column hypothesis (or score) of the input")
     add("--n_best", type=int, default=1, metavar="N", help="translations of each text, as `number ||| translation`")
     add("--scores", action="store_true", help="add the log-probability per token")
     add("--max_source_length", type=int, metavar="N", help="longest text, in tokens (none: all that the model takes)")
     add("--max_target_length", type=int, metavar="N", help="longest translation, in tokens (none: the model's own)")
     add_model_flags(parser)
-    return parser
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -108,7 +109,7 @@ def _check(given: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         raise UserError("two files have the same name: their outputs would be one; translate them one by one")
     for name in given.files:
-        if name != "-" and not Path(name).is_file():
+        if name != STDIN and not Path(name).is_file():
             raise UserError(f"{name}: {'a folder, not a file' if Path(name).is_dir() else 'no such file'}")
         if given.output is not None and _output_of(name, given).resolve() == Path(name).resolve():
             raise UserError(f"-o {given.output}: that is the input itself; give another")
@@ -117,7 +118,7 @@ def _check(given: argparse.Namespace) -> None:
 def _output_of(name: str, given: argparse.Namespace) -> Path:
     output = Path(given.output)
     is_folder = len(given.files) > 1 or output.is_dir() or given.output.endswith("/")
-    return output / (Path(name).name if name != "-" else "stdin.txt") if is_folder else output
+    return output / (Path(name).name if name != STDIN else "stdin.txt") if is_folder else output
 
 
 def _check_languages(given: argparse.Namespace, trained: Config | None) -> None:
@@ -132,8 +133,8 @@ def _check_languages(given: argparse.Namespace, trained: Config | None) -> None:
             )
 
 
-def _translate(argv: Sequence[str]) -> None:
-    given = _parser().parse_args(argv)
+def run(given: argparse.Namespace) -> None:
+    """Run the command. Collective: every process of a launch calls it."""
     _check(given)
     from mtloop.translate.translator import Translator
 
@@ -159,11 +160,15 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
 
     runtime = translator.runtime
     warnings, num_done = Warnings(), 0
-    entries = _entries(name, given)  # nothing is opened before main asks for the first
-    size = 1 if name == "-" and sys.stdin is not None and sys.stdin.isatty() else BLOCK_SIZE
-    sink = _Sink(name, given)
-    bar = tqdm(unit="line", disable=not (runtime.is_main and sys.stderr.isatty()), dynamic_ncols=True)
-    with closing(entries), closing(sink), closing(bar):
+    texts = Texts(name, column=given.column, source_lang=given.row_lang) if name is not None else None
+    # Nothing is opened before main asks for the first.
+    entries = iter(texts if texts is not None else [Entry(text, "\n") for text in given.text])
+    is_typed = name == STDIN and sys.stdin is not None and sys.stdin.isatty()
+    size = 1 if is_typed else BLOCK_SIZE
+    sink = _Sink(name, given, None if texts is None else texts.records)
+    # No bar is drawn into what is typed.
+    bar = tqdm(unit="line", disable=not runtime.is_main or is_typed or not sys.stderr.isatty(), dynamic_ncols=True)
+    with closing(sink), closing(bar):
         while block := runtime.on_main(lambda: list(islice(entries, size))):
             found = translator.translate([entry.text for entry in block])
             warnings.look_at(found, first=num_done + 1)
@@ -176,21 +181,14 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
             print(f"mtloop: warning: {line}", file=sys.stderr)
 
 
-def _entries(name: str | None, given: argparse.Namespace) -> Generator[Entry]:
-    if name is None:
-        yield from (Entry(text, "\n") for text in given.text)
-        return
-    with opened(name) as file:
-        yield from read_entries(file, name, column=given.column, source_lang=given.row_lang)
-
-
 class _Sink:
     """Where translations go: standard output, or a file that appears when it is whole."""
 
-    def __init__(self, name: str | None, given: argparse.Namespace) -> None:
-        self._path = None if given.output is None else _output_of(name or "-", given)
+    def __init__(self, name: str | None, given: argparse.Namespace, records: Records | None) -> None:
+        self._path = None if given.output is None else _output_of(name or STDIN, given)
         self._kind = str(self._path) if self._path is not None else "stdout.txt"
-        self._options = {"n_best": given.n_best, "with_scores": given.scores}
+        self._options = {"n_best": given.n_best, "with_scores": given.scores, "overwrites": given.overwrite_column}
+        self._records = records
         self._file: BinaryIO | None = None
         self._writer: Writer | None = None
 
@@ -204,7 +202,7 @@ class _Sink:
             if self._writer is None:
                 self._file = sys.stdout.buffer if self._path is None else self._open(self._path)
                 self._writer = Writer(self._file, self._kind, **self._options)
-            self._writer.write(block, found)
+            self._writer.write(block, found, self._records)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -218,11 +216,14 @@ class _Sink:
         """Let the file appear; an empty input makes an empty output."""
         if self._path is None:
             return
-        if self._file is None:
-            self.write([], [])
-        assert self._file is not None
-        self._file.close()
-        os.replace(self._file.name, self._path)
+        self.write([], [])
+        assert self._file is not None and self._writer is not None
+        try:
+            self._writer.finish(self._records)
+            self._file.close()
+            os.replace(self._file.name, self._path)
+        except OSError as error:
+            raise UserError(f"-o {self._path}: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Remove a file that was not published."""

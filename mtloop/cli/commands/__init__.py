@@ -1,0 +1,1 @@
+"""One module a command; mtloop.cli.main says what each has."""

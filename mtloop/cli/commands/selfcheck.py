@@ -1,0 +1,54 @@
+"""Prove on your own model, data and launch file that the numbers hold.
+
+In fp32 and on at most 200 rows: 20 updates as one micro-batch, as many, and on all processes; a run that is killed and
+resumed; one evaluation on one and on all processes. All other flags are those of train.py. Status 1 if anything
+differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from mtloop.cli.parser import Parser
+from mtloop.config import parse_config, resolve
+from mtloop.errors import UserError
+from mtloop.selfcheck.parent import Selfcheck, shrink
+from mtloop.tables import aligned
+
+
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Read the flags of the launcher; what is left is for train.py."""
+    parser = Parser(prog="mtloop selfcheck", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config_file", metavar="F", help="the launch file, as for `accelerate launch`")
+    parser.add_argument("--num_processes", metavar="N", help="processes, as for `accelerate launch`")
+    return parser.parse_known_args(words)
+
+
+def run(parsed: tuple[argparse.Namespace, list[str]]) -> int:
+    """Run the command; return 1 if something differs."""
+    given, rest = parsed
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    work_dir = Path(tempfile.mkdtemp(prefix="mtloop-selfcheck-"))
+    try:
+        if given.config_file is not None and not Path(given.config_file).is_file():
+            raise UserError(f"--config_file {given.config_file}: no such file; accelerate_configs/ has some")
+        launch = [f"--{name}={value}" for name, value in vars(given).items() if value is not None]
+        rows = Selfcheck(config=shrink(resolve(parse_config(rest))), launch=launch, work_dir=work_dir).run()
+    finally:
+        shutil.rmtree(work_dir, ignore_errors=True)
+    lines = aligned([[row.name, "equal" if row.is_equal else "NOT EQUAL", row.figures] for row in rows], left=3)
+    print("", *lines, sep="\n")
+    differing = [row.name for row in rows if not row.is_equal]
+    print(f"not equal: {', '.join(differing)}" if differing else "all equal")
+    return 1 if differing else 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # through the finally clauses, which end the children

@@ -1,0 +1,48 @@
+"""Errors in one line, and the exit statuses of train.py and of the commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from mtloop.errors import ProcessFailed, RunFailed, UserError
+
+
+def reported(work: Callable[[], int], *, interrupted: str = "") -> int:
+    """Do work and return its status; print what ends it early in one line.
+
+    Args:
+        work: Returns the status.
+        interrupted: Said of a signal behind its name.
+
+    Returns:
+        The status of `work`; 1 if it failed; 2 for a mistake of the user; 128 + its number for a signal.
+    """
+    try:
+        return work()
+    except UserError as error:
+        return report(str(error), 2)
+    except ProcessFailed as error:
+        return report(str(error), 1, is_alone=True)
+    except RunFailed as error:
+        return report(str(error), 1)
+    except KeyboardInterrupt as error:
+        number = int(getattr(error, "number", signal.SIGINT))
+        return report(f"{signal.Signals(number).name}{interrupted}", status_of(number))
+
+
+def report(message: str, status: int, *, is_alone: bool = False) -> int:
+    """Print one line on standard error, from the first process or from one that failed alone; return the status."""
+    rank = os.environ.get("RANK", "0")
+    if is_alone and "RANK" in os.environ:
+        message = f"process {rank}: {message}"
+    if rank == "0" or is_alone:
+        print(f"mtloop: {'error' if status in (1, 2) else 'stopped'}: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def status_of(stop_signal: int | None) -> int:
+    """Return the exit status of a run that a signal stopped: 128 + its number; 0 for USR1 and for no signal."""
+    return 0 if stop_signal in (None, signal.SIGUSR1) else 128 + int(stop_signal or 0)

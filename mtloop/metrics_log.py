@@ -1,0 +1,87 @@
+"""metrics.jsonl: what a line is, and the only reader and writer of it.
+
+A line is an update that was logged (step, epoch, loss, grad_norm, learning_rate, target_tokens, tokens_per_s) or an
+evaluation (step, epoch, train_time_s, eval_loss, perplexity, bleu, chrf, their signatures and intervals,
+num_sentences, eval_time_s, sentences_per_s). An evaluation of other rows than the validation rows along the way has
+`split`: "test", or "average" for the validation rows and an averaged model. A number that is not finite is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtloop.atomic import json_line, read_json_lines, write_text
+from mtloop.errors import RunFailed
+
+Line = dict[str, Any]
+VALID = "valid"
+
+
+@dataclass(frozen=True)
+class MetricsLog:
+    """The file of a run; it need not exist."""
+
+    path: Path
+
+    def append(self, record: Line, *, split: str = VALID) -> Line:
+        """Write a line, and return it.
+
+        Raises:
+            RunFailed: naming the file and the reason.
+        """
+        line = {"split": split, **record} if split != VALID else record
+        # NaN and Infinity are no JSON: other programs could not read the file.
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json_line(clean))
+        except OSError as error:
+            raise RunFailed(f"{self.path}: cannot be written ({error.strerror or error})") from error
+        return line
+
+    def lines(self, *, until: int | None = None) -> list[Line]:
+        """Read all lines; with `until`, those along the way up to this step."""
+        lines = read_json_lines(self.path)
+        return lines if until is None else [line for line in lines if _step_of(line) <= until]
+
+    def scores(self, metric: str) -> dict[int, float]:
+        """Return the finite scores on the validation rows by step; the last where a step has several."""
+        scores = {line["step"]: line.get(metric) for line in evaluations_of(self.lines())}
+        return {step: one for step, one in scores.items() if isinstance(one, (int, float)) and math.isfinite(one)}
+
+    def drop_after(self, step: int) -> None:
+        """Drop the lines beyond `step`, those scored after the last checkpoint, and what a kill cut short."""
+        if self.path.exists():
+            # A kill may cut a line within a character; splitlines would also cut at what JSON leaves as it is (U+2028).
+            texts = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+            write_text(self.path, "".join(f"{text}\n" for text in texts if _step_of(_parsed(text)) <= step))
+
+
+def updates_of(lines: Iterable[Line]) -> list[Line]:
+    """Return the lines of updates whose loss was finite."""
+    return [line for line in lines if line.get("loss") is not None]
+
+
+def evaluations_of(lines: Iterable[Line], split: str = VALID) -> list[Line]:
+    """Return the lines of evaluations on the rows of a split."""
+    return [line for line in lines if "eval_loss" in line and line.get("split", VALID) == split]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _step_of(line: Any) -> float:
+    """Return the step of a line; infinity for what is scored after the last checkpoint, and for what is no line."""
+    if not isinstance(line, dict) or "split" in line:  # a run that resumes scores it again
+        return math.inf
+    step = line.get("step")
+    return step if isinstance(step, int) else math.inf
