@@ -15,7 +15,7 @@ import torch
 
 import mtloop
 from mtloop.checkpoint.listing import model_folder
-from mtloop.cli import translate as command
+from mtloop.cli.commands import translate as command
 from mtloop.config import HardwareConfig
 from mtloop.data.texts import Entry, Texts
 from mtloop.errors import UserError
