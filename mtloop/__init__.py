@@ -19,6 +19,10 @@ def main(config: Any = None) -> int:
     return train(config)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import Translator, and torch with it, when it is asked for."""
     if name == "Translator":

@@ -1,5 +1,7 @@
 """The errors that end a run with one line: the user's mistakes, status 2, and failures of the run, status 1."""
 
+import re
+
 
 class UserError(ValueError):
     """A mistake of the user: one line that names the flag or file:line and the remedy. Exit status 2."""
@@ -27,3 +29,8 @@ class ProcessFailed(RunFailed):
     def __init__(self, message: str, *, is_lost_peer: bool = False) -> None:
         super().__init__(message)
         self.is_lost_peer = is_lost_peer
+
+
+def renamed(error: UserError, flag: str) -> UserError:
+    """Return a loader's error, which names train.py's flags, with the flag by which a command named the model."""
+    return UserError(re.sub(r"(--tokenizer_name / )?--model_name_or_path|--model(?= )", flag, str(error)))

@@ -12,9 +12,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtloop.trainer.claim import claim_folder
-from mtloop.trainer.setup import build_run, settle_budget
-
 # Before datasets, huggingface_hub or tests.support.launch is imported: they read these once.
 _CACHE = Path(tempfile.mkdtemp(prefix="mtloop-tests-"))
 os.environ.update(
@@ -276,6 +273,8 @@ def narrow_path(marian_config, marian_tokenizer, tmp_path_factory) -> Path:
 def new_run(pairs_path, marian_tokenizer, narrow_path, runtime, tmp_path):
     """Build a real Run from flags: new_run(name, flag=value, ...); a narrow Marian, 4 updates of 16 pairs an epoch."""
     from mtloop.config import config_from, resolve
+    from mtloop.trainer.claim import claim_folder
+    from mtloop.trainer.setup import build_run, settle_budget
 
     def build(name="run", **flags):
         given = {

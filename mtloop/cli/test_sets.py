@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mtloop.checkpoint.listing import model_folder
 from mtloop.cli.flags import check_counts
 from mtloop.config import Config, DataConfig
-from mtloop.errors import UserError
-from mtloop.evaluation.verdict import TestSet
+from mtloop.errors import UserError, renamed
 from mtloop.languages import match_language
+from mtloop.run_folder import stored_config
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mtloop.evaluation.test_sets import ScoredModel, TestSet
     from mtloop.runtime import Runtime
-    from mtloop.translate.translator import Translator
 
 # What a model is asked in, as in train.py.
 SETTINGS = ("source_lang", "target_lang", "source_column", "target_column", "source_prefix")
@@ -122,39 +125,64 @@ def load_test_sets(given: argparse.Namespace) -> list[TestSet]:
     return _as_test_sets(given, {name: load_test_set("--test_set", files, columns)[0] for name, files in named})
 
 
-def _as_test_sets(given: argparse.Namespace, rows: dict[str, Any]) -> list[TestSet]:
+def _as_test_sets(given: argparse.Namespace, rows: dict[str, Dataset]) -> list[TestSet]:
+    from mtloop.evaluation.test_sets import TestSet
+
+    few = given.max_samples
     return [
         TestSet(
             name=name,
-            sources=found["source"][: given.max_samples],
-            references=found["target"][: given.max_samples],
+            rows=found if few is None or few >= len(found) else found.select(range(few)),
             target_lang=given.target_lang,
         )
         for name, found in rows.items()
     ]
 
 
-def open_translator(
-    flag: str, model: str, given: argparse.Namespace, runtime: Runtime, *, engine: str | None = None
-) -> Translator:
-    """Load a model as the flags say; `flag` is where the user named it. Collective.
+def open_model(
+    flag: str,
+    model: str,
+    given: argparse.Namespace,
+    runtime: Runtime,
+    *,
+    trained: Config | None,
+    engine: str | None = None,
+) -> ScoredModel:
+    """Load a model to be scored as the flags say. Collective.
+
+    Args:
+        flag: Where the user named it.
+        model: Its name.
+        given: The flags.
+        runtime: The ranks.
+        trained: The configuration of the run whose lengths, beams and length ratio hold; None leaves them to the model.
+        engine: As in open_engine.
 
     Raises:
         UserError: naming the flag.
     """
-    from mtloop.translate.translator import Translator
+    from mtloop.evaluation.test_sets import ScoredModel
+    from mtloop.generation.engine import EngineOptions
+    from mtloop.generation.engines import open_engine
 
-    try:
-        return Translator(
-            model,
-            source_lang=given.source_lang,
-            target_lang=given.target_lang,
-            source_prefix=given.source_prefix,
-            num_beams=given.num_beams,
-            max_tokens_per_batch=given.max_tokens_per_batch,
-            trust_remote_code=given.trust_remote_code,
-            runtime=runtime,
-            engine=engine,
+    own = stored_config(model) or trained
+    names = ("source_lang", "target_lang", "source_prefix", "num_beams", "trust_remote_code")
+    asked = EngineOptions(**{name: getattr(given, name) for name in names})
+    if own is not None:
+        evaluation, data = own.evaluation, own.data
+        asked = replace(
+            asked,
+            num_beams=given.num_beams or evaluation.num_beams,
+            max_source_length=data.max_source_length,
+            max_target_length=evaluation.val_max_target_length or data.max_target_length,
         )
+    try:
+        opened = open_engine(model_folder(model), asked, runtime, engine=engine)
     except UserError as error:
-        raise UserError(str(error).replace("--model", flag)) from error
+        raise renamed(error, flag) from error
+    return ScoredModel(
+        engine=opened,
+        runtime=runtime,
+        max_tokens=given.max_tokens_per_batch,
+        max_length_ratio=None if own is None else own.evaluation.max_length_ratio,
+    )

@@ -216,6 +216,9 @@ class EvaluationConfig(Group):
         "(none: 1000 on a CPU, 2000 on XLA, otherwise 2000 to 16000 depending on free memory)",
         check=at_least(1),
     )
+    eval_engine: Literal["generate", "ctranslate2"] = setting(
+        "generate", "translates in evaluations: generate(), or CTranslate2 on a converted copy (faster; its package)"
+    )
     metric_for_best_model: Literal["bleu", "chrf", "eval_loss"] = setting(
         "bleu", "score that picks the best checkpoint", same_run=True
     )
@@ -228,8 +231,10 @@ class EvaluationConfig(Group):
     )
 
     def __post_init__(self) -> None:
-        """Refuse two ways to end."""
+        """Refuse two ways to end, and what the engine does not have."""
         super().__post_init__()
+        if self.eval_engine == "ctranslate2" and self.max_length_ratio is not None:
+            raise FieldError("eval_engine", "ctranslate2: --max_length_ratio is of generate alone; leave one out")
         if self.average_last is not None and self.load_best_model_at_end:
             raise FieldError(
                 "average_last", f"{self.average_last}: --load_best_model_at_end ends with another model; leave one out"

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching import MicroBatch, plan_evaluation, plan_static_evaluation
-from mtloop.evaluation.scores import Scores, Tally, mean_scores, scores_of, tally
-from mtloop.generation import deal_batches, generate_hypotheses
-from mtloop.model import batch_loss_sum, first_tokens
+from mtloop.evaluation.scores import QUICK_METRICS, Scores, Tally, mean_scores, scores_of, tally
+from mtloop.generation import deal_batches
+from mtloop.generation.engine import Engine
+from mtloop.model import batch_loss_sum
 from mtloop.runtime import Runtime, free_memory, is_sharded
-from mtloop.tokenization import target_language_token
 
 NUM_SAMPLES = 10
 # Source tokens of an evaluation batch: sentences/s hardly grow beyond 1,000 on a CPU (generate, 4 beams),
@@ -92,8 +92,8 @@ class Report:
     """What an evaluation found.
 
     Attributes:
-        loss_per_token: Cross-entropy in nats per target token, unsmoothed.
-        perplexity: exp of it.
+        loss_per_token: Cross-entropy in nats per target token, unsmoothed; None where it was not asked for.
+        perplexity: exp of it; likewise.
         scores: BLEU, chrF and their signatures; of several pairs the mean.
         pair_scores: Those of each pair by name; {} where there is one.
         num_sentences: Rows translated, each once.
@@ -104,8 +104,8 @@ class Report:
             process only, {} elsewhere.
     """
 
-    loss_per_token: float
-    perplexity: float
+    loss_per_token: float | None
+    perplexity: float | None
     scores: Scores
     num_sentences: int
     time_s: float
@@ -136,42 +136,49 @@ class Report:
 
 
 def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    engine: Engine,
     data: EvaluationSet,
     runtime: Runtime,
     *,
-    max_tokens: int | None,
+    model: PreTrainedModel | None = None,
+    max_tokens: int | None = None,
     target_lang: str | None,
     max_length_ratio: float | None = None,
+    metrics: Sequence[str] = QUICK_METRICS,
 ) -> Report:
-    """Compute the validation loss and translate and score every row.
+    """Translate and score every row; compute the loss of a model on them too.
 
-    Collective: every rank calls it and gets the same numbers. Leaves the model in the mode it was in.
+    The only way to a score: training, `mtloop evaluate`, average and export call it. Collective: every rank calls it
+    and gets the same numbers. Leaves the model in the mode it was in.
 
     Args:
-        model: Unwrapped; its generation config is used as it is.
-        tokenizer: Turns pieces into text.
+        engine: Translates.
         data: The rows.
         runtime: The ranks to share the work with.
+        model: Unwrapped; the model whose loss is wanted; None for no loss.
         max_tokens: Padded source tokens of a batch at most; None for what default_max_tokens finds.
         target_lang: Chooses sacreBLEU's tokenizer for languages without spaces.
         max_length_ratio: As in generate_hypotheses.
+        metrics: Names of what is counted.
     """
-    was_training = model.training
-    model.eval()
+    network = model if model is not None else getattr(engine, "network", None)
+    was_training = network is not None and network.training
+    if network is not None:
+        network.eval()
     if max_tokens is None:
-        max_tokens = min(runtime.gather_objects([default_max_tokens(model, free_memory(runtime.device), runtime)]))
+        max_tokens = min(runtime.gather_objects([default_max_tokens(network, free_memory(runtime.device), runtime)]))
+    tokenizer = engine.tokenizer
     start = time.perf_counter()
-    loss = loss_per_token(model, tokenizer, data, runtime, max_tokens=max_tokens)
+    loss = None if model is None else loss_per_token(model, tokenizer, data, runtime, max_tokens=max_tokens)
     translation_start = time.perf_counter()
-    pieces = _translate(model, tokenizer, data, runtime, max_tokens=max_tokens, max_length_ratio=max_length_ratio)
+    pieces = _translate(engine, data, runtime, max_tokens=max_tokens, max_length_ratio=max_length_ratio)
     end = time.perf_counter()
-    model.train(was_training)
+    if network is not None:
+        network.train(was_training)
 
     def count_all() -> tuple[list[str], dict[str, Tally]]:
         hypotheses = tokenizer.batch_decode([row.tolist() for row in pieces], skip_special_tokens=True)
-        return hypotheses, count_pairs(data, hypotheses, target_lang)
+        return hypotheses, count_pairs(data, hypotheses, target_lang, metrics=metrics)
 
     hypotheses: list[str] = []
     error = None
@@ -189,7 +196,7 @@ def evaluate(
     time_s, translation_s = runtime.broadcast((time.perf_counter() - start, end - translation_start))
     return Report(
         loss_per_token=loss,
-        perplexity=math.exp(min(loss, 700.0)),  # exp overflows above 709
+        perplexity=None if loss is None else math.exp(min(loss, 700.0)),  # exp overflows above 709
         scores=mean_scores(list(scores.values())) if data.parts else scores[""],
         pair_scores=scores if data.parts else {},
         num_sentences=len(data.rows),
@@ -200,7 +207,7 @@ def evaluate(
     )
 
 
-def default_max_tokens(model: PreTrainedModel, num_bytes: int, runtime: Runtime) -> int:
+def default_max_tokens(model: PreTrainedModel | None, num_bytes: int, runtime: Runtime) -> int:
     """Choose the source tokens of an evaluation batch by the memory of an accelerator; on a CPU more gains nothing.
 
     Short sources make the most rows, and a row holds for each beam the keys and values of its translation and a few
@@ -208,13 +215,13 @@ def default_max_tokens(model: PreTrainedModel, num_bytes: int, runtime: Runtime)
     nevertheless is halved batch by batch.
 
     Args:
-        model: Says how large a row is.
+        model: Says how large a row is; None for an engine of another library.
         num_bytes: Free on the device.
         runtime: Says what the device is.
     """
     if runtime.device.type == "cpu":
         return TOKENS_ON_CPU
-    if runtime.device.type == "xla":
+    if runtime.device.type == "xla" or model is None:
         return MIN_TOKENS
     config, generation = model.config.get_text_config(decoder=True), model.generation_config
     width = int(getattr(config, "d_model", None) or config.hidden_size)
@@ -225,17 +232,25 @@ def default_max_tokens(model: PreTrainedModel, num_bytes: int, runtime: Runtime)
     return int(min(MAX_TOKENS, max(MIN_TOKENS, SHORT_SOURCE * rows)))
 
 
-def count_pairs(data: EvaluationSet, hypotheses: list[str], target_lang: str | None) -> dict[str, Tally]:
-    """Count what BLEU and chrF are made of for N hypotheses, by the pair's name; "" where there is one."""
+def count_pairs(
+    data: EvaluationSet,
+    hypotheses: list[str],
+    target_lang: str | None,
+    *,
+    metrics: Sequence[str] = QUICK_METRICS,
+) -> dict[str, Tally]:
+    """Count what the metrics are made of for N hypotheses, by the pair's name; "" where there is one."""
     references = data.rows["target"][:]
     if not data.parts:
-        return {"": tally(hypotheses, references, target_lang)}
-    return {part.name: tally(hypotheses[part.rows], references[part.rows], part.target_lang) for part in data.parts}
+        return {"": tally(hypotheses, references, target_lang, names=metrics)}
+    return {
+        part.name: tally(hypotheses[part.rows], references[part.rows], part.target_lang, names=metrics)
+        for part in data.parts
+    }
 
 
 def _translate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    engine: Engine,
     data: EvaluationSet,
     runtime: Runtime,
     *,
@@ -243,24 +258,18 @@ def _translate(
     max_length_ratio: float | None,
 ) -> list[NDArray[np.int64]]:
     """Translate all rows, pair by pair: what a translation begins with is one for a batch. Collective."""
-    assert tokenizer.pad_token_id is not None
     pieces = []
     for part in data.parts or (None,):
         rows = np.arange(len(data.rows))[part.rows if part is not None else slice(None)]
-        options: dict[str, int | None] = {}
-        if part is not None:
-            options = first_tokens(model, part.tokenizer, target_language_token(part.tokenizer))
-        pieces += generate_hypotheses(
-            model,
+        found = (engine if part is None else engine.for_tokenizer(part.tokenizer)).search(
             data.encoded.select(rows) if part is not None else data.encoded,
             plan_static_evaluation(data.source_lengths[rows], None, max_tokens=max_tokens)
             if runtime.is_xla
             else plan_evaluation(data.source_lengths[rows], max_tokens=max_tokens),
             runtime,
-            pad_id=tokenizer.pad_token_id,
-            options={name: token_id for name, token_id in options.items() if token_id is not None},
             max_length_ratio=max_length_ratio,
         )
+        pieces += [best.pieces for best, *_ in found]
     return pieces
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from mtloop.evaluation.scores import sentence_chrf
 from mtloop.evaluation.significance import score_text
-from mtloop.evaluation.verdict import Verdict
+from mtloop.evaluation.test_sets import Verdict
 
 METRICS = {"BLEU": "BLEU", "chrF2": "chrF", "TER": "TER, lower is better"}
 _MARKS = r"!-/:-@\[-`{-~«»“”‘’…。、，！？：；（）「」"

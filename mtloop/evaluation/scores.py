@@ -52,22 +52,6 @@ class Scores:
     ref_len: int
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], target_lang: str | None = None) -> Scores:
-    """Score N hypotheses against their references with BLEU and chrF.
-
-    Args:
-        hypotheses: N detokenized translations.
-        references: N raw reference texts, in the same order.
-        target_lang: Language code of both; chooses BLEU's tokenizer for Chinese, Japanese and Korean.
-
-    Raises:
-        ValueError: Unequal counts, or nothing to score.
-
-    Source: sacreBLEU (Post 2018, "A Call for Clarity in Reporting BLEU Scores"); chrF: Popovic 2015, equation 1.
-    """
-    return scores_of(tally(hypotheses, references, target_lang))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tally:
     """What the score of any selection of sentences is computed from: counted once, resampled at will.
@@ -164,22 +148,6 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
         sys_len=sum(one.sys_len for one in scores),
         ref_len=sum(one.ref_len for one in scores),
     )
-
-
-def score_ter(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """Return (TER, signature): edits per reference token in percent, lower is better, may exceed 100.
-
-    Apart from `score` because its search for shifts is by far the slowest of the three metrics.
-
-    Raises:
-        ValueError: Unequal counts, or nothing to score.
-
-    Source: Snover et al. 2006, as computed by sacreBLEU.
-    """
-    _check_counts(hypotheses, references)
-    ter = TER()
-    result = ter.corpus_score(list(hypotheses), [list(references)])
-    return result.score, str(ter.get_signature())
 
 
 def seed_text() -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.significance import estimate_ci
 
-from mtloop.evaluation.scores import QUICK_METRICS, Tally, seed_text, tally
+from mtloop.evaluation.scores import Tally, seed_text
 
 NUM_RESAMPLES = 1000
 # With fewer sentences a p-value says more of the bootstrap than of the systems.
@@ -62,48 +62,24 @@ def recorded_text(line: Mapping[str, Any], key: str) -> str:
     )
 
 
-def score_with_intervals(
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-    target_lang: str | None = None,
-    *,
-    baseline: Sequence[str] | None = None,
-    num_resamples: int = NUM_RESAMPLES,
-) -> tuple[dict[str, Interval], dict[str, Interval] | None]:
-    """Score N hypotheses with BLEU, chrF and TER, their confidence intervals, and their difference from a baseline.
-
-    Args:
-        hypotheses: N detokenized translations.
-        references: N raw reference texts, in the same order.
-        target_lang: Language code of both; chooses BLEU's tokenizer for Chinese, Japanese and Korean.
-        baseline: N translations of another system, for a paired test.
-        num_resamples: Bootstrap resamples.
-
-    Returns:
-        The system's intervals by name (BLEU, chrF2, TER), and the baseline's; None without one.
-
-    Raises:
-        ValueError: Unequal counts, or nothing to score.
-
-    Source: bootstrap resampling and its paired test of Koehn 2004, as sacreBLEU computes them (`--paired-bs`), with its
-    seed, 12345 or SACREBLEU_SEED.
-    """
-    names = (*QUICK_METRICS, "TER")
-    system = tally(hypotheses, references, target_lang, names=names)
-    other = None if baseline is None else tally(baseline, references, target_lang, names=names)
-    return resample(system, other, num_resamples=num_resamples)
-
-
 def resample(
     system: Tally, baseline: Tally | None = None, *, num_resamples: int = NUM_RESAMPLES
 ) -> tuple[dict[str, Interval], dict[str, Interval] | None]:
     """Compute the confidence intervals of a system by bootstrap, and its paired test against a baseline.
 
+    Args:
+        system: Counted, as tally does.
+        baseline: Of the same sentences, for a paired test; None without.
+        num_resamples: Bootstrap resamples.
+
     The same numbers as sacreBLEU's PairedTest, which holds a copy of the statistics for each resample: with BLEU and
     chrF of 7,000 sentences 500 MiB, and some 15 s where this takes less than one.
 
     Returns:
-        As score_with_intervals.
+        The system's intervals by the metric's name (BLEU, chrF2, TER), and the baseline's; None without one.
+
+    Source: bootstrap resampling and its paired test of Koehn 2004, as sacreBLEU computes them (`--paired-bs`), with its
+    seed, 12345 or SACREBLEU_SEED.
     """
     systems = [one for one in (system, baseline) if one is not None]
     found: list[dict[str, Interval]] = [{} for _ in systems]

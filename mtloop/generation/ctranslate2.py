@@ -14,24 +14,27 @@ Where the two differ, in CTranslate2 4.8 and transformers 5.24:
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from transformers import AutoConfig
+from datasets import Dataset
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from mtloop.atomic import read_json
+from mtloop.atomic import json_text, read_json
 from mtloop.errors import UserError
-from mtloop.generation import Answer, Hypothesis, gather_n_best, share_batches
-from mtloop.generation.engine import CTRANSLATE2, RECORD_NAME, Wishes, settle_lengths, settle_prefix
+from mtloop.generation import Answer, Hypothesis, Planned, gather_n_best, share_batches
+from mtloop.generation.engine import CTRANSLATE2, RECORD_NAME, EngineOptions, resolve_lengths, resolve_prefix
 from mtloop.runtime import Runtime
-from mtloop.tokenization import load_tokenizer, set_languages, target_language_token
+from mtloop.tokenization import for_languages, load_tokenizer, target_language_token
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT_VERSION = 1
 TOKENIZER_DIR = "tokenizer"
@@ -107,9 +110,13 @@ class Record:
     format: str = CTRANSLATE2
     format_version: int = FORMAT_VERSION
 
-    def text(self) -> str:
-        """The file's content."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+    def save(self, folder: Path) -> None:
+        """Write the file into the folder of the export.
+
+        Raises:
+            OSError: when it cannot be written.
+        """
+        (folder / RECORD_NAME).write_text(json_text(asdict(self)), encoding="utf-8")
 
 
 def read_record(folder: Path) -> Record:
@@ -143,7 +150,7 @@ def import_ctranslate2() -> Any:
 class CTranslate2Engine:
     """CTranslate2 on an export. It computes as the export was quantised, whatever the runtime's precision."""
 
-    def __init__(self, name: str, wishes: Wishes, runtime: Runtime) -> None:
+    def __init__(self, name: str, asked: EngineOptions, runtime: Runtime) -> None:
         """Load an export. Collective.
 
         Raises:
@@ -155,16 +162,17 @@ class CTranslate2Engine:
         self.search_settings = search = record.search
         self.tokenizer = runtime.one_first(
             lambda: load_tokenizer(
-                str(folder / TOKENIZER_DIR), source_lang=wishes.source_lang, target_lang=wishes.target_lang
+                str(folder / TOKENIZER_DIR), source_lang=asked.source_lang, target_lang=asked.target_lang
             )
         )
-        self._wishes = wishes
+        self._asked = asked
         self._model_config = AutoConfig.from_pretrained(folder / TOKENIZER_DIR)
-        self._settle_languages(wishes)
-        self.max_source_length, self.max_target_length = settle_lengths(
-            wishes, search.max_length, search.position_limit
+        self.source_prefix = resolve_prefix(asked, self._model_config, self.tokenizer)
+        self._resolve_first_tokens()
+        self.max_source_length, self.max_target_length = resolve_lengths(
+            asked, search.max_length, search.position_limit
         )
-        self.num_beams = wishes.num_beams or search.num_beams
+        self.num_beams = asked.num_beams or search.num_beams
         is_cuda = runtime.device.type == "cuda"
         try:
             self._translator = ctranslate2.Translator(
@@ -182,15 +190,23 @@ class CTranslate2Engine:
         self._target_pieces = _vocabulary(folder, "target")
         self._target_ids = {piece: number for number, piece in enumerate(self._target_pieces)}
 
-    def set_languages(self, source_lang: str | None, target_lang: str | None) -> None:
+    def for_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Change the languages; see Engine."""
-        set_languages(self.tokenizer, source_lang, target_lang)
-        self._settle_languages(replace(self._wishes, source_lang=source_lang, target_lang=target_lang))
+        other = copy.copy(self)
+        other.tokenizer = tokenizer
+        other._resolve_first_tokens()
+        return other
 
-    def _settle_languages(self, wishes: Wishes) -> None:
-        """Find what a source and a translation begin with: an export of a multilingual model has all its languages."""
+    def for_languages(self, source_lang: str | None, target_lang: str | None) -> Self:
+        """Change the languages; see Engine."""
+        other = self.for_tokenizer(for_languages(self.tokenizer, source_lang, target_lang))
+        asked = replace(self._asked, source_lang=source_lang, target_lang=target_lang)
+        other.source_prefix = resolve_prefix(asked, self._model_config, other.tokenizer)
+        return other
+
+    def _resolve_first_tokens(self) -> None:
+        """Find what a translation begins with: an export of a multilingual model has all its languages."""
         search = self.search_settings
-        self.source_prefix = settle_prefix(wishes, self._model_config, self.tokenizer)
         language = target_language_token(self.tokenizer)
         self._start_id: int = search.decoder_start_id
         self._forced_ids = [] if search.forced_bos_id is None else [search.forced_bos_id]
@@ -200,14 +216,26 @@ class CTranslate2Engine:
             self._forced_ids = [language]
 
     def search(
-        self, ids: list[list[int]], batches: list[NDArray[np.int64]], runtime: Runtime, *, n_best: int
+        self,
+        encoded: Dataset,
+        batches: Sequence[Planned],
+        runtime: Runtime,
+        *,
+        n_best: int = 1,
+        with_scores: bool = False,
+        max_length_ratio: float | None = None,
     ) -> list[list[Hypothesis]]:
-        """Translate; see Engine."""
+        """Translate; see Engine.
+
+        Raises:
+            UserError: for a max_length_ratio: CTranslate2 has one limit for a batch.
+        """
+        if max_length_ratio is not None:
+            raise UserError(f"--max_length_ratio {max_length_ratio}: CTranslate2 has no such limit; leave it out")
+        ids: list[list[int]] = encoded["input_ids"][:]
         return gather_n_best(self._answers(ids, batches, runtime, n_best), len(ids), runtime, n_best=n_best)
 
-    def _answers(
-        self, ids: list[list[int]], batches: list[NDArray[np.int64]], runtime: Runtime, n_best: int
-    ) -> Iterator[Answer]:
+    def _answers(self, ids: list[list[int]], batches: Sequence[Any], runtime: Runtime, n_best: int) -> Iterator[Answer]:
         options = {**self._options(), "num_hypotheses": n_best, "return_scores": True, "return_end_token": True}
         prefix = self._prefix()
         pieces = self._source_pieces

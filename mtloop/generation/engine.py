@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from mtloop.errors import UserError
-from mtloop.generation.generate import Hypothesis
+from mtloop.generation.generate import Hypothesis, Planned
 from mtloop.runtime import Runtime
 from mtloop.tokenization.prefixes import source_prefix
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TRANSFORMERS = "transformers"
 CTRANSLATE2 = "ctranslate2"
@@ -22,10 +25,11 @@ RECORD_NAME = "mtloop_export.json"
 DEFAULT_MAX_LENGTH = 512
 # transformers' own default generation length, which no translation model means.
 UNSET_MAX_LENGTH = 20
+_IDS = List(Value("int32"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class EngineOptions:
     """What a caller asks of an engine; None leaves it to the model.
 
     Attributes:
@@ -64,53 +68,76 @@ class Engine(Protocol):
     max_source_length: int
     max_target_length: int
 
-    def set_languages(self, source_lang: str | None, target_lang: str | None) -> None:
-        """Translate between other languages from now on; a prefix that was asked for stays.
+    def for_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Return this engine for the languages that another instance of its tokenizer is set to."""
+
+    def for_languages(self, source_lang: str | None, target_lang: str | None) -> Self:
+        """Return this engine for other languages; a prefix that was asked for stays.
 
         Raises:
             UserError: a language that the model does not have.
         """
 
     def search(
-        self, ids: list[list[int]], batches: list[NDArray[np.int64]], runtime: Runtime, *, n_best: int
+        self,
+        encoded: Dataset,
+        batches: Sequence[Planned],
+        runtime: Runtime,
+        *,
+        n_best: int = 1,
+        with_scores: bool = False,
+        max_length_ratio: float | None = None,
     ) -> list[list[Hypothesis]]:
         """Translate N encoded texts, each once. Collective: every rank calls it with the same.
 
         Args:
-            ids: N texts as piece ids.
+            encoded: Columns input_ids and labels (not looked at), N rows; see as_encoded.
             batches: Indices of each batch, from plan_evaluation.
             runtime: The ranks to share the work with.
             n_best: Translations of each text, at most num_beams.
+            with_scores: Whether the scores are wanted; without, they are 0.
+            max_length_ratio: As in generate_hypotheses.
 
         Returns:
             N lists of n_best hypotheses, best first; each begins with the decoder's start.
         """
 
 
-def settle_prefix(wishes: Wishes, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def as_encoded(ids: list[list[int]]) -> Dataset:
+    """Return N texts as an encoded data set.
+
+    Args:
+        ids: N lists of token ids, none empty (Marian's normaliser can leave nothing but </s>).
+    """
+    return Dataset.from_dict(
+        {"input_ids": ids, "labels": [[0]] * len(ids)}, features=Features({"input_ids": _IDS, "labels": _IDS})
+    )
+
+
+def resolve_prefix(asked: EngineOptions, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return what is put before every source: as asked, else what the model needs.
 
     Raises:
         UserError: a model of several languages that is not told which is wanted.
     """
-    if wishes.source_prefix is not None:
-        return wishes.source_prefix
-    return source_prefix(model_config, tokenizer, wishes.source_lang, wishes.target_lang, must_choose=True)
+    if asked.source_prefix is not None:
+        return asked.source_prefix
+    return source_prefix(model_config, tokenizer, asked.source_lang, asked.target_lang, must_choose=True)
 
 
-def settle_lengths(wishes: Wishes, named: int | None, limit: int | None) -> tuple[int, int]:
+def resolve_lengths(asked: EngineOptions, named: int | None, limit: int | None) -> tuple[int, int]:
     """Return the longest source and target that hold.
 
     Args:
-        wishes: What the caller asks for.
+        asked: What the caller asks for.
         named: The model's own longest translation, None where it names none.
         limit: Positions of the model, None where it takes any.
 
     Raises:
         UserError: naming the flag that asks for more than the model has.
     """
-    source = wishes.max_source_length or limit or DEFAULT_MAX_LENGTH
-    target = wishes.max_target_length or named or limit or DEFAULT_MAX_LENGTH
+    source = asked.max_source_length or limit or DEFAULT_MAX_LENGTH
+    target = asked.max_target_length or named or limit or DEFAULT_MAX_LENGTH
     for flag, length in (("max_source_length", source), ("max_target_length", target)):
         if limit is not None and length > limit:
             raise UserError(f"--{flag} {length}: this model has {limit} positions; give at most {limit}")

@@ -5,39 +5,66 @@ An engine gets encoded texts and returns hypotheses in one form, so that the two
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from datasets import Dataset, Features, List, Value
-from numpy.typing import NDArray
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.errors import UserError
-from mtloop.generation import Hypothesis, generate_n_best
+from mtloop.generation import Hypothesis, Planned, generate_hypotheses, generate_n_best
 from mtloop.generation.engine import (
     CTRANSLATE2,
     RECORD_NAME,
     TRANSFORMERS,
     UNSET_MAX_LENGTH,
     Engine,
-    Wishes,
-    settle_lengths,
-    settle_prefix,
+    EngineOptions,
+    resolve_lengths,
+    resolve_prefix,
 )
 from mtloop.model import first_tokens, load_model, position_limit, settle_generation
 from mtloop.runtime import Runtime
-from mtloop.tokenization import load_tokenizer, set_languages, target_language_token
+from mtloop.tokenization import for_languages, load_tokenizer, target_language_token
 
-_IDS = List(Value("int32"))
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class TransformersEngine:
-    """transformers' generate. `network` is the model in eval mode on the device, its generation config settled."""
+    """transformers' generate, or greedy search in fixed shapes on XLA."""
 
-    def __init__(self, name: str, wishes: Wishes, runtime: Runtime) -> None:
-        """Load a model. Collective.
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        asked: EngineOptions,
+        max_source_length: int,
+        source_prefix: str | None = None,
+    ) -> None:
+        """Wrap a model whose generation config is settled, on its device; evaluate it in eval mode.
+
+        Args:
+            network: The model, unwrapped; whoever changes its weights in place translates with the new ones.
+            tokenizer: Set to its languages.
+            asked: The languages, and a prefix that was asked for.
+            max_source_length: Tokens of a text, at most.
+            source_prefix: Put before every text.
+        """
+        self.network, self.tokenizer, self._asked = network, tokenizer, asked
+        self.source_prefix = source_prefix
+        generation: Any = network.generation_config
+        self.num_beams: int = generation.num_beams
+        self.max_source_length, self.max_target_length = max_source_length, int(generation.max_length)
+        self._first: dict[str, int] = {}  # what a translation begins with, where it is not as the model's config says
+
+    @classmethod
+    def load(cls, name: str, asked: EngineOptions, runtime: Runtime) -> Self:
+        """Load a model of a folder or of the Hub. Collective.
 
         Raises:
             UserError: naming the flag and the remedy.
@@ -45,46 +72,58 @@ class TransformersEngine:
         tokenizer, network = load_pair(
             name,
             runtime,
-            source_lang=wishes.source_lang,
-            target_lang=wishes.target_lang,
-            trust_remote_code=wishes.trust_remote_code,
+            source_lang=asked.source_lang,
+            target_lang=asked.target_lang,
+            trust_remote_code=asked.trust_remote_code,
         )
-        self._wishes = wishes
-        self.source_prefix = settle_prefix(wishes, network.config, tokenizer)
-        limit = position_limit(network)
+        prefix = resolve_prefix(asked, network.config, tokenizer)
         own = network.generation_config.max_length
         named = own if own is not None and own != UNSET_MAX_LENGTH else None
-        self.tokenizer = tokenizer
-        self.network: PreTrainedModel = network.to(runtime.device).eval()
-        self.max_source_length, self.max_target_length = settle_lengths(wishes, named, limit)
-        self.num_beams = settle_generation(
+        max_source_length, max_target_length = resolve_lengths(asked, named, position_limit(network))
+        settle_generation(
             network,
             tokenizer,
-            num_beams=wishes.num_beams,
-            max_length=self.max_target_length,
+            num_beams=asked.num_beams,
+            max_length=max_target_length,
             forced_bos_token_id=target_language_token(tokenizer),
         )
+        network = network.to(runtime.device).eval()
+        return cls(network, tokenizer, asked=asked, max_source_length=max_source_length, source_prefix=prefix)
 
-    def set_languages(self, source_lang: str | None, target_lang: str | None) -> None:
+    def for_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Change the languages; see Engine."""
-        wishes = replace(self._wishes, source_lang=source_lang, target_lang=target_lang)
-        set_languages(self.tokenizer, source_lang, target_lang)
-        self.source_prefix = settle_prefix(wishes, self.network.config, self.tokenizer)
-        language = target_language_token(self.tokenizer)
-        for name, token_id in first_tokens(self.network, self.tokenizer, language).items():
-            setattr(self.network.generation_config, name, token_id)
+        other = copy.copy(self)
+        other.tokenizer = tokenizer
+        first = first_tokens(self.network, tokenizer, target_language_token(tokenizer))
+        other._first = {name: token_id for name, token_id in first.items() if token_id is not None}
+        return other
+
+    def for_languages(self, source_lang: str | None, target_lang: str | None) -> Self:
+        """Change the languages; see Engine."""
+        other = self.for_tokenizer(for_languages(self.tokenizer, source_lang, target_lang))
+        asked = replace(self._asked, source_lang=source_lang, target_lang=target_lang)
+        other.source_prefix = resolve_prefix(asked, self.network.config, other.tokenizer)
+        return other
 
     def search(
-        self, ids: list[list[int]], batches: list[NDArray[np.int64]], runtime: Runtime, *, n_best: int
+        self,
+        encoded: Dataset,
+        batches: Sequence[Planned],
+        runtime: Runtime,
+        *,
+        n_best: int = 1,
+        with_scores: bool = False,
+        max_length_ratio: float | None = None,
     ) -> list[list[Hypothesis]]:
         """Translate; see Engine."""
-        pad_id = self.tokenizer.pad_token_id
-        assert pad_id is not None
-        # No row may be without tokens (Marian's normaliser can leave none but </s>); labels are not looked at.
-        encoded = Dataset.from_dict(
-            {"input_ids": ids, "labels": [[0]] * len(ids)}, features=Features({"input_ids": _IDS, "labels": _IDS})
-        )
-        return generate_n_best(self.network, encoded, batches, runtime, pad_id=pad_id, n_best=n_best)
+        assert self.tokenizer.pad_token_id is not None
+        options: dict[str, Any] = {
+            "pad_id": self.tokenizer.pad_token_id, "options": self._first, "max_length_ratio": max_length_ratio
+        }  # fmt: skip
+        if with_scores or n_best > 1:
+            return generate_n_best(self.network, encoded, batches, runtime, n_best=n_best, **options)
+        found = generate_hypotheses(self.network, encoded, batches, runtime, **options)
+        return [[Hypothesis(pieces, 0.0)] for pieces in found]
 
 
 def load_pair(
@@ -98,7 +137,7 @@ def load_pair(
     """Load the tokenizer and the model of a folder or of the Hub, for translating. Collective.
 
     Raises:
-        UserError: in the words of train.py, which name the flags of TRAINING_FLAGS.
+        UserError: naming the flags of train.py; see errors.renamed.
     """
     tokenizer = runtime.one_first(
         lambda: load_tokenizer(
@@ -112,7 +151,7 @@ def load_pair(
     return tokenizer, network
 
 
-def open_engine(name: str, wishes: Wishes, runtime: Runtime, *, engine: str | None) -> Engine:
+def open_engine(name: str, asked: EngineOptions, runtime: Runtime, *, engine: str | None) -> Engine:
     """Open a model with the engine that is asked for, else with the one that its folder is of. Collective.
 
     Raises:
@@ -129,7 +168,7 @@ def open_engine(name: str, wishes: Wishes, runtime: Runtime, *, engine: str | No
             f"--model {name}: an export to CTranslate2, which transformers cannot run; give the model it was made of"
         )
     if not is_export:
-        return TransformersEngine(name, wishes, runtime)
+        return TransformersEngine.load(name, asked, runtime)
     from mtloop.generation.ctranslate2 import CTranslate2Engine
 
-    return CTranslate2Engine(name, wishes, runtime)
+    return CTranslate2Engine(name, asked, runtime)

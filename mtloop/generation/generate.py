@@ -130,6 +130,8 @@ def generate_n_best(
     *,
     pad_id: int,
     n_best: int = 1,
+    options: dict[str, Any] | None = None,
+    max_length_ratio: float | None = None,
 ) -> list[list[Hypothesis]]:
     """Translate every row exactly once.
 
@@ -142,6 +144,8 @@ def generate_n_best(
         runtime: The ranks to share the work with.
         pad_id: The tokenizer's padding id.
         n_best: Translations of each row, at most the model's beams.
+        options: As in generate_hypotheses; likewise the next.
+        max_length_ratio: Likewise.
 
     Returns:
         N lists of n_best hypotheses, best first, by row index; the same on every rank.
@@ -149,7 +153,17 @@ def generate_n_best(
     Raises:
         RuntimeError: when a row came back not exactly once.
     """
-    answers = _generate(model, encoded, batches, runtime, pad_id=pad_id, n_best=n_best, with_scores=True)
+    answers = _generate(
+        model,
+        encoded,
+        batches,
+        runtime,
+        pad_id=pad_id,
+        n_best=n_best,
+        with_scores=True,
+        options=options,
+        max_length_ratio=max_length_ratio,
+    )
     return gather_n_best(answers, len(encoded), runtime, n_best=n_best)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import warnings
+from collections.abc import Iterator
 
 
 def silence_libraries() -> None:
-    """Keep the libraries' progress bars and advice out of the output; their errors still show."""
+    """Keep the libraries' progress bars and advice out of the output for good; their errors still show."""
     import datasets
     import transformers
 
@@ -15,7 +18,29 @@ def silence_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if not sys.warnoptions:
-        import warnings
-
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' progress bars and advice out of the output meanwhile: a program may want them elsewhere."""
+    import datasets
+    import transformers
+
+    shows_rows, shows_weights = (
+        not datasets.are_progress_bars_disabled(),
+        transformers.utils.logging.is_progress_bar_enabled(),
+    )
+    levels = datasets.logging.get_verbosity(), transformers.logging.get_verbosity()
+    with warnings.catch_warnings():
+        silence_libraries()
+        try:
+            yield
+        finally:
+            datasets.logging.set_verbosity(levels[0])
+            transformers.logging.set_verbosity(levels[1])
+            if shows_rows:
+                datasets.enable_progress_bars()
+            if shows_weights:
+                transformers.utils.logging.enable_progress_bar()

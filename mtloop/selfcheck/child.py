@@ -22,11 +22,11 @@ from mtloop.batching.loader import Update
 from mtloop.checkpoint.weights import load_weights
 from mtloop.config import Config, changed, parse_config, to_yaml
 from mtloop.errors import RunFailed, UserError
-from mtloop.evaluation.evaluate import EvaluationSet, Report, evaluate
 from mtloop.runtime import Runtime
 from mtloop.runtime.quiet import silence_libraries
 from mtloop.trainer import Run, UpdateStats, count, loop, train_step
 from mtloop.trainer.claim import claim_folder
+from mtloop.trainer.report import evaluate_rows
 from mtloop.trainer.setup import build_run, settle_budget
 
 # A corpus of 200 rows has no 8,000 pieces: the first size that it has is taken.
@@ -123,7 +123,7 @@ def updates_of(run: Run) -> Iterator[Update]:
 def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
     """Tell the parent what a start, an update and the translation of a sentence take. Collective."""
     few = min(NUM_PROBED, len(run.valid.rows))
-    report = evaluate_set(run, run.valid.first(few))
+    report = evaluate_rows(run, run.valid.first(few))
     seconds = {
         "start": built_s,
         "update": update_s,
@@ -132,19 +132,6 @@ def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
     }
     if run.runtime.is_main:
         write_json(work_dir / "probe.json", seconds)
-
-
-def evaluate_set(run: Run, data: EvaluationSet) -> Report:
-    config = run.config
-    return evaluate(
-        run.model,
-        run.tokenizer,
-        data,
-        run.runtime,
-        max_tokens=config.evaluation.eval_max_tokens,
-        max_length_ratio=config.evaluation.max_length_ratio,
-        target_lang=config.data.target_lang,
-    )
 
 
 def train_whole(task: dict[str, Any], config: Config, runtime: Runtime, work_dir: Path) -> dict[str, Any]:
@@ -177,7 +164,7 @@ def evaluate_weights(task: dict[str, Any], config: Config, runtime: Runtime, wor
     """Evaluate the weights of a checkpoint."""
     run = build(config, runtime)
     load_weights(run.model, Path(task["checkpoint"]))
-    report = evaluate_set(run, run.valid)
+    report = evaluate_rows(run, run.valid)
     return {**report.metrics(), "hypotheses": report.hypotheses}
 
 

@@ -14,6 +14,7 @@ from mtloop.evaluation.evaluate import EvaluationSet, Report, choose_samples, co
 from mtloop.evaluation.scores import Tally
 from mtloop.evaluation.significance import resample
 from mtloop.runtime import attempt
+from mtloop.trainer.eval_engine import compare_engines, eval_engine
 from mtloop.trainer.nonfinite import MAX_UNREAD, NUM_NAMED_ROWS, Unread
 from mtloop.trainer.run import Run
 from mtloop.trainer.step import UpdateStats
@@ -117,21 +118,29 @@ def evaluate_and_record(run: Run) -> Report:
 def evaluate_on(run: Run, data: EvaluationSet) -> Report:
     """Evaluate on `data`, print, and write metrics and hypotheses. Collective."""
     num_before = run.runtime.num_compilations
-    report = evaluate(
-        run.model,
-        run.tokenizer,
-        data,
-        run.runtime,
-        max_tokens=run.config.evaluation.eval_max_tokens,
-        max_length_ratio=run.config.evaluation.max_length_ratio,
-        target_lang=run.config.data.target_lang,
-    )
+    report = evaluate_rows(run, data)
     if run.runtime.is_xla:
         num_own = run.runtime.num_compilations - num_before
         run.runtime.say(f"XLA: {num_before} programs compiled before this evaluation, {num_own} in it")
     together(run, lambda: record_evaluation(run, data, report))
     run.watch.skip()
     return report
+
+
+def evaluate_rows(run: Run, data: EvaluationSet) -> Report:
+    """Evaluate on `data` with the run's settings, and nothing else. Collective."""
+    config = run.config.evaluation
+    with eval_engine(run) as engine:
+        compare_engines(run, engine, data)
+        return evaluate(
+            engine,
+            data,
+            run.runtime,
+            model=run.model,
+            max_tokens=config.eval_max_tokens,
+            max_length_ratio=config.max_length_ratio,
+            target_lang=run.config.data.target_lang,
+        )
 
 
 def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:

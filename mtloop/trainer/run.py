@@ -55,6 +55,7 @@ class Run:
     guard: NonfiniteGuard = field(init=False)
     counted_at_start: dict[str, Tally] = field(default_factory=dict)
     num_tried: int = 0
+    has_compared_engines: bool = False
     tokens_since_log: int = 0
     seconds_since_log: float = 0.0
 

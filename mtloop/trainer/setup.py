@@ -27,6 +27,7 @@ from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 from mtloop.tokenization import remember_prefix, target_language_token
 from mtloop.trainer import Run
+from mtloop.trainer.eval_engine import check_eval_engine
 from mtloop.trainer.optimizer import build_optimizer, build_scheduler
 from mtloop.trainer.planning import build_loader, describe_plan, settle_steps
 from mtloop.trainer.setup_data import Pair, build_tokenizer, encode_corpus, settle_pairs
@@ -77,6 +78,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
     different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
     model, config = build_settled_model(config, tokenizer, pairs, runtime)
+    check_eval_engine(config, model.config.model_type)
     base = runtime.on_main(lambda: base_fingerprint(model))
     runtime.say(describe_model(model))
     config = changed(config, pad_to=config.batch.pad_to or ("buckets" if runtime.is_xla else "longest"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ from mtloop.checkpoint.averaging import check_alike, interpolate_into
 from mtloop.checkpoint.listing import model_folder
 from mtloop.checkpoint.weights import AVERAGED_NAME
 from mtloop.config import Config, is_from_scratch
-from mtloop.errors import UserError
+from mtloop.errors import UserError, renamed
 from mtloop.generation.engines import load_pair
 from mtloop.runtime import Runtime
 from mtloop.tokenization import have_same_pieces
-from mtloop.translate.translator import TRAINING_FLAGS
 
 
 def base_of(given: argparse.Namespace, trained: Config | None) -> str:
@@ -90,4 +88,4 @@ def _load(flag: str, name: str, given: argparse.Namespace, runtime: Runtime) -> 
             trust_remote_code=given.trust_remote_code,
         )
     except UserError as error:
-        raise UserError(re.sub(TRAINING_FLAGS, flag, str(error))) from error
+        raise renamed(error, flag) from error

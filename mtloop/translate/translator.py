@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -13,15 +13,16 @@ from transformers import PreTrainedModel
 from mtloop.batching import plan_evaluation
 from mtloop.checkpoint.listing import model_folder
 from mtloop.config import HardwareConfig
-from mtloop.errors import UserError
+from mtloop.errors import UserError, renamed
 from mtloop.generation import Hypothesis
-from mtloop.generation.engine import Engine, Wishes
+from mtloop.generation.engine import Engine, EngineOptions, as_encoded
 from mtloop.generation.engines import TransformersEngine, open_engine
 from mtloop.runtime import Runtime
+from mtloop.runtime.quiet import quiet_libraries
 from mtloop.tokenization import encode_side
 
-# What the loaders name in their advice; here the flag has another name.
-TRAINING_FLAGS = "(--tokenizer_name / )?--model_name_or_path"
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ class Translator:
         runtime: What to compute on; None chooses the best there is.
         engine: "transformers", or "ctranslate2" for an export of `mtloop export`; None for what the folder holds.
         loaded: The engine with the model.
+
+    Use it in a `with` block, or call close().
     """
 
     model: str = field(kw_only=False)
@@ -84,11 +87,20 @@ class Translator:
         Raises:
             UserError: naming the field and the remedy.
         """
+        is_own = self.runtime is None
         self.runtime = self.runtime or Runtime(HardwareConfig())
+        # Also when it is dropped unclosed: accelerate keeps one state for all that a process does.
+        self._close = weakref.finalize(self, self.runtime.close if is_own else lambda: None)
+        self._close.atexit = False
         try:
-            self._load(self.runtime)
+            with quiet_libraries():
+                self._load(self.runtime)
         except UserError as error:
-            raise UserError(re.sub(TRAINING_FLAGS, "--model", str(error))) from error
+            self.close()
+            raise renamed(error, "--model") from error
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def network(self) -> PreTrainedModel:
@@ -103,8 +115,8 @@ class Translator:
 
     def _load(self, runtime: Runtime) -> None:
         names = ("source_lang", "target_lang", "source_prefix", "num_beams", "max_source_length", "max_target_length")
-        wishes = Wishes(**{name: getattr(self, name) for name in names}, trust_remote_code=self.trust_remote_code)
-        self.loaded = open_engine(model_folder(self.model), wishes, runtime, engine=self.engine)
+        asked = EngineOptions(**{name: getattr(self, name) for name in names}, trust_remote_code=self.trust_remote_code)
+        self.loaded = open_engine(model_folder(self.model), asked, runtime, engine=self.engine)
         self.source_prefix = self.loaded.source_prefix
         self.num_beams = self.loaded.num_beams
         self.max_source_length = self.loaded.max_source_length
@@ -119,7 +131,7 @@ class Translator:
             UserError: a language that it does not have.
         """
         self.source_lang, self.target_lang = source_lang, target_lang
-        self.loaded.set_languages(source_lang, target_lang)
+        self.loaded = self.loaded.for_languages(source_lang, target_lang)
         self.source_prefix = self.loaded.source_prefix
 
     def __call__(self, texts: str | Sequence[str]) -> Any:
@@ -152,7 +164,8 @@ class Translator:
         ids, is_long = encode_side(self.loaded.tokenizer, "text", sources, self.loaded.max_source_length)
         lengths = np.array([len(row) for row in ids], dtype=np.int32)
         batches = plan_evaluation(lengths, max_tokens=self.max_tokens_per_batch)
-        found = self.loaded.search(ids, batches, self.runtime, n_best=self.n_best)
+        encoded = as_encoded(ids)
+        found = self.loaded.search(encoded, batches, self.runtime, n_best=self.n_best, with_scores=True)
         return [
             [self._as_translation(candidate, is_source_cut=was_long) for candidate in candidates]
             for candidates, was_long in zip(found, is_long, strict=True)
@@ -172,6 +185,11 @@ class Translator:
         )
 
     def close(self) -> None:
-        """Give the processes' common ground back; the translator cannot be used afterwards."""
-        if self.runtime is not None:
-            self.runtime.close()
+        """Release the processes and accelerate's state, unless `runtime` was given; it cannot be used afterwards."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

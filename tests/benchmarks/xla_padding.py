@@ -12,9 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from mtloop.trainer.claim import claim_folder
-from mtloop.trainer.setup import build_run, settle_budget
-
 PROJECT = Path(__file__).parents[2]
 
 
@@ -23,6 +20,8 @@ def train(pad_to: str, num_updates: int, flags: list[str]) -> dict[str, float]:
     from mtloop.config import parse_config, resolve
     from mtloop.runtime import Runtime
     from mtloop.trainer import count, train_step
+    from mtloop.trainer.claim import claim_folder
+    from mtloop.trainer.setup import build_run, settle_budget
 
     with tempfile.TemporaryDirectory() as folder_name:
         flags = [*flags, "--output_dir", f"{folder_name}/run", "--pad_to", pad_to, "--num_beams", "1"]

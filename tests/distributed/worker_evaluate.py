@@ -13,6 +13,8 @@ from datasets import Dataset
 from mtloop.batching import plan_evaluation
 from mtloop.config import HardwareConfig
 from mtloop.evaluation.evaluate import EvaluationSet, evaluate
+from mtloop.generation.engine import EngineOptions
+from mtloop.generation.engines import TransformersEngine
 from mtloop.model import layers_of, load_model
 from mtloop.runtime import Runtime, is_sharded
 from mtloop.runtime.quiet import silence_libraries
@@ -48,7 +50,8 @@ def main() -> None:
     model = load_model(model_dir, tokenizer, dropout=None, attention="eager")
     runtime.place_model(model, layers_of)
     assert is_sharded(model) == shard_model
-    report = evaluate(model, tokenizer, data, runtime, max_tokens=MAX_TOKENS, target_lang="fr")
+    engine = TransformersEngine(model, tokenizer, asked=EngineOptions(), max_source_length=64)
+    report = evaluate(engine, data, runtime, model=model, max_tokens=MAX_TOKENS, target_lang="fr")
     numbers = (report.loss_per_token, report.scores.bleu, report.time_s)
     # The same numbers on every rank, the clock's included: what is decided from them must be the same.
     assert len(set(runtime.gather_objects([numbers]))) == 1

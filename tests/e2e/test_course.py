@@ -16,7 +16,6 @@ from transformers import DataCollatorForSeq2Seq, MarianMTModel
 
 from mtloop.atomic import read_json_lines
 from mtloop.batching.loader import collate
-from mtloop.evaluation.scores import score
 from mtloop.model.generating import shift_right
 from mtloop.run_folder import RunFolder
 from mtloop.tokenization import encode_rows, load_tokenizer
@@ -24,6 +23,7 @@ from tests.support.course import MODEL, kde4_texts, opus_mt_files
 from tests.support.hub_server import WRITE_TOKEN, HubServer
 from tests.support.kde4 import add_kde4
 from tests.support.launch import PYTHON, launch_command, run
+from tests.support.scores import score
 
 pytestmark = pytest.mark.e2e
 

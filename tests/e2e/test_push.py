@@ -297,6 +297,7 @@ import json, sys
 from huggingface_hub import snapshot_download
 from mtloop.config import HardwareConfig
 from mtloop.data.demo import demo_pairs
+from mtloop.evaluation.scores import scores_of, tally
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 folder = snapshot_download(sys.argv[1])
 tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
@@ -305,7 +306,7 @@ hypotheses = []
 for start in range(0, len(pairs), 50):
     batch = tokenizer([source for source, _ in pairs[start : start + 50]], return_tensors="pt", padding=True)
     hypotheses += tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True)
-print(json.dumps(score(hypotheses, [reference for _, reference in pairs], target_lang="fr").bleu))
+print(json.dumps(scores_of(tally(hypotheses, [reference for _, reference in pairs], "fr")).bleu))
 """
 
 

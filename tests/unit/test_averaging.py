@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
+from mtloop import atomic
 from mtloop.atomic import read_json_lines
 from mtloop.checkpoint import averaging, list_checkpoints
 from mtloop.checkpoint.averaging import average_into, interpolate_into
@@ -317,7 +318,7 @@ def test_a_base_of_another_vocabulary_is_refused(run_command, three, tiny_model,
         (["--last", "2", "-o", "x"], "--last: RUN is not given"),
         (["RUN", "--last", "2", "-o", "x", "--metric", "bleu"], "--metric bleu: says what is best; only with --best"),
         (["RUN", "--last", "2", "-o", "x", "--base", "m"], "--base m: only with --interpolate"),
-        (["RUN", "--last", "two", "-o", "x"], "argument --last: invalid int value"),
+        (["RUN", "--last", "two", "-o", "x"], "--last: invalid int value"),
         (["RUN", "--last", "2", "-o", "x"], "RUN: no run folder"),
         (["{model}", "--last", "2", "-o", "x"], "{model}: no run folder (it has no checkpoints/)"),
         (["{model}", "--interpolate", "0,2"], "--interpolate 2: a weight is a number from 0 (the base) to 1"),
@@ -399,17 +400,17 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["save_file", "publish"])
-def test_a_run_killed_while_it_averages_ends_as_if_it_had_not_been(new_run, monkeypatch, where):
+@pytest.mark.parametrize(("module", "where"), [(averaging, "save_file"), (atomic, "publish")])
+def test_a_run_killed_while_it_averages_ends_as_if_it_had_not_been(new_run, monkeypatch, module, where):
     run = new_run(**EPOCHS)
-    original = getattr(averaging, where)
+    original = getattr(module, where)
 
     def die(*arguments, **options):
         original(*arguments, **options)
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(averaging, where, die)
+        patched.setattr(module, where, die)
         with pytest.raises(Killed):
             train(run)
     assert run.folder.run_record.get("final") is None and split_lines(run.folder) == []

@@ -19,7 +19,14 @@ from mtloop.evaluation.evaluate import (
     evaluate,
     loss_per_token,
 )
-from mtloop.evaluation.scores import score
+from mtloop.generation.engine import EngineOptions
+from mtloop.generation.engines import TransformersEngine
+from tests.support.scores import score
+
+
+def evaluate_model(model, tokenizer, data, runtime, *, max_tokens):
+    engine = TransformersEngine(model, tokenizer, asked=EngineOptions(), max_source_length=512)
+    return evaluate(engine, data, runtime, model=model, max_tokens=max_tokens, target_lang="fr")
 
 
 def loss_by_brute_force(model, data):
@@ -76,7 +83,7 @@ def test_the_report_holds_the_scores_of_plain_translations_against_raw_reference
 ):
     # A double space and a character that no piece has do not survive the tokenizer; the raw text keeps them.
     data = with_raw_targets(short_set, lambda text: text.replace(" ", "  ", 1) + " \u65e5\u672c")
-    report = evaluate(tiny_model, marian_tokenizer, data, runtime, max_tokens=100, target_lang="fr")
+    report = evaluate_model(tiny_model, marian_tokenizer, data, runtime, max_tokens=100)
     hypotheses = [marian_tokenizer.decode(row, skip_special_tokens=True) for row in plain_pieces]
     assert report.hypotheses == hypotheses
     assert report.scores == score(hypotheses, data.rows["target"][:], "fr")
@@ -106,7 +113,7 @@ def test_the_model_is_left_as_it_was(tiny_model, short_set, runtime, marian_toke
         if hasattr(module, "dropout") and isinstance(module.dropout, float):
             module.dropout = 0.5  # would change the loss if evaluation were made in training mode
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    report = evaluate(model, marian_tokenizer, short_set, runtime, max_tokens=500, target_lang="fr")
+    report = evaluate_model(model, marian_tokenizer, short_set, runtime, max_tokens=500)
     assert report.loss_per_token == pytest.approx(loss_by_brute_force(tiny_model, short_set), abs=1e-6)
     assert {module.training for module in model.modules()} == {is_training}
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
@@ -116,7 +123,7 @@ def test_the_model_is_left_as_it_was(tiny_model, short_set, runtime, marian_toke
 def test_an_error_in_scoring_is_raised(tiny_model, short_set, runtime, marian_tokenizer):
     data = with_raw_targets(short_set, lambda text: None)
     with pytest.raises(TypeError):
-        evaluate(tiny_model, marian_tokenizer, data, runtime, max_tokens=500, target_lang="fr")
+        evaluate_model(tiny_model, marian_tokenizer, data, runtime, max_tokens=500)
 
 
 def test_samples_are_the_same_at_every_evaluation():

@@ -10,10 +10,11 @@ import pytest
 
 from mtloop.cli.test_sets import _named, fill_settings, load_own_rows
 from mtloop.config import parse_config
-from mtloop.evaluation.significance import MIN_ROWS, Interval, score_with_intervals
-from mtloop.evaluation.verdict import Verdict as FoundScores
+from mtloop.evaluation.significance import MIN_ROWS, Interval
+from mtloop.evaluation.test_sets import Verdict as FoundScores
 from mtloop.run_folder import stored_config
 from tests.support.commands import command
+from tests.support.scores import score_with_intervals
 
 main = command("evaluate")
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, M2M100Tokenizer, MBartTokenizer,
 from mtloop.errors import UserError
 from mtloop.generation.conversion import convert, differences, search_of
 from mtloop.generation.ctranslate2 import Search, import_ctranslate2, read_record
-from mtloop.generation.engine import Wishes
+from mtloop.generation.engine import EngineOptions, as_encoded
 from mtloop.generation.engines import TransformersEngine
 from mtloop.model import settle_generation
 from mtloop.tokenization import load_tokenizer, target_language_token
@@ -59,10 +59,10 @@ def random_model(config):
     return model.eval()
 
 
-def exported(folder, target, runtime, *, quantization=None, **wishes):
-    engine = TransformersEngine(str(folder), Wishes(**wishes), runtime)
+def exported(folder, target, runtime, *, quantization=None, **asked):
+    engine = TransformersEngine.load(str(folder), EngineOptions(**asked), runtime)
     record = convert(engine, str(folder), target, quantization=quantization)
-    (target / "mtloop_export.json").write_text(record.text())
+    record.save(target)
     return target
 
 
@@ -114,7 +114,7 @@ def test_every_family_gives_the_log_probabilities_of_transformers(
 
 
 def test_a_model_of_another_family_is_refused(configs, marian_tokenizer, runtime, tmp_path, model_path):
-    engine = TransformersEngine(str(model_path), Wishes(), runtime)
+    engine = TransformersEngine.load(str(model_path), EngineOptions(), runtime)
     engine.network.config.model_type = "prophetnet"
     with pytest.raises(UserError, match="--model m: no export of a prophetnet to CTranslate2; it takes marian, bart"):
         convert(engine, "m", tmp_path / "export", quantization=None)
@@ -254,7 +254,7 @@ def test_the_target_language_comes_first_and_may_be_another(request, runtime, tm
         found = theirs(sentences[:20])
         assert found == ours(sentences[:20])
         token = target_language_token(theirs.loaded.tokenizer)
-        (best,) = theirs.loaded.search([[token]], [torch.tensor([0]).numpy()], runtime, n_best=1)[0]
+        (best,) = theirs.loaded.search(as_encoded([[token]]), [torch.tensor([0]).numpy()], runtime)[0]
         assert token in best.pieces[:2]
         tokens.append(token)
     assert tokens[0] != tokens[1]
@@ -347,14 +347,14 @@ def test_an_export_comes_with_its_parity(run_command, model_path, rows_path, tmp
 def test_what_differs_is_kept(monkeypatch, run_command, model_path, rows_path, tmp_path):
     from mtloop.translate import parity
 
-    translated = parity.translate_timed
+    evaluated = parity.evaluate_warm
 
-    def alter(translator, test_set):
-        found = translated(translator, test_set)
-        is_export = not isinstance(translator.loaded, TransformersEngine)
+    def alter(scored, test_set):
+        found = evaluated(scored, test_set)
+        is_export = not isinstance(scored.engine, TransformersEngine)
         return replace(found, hypotheses=["x", *found.hypotheses[1:]]) if is_export else found
 
-    monkeypatch.setattr(parity, "translate_timed", alter)
+    monkeypatch.setattr(parity, "evaluate_warm", alter)
     status, out, _ = run_command("--model", model_path, "-o", tmp_path / "export", "--test_set", rows_path)
     assert status == 0 and "24 of 25 outputs identical (96.0 %)" in out
     (report,) = read_record(tmp_path / "export").parity
@@ -370,7 +370,7 @@ def test_what_differs_is_kept(monkeypatch, run_command, model_path, rows_path, t
         (["-o", "{rows}/x"], "-o {rows}/x: cannot be written ("),
         (["-o", "{dir}/x", "--no_parity", "--test_set", "{rows}"], "--no_parity and --test_set: give one of the two"),
         (["-o", "{dir}/x", "--max_samples", "0"], "--max_samples 0: give a whole number of at least 1"),
-        (["-o", "{dir}/x", "--quantization", "int4"], "argument --quantization: invalid choice: 'int4'"),
+        (["-o", "{dir}/x", "--quantization", "int4"], "--quantization: invalid choice: 'int4'"),
         (["-o", "{dir}/x", "--model", "{dir}/nowhere"], "--model '{dir}/nowhere': there is no such folder"),
     ],
 )

@@ -70,7 +70,7 @@ def test_the_table_says_what_chance_makes_of_the_scores(tmp_path):
     folder.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = card_of(folder).text
     assert "| before training | 0 |  | 5.0000 | 1.00 ± 1.20 | 11.00 ± 0.90 |" in text
-    assert "| **40.00** ± 1.20 (+19.00, p = 0.001) | 50.00 ± 0.90 (-0.50, p = 0.250) |" in text
+    assert "| **40.00 ± 1.20 (+19.00, p = 0.001)** | 50.00 ± 0.90 (-0.50, p = 0.250) |" in text
     assert "± is half of the 95 % confidence interval by bootstrap;" in text
 
 

@@ -8,8 +8,9 @@ import sacrebleu
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
-from mtloop.evaluation.scores import score, score_ter, sentence_chrf, tally
+from mtloop.evaluation.scores import sentence_chrf, tally
 from mtloop.evaluation.significance import resample
+from tests.support.scores import score, score_ter
 
 REFERENCE = "This plugin allows you to automatically translate web pages between several languages."
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
 
@@ -24,18 +25,19 @@ from mtloop.cli.test_sets import (
     fill_settings,
     load_own_rows,
     load_test_sets,
-    open_translator,
+    open_model,
 )
 from mtloop.config import Config
 from mtloop.errors import UserError
-from mtloop.evaluation.verdict import TestSet
+from mtloop.evaluation.scores import Scores
+from mtloop.evaluation.significance import score_text
 from mtloop.run_folder import RunFolder, stored_config
 from mtloop.tables import aligned
-from mtloop.translate.interpolation import Line
-from mtloop.translate.scoring import WeightScores, score_each
 
 if TYPE_CHECKING:
+    from mtloop.evaluation.test_sets import ScoredModel, TestSet
     from mtloop.runtime import Runtime
+    from mtloop.translate.interpolation import Line
 
 WAYS = ("last", "best", "checkpoints", "interpolate")
 
@@ -140,12 +142,12 @@ def _average_checkpoints(
 
     test_sets = runtime.one_first(lambda: _load_rows(given, trained)) if given.evaluate else []
 
-    def make(partial: Path) -> None:
+    def make(folder: Path) -> None:
         for path in chosen:
             check_sound(path)
         if given.checkpoints is not None:
             _check_tokenizers(given, chosen)
-        average_into(partial, chosen)
+        average_into(folder, chosen)
 
     with ExitStack() as stack:
         if given.output is not None:
@@ -161,7 +163,7 @@ def _average_checkpoints(
         told = [f"{name}{_told(given.metric, known, path)}" for name, path in named]
         runtime.say(f"{given.output or 'average'}: the average of {', '.join(told)}")
         if test_sets:
-            _score(given, [*chosen, out], test_sets, runtime)
+            _score(given, [*chosen, out], test_sets, trained, runtime)
 
 
 def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
@@ -185,19 +187,31 @@ def _told(metric: str | None, known: dict[int, float], path: Path) -> str:
     return f" ({metric} {known[step]:.4g})" if step in known else ""
 
 
-def _score(given: argparse.Namespace, paths: list[Path], test_sets: list[TestSet], runtime: Runtime) -> None:
+def _score(
+    given: argparse.Namespace, paths: list[Path], test_sets: list[TestSet], trained: Config | None, runtime: Runtime
+) -> None:
     """Print the scores of each checkpoint and, last, of their average. Collective."""
     from mtloop.checkpoint.weights import load_weights
-    from mtloop.translate.scoring import score_each
 
-    translator = open_translator("--checkpoints", str(paths[-1]), given, runtime)
+    scored = open_model("--checkpoints", str(paths[-1]), given, runtime, trained=trained, engine="transformers")
     names = [*_names(given, paths[:-1]), "average"]
-    weights = [
-        (name, lambda path=path: load_weights(translator.network, path))
-        for name, path in zip(names, paths, strict=True)
-    ]
-    rows = score_each(translator, weights, test_sets)
-    runtime.say(*scores_table("model", rows, test_sets))
+    network = cast(Any, scored.engine).network
+    weights = [(name, partial(load_weights, network, path)) for name, path in zip(names, paths, strict=True)]
+    runtime.say(*scores_table("model", _score_each(scored, weights, test_sets), test_sets))
+
+
+def _score_each(
+    scored: ScoredModel, weights: Sequence[tuple[str, Callable[[], None]]], test_sets: list[TestSet]
+) -> dict[str, list[Scores]]:
+    """Put one set of weights after another into the model, and score it; by name, on each test set. Collective."""
+    found: dict[str, list[Scores]] = {}
+    for name, put in weights:
+        put()
+        found[name] = []
+        for test_set in test_sets:
+            scored.runtime.say(f"{name}: translating {len(test_set.rows):,} rows of {test_set.name} ...")
+            found[name].append(scored.evaluate(test_set).scores)
+    return found
 
 
 def _interpolate(given: argparse.Namespace, weights: list[float], trained: Config | None, runtime: Runtime) -> None:
@@ -207,9 +221,9 @@ def _interpolate(given: argparse.Namespace, weights: list[float], trained: Confi
     test_sets = runtime.one_first(lambda: _load_rows(given, trained)) if weights else []
     line = Line(given, base, runtime)
     if weights:
-        score_line(line, weights, test_sets, given, runtime)
+        score_line(line, weights, test_sets, trained, given, runtime)
     if given.output is not None:
-        runtime.on_main(lambda: _write(Path(given.output), lambda partial: line.write(partial, given.weight)))
+        runtime.on_main(lambda: _write(Path(given.output), lambda folder: line.write(folder, given.weight)))
         runtime.say(f"{given.output}: {1 - given.weight:.4g} x {base} + {given.weight:.4g} x {given.model}")
 
 
@@ -231,41 +245,37 @@ def _write(out: Path, fill: Callable[[Path], None]) -> None:
         UserError: naming -o and the reason.
     """
     try:
-        with new_folder(out) as partial:
-            fill(partial)
+        with new_folder(out) as folder:
+            fill(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"-o {out}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
-def scores_table(title: str, rows: list[WeightScores], test_sets: list[TestSet]) -> list[str]:
-    """Write the rows as a table: BLEU and chrF on each test set, the best BLEU of each marked, and the signatures."""
+def scores_table(title: str, found: dict[str, list[Scores]], test_sets: list[TestSet]) -> list[str]:
+    """Write scores as a table: BLEU and chrF on each test set, the best BLEU of each marked, and the signatures."""
     lines = [[title, *(f"{one.name} {metric}" for one in test_sets for metric in ("BLEU", "chrF"))]]
-    best = [max(row.scores[column].bleu for row in rows) for column in range(len(test_sets))]
-    for row in rows:
-        cells = [row.name]
-        for scores, highest in zip(row.scores, best, strict=True):
-            cells += [f"{'*' if scores.bleu == highest else ''}{scores.bleu:.2f}", f"{scores.chrf:.2f}"]
+    best = [max(scores[column].bleu for scores in found.values()) for column in range(len(test_sets))]
+    for name, of_sets in found.items():
+        cells = [name]
+        for scores, highest in zip(of_sets, best, strict=True):
+            cells += [f"{'*' if scores.bleu == highest else ''}{score_text(scores.bleu)}", score_text(scores.chrf)]
         lines.append(cells)
-    scores = rows[0].scores[0]
-    return [
-        "",
-        *aligned(lines),
-        "",
-        "* the best BLEU",
-        f"BLEU: {scores.bleu_signature}",
-        f"chrF: {scores.chrf_signature}",
-    ]
+    first = next(iter(found.values()))[0]
+    signatures = [f"BLEU: {first.bleu_signature}", f"chrF: {first.chrf_signature}"]
+    return ["", *aligned(lines), "", "* the best BLEU", *signatures]
 
 
 def score_line(
-    line: Line, weights: list[float], test_sets: list[TestSet], given: argparse.Namespace, runtime: Runtime
+    line: Line,
+    weights: list[float],
+    test_sets: list[TestSet],
+    trained: Config | None,
+    given: argparse.Namespace,
+    runtime: Runtime,
 ) -> None:
     """Print the scores at each weight, as the fine-tuned model searches. Collective."""
-    translator = open_translator("MODEL", given.model, given, runtime)
+    scored = open_model("MODEL", given.model, given, runtime, trained=trained, engine="transformers")
+    network = cast(Any, scored.engine).network
     ends = {0.0: " (base)", 1.0: " (fine-tuned)"}
-    points = [
-        (f"{weight:g}{ends.get(weight, '')}", lambda weight=weight: line.put(translator.network, weight))
-        for weight in weights
-    ]
-    rows = score_each(translator, points, test_sets)
-    runtime.say(*scores_table("weight", rows, test_sets))
+    points = [(f"{weight:g}{ends.get(weight, '')}", partial(line.put, network, weight)) for weight in weights]
+    runtime.say(*scores_table("weight", _score_each(scored, points, test_sets), test_sets))

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from mtloop.atomic import partial_name, write_json, write_json_lines
 from mtloop.checkpoint.listing import model_folder
 from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
-from mtloop.cli.test_sets import open_translator
 from mtloop.config import Config, DataConfig
-from mtloop.errors import UserError
+from mtloop.errors import UserError, renamed
 from mtloop.run_folder import RunFolder, stored_config
 
 if TYPE_CHECKING:
@@ -203,7 +202,6 @@ def _origin_lines(corpus: Corpus) -> list[str]:
 
 def _load_tokenizer(subject: Subject, given: argparse.Namespace) -> PreTrainedTokenizerBase:
     from mtloop.tokenization import load_tokenizer
-    from mtloop.translate.translator import TRAINING_FLAGS
 
     assert subject.tokenizer is not None
     folder = RunFolder(Path(subject.tokenizer)).tokenizer_dir
@@ -215,7 +213,7 @@ def _load_tokenizer(subject: Subject, given: argparse.Namespace) -> PreTrainedTo
             trust_remote_code=given.trust_remote_code,
         )
     except UserError as error:
-        raise UserError(re.sub(rf"{TRAINING_FLAGS}(?= )", subject.flag, str(error))) from error
+        raise renamed(error, subject.flag) from error
 
 
 def _grep(given: argparse.Namespace, pattern: re.Pattern[str], corpus: Corpus, translator: Any = None) -> None:
@@ -235,13 +233,16 @@ def _grep(given: argparse.Namespace, pattern: re.Pattern[str], corpus: Corpus, t
 
 
 def _grep_and_translate(given: argparse.Namespace, pattern: re.Pattern[str], subject: Subject) -> None:
+    from mtloop.translate.translator import Translator
+
     runtime = start_runtime(given)
     data = subject.data
     try:
         corpus = runtime.one_first(lambda: _load(data))
         languages = {name: getattr(data, name) for name in ("source_lang", "target_lang", "source_prefix")}
         asked = argparse.Namespace(**{**vars(given), **languages})
-        translator = open_translator("--model", given.model, asked, runtime)
+        names = (*languages, "num_beams", "max_tokens_per_batch", "trust_remote_code")
+        translator = Translator(given.model, **{name: getattr(asked, name) for name in names}, runtime=runtime)
         _grep(given, pattern, corpus, translator)
     finally:
         runtime.close()

@@ -20,17 +20,22 @@ from mtloop.cli.test_sets import (
     check_test_sets,
     fill_settings,
     load_run_rows_or_test_sets,
-    open_translator,
+    open_model,
 )
+from mtloop.config.whole import Config
 from mtloop.errors import UserError
-from mtloop.evaluation.significance import score_with_intervals
-from mtloop.evaluation.verdict import TestSet, Verdict
+from mtloop.evaluation.scores import QUICK_METRICS
+from mtloop.evaluation.significance import resample
 from mtloop.run_folder import stored_config
 from mtloop.tables import aligned
-from mtloop.translate.scoring import translate
 
 if TYPE_CHECKING:
+    from mtloop.evaluation.evaluate import Report
+    from mtloop.evaluation.test_sets import TestSet, Verdict
     from mtloop.runtime import Runtime
+
+
+METRICS = (*QUICK_METRICS, "TER")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +78,7 @@ def run(given: argparse.Namespace) -> None:
         trained = stored_config(given.model)
         fill_settings(given, trained)
         test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
-        verdicts = _judge(given, test_sets, runtime)
+        verdicts = _judge(given, test_sets, trained, runtime)
         runtime.say(*verdict_table(verdicts, has_baseline=given.baseline is not None))
         runtime.on_main(lambda: _write(Path(given.output), given, verdicts) if given.output else None)
         runtime.on_main(lambda: _write_page(Path(given.compare), given, verdicts) if given.compare else None)
@@ -81,35 +86,31 @@ def run(given: argparse.Namespace) -> None:
         runtime.close()
 
 
-def _judge(given: argparse.Namespace, test_sets: list[TestSet], runtime: Runtime) -> list[Verdict]:
+def _judge(
+    given: argparse.Namespace, test_sets: list[TestSet], trained: Config | None, runtime: Runtime
+) -> list[Verdict]:
     """Translate with each model in turn, one in memory at a time, and score. Collective."""
+    from mtloop.evaluation.test_sets import Verdict
 
-    def translate_with(flag: str, model: str) -> list[list[str]]:
-        translator = open_translator(flag, model, given, runtime)
-        hypotheses = []
+    def reports_of(flag: str, model: str) -> list[Report]:
+        scored = open_model(flag, model, given, runtime, trained=trained)
+        reports = []
         for test_set in test_sets:
-            runtime.say(f"{flag.removeprefix('--')}: translating {len(test_set.sources):,} rows of {test_set.name} ...")
-            hypotheses.append(translate(translator, test_set))
-        return hypotheses
+            runtime.say(f"{flag.removeprefix('--')}: translating {len(test_set.rows):,} rows of {test_set.name} ...")
+            reports.append(scored.evaluate(test_set, metrics=METRICS))
+        return reports
 
-    of_model = translate_with("--model", given.model)
-    of_baseline = (
-        translate_with("--baseline", given.baseline) if given.baseline is not None else [None] * len(test_sets)
-    )
+    of_model = reports_of("--model", given.model)
+    of_baseline = reports_of("--baseline", given.baseline) if given.baseline is not None else [None] * len(test_sets)
 
-    def judge(test_set: TestSet, hypotheses: list[str], others: list[str] | None) -> Verdict:
-        scores, baseline_scores = score_with_intervals(
-            hypotheses,
-            test_set.references,
-            test_set.target_lang,
-            baseline=others,
-            num_resamples=given.num_resamples,
-        )
+    def judge(test_set: TestSet, report: Report, other: Report | None) -> Verdict:
+        baseline = None if other is None else other.counted[""]
+        scores, baseline_scores = resample(report.counted[""], baseline, num_resamples=given.num_resamples)
         return Verdict(
             test_set=test_set,
-            hypotheses=hypotheses,
+            hypotheses=report.hypotheses,
             scores=scores,
-            baseline_hypotheses=others,
+            baseline_hypotheses=None if other is None else other.hypotheses,
             baseline_scores=baseline_scores,
         )
 
@@ -120,7 +121,7 @@ def verdict_table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:
     """Write the scores as a table, and the signatures below it."""
     rows = [["test set", "rows", "BLEU", "chrF", "TER"]]
     for verdict in verdicts:
-        cells = [verdict.text(metric) for metric in ("BLEU", "chrF2", "TER")]
+        cells = [verdict.text(metric) for metric in METRICS]
         rows.append([verdict.test_set.name, f"{len(verdict.hypotheses):,}", *cells])
     what = "score ± half of the 95 % confidence interval"
     what += " (difference from the baseline, p-value of the paired bootstrap)" if has_baseline else ""

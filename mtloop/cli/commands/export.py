@@ -11,7 +11,7 @@ import shutil
 from dataclasses import replace
 from functools import partial as partial_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mtloop.atomic import partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import model_folder
@@ -21,18 +21,17 @@ from mtloop.cli.test_sets import (
     check_test_sets,
     fill_settings,
     load_run_rows_or_test_sets,
-    open_translator,
+    open_model,
 )
 from mtloop.errors import UserError
-from mtloop.evaluation.verdict import TestSet
-from mtloop.generation.engine import RECORD_NAME
 from mtloop.run_folder import RunFolder, stored_config
 from mtloop.tables import aligned
 
 if TYPE_CHECKING:
+    from mtloop.evaluation.evaluate import Report
+    from mtloop.evaluation.test_sets import TestSet
     from mtloop.generation.ctranslate2 import Record
     from mtloop.runtime import Runtime
-    from mtloop.translate.parity import Translated
 
 # CTranslate2's own names (ctranslate2.specs.model_spec.ACCEPTED_MODEL_TYPES), here without the package.
 QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
@@ -52,6 +51,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
+    from mtloop.generation.engine import RECORD_NAME
+
     check_test_sets(given)
     if given.no_parity and given.test_set:
         raise UserError("--no_parity and --test_set: give one of the two")
@@ -90,7 +91,7 @@ def _write(given: argparse.Namespace, test_sets: list[TestSet], runtime: Runtime
         record, generated = _convert(given, test_sets, partial, runtime)
         if test_sets:
             reports = _compare(given, test_sets, generated, partial, runtime)
-            runtime.on_main(lambda: _save(replace(record, parity=reports), partial))
+            runtime.on_main(lambda: replace(record, parity=reports).save(partial))
         runtime.on_main(lambda: _publish(partial, target))
     finally:
         if runtime.is_main:
@@ -99,21 +100,24 @@ def _write(given: argparse.Namespace, test_sets: list[TestSet], runtime: Runtime
 
 def _convert(
     given: argparse.Namespace, test_sets: list[TestSet], partial: Path, runtime: Runtime
-) -> tuple[Record, list[Translated]]:
+) -> tuple[Record, list[Report]]:
     """Translate the test sets with the model, and convert it; it leaves the memory with this function. Collective."""
     from mtloop.generation.conversion import convert, differences
-    from mtloop.translate.parity import translate_timed
+    from mtloop.generation.engines import TransformersEngine
+    from mtloop.translate.parity import evaluate_warm
 
-    translator: Any = open_translator("--model", given.model, given, runtime, engine="transformers")
-    runtime.say(*(f"warning: generation_config {line}" for line in differences(translator.loaded.network)))
-    runtime.say(*(f"generate: translating {len(each.sources):,} rows of {each.name} ..." for each in test_sets))
-    generated = [translate_timed(translator, each) for each in test_sets]
+    trained = stored_config(given.model)
+    scored = open_model("--model", given.model, given, runtime, trained=trained, engine="transformers")
+    engine = cast(TransformersEngine, scored.engine)
+    runtime.say(*(f"warning: generation_config {line}" for line in differences(engine.network)))
+    runtime.say(*(f"generate: translating {len(each.rows):,} rows of {each.name} ..." for each in test_sets))
+    generated = [evaluate_warm(scored, each) for each in test_sets]
 
     def convert_and_save() -> Record:
         try:
             origin = _origin(Path(model_folder(given.model)))
-            record = convert(translator.loaded, given.model, partial, quantization=given.quantization, origin=origin)
-            _save(record, partial)
+            record = convert(engine, given.model, partial, quantization=given.quantization, origin=origin)
+            record.save(partial)
         except OSError as error:
             raise UserError(f"-o {given.output}: cannot be written ({error.strerror or error})") from error
         return record
@@ -122,24 +126,26 @@ def _convert(
 
 
 def _compare(
-    given: argparse.Namespace, test_sets: list[TestSet], generated: list[Translated], partial: Path, runtime: Runtime
+    given: argparse.Namespace, test_sets: list[TestSet], generated: list[Report], partial: Path, runtime: Runtime
 ) -> list[dict[str, Any]]:
     """Translate with the export, print a table for each test set, and return the reports. Collective."""
-    from mtloop.translate.parity import compare, translate_timed
+    from mtloop.translate.parity import compare, evaluate_warm
 
-    exported = open_translator("--model", str(partial), given, runtime, engine="ctranslate2")
+    exported = open_model(
+        "--model", str(partial), given, runtime, trained=stored_config(given.model), engine="ctranslate2"
+    )
     how = {
-        "num_beams": exported.num_beams,
+        "num_beams": exported.engine.num_beams,
         "num_processes": runtime.num_ranks,
         "num_threads": runtime.num_threads,
         "device": runtime.device.type,
     }
     reports = []
     for test_set, ours in zip(test_sets, generated, strict=True):
-        theirs = translate_timed(exported, test_set)
+        theirs = evaluate_warm(exported, test_set)
         report = runtime.on_main(partial_of(compare, test_set, ours, theirs))
         runtime.say(
-            f"parity on {report['num_sentences']:,} rows of {test_set.name}, {exported.num_beams} beams, on "
+            f"parity on {report['num_sentences']:,} rows of {test_set.name}, {exported.engine.num_beams} beams, on "
             f"{runtime.device.type} with {runtime.num_threads} thread(s) in {runtime.num_ranks} process(es), "
             f"{given.quantization or 'unquantised'}:",
             *parity_table(report),
@@ -157,10 +163,6 @@ def _new_folder(target: Path) -> Path:
     except OSError as error:
         raise UserError(f"-o {target}: cannot be written ({error.strerror or error})") from error
     return partial
-
-
-def _save(record: Record, folder: Path) -> None:
-    (folder / RECORD_NAME).write_text(record.text(), encoding="utf-8")
 
 
 def _publish(partial: Path, target: Path) -> None:

@@ -16,9 +16,6 @@ from typing import TYPE_CHECKING, Any
 from mtloop.cli.status import reported, status_of
 from mtloop.config import Config, config_from, differences, resolve, resolved_lines
 from mtloop.errors import RunFailed, UserError
-from mtloop.runtime.quiet import silence_libraries
-from mtloop.trainer.claim import claim_folder
-from mtloop.trainer.setup import build_run, settle_budget
 
 if TYPE_CHECKING:
     from mtloop.run_folder import RunFolder
@@ -76,6 +73,7 @@ def _is_train_py() -> bool:
 
 def _train(asked: Config) -> int:
     from mtloop.runtime import Runtime, asked_precision
+    from mtloop.runtime.quiet import silence_libraries
 
     silence_libraries()
     config = resolve(asked)
@@ -104,6 +102,8 @@ def _train(asked: Config) -> int:
 
 def _train_in_folder(config: Config, runtime: Runtime) -> int:
     from mtloop.checkpoint.listing import HUB
+    from mtloop.trainer.claim import claim_folder
+    from mtloop.trainer.setup import settle_budget
 
     runtime.signals.listen(raises=True)
     folder, stored = claim_folder(config, runtime)
@@ -183,6 +183,7 @@ def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, r
     from mtloop.hub.drain import STATUS_NOT_PUSHED
     from mtloop.trainer import train
     from mtloop.trainer.pushing import drain, drain_alone, open_publisher, settle_target
+    from mtloop.trainer.setup import build_run
 
     target = settle_target(config, folder, runtime, is_resumed=stored is not None)
     run = build_run(config, stored, folder, runtime)

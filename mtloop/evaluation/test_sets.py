@@ -1,0 +1,123 @@
+"""Test sets: rows that a model is scored on outside of its training, and the verdict on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+from mtloop.evaluation.evaluate import EvaluationSet, Report, evaluate
+from mtloop.evaluation.scores import QUICK_METRICS
+from mtloop.evaluation.significance import Interval, score_text
+from mtloop.generation.engine import Engine
+from mtloop.runtime import Runtime
+from mtloop.tokenization import encode_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """Rows to score on.
+
+    Attributes:
+        name: As the user calls it, or valid and test of a run.
+        rows: Columns index, source, target; N rows.
+        target_lang: Chooses BLEU's tokenizer.
+        source_lang: Where the set is one of several pairs: what the model is to be asked for; else None.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    name: str
+    rows: Dataset
+    target_lang: str | None = None
+    source_lang: str | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        texts: list[str] = self.rows["source"][:]
+        return texts
+
+    @property
+    def references(self) -> list[str]:
+        texts: list[str] = self.rows["target"][:]
+        return texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredModel:
+    """A model that is scored, with the settings of the run that trained it.
+
+    Attributes:
+        engine: The model.
+        runtime: The ranks.
+        max_tokens: Padded source tokens of a batch, at most.
+        max_length_ratio: As in generate_hypotheses.
+    """
+
+    engine: Engine
+    runtime: Runtime
+    max_tokens: int
+    max_length_ratio: float | None = None
+
+    def evaluate(self, test_set: TestSet, *, metrics: Sequence[str] = QUICK_METRICS, few: int | None = None) -> Report:
+        """Translate and score a test set, or its first rows, in its own languages. Collective."""
+        engine = self.engine
+        if test_set.source_lang is not None:
+            engine = engine.for_languages(test_set.source_lang, test_set.target_lang)
+        data = _encode(test_set, engine, self.runtime)
+        return evaluate(
+            engine,
+            data if few is None else data.first(few),
+            self.runtime,
+            max_tokens=self.max_tokens,
+            target_lang=test_set.target_lang,
+            max_length_ratio=self.max_length_ratio,
+            metrics=metrics,
+        )
+
+
+def _encode(test_set: TestSet, engine: Engine, runtime: Runtime) -> EvaluationSet:
+    """Encode rows for an engine, truncated at its lengths. Collective."""
+    encoded = runtime.one_first(
+        lambda: encode_rows(
+            test_set.rows,
+            engine.tokenizer,
+            max_source_length=engine.max_source_length,
+            max_target_length=engine.max_target_length,
+            source_prefix=engine.source_prefix,
+            num_workers=None,
+        )
+    )
+    return EvaluationSet(
+        name=test_set.name,
+        rows=test_set.rows,
+        encoded=encoded.rows,
+        source_lengths=encoded.source_lengths,
+        target_lengths=encoded.target_lengths,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What an evaluation of one test set found.
+
+    Attributes:
+        test_set: The rows.
+        hypotheses: N translations of the model.
+        scores: By metric: BLEU, chrF2, TER.
+        baseline_hypotheses: Likewise of the baseline; None without one.
+        baseline_scores: Likewise.
+    """
+
+    test_set: TestSet
+    hypotheses: list[str]
+    scores: dict[str, Interval]
+    baseline_hypotheses: list[str] | None = None
+    baseline_scores: dict[str, Interval] | None = None
+
+    def text(self, metric: str) -> str:
+        """Write a score, with its difference from the baseline if there is one."""
+        found, others = self.scores[metric], self.baseline_scores
+        gain = None if others is None else found.score - others[metric].score
+        return score_text(found.score, found.half_width, gain=gain, p_value=found.p_value)
