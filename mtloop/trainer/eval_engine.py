@@ -65,7 +65,8 @@ def eval_engine(run: Run) -> Iterator[Engine]:
     weights = gathered(run.model.state_dict(keep_vars=True), is_kept=run.runtime.is_main)
     run.runtime.on_main(partial(_convert, run, weights, folder))
     try:
-        yield CTranslate2Engine(str(folder / "converted"), EngineOptions(), run.runtime)
+        asked = EngineOptions(max_source_length=run.config.data.max_source_length)
+        yield CTranslate2Engine(str(folder / "converted"), asked, run.runtime)
     finally:
         run.runtime.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
 

@@ -27,8 +27,9 @@ from tests.benchmarks.material import choose, load_pairs, parser_of, run_apart, 
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "course, batches of 8": {"side": "course", "batch_size": 8},
     "course, batches of 64": {"side": "course", "batch_size": 64},
-    "mtloop, fp32": {"side": "mtloop", "precision": "no"},
-    "mtloop, bf16": {"side": "mtloop", "precision": "bf16"},
+    "mtloop, fp32": {"side": "mtloop", "engine": "generate", "precision": "no"},
+    "mtloop, bf16": {"side": "mtloop", "engine": "generate", "precision": "bf16"},
+    "mtloop, ctranslate2": {"side": "mtloop", "engine": "ctranslate2", "precision": "no"},
 }
 
 

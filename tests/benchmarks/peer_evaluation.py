@@ -1,6 +1,7 @@
 """One contestant of eval_speed.py, in a process apart: the course's evaluation loop, or mtloop's.
 
-Takes one JSON object: side (course or mtloop), model, file, languages, batch_size or max_tokens, beams, dtype, threads.
+Takes one JSON object: side (course or mtloop), model, file, languages, batch_size or engine, precision and max_tokens,
+beams, threads.
 Prints the seconds of translating and decoding all rows, loading left out, and writes the hypotheses to `output`.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -46,39 +48,37 @@ def course(given: dict[str, Any], sources: list[str], targets: list[str]) -> tup
 
 
 def mtloop(given: dict[str, Any], sources: list[str], targets: list[str]) -> tuple[float, list[str]]:
-    """Translate with what train.py's evaluation uses."""
-    from datasets import Dataset
+    """Translate with what train.py's evaluation uses; for CTranslate2 the conversion counts."""
+    import numpy as np
 
     from mtloop.batching import plan_evaluation
     from mtloop.config import HardwareConfig
-    from mtloop.generation import generate_hypotheses
-    from mtloop.model import load_model, settle_generation
+    from mtloop.generation.conversion import convert
+    from mtloop.generation.ctranslate2 import CTranslate2Engine
+    from mtloop.generation.engine import Engine, EngineOptions, as_encoded
+    from mtloop.generation.engines import TransformersEngine
     from mtloop.runtime import Runtime
-    from mtloop.tokenization import encode_rows, load_tokenizer
+    from mtloop.tokenization import encode_side
 
     runtime = Runtime(HardwareConfig(mixed_precision=given["precision"], cpu_threads=given["threads"]))
-    tokenizer = load_tokenizer(given["model"], source_lang=given["source_lang"], target_lang=given["target_lang"])
-    attention = "eager" if runtime.device.type == "cpu" else None
-    model = load_model(given["model"], tokenizer, dropout=None, attention=attention).to(runtime.device).eval()
-    settle_generation(model, tokenizer, num_beams=given["num_beams"], max_length=MAX_LENGTH, forced_bos_token_id=None)
-    encoded = encode_rows(
-        Dataset.from_dict({"index": list(range(len(sources))), "source": sources, "target": targets}),
-        tokenizer,
-        max_source_length=MAX_LENGTH,
-        max_target_length=MAX_LENGTH,
-        source_prefix=None,
-        num_workers=None,
-    )
-    start = time.perf_counter()
-    pieces = generate_hypotheses(
-        model,
-        encoded.rows,
-        plan_evaluation(encoded.source_lengths, max_tokens=given["max_tokens"]),
-        runtime,
-        pad_id=tokenizer.pad_token_id,
-    )
-    hypotheses = tokenizer.batch_decode([row.tolist() for row in pieces], skip_special_tokens=True)
-    return time.perf_counter() - start, hypotheses
+    asked = EngineOptions(
+        source_lang=given["source_lang"], target_lang=given["target_lang"], num_beams=given["num_beams"],
+        max_source_length=MAX_LENGTH, max_target_length=MAX_LENGTH,
+    )  # fmt: skip
+    live = TransformersEngine.load(given["model"], asked, runtime)
+    ids, _ = encode_side(live.tokenizer, "text", sources, MAX_LENGTH)
+    encoded, lengths = as_encoded(ids), np.array([len(row) for row in ids])
+    with tempfile.TemporaryDirectory() as temporary:
+        start = time.perf_counter()
+        engine: Engine = live
+        if given["engine"] == "ctranslate2":
+            folder = Path(temporary) / "converted"
+            convert(live, given["model"], folder, quantization=None).save(folder)
+            engine = CTranslate2Engine(str(folder), asked, runtime)
+        found = engine.search(encoded, plan_evaluation(lengths, max_tokens=given["max_tokens"]), runtime)
+        pieces = [best.pieces.tolist() for best, *_ in found]
+        hypotheses = live.tokenizer.batch_decode(pieces, skip_special_tokens=True)
+        return time.perf_counter() - start, hypotheses
 
 
 def main() -> None:

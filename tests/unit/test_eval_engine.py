@@ -1,0 +1,68 @@
+"""trainer.eval_engine: evaluations by CTranslate2 leave the training alone and find what generate() finds."""
+
+import sys
+
+import pytest
+import torch
+
+from mtloop.atomic import read_json_lines
+from mtloop.config import parse_config
+from mtloop.errors import UserError
+from mtloop.trainer import train
+from mtloop.trainer.eval_engine import check_eval_engine, eval_engine
+from tests.unit.test_trainer import records
+
+FLAGS = {"max_train_steps": 2, "eval_steps": 1, "learning_rate": 3e-3, "num_warmup_steps": 0}
+
+
+def hypotheses_of(run, step):
+    return [row["hypothesis"] for row in read_json_lines(run.folder.hypotheses_dir / f"step_{step}.jsonl")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [{}, {"lora_rank": 2, "learning_rate": 0.1}], ids=["whole", "lora"])
+def test_ctranslate2_scores_the_weights_of_each_evaluation_and_changes_nothing(new_run, model_path, capsys, flags):
+    if flags:
+        pytest.importorskip("peft")
+    flags = {**FLAGS, **flags, "model_name_or_path": model_path, "model_size": None, "num_beams": 1}
+    plain = new_run("plain", **flags)
+    train(plain)
+    plain.folder.unlock()
+    capsys.readouterr()
+    run = new_run("converted", **flags, eval_engine="ctranslate2")
+    train(run)
+    out = capsys.readouterr().out
+    for step in (0, 1, 2):
+        pairs = list(zip(hypotheses_of(run, step), hypotheses_of(plain, step), strict=True))
+        assert sum(mine == its for mine, its in pairs) >= len(pairs) - 1  # two tokens may be all but equally likely
+    assert hypotheses_of(run, 0) != hypotheses_of(run, 2)
+    assert [record["eval_loss"] for record in records(run) if "eval_loss" in record] == [
+        record["eval_loss"] for record in records(plain) if "eval_loss" in record
+    ]
+    weights = plain.model.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in run.model.state_dict().items())
+    assert out.count("--eval_engine ctranslate2: 6 of 6 hypotheses are those of generate() (100.0 %)") == 1
+    assert not [path for path in run.folder.path.iterdir() if path.name.startswith(".tmp")]
+
+
+@pytest.mark.slow
+def test_the_copy_goes_when_an_evaluation_fails(new_run):
+    run = new_run(eval_engine="ctranslate2")
+    with pytest.raises(KeyError), eval_engine(run) as engine:
+        assert engine.max_source_length == run.config.data.max_source_length
+        raise KeyError("something")
+    assert not [path for path in run.folder.path.iterdir() if path.name.startswith(".tmp")]
+
+
+def test_an_engine_that_cannot_translate_is_refused_before_training(monkeypatch):
+    config = parse_config(["--eval_engine", "ctranslate2"])
+    check_eval_engine(config, "marian")
+    with pytest.raises(UserError, match="^--eval_engine ctranslate2: it takes no led, only marian, bart"):
+        check_eval_engine(config, "led")
+    check_eval_engine(parse_config([]), "led")
+    with pytest.raises(UserError, match="^--eval_engine: ctranslate2: --max_length_ratio is of generate alone"):
+        parse_config(["--eval_engine", "ctranslate2", "--max_length_ratio", "3"])
+    monkeypatch.setitem(sys.modules, "ctranslate2.converters", None)
+    monkeypatch.delitem(sys.modules, "mtloop.generation.conversion", raising=False)
+    with pytest.raises(UserError, match="^--eval_engine ctranslate2: not installed here .*pip install ctranslate2"):
+        check_eval_engine(config, "marian")
