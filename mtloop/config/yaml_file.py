@@ -4,6 +4,7 @@ Scalars are read as the text that stands there, not as YAML's idea of it: `sourc
 """
 
 import dataclasses
+import difflib
 import json
 import re
 from importlib.resources import files
@@ -57,7 +58,9 @@ def read_source(source: str) -> tuple[str | None, list[Entry]]:
         if path.is_dir():
             raise UserError(f"{source}: a folder, not a recipe; a run's own file is {path / 'config.yaml'}")
         kind = "no such file" if path.suffix in FILE_ENDINGS else "neither a YAML file nor a recipe"
-        raise UserError(f"{source}: {kind}; the recipes are {', '.join(recipe_names())}")
+        near = difflib.get_close_matches(source, recipe_names(), n=1)
+        remedy = f"did you mean {near[0]}? The recipes are" if near else "the recipes are"
+        raise UserError(f"{source}: {kind}; {remedy} {', '.join(recipe_names())}")
     if path.suffix not in (".yaml", ".yml", ""):
         raise UserError(f"{source}: a recipe ends in .yaml; training data are given with --train_file {source}")
     try:

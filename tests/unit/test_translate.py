@@ -1,6 +1,7 @@
 """translate: every text once and in order, whatever its batch, its file, and what is in it."""
 
 import csv
+import gc
 import gzip
 import io
 import json
@@ -8,10 +9,14 @@ import re
 import shutil
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 
 import mtloop
 from mtloop.checkpoint.listing import model_folder
@@ -140,12 +145,36 @@ def test_a_run_folder_means_its_final_model_else_its_newest_checkpoint(tmp_path)
 
 
 def test_the_package_offers_it_and_is_light_without_it(model_path, fresh_accelerate):
-    assert mtloop.Translator is Translator
+    assert mtloop.Translator is Translator and {"Translator", "main", "__version__"} <= set(dir(mtloop))
     with pytest.raises(AttributeError, match="no attribute 'Translater'"):
         mtloop.Translater  # noqa: B018
     translator = mtloop.Translator(str(model_path), num_beams=1, runtime=Runtime(HardwareConfig(cpu_threads=1)))
     assert isinstance(translator("Yes"), str)
     translator.close()
+    assert PartialState._shared_state  # the runtime was given, and is its owner's
+
+
+def test_nothing_of_accelerate_is_left_behind(model_path, fresh_accelerate):
+    with Translator(str(model_path), num_beams=1) as translator:
+        assert isinstance(translator("Yes"), str) and PartialState._shared_state
+    assert not PartialState._shared_state and not AcceleratorState._shared_state
+    with pytest.raises(UserError, match="^--model 'nowhere'"):
+        Translator("nowhere")
+    assert not PartialState._shared_state
+    dropped = Translator(str(model_path), num_beams=1)
+    del dropped
+    gc.collect()
+    assert not PartialState._shared_state
+    assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
+
+
+def test_progress_bars_are_those_of_the_program(model_path, fresh_accelerate, capfd):
+    datasets.enable_progress_bars()
+    transformers.utils.logging.enable_progress_bar()
+    with Translator(str(model_path), num_beams=1) as translator:
+        assert isinstance(translator("Yes"), str)
+    assert "%|" not in capfd.readouterr().err
+    assert not datasets.are_progress_bars_disabled() and transformers.utils.logging.is_progress_bar_enabled()
 
 
 # Files
