@@ -158,7 +158,7 @@ def evaluate(
         model: Unwrapped; the model whose loss is wanted; None for no loss.
         max_tokens: Padded source tokens of a batch at most; None for what default_max_tokens finds.
         target_lang: Chooses sacreBLEU's tokenizer for languages without spaces.
-        max_length_ratio: As in generate_hypotheses.
+        max_length_ratio: As in generate_rows.
         metrics: Names of what is counted.
     """
     network = model if model is not None else getattr(engine, "network", None)

@@ -7,8 +7,7 @@ from mtloop.generation.generate import (
     Planned,
     deal_batches,
     gather_n_best,
-    generate_hypotheses,
-    generate_n_best,
+    generate_rows,
     share_batches,
 )
 from mtloop.generation.greedy import Rules, greedy_search, rules_of
@@ -21,8 +20,7 @@ __all__ = [
     "Rules",
     "deal_batches",
     "gather_n_best",
-    "generate_hypotheses",
-    "generate_n_best",
+    "generate_rows",
     "greedy_search",
     "rules_of",
     "share_batches",

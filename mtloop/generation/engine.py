@@ -96,7 +96,7 @@ class Engine(Protocol):
             runtime: The ranks to share the work with.
             n_best: Translations of each text, at most num_beams.
             with_scores: Whether the scores are wanted; without, they are 0.
-            max_length_ratio: As in generate_hypotheses.
+            max_length_ratio: As in generate_rows.
 
         Returns:
             N lists of n_best hypotheses, best first; each begins with the decoder's start.

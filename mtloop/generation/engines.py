@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.errors import UserError
-from mtloop.generation import Hypothesis, Planned, generate_hypotheses, generate_n_best
+from mtloop.generation import Hypothesis, Planned, generate_rows
 from mtloop.generation.engine import (
     CTRANSLATE2,
     RECORD_NAME,
@@ -117,13 +117,17 @@ class TransformersEngine:
     ) -> list[list[Hypothesis]]:
         """Translate; see Engine."""
         assert self.tokenizer.pad_token_id is not None
-        options: dict[str, Any] = {
-            "pad_id": self.tokenizer.pad_token_id, "options": self._first, "max_length_ratio": max_length_ratio
-        }  # fmt: skip
-        if with_scores or n_best > 1:
-            return generate_n_best(self.network, encoded, batches, runtime, n_best=n_best, **options)
-        found = generate_hypotheses(self.network, encoded, batches, runtime, **options)
-        return [[Hypothesis(pieces, 0.0)] for pieces in found]
+        return generate_rows(
+            self.network,
+            encoded,
+            batches,
+            runtime,
+            pad_id=self.tokenizer.pad_token_id,
+            n_best=n_best,
+            with_scores=with_scores,
+            options=self._first,
+            max_length_ratio=max_length_ratio,
+        )
 
 
 def load_pair(

@@ -91,38 +91,7 @@ class Hypothesis:
     score: float
 
 
-def generate_hypotheses(
-    model: PreTrainedModel,
-    encoded: Dataset,
-    batches: Sequence[Planned],
-    runtime: Runtime,
-    *,
-    pad_id: int,
-    options: dict[str, Any] | None = None,
-    max_length_ratio: float | None = None,
-) -> list[NDArray[np.int64]]:
-    """Translate every row exactly once: generate_n_best without scores and with one translation.
-
-    Args:
-        model: As in generate_n_best; likewise the next three.
-        encoded: Likewise.
-        batches: Likewise.
-        runtime: Likewise.
-        pad_id: The tokenizer's padding id.
-        options: What differs from the model's generation config.
-        max_length_ratio: Ends a translation at this many times its source's tokens and SPARE_PIECES more, the decoder's
-            start included; None for the generation config's longest alone.
-
-    Returns:
-        N arrays of piece ids by row index, special tokens included, the same on every rank.
-    """
-    answers = _generate(
-        model, encoded, batches, runtime, pad_id=pad_id, options=options, max_length_ratio=max_length_ratio
-    )
-    return _by_row_index(_gather(answers, runtime), len(encoded))
-
-
-def generate_n_best(
+def generate_rows(
     model: PreTrainedModel,
     encoded: Dataset,
     batches: Sequence[Planned],
@@ -130,6 +99,7 @@ def generate_n_best(
     *,
     pad_id: int,
     n_best: int = 1,
+    with_scores: bool = False,
     options: dict[str, Any] | None = None,
     max_length_ratio: float | None = None,
 ) -> list[list[Hypothesis]]:
@@ -143,9 +113,11 @@ def generate_n_best(
         batches: Row indices of each batch, from plan_evaluation; together each of the N rows once.
         runtime: The ranks to share the work with.
         pad_id: The tokenizer's padding id.
-        n_best: Translations of each row, at most the model's beams.
-        options: As in generate_hypotheses; likewise the next.
-        max_length_ratio: Likewise.
+        n_best: Translations of each row, at most the model's beams; more than one only with scores.
+        with_scores: Whether the scores are wanted; without, they are 0.
+        options: What differs from the model's generation config.
+        max_length_ratio: Ends a translation at this many times its source's tokens and SPARE_PIECES more, the decoder's
+            start included; None for the generation config's longest alone.
 
     Returns:
         N lists of n_best hypotheses, best first, by row index; the same on every rank.
@@ -160,11 +132,13 @@ def generate_n_best(
         runtime,
         pad_id=pad_id,
         n_best=n_best,
-        with_scores=True,
+        with_scores=with_scores,
         options=options,
         max_length_ratio=max_length_ratio,
     )
-    return gather_n_best(answers, len(encoded), runtime, n_best=n_best)
+    if with_scores:
+        return gather_n_best(answers, len(encoded), runtime, n_best=n_best)
+    return [[Hypothesis(row, 0.0)] for row in _by_row_index(_gather(answers, runtime), len(encoded))]
 
 
 def gather_n_best(answers: Iterable[Answer], num_rows: int, runtime: Runtime, *, n_best: int) -> list[list[Hypothesis]]:

@@ -16,7 +16,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -66,42 +65,25 @@ def evaluate(given: argparse.Namespace, model_path: Path, pairs: list[tuple[str,
     """Translate rows as the trainer's evaluation does; return sentences a second."""
     from datasets import Dataset
 
-    from mtloop.batching import plan_evaluation
     from mtloop.config import HardwareConfig
     from mtloop.evaluation.evaluate import default_max_tokens
-    from mtloop.generation import generate_hypotheses
-    from mtloop.model import load_model, settle_generation
+    from mtloop.evaluation.test_sets import ScoredModel, TestSet
+    from mtloop.generation.engine import EngineOptions
+    from mtloop.generation.engines import TransformersEngine
     from mtloop.runtime import Runtime, free_memory
-    from mtloop.tokenization import encode_rows, load_tokenizer
 
     runtime = Runtime(HardwareConfig(mixed_precision="bf16"))
-    tokenizer = load_tokenizer(str(model_path), source_lang=given.source_lang, target_lang=given.target_lang)
-    attention = "eager" if runtime.device.type == "cpu" else None
-    model = load_model(str(model_path), tokenizer, dropout=None, attention=attention).to(runtime.device).eval()
-    settle_generation(model, tokenizer, num_beams=num_beams, max_length=MAX_LENGTH, forced_bos_token_id=None)
+    asked = EngineOptions(
+        source_lang=given.source_lang, target_lang=given.target_lang, num_beams=num_beams,
+        max_source_length=MAX_LENGTH, max_target_length=MAX_LENGTH,
+    )  # fmt: skip
+    engine = TransformersEngine.load(str(model_path), asked, runtime)
     rows = {"index": list(range(len(pairs))), "source": [pair[0] for pair in pairs], "target": [p[1] for p in pairs]}
-    encoded = encode_rows(
-        Dataset.from_dict(rows),
-        tokenizer,
-        max_source_length=MAX_LENGTH,
-        max_target_length=MAX_LENGTH,
-        source_prefix=None,
-        num_workers=None,
-    )
-    max_tokens = default_max_tokens(model, free_memory(runtime.device), runtime)
-    start = time.perf_counter()
-    pieces = generate_hypotheses(
-        model,
-        encoded.rows,
-        plan_evaluation(encoded.source_lengths, max_tokens=max_tokens),
-        runtime,
-        pad_id=int(tokenizer.pad_token_id),
-        max_length_ratio=LENGTH_RATIO,
-    )
-    tokenizer.batch_decode([row.tolist() for row in pieces], skip_special_tokens=True)
-    seconds = time.perf_counter() - start
+    max_tokens = default_max_tokens(engine.network, free_memory(runtime.device), runtime)
+    scored = ScoredModel(engine=engine, runtime=runtime, max_tokens=max_tokens, max_length_ratio=LENGTH_RATIO)
+    report = scored.evaluate(TestSet(name="rows", rows=Dataset.from_dict(rows), target_lang=given.target_lang))
     runtime.close()
-    return len(pairs) / seconds
+    return report.sentences_per_s
 
 
 def main() -> None:

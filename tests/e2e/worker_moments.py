@@ -61,7 +61,7 @@ if __name__ == "__main__":
         at_step = lambda run, _: run.state.step == 49  # noqa: E731
         loop.train_step = shown(loop.train_step, folder, moment, when=at_step, after_s=0.5)
     elif moment == "evaluation":
-        engines.generate_hypotheses = shown(slow_generation(engines.generate_hypotheses), folder, moment)
+        engines.generate_rows = shown(slow_generation(engines.generate_rows), folder, moment)
     elif moment == "saving":
         is_epoch_end = lambda keeper, path, snapshot: snapshot.state["cursor"] == 0  # noqa: E731
         Checkpointer._fill = shown(Checkpointer._fill, folder, moment, when=is_epoch_end, after_s=1.0)

@@ -9,11 +9,15 @@ from transformers import AutoModelForSeq2SeqLM
 
 from mtloop.batching import plan_evaluation, plan_static_evaluation
 from mtloop.batching.loader import collate
-from mtloop.generation import NOTHING, deal_batches, generate_hypotheses, greedy_search, rules_of
+from mtloop.generation import NOTHING, deal_batches, generate_rows, greedy_search, rules_of
 from mtloop.generation import generate as generation_module
 from mtloop.generation.generate import _by_row_index, _stack
 
 NUM_ROWS = 24
+
+
+def generate_hypotheses(*arguments, **options):
+    return [best.pieces for best, *_ in generate_rows(*arguments, **options)]
 
 
 @pytest.fixture
