@@ -1,6 +1,7 @@
 """mtloop: a hand-written Accelerate trainer for translation models."""
 
 import os
+import sys
 from typing import Any
 
 # Threads of OpenMP wait for one another in a loop of 300,000 rounds, some milliseconds, before they sleep: beside other
@@ -17,6 +18,11 @@ def main(config: Any = None) -> int:
     from mtloop.cli.commands.train import main as train
 
     return train(config)
+
+
+def program() -> str:
+    """Return how the program was called, as help and errors say it: mtloop or python -m mtloop."""
+    return "mtloop" if os.path.basename(sys.argv[0]).partition(".")[0] == "mtloop" else "python -m mtloop"
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 
 import mtloop
 from mtloop.cli.parser import Parser
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    prog = "mtloop" if Path(sys.argv[0]).stem == "mtloop" else "python -m mtloop"
+    prog = mtloop.program()
     docstrings = _docstrings()
     if not words or words[0].startswith("-"):
         return _describe(prog, docstrings, words)

@@ -6,6 +6,7 @@ A recipe's settings are read as flags are and lie below the command line's: a fl
 import argparse
 import copy
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -80,10 +81,11 @@ class _Parser(HfArgumentParser):
 def build_parser() -> HfArgumentParser:
     """Make the parser: every field of every group, and --config."""
     groups: Any = list(GROUPS.values())
+    prog = "train.py" if os.path.basename(sys.argv[0]) == "train.py" else f"{mtloop.program()} train"
     parser = _Parser(
         groups,
-        prog="train.py",
-        usage="train.py [RECIPE | FILE.yaml] [--flag value ...]",
+        prog=prog,
+        usage=f"{prog} [RECIPE | FILE.yaml] [--flag value ...]",
         description=f"Train a translation model. Recipes: {', '.join(recipe_names())}. No flags: the demo.",
         epilog="Other flags of run_translation*.py and TrainingArguments are taken with a line on what to use instead.",
         formatter_class=_HelpFormatter,
@@ -100,7 +102,7 @@ def parse_config(argv: Sequence[str] | None, warn: Warn | None = None) -> Config
     """Read a command line.
 
     Args:
-        argv: The words after the program's name; None or none at all is the demo. sys.argv is never read.
+        argv: The words after the program's name; None or none at all is the demo. sys.argv is not read for them.
         warn: Called with one line for each flag that is accepted and has no meaning here; default: print to stderr.
 
     Raises:

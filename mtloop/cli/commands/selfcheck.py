@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+import mtloop
 from mtloop.cli.parser import Parser
 from mtloop.config import parse_config, resolve
 from mtloop.errors import UserError
@@ -24,7 +25,7 @@ from mtloop.tables import aligned
 
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read the flags of the launcher; what is left is for train.py."""
-    parser = Parser(prog="mtloop selfcheck", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"{mtloop.program()} selfcheck", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config_file", metavar="F", help="the launch file, as for `accelerate launch`")
     parser.add_argument("--num_processes", metavar="N", help="processes, as for `accelerate launch`")
     return parser.parse_known_args(words)
