@@ -755,4 +755,4 @@ def test_parsing_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: python -m mtloop train [RECIPE
+    assert done.stdout.startswith("usage: python -m mtloop train [RECIPE")
