@@ -7,7 +7,8 @@ from mtloop.config.whole import Config, changed, flat, group_fields, is_from_scr
 DEFAULT_VOCAB_SIZE = 8000
 DEFAULT_SENTENCES_PER_UPDATE = 32
 # From scratch, one epoch of 20,000 KDE pairs, warm-up over a tenth: 500 tokens and a rate of 1e-3 ended at a validation
-# loss of 4.10 (BLEU 8.4); 250 tokens at 4.02 (8.2) in 1.16 of the time; at 2e-3 neither 500 (6.68) nor 1,000 (6.54) learnt.
+# loss of 4.10 (BLEU 8.4); 250 tokens at 4.02 (8.2) in 1.16 of the time; at 2e-3 neither
+# 500 (6.68) nor 1,000 (6.54) learnt.
 DEFAULT_TOKENS_PER_UPDATE = 500
 
 BUDGETS = ("tokens_per_update", "sentences_per_update", "per_device_train_batch_size")

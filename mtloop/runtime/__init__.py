@@ -1,8 +1,9 @@
 """Where a run computes and with whom: layer 1. Every other module takes a Runtime and never asks accelerate itself."""
 
+from mtloop.runtime.collectives import attempt
 from mtloop.runtime.failures import explain, is_out_of_memory
 from mtloop.runtime.machine import asked_precision, available_memory, free_memory
-from mtloop.runtime.ranks import Runtime, attempt
+from mtloop.runtime.ranks import Runtime
 from mtloop.runtime.sharding import gathered, is_sharded, put, sharded_state, whole
 from mtloop.runtime.signals import Interrupted
 

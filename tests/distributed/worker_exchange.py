@@ -11,7 +11,7 @@ import torch
 
 from mtloop.config import HardwareConfig
 from mtloop.runtime import Runtime
-from mtloop.runtime.ranks import exchange
+from mtloop.runtime.collectives import exchange
 
 
 def main() -> None:
