@@ -25,7 +25,6 @@ from mtloop.atomic import (
     publish,
     sync_tree,
 )
-from mtloop.checkpoint.background import BackgroundWriter
 from mtloop.checkpoint.listing import damage_of, epoch_ends, link_names, list_checkpoints, set_aside
 from mtloop.checkpoint.manifest import (
     Damaged,
@@ -36,7 +35,7 @@ from mtloop.checkpoint.manifest import (
     write_manifest,
 )
 from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint, reason_in_line
-from mtloop.checkpoint.snapshot import Buffers, Snapshot, num_bytes_of
+from mtloop.checkpoint.snapshot import BackgroundWriter, Buffers, Snapshot, num_bytes_of
 from mtloop.checkpoint.state import TrainState
 from mtloop.errors import RunFailed, UserError
 from mtloop.model.adapters import ADAPTER_NAME, merged_weights, save_adapter

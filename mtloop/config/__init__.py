@@ -1,8 +1,7 @@
 """Layer 0: what a run is told to do. Owns flags, YAML, recipes and validation."""
 
 from mtloop.config.checks import AUTO
-from mtloop.config.inputs import DataConfig, ModelConfig
-from mtloop.config.names import split_revision
+from mtloop.config.inputs import DataConfig, ModelConfig, split_revision
 from mtloop.config.parse import config_from, parse_config
 from mtloop.config.resolution import differences, resolve, resolved_lines
 from mtloop.config.surroundings import HardwareConfig, HubConfig, OutputConfig

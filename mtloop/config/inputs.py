@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mtloop.config.checks import (
@@ -196,3 +197,11 @@ class DataConfig(Group):
             dataclasses.replace(self, pairs=None, source_lang=source, target_lang=target)
             for source, target in self.languages
         )
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split `name@revision`; revision is None where none is given, and for a path that exists."""
+    if Path(name).exists():
+        return name, None
+    base, _, revision = name.partition("@")
+    return base, revision or None

@@ -11,8 +11,15 @@ from mtloop.model.generating import (
     shift_right,
     static_mask,
 )
-from mtloop.model.layers import layers_of
-from mtloop.model.loading import MAX_SPARE_ROWS, MODEL_SIZES, build_model, first_line, load_config, load_model
+from mtloop.model.loading import (
+    MAX_SPARE_ROWS,
+    MODEL_SIZES,
+    build_model,
+    first_line,
+    layers_of,
+    load_config,
+    load_model,
+)
 from mtloop.model.scoring import batch_loss_sum
 
 __all__ = [

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -227,3 +228,24 @@ def _match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 def first_line(error: BaseException) -> str:
     """Return an error's first line: libraries explain at length."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """List the layers of encoder and decoder, in the order of the forward.
+
+    Not by `_no_split_modules`: Marian's is empty, and a sharded Marian would silently be one unit, gathered whole.
+
+    Raises:
+        UserError: for a model whose encoder or decoder is no stack of layers.
+    """
+    layers: list[nn.Module] = []
+    for side in (model.get_encoder(), model.get_decoder()):
+        stacks = [child for child in side.children() if isinstance(child, nn.ModuleList)]
+        longest = max(stacks, key=len, default=nn.ModuleList())
+        if not len(longest):
+            raise UserError(
+                f"--shard_model: {type(side).__name__} of a {model.config.model_type} model is no stack of layers; "
+                "train it unsharded, with accelerate_configs/multi_gpu.yaml"
+            )
+        layers += longest
+    return layers
