@@ -56,7 +56,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RunFailed: naming the file and the reason.
     """
-    partial = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    partial = partial_name(path)
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -120,7 +120,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 def publish(partial: Path, target: Path) -> None:
     """Rename a whole folder, already flushed to disk, to its name, and remove what was there.
 
-    A kill between the two renames leaves no folder under the name: recover() then brings the old one back.
+    A kill between the two renames leaves no folder under the name: sweep() then brings the old one back.
     """
     old = None
     if target.exists():

@@ -283,9 +283,18 @@ def _source_text(origins: Any) -> str:
 
 
 def stored_config(model: str) -> Config | None:
-    """The configuration that a model was trained with: of a run folder, or beside a checkpoint; None without one."""
+    """Return the configuration that a model was trained with; None where it cannot be told.
+
+    Args:
+        model: A run folder, its final/, a checkpoint, or any other name.
+    """
     path = Path(model)
-    for folder in (path, path.parent, path.parent.parent):  # RUN, RUN/final, RUN/checkpoints/step_N
+    folders = [path]
+    if path.name == "final":
+        folders.append(path.parent)
+    if path.parent.name == "checkpoints":
+        folders.append(path.parent.parent)
+    for folder in folders:
         if path.is_dir() and (folder / "config.yaml").is_file():
             return RunFolder(folder).stored_config()
     return None

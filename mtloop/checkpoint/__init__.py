@@ -1,4 +1,4 @@
-"""Checkpoints of a run: save, publish by renaming, verify, find, restore, prune. Layer 2.
+"""Checkpoints of a run: save, publish by renaming, verify, find, restore, prune.
 
 A checkpoint is a folder `checkpoints/step_N` that from_pretrained loads as it is (model, generation config, tokenizer),
 with `training/` inside for what a resume needs beyond the weights, and the manifest; of a LoRA run it is the merged

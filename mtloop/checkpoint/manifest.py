@@ -1,6 +1,6 @@
 """The manifest of a checkpoint: what it is of, and the size and sha256 of each of its files.
 
-Layer 1. Knows files and hashes; must not know tensors, models or ranks. A checkpoint is sound when its manifest is
+Knows files and hashes; must not know tensors, models or ranks. A checkpoint is sound when its manifest is
 whole and every file that it names has the size and the hash that it gives. Plain copies (`cp -r`, rsync) stay sound.
 """
 

@@ -38,7 +38,7 @@ def check_counts(given: argparse.Namespace, *names: str) -> None:
 
 
 def start_runtime(given: argparse.Namespace) -> Runtime:
-    """Start the processes' common ground as the flags say. Collective."""
+    """Initialize the processes as the flags say. Collective."""
     from mtloop.runtime import Runtime
     from mtloop.runtime.quiet import silence_libraries
 

@@ -51,10 +51,16 @@ def _run(words: list[str]) -> int:
         command.add_flags(parser)
         return command.run(parser.parse(rest)) or 0
     except SystemExit as error:  # --help
-        return int(error.code or 0)
-    except BrokenPipeError:  # whoever read the output has gone (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error.code, str):
+            raise
+        return error.code or 0
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has gone (`| head`)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        raise  # of another pipe, or a socket
 
 
 def _docstrings() -> dict[str, str]:

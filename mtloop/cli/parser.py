@@ -34,12 +34,19 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse what can be parsed, flags with hyphens too."""
-        return super().parse_known_args([FLAG.sub(_underscored, word, count=1) for word in args or []], namespace)
+        return super().parse_known_args(_underscored(args or []), namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's complaint."""
         raise UserError(re.sub(r"^argument (?:-\w/)?(--\w+): ", r"\1: ", " ".join(message.split())))
 
 
-def _underscored(flag: re.Match[str]) -> str:
-    return "--" + flag[0][2:].replace("-", "_")
+def _underscored(words: Sequence[str]) -> list[str]:
+    """Write the flags among words with underscores; values, and all words behind a bare --, stay as they are."""
+    end = words.index("--") if "--" in words else len(words)
+    flags = [FLAG.match(word) for word in words[:end]]
+    changed = [
+        word if flag is None else f"--{flag[0][2:].replace('-', '_')}{word[flag.end() :]}"
+        for word, flag in zip(words, flags, strict=False)
+    ]
+    return [*changed, *words[end:]]

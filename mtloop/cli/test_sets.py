@@ -12,7 +12,6 @@ from mtloop.cli.flags import check_counts
 from mtloop.config import Config, DataConfig
 from mtloop.errors import UserError, renamed
 from mtloop.languages import match_language
-from mtloop.run_folder import stored_config
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +88,7 @@ def load_run_rows_or_test_sets(given: argparse.Namespace, trained: Config | None
 
 def load_own_rows(given: argparse.Namespace, trained: Config, *splits: str) -> list[TestSet]:
     """Load the rows that a run was scored on: those of its splits that there are, of each of its pairs."""
-    from mtloop.data import load_corpus
+    from mtloop.data.load import load_corpus
 
     test_sets = []
     for data in trained.data.of_pairs():
@@ -118,7 +117,8 @@ def _is_asked(given: argparse.Namespace, data: DataConfig) -> bool:
 
 def load_test_sets(given: argparse.Namespace) -> list[TestSet]:
     """Load each --test_set."""
-    from mtloop.data import Columns, load_test_set
+    from mtloop.data.load import load_test_set
+    from mtloop.data.rows import Columns
 
     columns = Columns(given.source_lang, given.target_lang, given.source_column, given.target_column)
     named = map(_named, given.test_set)
@@ -155,7 +155,8 @@ def open_model(
         model: Its name.
         given: The flags.
         runtime: The ranks.
-        trained: The configuration of the run whose lengths, beams and length ratio hold; None leaves them to the model.
+        trained: The configuration of the run whose beams, length ratio and lengths hold, as far as the model has the
+            positions; None leaves them to the model.
         engine: As in open_engine.
 
     Raises:
@@ -163,26 +164,27 @@ def open_model(
     """
     from mtloop.evaluation.test_sets import ScoredModel
     from mtloop.generation.engine import EngineOptions
-    from mtloop.generation.engines import open_engine
+    from mtloop.generation.engines import TransformersEngine, open_engine
 
-    own = stored_config(model) or trained
     names = ("source_lang", "target_lang", "source_prefix", "num_beams", "trust_remote_code")
     asked = EngineOptions(**{name: getattr(given, name) for name in names})
-    if own is not None:
-        evaluation, data = own.evaluation, own.data
+    if trained is not None:
+        evaluation, data = trained.evaluation, trained.data
         asked = replace(
             asked,
             num_beams=given.num_beams or evaluation.num_beams,
             max_source_length=data.max_source_length,
             max_target_length=evaluation.val_max_target_length or data.max_target_length,
+            cuts_lengths=True,
         )
     try:
         opened = open_engine(model_folder(model), asked, runtime, engine=engine)
     except UserError as error:
         raise renamed(error, flag) from error
-    return ScoredModel(
-        engine=opened,
-        runtime=runtime,
-        max_tokens=given.max_tokens_per_batch,
-        max_length_ratio=None if own is None else own.evaluation.max_length_ratio,
-    )
+    ratio = None if trained is None else trained.evaluation.max_length_ratio
+    if ratio is not None and not isinstance(opened, TransformersEngine):
+        runtime.say(
+            f"{flag} {model}: translates without the run's --max_length_ratio {ratio}, which CTranslate2 has not"
+        )
+        ratio = None
+    return ScoredModel(engine=opened, runtime=runtime, max_tokens=given.max_tokens_per_batch, max_length_ratio=ratio)

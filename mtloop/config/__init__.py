@@ -1,4 +1,4 @@
-"""Layer 0: what a run is told to do. Owns flags, YAML, recipes and validation."""
+"""The settings of a run. Owns flags, YAML, recipes and validation."""
 
 from mtloop.config.checks import AUTO
 from mtloop.config.inputs import DataConfig, ModelConfig, split_revision

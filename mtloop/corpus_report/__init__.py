@@ -1,4 +1,4 @@
-"""Layer 5: what a person wants to know of a corpus before training on it. Reads rows, changes none.
+"""Report what is in a corpus before a model is trained on it. Reads rows, changes none.
 
 Must not know training. Shape letter: N rows.
 """

@@ -1,4 +1,4 @@
-"""File kinds -> packed rows: the generators that fill the cache. Must not know how rows are stored or split."""
+"""The rows of files of every kind, as they stand in them, and packed for the cache. Must not know where that is."""
 
 from __future__ import annotations
 
@@ -120,14 +120,15 @@ def record_rows(files: tuple[InputFile, ...], kind: str, columns: Columns, versi
     index = 0
     for file in files:
         records = Records(file, kind, columns)
-        is_checked = False
+        is_checked, is_read = False, False
         for _, row in records:
+            is_read = True
             if not is_checked and (records.is_table or None in columns.names):  # else known at the end alone
                 columns.check(file.name, records.names, records.languages)
                 is_checked = True
             yield pack(index, *columns.pair(row))
             index += 1
-        if records.names:
+        if is_read or records.names:
             columns.check(file.name, records.names, records.languages)
     if not index:
         names = ", ".join(file.name for file in files)

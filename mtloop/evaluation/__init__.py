@@ -1,1 +1,1 @@
-"""Loss and scores of a model on rows, and what chance makes of them."""
+"""Loss and scores of a model on rows, and their significance."""

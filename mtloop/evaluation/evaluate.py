@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching import MicroBatch, plan_evaluation, plan_static_evaluation
 from mtloop.evaluation.scores import QUICK_METRICS, Scores, Tally, mean_scores, scores_of, tally
-from mtloop.generation import deal_batches
 from mtloop.generation.engine import Engine
+from mtloop.generation.generate import deal_batches
 from mtloop.model import batch_loss_sum
 from mtloop.runtime import Runtime, free_memory, is_sharded
 

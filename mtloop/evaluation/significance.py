@@ -1,4 +1,4 @@
-"""What chance makes of a score: confidence intervals and paired tests, by bootstrap."""
+"""Compute confidence intervals and paired tests of scores, by bootstrap."""
 
 from __future__ import annotations
 

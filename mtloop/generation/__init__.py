@@ -1,27 +1,7 @@
-"""The only caller of model.generate, and what stands in for it where every shape is compiled: layer 2."""
+"""The search for translations: generate(), greedy search in fixed shapes, CTranslate2, and one interface of engines.
 
-from mtloop.generation.generate import (
-    NOTHING,
-    Answer,
-    Hypothesis,
-    Planned,
-    deal_batches,
-    gather_n_best,
-    generate_rows,
-    share_batches,
-)
-from mtloop.generation.greedy import Rules, greedy_search, rules_of
+Imports nothing, so that a command can tell an export from a model at once.
+"""
 
-__all__ = [
-    "NOTHING",
-    "Answer",
-    "Hypothesis",
-    "Planned",
-    "Rules",
-    "deal_batches",
-    "gather_n_best",
-    "generate_rows",
-    "greedy_search",
-    "rules_of",
-    "share_batches",
-]
+# The file of an export; a folder with it is one.
+RECORD_NAME = "mtloop_export.json"

@@ -26,7 +26,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.errors import UserError
 from mtloop.generation.ctranslate2 import TOKENIZER_DIR, Record, Search
-from mtloop.generation.engines import TransformersEngine
 from mtloop.model import first_line, position_limit
 from mtloop.tokenization import target_language_token
 
@@ -61,8 +60,23 @@ STRIKING_SETTINGS: dict[str, tuple[Any, ...]] = {
 }
 
 
+def refusal(model_config: Any) -> str:
+    """Say why a model cannot be converted; "" if it can."""
+    kind = model_config.model_type
+    if kind not in LOADERS:
+        return f"no conversion of a {kind} to CTranslate2; it takes {', '.join(LOADERS)}"
+    if kind == "umt5" and not hasattr(model_config, "scale_decoder_outputs"):
+        # 5.17 computes UMT5's outputs and positions otherwise: log-probabilities differ by whole nats.
+        return (
+            f"transformers {version('transformers')} computes UMT5 otherwise than CTranslate2 does; pip install -U "
+            "transformers, 5.24 or later"
+        )
+    return ""
+
+
 def convert(
-    engine: TransformersEngine,
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     model: str,
     target: Path,
     *,
@@ -72,8 +86,9 @@ def convert(
     """Write the export of a model into a new folder.
 
     Args:
-        engine: The model, its generation config settled. It cannot be used afterwards: CTranslate2 scales the weights
+        network: The model, its generation config settled. It cannot be used afterwards: CTranslate2 scales the weights
             in place when it quantises, and reads them from the CPU's memory.
+        tokenizer: Set to its languages.
         model: As the user named it.
         target: Must not exist.
         quantization: One of CTranslate2's; None keeps fp32.
@@ -85,16 +100,9 @@ def convert(
     Raises:
         UserError: a model that CTranslate2 does not take.
     """
-    network, tokenizer = engine.network.cpu(), engine.tokenizer
-    kind = network.config.model_type
-    if kind not in LOADERS:
-        raise UserError(f"--model {model}: no export of a {kind} to CTranslate2; it takes {', '.join(LOADERS)}")
-    if kind == "umt5" and not hasattr(network.config, "scale_decoder_outputs"):
-        # 5.17 computes UMT5's outputs and positions otherwise: log-probabilities differ by whole nats.
-        raise UserError(
-            f"--model {model}: transformers {version('transformers')} computes UMT5 otherwise than CTranslate2 does; "
-            "pip install -U transformers, 5.24 or later"
-        )
+    network = network.cpu()
+    if reason := refusal(network.config):
+        raise UserError(f"--model {model}: {reason}")
     search = search_of(network, tokenizer)
     config = network.config.to_dict()
     converter = _Converter(network, tokenizer, search)

@@ -1,6 +1,6 @@
 """CTranslate2's engine: a folder of `mtloop export` searched as transformers' generate would search the model.
 
-Layer 3. Owns what an export says of itself (Record) and how generate's settings are called in CTranslate2.
+Owns what an export says of itself (Record) and how generate's settings are called in CTranslate2.
 
 Where the two differ, in CTranslate2 4.8 and transformers 5.24:
 
@@ -28,8 +28,9 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mtloop.atomic import json_text, read_json
 from mtloop.errors import UserError
-from mtloop.generation import Answer, Hypothesis, Planned, gather_n_best, share_batches
-from mtloop.generation.engine import CTRANSLATE2, RECORD_NAME, EngineOptions, resolve_lengths, resolve_prefix
+from mtloop.generation import RECORD_NAME
+from mtloop.generation.engine import CTRANSLATE2, EngineOptions, resolve_lengths, resolve_prefix
+from mtloop.generation.generate import Answer, Hypothesis, Planned, gather_n_best, share_batches
 from mtloop.runtime import Runtime
 from mtloop.tokenization import for_languages, load_tokenizer, target_language_token
 
@@ -166,7 +167,7 @@ class CTranslate2Engine:
             )
         )
         self._asked = asked
-        self._model_config = AutoConfig.from_pretrained(folder / TOKENIZER_DIR)
+        self._model_config = _model_config(folder)
         self.source_prefix = resolve_prefix(asked, self._model_config, self.tokenizer)
         self._resolve_first_tokens()
         self.max_source_length, self.max_target_length = resolve_lengths(
@@ -278,6 +279,16 @@ class CTranslate2Engine:
         if search.has_forced_end and (not ids or ids[-1] not in search.eos_ids):
             ids.append(search.eos_ids[0])
         return [self._start_id, *ids]
+
+
+def _model_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder / TOKENIZER_DIR)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--model {folder}: its {TOKENIZER_DIR}/config.json cannot be read ({reason}); export again"
+        ) from error
 
 
 def _vocabulary(folder: Path, side: str) -> list[str]:

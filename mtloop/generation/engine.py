@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 TRANSFORMERS = "transformers"
 CTRANSLATE2 = "ctranslate2"
-# The file of an export; a folder with it is one.
-RECORD_NAME = "mtloop_export.json"
 # Where neither the model nor the caller names a longest text, in tokens.
 DEFAULT_MAX_LENGTH = 512
 # transformers' own default generation length, which no translation model means.
@@ -39,6 +37,7 @@ class EngineOptions:
         num_beams: Beams of the search.
         max_source_length: Tokens of a text, at most.
         max_target_length: Tokens of a translation, at most.
+        cuts_lengths: Lengths beyond the positions of the model are cut to them instead of refused.
         trust_remote_code: Whether code of the repository may run.
     """
 
@@ -48,6 +47,7 @@ class EngineOptions:
     num_beams: int | None = None
     max_source_length: int | None = None
     max_target_length: int | None = None
+    cuts_lengths: bool = False
     trust_remote_code: bool = False
 
 
@@ -95,7 +95,7 @@ class Engine(Protocol):
             batches: Indices of each batch, from plan_evaluation.
             runtime: The ranks to share the work with.
             n_best: Translations of each text, at most num_beams.
-            with_scores: Whether the scores are wanted; without, they are 0.
+            with_scores: Whether the scores are wanted; without, they may be 0.
             max_length_ratio: As in generate_rows.
 
         Returns:
@@ -138,6 +138,8 @@ def resolve_lengths(asked: EngineOptions, named: int | None, limit: int | None) 
     """
     source = asked.max_source_length or limit or DEFAULT_MAX_LENGTH
     target = asked.max_target_length or named or limit or DEFAULT_MAX_LENGTH
+    if limit is not None and asked.cuts_lengths:
+        source, target = min(source, limit), min(target, limit)
     for flag, length in (("max_source_length", source), ("max_target_length", target)):
         if limit is not None and length > limit:
             raise UserError(f"--{flag} {length}: this model has {limit} positions; give at most {limit}")

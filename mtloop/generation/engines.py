@@ -1,4 +1,4 @@
-"""What runs a model for the Translator: transformers' generate, or CTranslate2 on an export.
+"""Run a model with transformers' generate, or open the engine that a folder is of.
 
 An engine gets encoded texts and returns hypotheses in one form, so that the two can be compared piece by piece.
 """
@@ -15,10 +15,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.errors import UserError
-from mtloop.generation import Hypothesis, Planned, generate_rows
+from mtloop.generation import RECORD_NAME
 from mtloop.generation.engine import (
     CTRANSLATE2,
-    RECORD_NAME,
     TRANSFORMERS,
     UNSET_MAX_LENGTH,
     Engine,
@@ -26,6 +25,7 @@ from mtloop.generation.engine import (
     resolve_lengths,
     resolve_prefix,
 )
+from mtloop.generation.generate import Hypothesis, Planned, generate_rows
 from mtloop.model import first_tokens, load_model, position_limit, settle_generation
 from mtloop.runtime import Runtime
 from mtloop.tokenization import for_languages, load_tokenizer, target_language_token

@@ -125,6 +125,7 @@ def generate_rows(
     Raises:
         RuntimeError: when a row came back not exactly once.
     """
+    assert with_scores or n_best == 1
     answers = _generate(
         model,
         encoded,

@@ -1,6 +1,6 @@
 """What of a model is trained: all but frozen parts, or a LoRA adapter of peft beside the frozen model.
 
-Layer 1. peft puts the adapter's layers into the model, which keeps its class: generate() and forward() are called as
+peft puts the adapter's layers into the model, which keeps its class: generate() and forward() are called as
 ever, and only the names of its weights change. Owns those names. What is saved is told apart here into the plain model,
 with the adapter added to its weights, and the adapter in peft's own format. Must not know data, ranks or training.
 """

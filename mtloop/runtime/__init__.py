@@ -1,4 +1,4 @@
-"""Where a run computes and with whom: layer 1. Every other module takes a Runtime and never asks accelerate itself."""
+"""The device and the ranks of a run. Every other module takes a Runtime and never asks accelerate itself."""
 
 from mtloop.runtime.collectives import attempt
 from mtloop.runtime.failures import explain, is_out_of_memory

@@ -1,4 +1,4 @@
-"""Layer 1: load or train the tokenizer, encode rows. The only place that knows sentencepiece and language codes.
+"""Load or train the tokenizer, encode rows. The only place that knows sentencepiece and language codes.
 
 Must not know models, ranks or where rows come from. Shape letter: N rows.
 """

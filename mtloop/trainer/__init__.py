@@ -1,4 +1,4 @@
-"""The Run bundle, train() and train_step(). Layer 4: knows what happens when, and leaves how to the modules below."""
+"""The Run bundle, train() and train_step(): knows what happens when, and leaves how to the modules below."""
 
 from mtloop.trainer.loop import train
 from mtloop.trainer.report import count, epoch_of

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import Tensor
 
 from mtloop.config import Config
-from mtloop.errors import RunFailed, UserError
+from mtloop.errors import RunFailed, UserError, renamed
 from mtloop.evaluation.evaluate import EvaluationSet, evaluate
 from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions
 from mtloop.generation.engines import TransformersEngine
@@ -21,9 +22,10 @@ from mtloop.runtime import gathered
 from mtloop.trainer.run import Run
 
 NUM_COMPARED = 200
+FLAG = "--eval_engine ctranslate2"
 
 
-def check_eval_engine(config: Config, model_type: str) -> None:
+def check_eval_engine(config: Config, model_config: Any) -> None:
     """Refuse an engine that is not installed or does not take the model, before anything is trained.
 
     Raises:
@@ -32,13 +34,11 @@ def check_eval_engine(config: Config, model_type: str) -> None:
     if config.evaluation.eval_engine != CTRANSLATE2:
         return
     try:
-        from mtloop.generation.conversion import LOADERS
+        from mtloop.generation.conversion import refusal
     except ImportError as error:
-        raise UserError(f"--eval_engine ctranslate2: not installed here ({error}); pip install ctranslate2") from error
-    if model_type not in LOADERS:
-        raise UserError(
-            f"--eval_engine ctranslate2: it takes no {model_type}, only {', '.join(LOADERS)}; leave the flag out"
-        )
+        raise UserError(f"{FLAG}: not installed here ({error}); pip install ctranslate2") from error
+    if reason := refusal(model_config):
+        raise UserError(f"{FLAG}: {reason}; leave the flag out")
 
 
 def live_engine(run: Run) -> TransformersEngine:
@@ -62,35 +62,34 @@ def eval_engine(run: Run) -> Iterator[Engine]:
     from mtloop.generation.ctranslate2 import CTranslate2Engine
 
     folder = run.folder.path / ".tmp-eval-engine"  # swept at the next start if this process dies
+    data = run.config.data
+    # The rows are encoded already, behind the prefix of their pair.
+    asked = EngineOptions(source_prefix=data.source_prefix or "", max_source_length=data.max_source_length)
     weights = gathered(run.model.state_dict(keep_vars=True), is_kept=run.runtime.is_main)
-    run.runtime.on_main(partial(_convert, run, weights, folder))
     try:
-        asked = EngineOptions(max_source_length=run.config.data.max_source_length)
-        yield CTranslate2Engine(str(folder / "converted"), asked, run.runtime)
-    finally:
-        run.runtime.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
+        try:
+            run.runtime.on_main(partial(_convert, run, weights, folder))
+            engine = CTranslate2Engine(str(folder / "converted"), asked, run.runtime)
+        except UserError as error:
+            raise renamed(error, FLAG) from error
+        yield engine
+    finally:  # not collective: one rank alone may have failed
+        if run.runtime.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _convert(run: Run, weights: dict[str, torch.Tensor], folder: Path) -> None:
+def _convert(run: Run, weights: dict[str, Tensor], folder: Path) -> None:
     """Convert a copy of the weights, made on the host from what a checkpoint would hold; the model is not touched."""
     from mtloop.generation.conversion import convert
 
     shutil.rmtree(folder, ignore_errors=True)
+    trust = run.config.model.trust_remote_code
     try:
         run.model.save_pretrained(folder / "copy", state_dict=merged_weights(run.model, weights))
-        copy = load_model(
-            str(folder / "copy"),
-            run.tokenizer,
-            dropout=None,
-            attention="eager",
-            trust_remote_code=run.config.model.trust_remote_code,
+        copy = load_model(str(folder / "copy"), run.tokenizer, dropout=None, attention="eager", trust_remote_code=trust)
+        convert(copy, run.tokenizer, str(run.folder.path), folder / "converted", quantization=None).save(
+            folder / "converted"
         )
-        data = run.config.data
-        engine = TransformersEngine(
-            copy, run.tokenizer, asked=EngineOptions(), max_source_length=data.max_source_length,
-            source_prefix=data.source_prefix,
-        )  # fmt: skip
-        convert(engine, str(run.folder.path), folder / "converted", quantization=None).save(folder / "converted")
         shutil.rmtree(folder / "copy")
     except OSError as error:
         raise RunFailed(f"{folder}: cannot be written ({error.strerror or error})") from error
@@ -109,6 +108,6 @@ def compare_engines(run: Run, engine: Engine, data: EvaluationSet) -> None:
     )
     num_same = sum(one == other for one, other in zip(found, expected, strict=True))
     run.runtime.say(
-        f"--eval_engine ctranslate2: {num_same:,} of {len(few.rows):,} hypotheses are those of generate() "
+        f"{FLAG}: {num_same:,} of {len(few.rows):,} hypotheses are those of generate() "
         f"({100 * num_same / len(few.rows):.1f} %)"
     )

@@ -25,7 +25,7 @@ from mtloop.trainer.tracking import Stopwatch, Tracker
 
 @dataclass(kw_only=True)
 class Run:
-    """All that a run is made of, built by build.build_run.
+    """All that a run is made of, built by setup.build_run.
 
     data_report is what data.json holds or will hold; different is what --allow_changed let through; counted_at_start is
     of the validation hypotheses of the pretrained model, on main once they were read; num_tried counts the updates made

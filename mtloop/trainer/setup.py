@@ -1,6 +1,6 @@
 """From a configuration to a Run: data, tokenizer, model, optimizer and the rest, in the order they need one another.
 
-Layer 5. Knows that order and nothing of how the parts work. What it settles (budgets, beams, warm-up) goes into the
+Knows that order and nothing of how the parts work. What it settles (budgets, beams, warm-up) goes into the
 configuration that is stored.
 """
 
@@ -19,7 +19,7 @@ from mtloop.batching.loader import TrainLoader
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
 from mtloop.config import Config, changed, differences, flat, to_yaml
-from mtloop.data import Corpus, describe, load_corpus
+from mtloop.data.load import Corpus, describe, load_corpus
 from mtloop.errors import UserError
 from mtloop.model import build_model, check_positions, layers_of, load_model, settle_generation
 from mtloop.model.adapters import base_fingerprint, choose_trained
@@ -78,7 +78,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
     different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
     model, config = build_settled_model(config, tokenizer, pairs, runtime)
-    check_eval_engine(config, model.config.model_type)
+    check_eval_engine(config, model.config)
     base = runtime.on_main(lambda: base_fingerprint(model))
     runtime.say(describe_model(model))
     config = changed(config, pad_to=config.batch.pad_to or ("buckets" if runtime.is_xla else "longest"))

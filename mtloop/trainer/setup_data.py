@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from mtloop.config import Config, changed
-from mtloop.data import Corpus
+from mtloop.data.load import Corpus
 from mtloop.data.store import digest
 from mtloop.errors import UserError
 from mtloop.evaluation.evaluate import EvaluationSet, PairRows

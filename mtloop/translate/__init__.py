@@ -1,4 +1,4 @@
-"""Inference: texts and files in, translations out. Layer 3.
+"""Texts and files in, translations out; two engines, and two models, beside one another.
 
-Must not know references, scores of a corpus, or training. Shape letters: B sentences, S source tokens.
+Must not know training.
 """

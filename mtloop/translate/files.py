@@ -45,7 +45,7 @@ class Writer:
             overwrites: Whether a column of the input may be replaced.
         """
         self._raw = file
-        self._file: Any = gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if name.lower().endswith(".gz") else file
+        self._file: Any = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if name.lower().endswith(".gz") else file
         self._kind = kind_of("-o", [name])
         self._n_best, self._with_scores, self._overwrites = n_best, with_scores, overwrites
         self._number = 0
@@ -70,16 +70,23 @@ class Writer:
                 self._file.write(self._lines(entry, candidates).encode("utf-8"))
                 self._number += 1
         else:
-            rows = [row for entry, candidates in pairs for row in self._rows(entry, candidates)]
-            {"parquet": self._write_parquet, "json": self._write_json, "jsonl": self._write_json}.get(
-                self._kind, self._write_table
-            )(rows, records)
+            places = [(entry.where, row) for entry, candidates in pairs for row in self._rows(entry, candidates)]
+            rows = [row for _, row in places]
+            if self._kind in ("json", "jsonl"):
+                self._write_json(rows)
+            else:
+                self._header = self._header or self._open_table(rows, records)
+                for where, row in places:
+                    if new := [name for name in row if name not in self._header]:
+                        raise UserError(f"{where}: the first row has no column {new[0]!r}; give -o FILE.jsonl")
+                (self._write_parquet if self._kind == "parquet" else self._write_table)(rows)
+            self._number += len(rows)
         if self._file is self._raw:
             self._file.flush()
 
     def finish(self, records: Records | None) -> None:
         """Write what an output without rows has, and the end of one that has an end."""
-        if not self._number and self._kind != "text":
+        if not self._number and self._kind in ("csv", "tsv", "parquet"):
             self.write([], [], records)
         if self._kind == "json":
             self._file.write(b"\n]\n" if self._number else b"[]\n")
@@ -114,46 +121,46 @@ class Writer:
         values = (texts, scores) if self._n_best > 1 else (texts[0], scores[0])
         return [{**row, **dict(zip(self._own_columns, values, strict=False))}]
 
-    def _write_json(self, rows: Sequence[dict[str, Any]], records: Records | None) -> None:
-        for row in rows:
-            text = json.dumps(row, ensure_ascii=False, default=str)
-            lead = "" if self._kind == "jsonl" else "[\n" if not self._number else ",\n"
-            self._file.write((lead + text + ("\n" if self._kind == "jsonl" else "")).encode("utf-8"))
-            self._number += 1
+    def _write_json(self, rows: Sequence[dict[str, Any]]) -> None:
+        for number, row in enumerate(rows, start=self._number):
+            line = json.dumps(row, ensure_ascii=False, default=str)
+            try:
+                content = line.encode("utf-8")
+            except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot hold
+                content = json.dumps(row, default=str).encode("ascii")
+            if self._kind == "jsonl":
+                self._file.write(content + b"\n")
+            else:
+                self._file.write((b",\n" if number else b"[\n") + content)
 
-    def _write_table(self, rows: Sequence[dict[str, Any]], records: Records | None) -> None:
+    def _open_table(self, rows: Sequence[dict[str, Any]], records: Records | None) -> list[str]:
+        """Write the header; return the columns."""
+        if self._kind == "parquet":
+            schema = self._schema(rows, records)
+            self._table = pq.ParquetWriter(self._raw, schema)
+            return list(schema.names)
+        names = [*records.names] if records is not None and records.is_table else [*rows[0]] if rows else ["source"]
+        header = list(dict.fromkeys([*names, *self._own_columns]))
+        self._write_cells([header])
+        return header
+
+    def _write_table(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._write_cells([[_cell(row.get(name)) for name in self._header] for row in rows])
+
+    def _write_cells(self, rows: list[list[str]]) -> None:
         text = io.StringIO()
-        if not self._header:
-            names = [*records.names] if records is not None and records.is_table else [*rows[0]] if rows else ["source"]
-            self._header = list(dict.fromkeys([*names, *self._own_columns]))
-            csv.writer(text, delimiter=self._delimiter, lineterminator="\n").writerow(self._header)
-        table = csv.DictWriter(text, self._header, delimiter=self._delimiter, lineterminator="\n", restval="")
-        self._check_columns(rows, self._header)
-        for row in rows:
-            table.writerow({name: value if isinstance(value, str) else _cell(value) for name, value in row.items()})
-            self._number += 1
+        csv.writer(text, delimiter="," if self._kind == "csv" else "\t", lineterminator="\n").writerows(rows)
         self._file.write(text.getvalue().encode("utf-8"))
 
-    def _check_columns(self, rows: Sequence[dict[str, Any]], header: Sequence[str]) -> None:
-        """Refuse rows with more columns than a table has."""
-        for number, row in enumerate(rows, start=self._number + 1):
-            if new := [name for name in row if name not in header]:
-                raise UserError(f"row {number}: the first row has no column {new[0]!r}; give -o FILE.jsonl")
-
-    @property
-    def _delimiter(self) -> str:
-        return "," if self._kind == "csv" else "\t"
-
-    def _write_parquet(self, rows: Sequence[dict[str, Any]], records: Records | None) -> None:
+    def _write_parquet(self, rows: Sequence[dict[str, Any]]) -> None:
+        assert self._table is not None
         try:
-            if self._table is None:
-                self._table = pq.ParquetWriter(self._raw, self._schema(rows, records))
-            self._check_columns(rows, self._table.schema.names)
             self._table.write_table(pa.Table.from_pylist(list(rows), schema=self._table.schema))
         except pa.ArrowException as error:
             reason = str(error).partition("\n")[0]
-            raise UserError(f"these rows cannot be written as Parquet ({reason}); give -o FILE.jsonl") from error
-        self._number += len(rows)
+            raise UserError(
+                f"-o: row {self._number + 1} or below is of other types ({reason}); give -o FILE.jsonl"
+            ) from error
 
     def _schema(self, rows: Sequence[dict[str, Any]], records: Records | None) -> pa.Schema:
         """Return the types of the columns: the input's as its file has them or its first rows show, and ours."""
@@ -172,5 +179,8 @@ class Writer:
 
 
 def _cell(value: Any) -> str:
-    """Write a value that is no text into a cell of a table."""
-    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    """Write a value into a cell of a table."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    is_json = isinstance(value, (dict, list, bool, int, float))
+    return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)

@@ -48,7 +48,7 @@ class Line:
             UserError: for models between which there is no line.
         """
         self._names = {"base": base, "fine_tuned": str(given.model)}
-        self.tokenizer, self.fine_tuned = _load("MODEL", given.model, given, runtime)
+        self.tokenizer, self.fine_tuned = _load("RUN", given.model, given, runtime)
         base_tokenizer, self.base = _load("--base", base, given, runtime)
         if type(self.base) is not type(self.fine_tuned):
             kinds = f"a {type(self.base).__name__}, the fine-tuned model a {type(self.fine_tuned).__name__}"

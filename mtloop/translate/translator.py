@@ -14,9 +14,9 @@ from mtloop.batching import plan_evaluation
 from mtloop.checkpoint.listing import model_folder
 from mtloop.config import HardwareConfig
 from mtloop.errors import UserError, renamed
-from mtloop.generation import Hypothesis
 from mtloop.generation.engine import Engine, EngineOptions, as_encoded
 from mtloop.generation.engines import TransformersEngine, open_engine
+from mtloop.generation.generate import Hypothesis
 from mtloop.runtime import Runtime
 from mtloop.runtime.quiet import quiet_libraries
 from mtloop.tokenization import encode_side

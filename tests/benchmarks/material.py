@@ -53,7 +53,7 @@ def load_pairs(given: argparse.Namespace) -> list[tuple[str, str]]:
 
         return demo_pairs("train")
     from mtloop.config import DataConfig
-    from mtloop.data import load_corpus
+    from mtloop.data.load import load_corpus
 
     data = DataConfig(
         train_file=(str(Path(given.corpus).resolve()),),

@@ -73,7 +73,7 @@ def mtloop(given: dict[str, Any], sources: list[str], targets: list[str]) -> tup
         engine: Engine = live
         if given["engine"] == "ctranslate2":
             folder = Path(temporary) / "converted"
-            convert(live, given["model"], folder, quantization=None).save(folder)
+            convert(live.network, live.tokenizer, given["model"], folder, quantization=None).save(folder)
             engine = CTranslate2Engine(str(folder), asked, runtime)
         found = engine.search(encoded, plan_evaluation(lengths, max_tokens=given["max_tokens"]), runtime)
         pieces = [best.pieces.tolist() for best, *_ in found]

@@ -78,7 +78,7 @@ def test_the_package_works_outside_the_clone(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (site / "mtloop" / "recipes" / "kde4-en-fr.yaml").exists()
+    assert (site / "mtloop" / "config" / "recipes" / "kde4-en-fr.yaml").exists()
 
 
 # What each file is started with on a machine without an accelerator, and what its first line then says.
@@ -174,7 +174,7 @@ def test_readme_names_every_launch_file_and_recipe():
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
     for path in (PROJECT / "accelerate_configs").glob("*.yaml"):
         assert path.name in text
-    for path in (PROJECT / "mtloop" / "recipes").glob("*.yaml"):
+    for path in (PROJECT / "mtloop" / "config" / "recipes").glob("*.yaml"):
         assert f"`{path.stem}`" in text
 
 

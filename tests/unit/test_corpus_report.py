@@ -9,7 +9,7 @@ import pytest
 
 from mtloop.corpus_report.findings import NUM_EXAMPLES
 from mtloop.corpus_report.show import one_line
-from mtloop.data import load_corpus
+from mtloop.data.load import load_corpus
 from mtloop.tables import aligned
 from mtloop.translate.translator import Translator
 from tests.support.commands import command

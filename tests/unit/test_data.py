@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtloop.config import DataConfig
-from mtloop.data import Corpus, describe, load_corpus
+from mtloop.data.load import Corpus, describe, load_corpus
 from mtloop.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -422,7 +422,7 @@ def test_overwrite_cache_rebuilds_what_is_older_than_the_process_once(cache: Pat
 LOADER = """
 import os, sys
 from mtloop.config import DataConfig
-from mtloop.data import load_corpus
+from mtloop.data.load import load_corpus
 def private_mb():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024

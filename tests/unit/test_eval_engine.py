@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from transformers import LEDConfig, MarianConfig
 
 from mtloop.atomic import read_json_lines
 from mtloop.config import parse_config
@@ -47,22 +48,35 @@ def test_ctranslate2_scores_the_weights_of_each_evaluation_and_changes_nothing(n
 
 @pytest.mark.slow
 def test_the_copy_goes_when_an_evaluation_fails(new_run):
-    run = new_run(eval_engine="ctranslate2")
+    run = new_run(eval_engine="ctranslate2", source_prefix="translate: ")
     with pytest.raises(KeyError), eval_engine(run) as engine:
         assert engine.max_source_length == run.config.data.max_source_length
+        assert engine.source_prefix == "translate: "
         raise KeyError("something")
+    assert not [path for path in run.folder.path.iterdir() if path.name.startswith(".tmp")]
+
+
+def test_a_failed_conversion_leaves_nothing_and_names_the_flag(new_run, monkeypatch):
+    run = new_run(eval_engine="ctranslate2")
+
+    def fail(*arguments, **options):
+        raise UserError("--model x: CTranslate2 4.8 cannot convert it (ValueError: no)")
+
+    monkeypatch.setattr("mtloop.generation.conversion.convert", fail)
+    with pytest.raises(UserError, match="^--eval_engine ctranslate2 x: "), eval_engine(run):
+        pass
     assert not [path for path in run.folder.path.iterdir() if path.name.startswith(".tmp")]
 
 
 def test_an_engine_that_cannot_translate_is_refused_before_training(monkeypatch):
     config = parse_config(["--eval_engine", "ctranslate2"])
-    check_eval_engine(config, "marian")
-    with pytest.raises(UserError, match="^--eval_engine ctranslate2: it takes no led, only marian, bart"):
-        check_eval_engine(config, "led")
-    check_eval_engine(parse_config([]), "led")
+    check_eval_engine(config, MarianConfig())
+    with pytest.raises(UserError, match="^--eval_engine ctranslate2: no conversion of a led .* it takes marian, bart"):
+        check_eval_engine(config, LEDConfig())
+    check_eval_engine(parse_config([]), LEDConfig())
     with pytest.raises(UserError, match="^--eval_engine: ctranslate2: --max_length_ratio is of generate alone"):
         parse_config(["--eval_engine", "ctranslate2", "--max_length_ratio", "3"])
     monkeypatch.setitem(sys.modules, "ctranslate2.converters", None)
     monkeypatch.delitem(sys.modules, "mtloop.generation.conversion", raising=False)
     with pytest.raises(UserError, match="^--eval_engine ctranslate2: not installed here .*pip install ctranslate2"):
-        check_eval_engine(config, "marian")
+        check_eval_engine(config, MarianConfig())

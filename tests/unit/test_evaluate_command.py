@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -187,6 +188,22 @@ def test_the_configuration_of_a_run_is_found(tmp_path):
                                           "source_lang: en\ntarget_lang: fr\n")  # fmt: skip
     for name in (".", "final", "checkpoints/step_3"):
         assert stored_config(str(tmp_path / name)).data.dataset_name == "demo"
+    (tmp_path / "exports" / "mine").mkdir(parents=True)  # beside a file of that name which is no run's
+    assert (
+        stored_config(str(tmp_path / "exports")) is None and stored_config(str(tmp_path / "exports" / "mine")) is None
+    )
+
+
+@pytest.mark.slow
+def test_a_baseline_of_fewer_positions_is_cut_at_them(run_command, model_path, rows_path, tmp_path):
+    shutil.copytree(model_path, tmp_path / "run" / "final")
+    config = "train_file: [a.tsv]\nsource_lang: en\ntarget_lang: fr\ntrain_tokenizer: true\nmodel_size: tiny\n"
+    (tmp_path / "run" / "config.yaml").write_text(f"{config}max_source_length: 4000\nmax_target_length: 64\n")
+    positions = json.loads((model_path / "config.json").read_text())["max_position_embeddings"]
+    assert positions < 4000
+    words = ("--model", tmp_path / "run", "--baseline", model_path, "--test_set", rows_path, "--max_samples", "3")
+    status, out, err = run_command(*words)
+    assert status == 0 and "(+0.00, too few rows)" in out, err
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -61,7 +62,7 @@ def random_model(config):
 
 def exported(folder, target, runtime, *, quantization=None, **asked):
     engine = TransformersEngine.load(str(folder), EngineOptions(**asked), runtime)
-    record = convert(engine, str(folder), target, quantization=quantization)
+    record = convert(engine.network, engine.tokenizer, str(folder), target, quantization=quantization)
     record.save(target)
     return target
 
@@ -93,9 +94,9 @@ def test_every_family_gives_the_log_probabilities_of_transformers(
     engine = SimpleNamespace(network=copy.deepcopy(network), tokenizer=marian_tokenizer)
     if family == "umt5" and not hasattr(network.config, "scale_decoder_outputs"):
         with pytest.raises(UserError, match="computes UMT5 otherwise than CTranslate2 does; pip install -U"):
-            convert(engine, "m", tmp_path / "export", quantization=None)
+            convert(engine.network, engine.tokenizer, "m", tmp_path / "export", quantization=None)
         return
-    convert(engine, "m", tmp_path / "export", quantization=None)
+    convert(engine.network, engine.tokenizer, "m", tmp_path / "export", quantization=None)
     rows = encoded_sample.rows.select(range(8))
     pieces = marian_tokenizer.convert_ids_to_tokens(range(len(marian_tokenizer)))
     sources = [[pieces[number] for number in ids] for ids in rows["input_ids"]]
@@ -116,8 +117,8 @@ def test_every_family_gives_the_log_probabilities_of_transformers(
 def test_a_model_of_another_family_is_refused(configs, marian_tokenizer, runtime, tmp_path, model_path):
     engine = TransformersEngine.load(str(model_path), EngineOptions(), runtime)
     engine.network.config.model_type = "prophetnet"
-    with pytest.raises(UserError, match="--model m: no export of a prophetnet to CTranslate2; it takes marian, bart"):
-        convert(engine, "m", tmp_path / "export", quantization=None)
+    with pytest.raises(UserError, match="--model m: no conversion of a prophetnet to CTranslate2; it takes marian"):
+        convert(engine.network, engine.tokenizer, "m", tmp_path / "export", quantization=None)
 
 
 @pytest.mark.slow
@@ -341,6 +342,22 @@ def test_an_export_comes_with_its_parity(run_command, model_path, rows_path, tmp
     status, out, err = run_command(*words[:4])
     assert status == 0 and f"not compared: {model_path} is no run folder; --test_set FILE names rows" in out
     assert translate(["--text", "Yes", "--engine", "ctranslate2", "--model", str(target), "--cpu_threads", "1"]) == 0
+
+
+@pytest.mark.slow
+def test_an_export_searches_without_the_length_ratio_of_its_run(run_command, model_path, rows_path, tmp_path):
+    shutil.copytree(model_path, tmp_path / "run" / "final")
+    config = "train_file: [a.tsv]\nsource_lang: en\ntarget_lang: fr\ntrain_tokenizer: true\nmodel_size: tiny\n"
+    (tmp_path / "run" / "config.yaml").write_text(f"{config}max_length_ratio: 3.0\n")
+    words = ("--model", tmp_path / "run", "-o", tmp_path / "export", "--test_set", rows_path)
+    status, out, err = run_command(*words)
+    assert status == 0 and "translates without the run's --max_length_ratio 3.0" in out, err
+
+
+def test_a_damaged_export_is_told_in_a_line(export, runtime):
+    (export / "tokenizer" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="^--model .*export: its tokenizer/config.json cannot be read .*export again"):
+        Translator(str(export), runtime=runtime)
 
 
 @pytest.mark.slow

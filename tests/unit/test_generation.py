@@ -9,9 +9,9 @@ from transformers import AutoModelForSeq2SeqLM
 
 from mtloop.batching import plan_evaluation, plan_static_evaluation
 from mtloop.batching.loader import collate
-from mtloop.generation import NOTHING, deal_batches, generate_rows, greedy_search, rules_of
-from mtloop.generation import generate as generation_module
-from mtloop.generation.generate import _by_row_index, _stack
+from mtloop.generation import generate as generate_module
+from mtloop.generation.generate import NOTHING, _by_row_index, _stack, deal_batches, generate_rows
+from mtloop.generation.greedy import greedy_search, rules_of
 
 NUM_ROWS = 24
 
@@ -95,7 +95,7 @@ def test_beams_are_searched_as_plain_generate_does(tiny_model, rows, lengths, ru
 def test_a_translation_ends_at_a_multiple_of_its_own_source(
     tiny_model, plain_pieces, rows, lengths, runtime, marian_tokenizer, monkeypatch, num_beams
 ):
-    monkeypatch.setattr(generation_module, "SPARE_PIECES", 1)
+    monkeypatch.setattr(generate_module, "SPARE_PIECES", 1)
     model = copy.deepcopy(tiny_model)
     model.generation_config.num_beams = num_beams
     pad_id = marian_tokenizer.pad_token_id

@@ -14,8 +14,8 @@ import pytest
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from mtloop.config import DataConfig, parse_config
-from mtloop.data import Corpus, load_corpus
 from mtloop.data.kde4 import CODES, HUB_BRANCH, PAIRS_ON_HUB, find_code
+from mtloop.data.load import Corpus, load_corpus
 from mtloop.errors import UserError
 from mtloop.runtime import Runtime
 from mtloop.trainer.setup import load_corpora

@@ -9,6 +9,7 @@ import pytest
 
 from mtloop.cli.commands.train import main
 from mtloop.cli.main import main as commands
+from mtloop.cli.parser import Parser
 from mtloop.config import parse_config
 
 # What a clock says differs between two runs that are the same.
@@ -266,3 +267,23 @@ def test_a_command_is_listed_with_the_first_line_of_its_module(capsys):
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     folder = Path(sys.modules["mtloop"].__file__).parent / "cli" / "commands"
     assert listed == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def test_only_flags_are_written_with_underscores():
+    parser = Parser()
+    for flag in ("--model", "--max_source_length"):
+        parser.add_argument(flag)
+    parser.add_argument("files", nargs="*")
+    words = ["a--b-c", "--max-source-length=x--y-z", "--model", "hub/models--A-B--c-d", "d", "--", "--not-a-flag"]
+    given = parser.parse(words)
+    assert (given.max_source_length, given.model) == ("x--y-z", "hub/models--A-B--c-d")
+    assert given.files == ["a--b-c", "d", "--not-a-flag"]
+
+
+def test_a_reader_that_has_gone_ends_a_command_and_a_broken_socket_does_not(monkeypatch):
+    def broken(given):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("mtloop.cli.commands.push.run", broken)
+    with pytest.raises(BrokenPipeError):
+        commands(["push", "x"])

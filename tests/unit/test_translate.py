@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shutil
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -264,7 +266,8 @@ def test_the_output_is_of_the_kind_that_its_name_says():
         {"source": "a", "hypothesis": "x\ny"}, {"source": "b", "hypothesis": '"z"'},
     ]  # fmt: skip
     assert json.loads(write("o.json", [])) == []
-    assert gzip.decompress(written("o.txt.gz", rows)).decode() == write("o.txt", rows)
+    packed = written("o.txt.gz", rows)
+    assert gzip.decompress(packed).decode() == write("o.txt", rows) and packed[3] == 0  # no name of a file inside
     table = write("o.csv", [(row, [best]), (row, [other])], with_scores=True)
     assert list(csv.DictReader(io.StringIO(table))) == [
         {"id": "7", "en": "a", "hypothesis": "x\ny", "score": "-0.5000"},
@@ -317,9 +320,24 @@ def test_a_column_is_replaced_only_when_asked(name):
 
 
 def test_a_table_takes_the_same_columns_alone():
-    rows = [(Entry("a", {"source": "a"}), [Translation(text="x")]), (Entry("b", {"n": 1}), [Translation(text="y")])]
+    first, second = Entry("a", {"source": "a"}, "in.jsonl:1"), Entry("b", {"n": 1}, "in.jsonl:2")
+    rows = [(first, [Translation(text="x")]), (second, [Translation(text="y")])]
     for name in ("o.csv", "o.parquet"):
-        with pytest.raises(UserError, match="^row 2: the first row has no column 'n'; give -o FILE.jsonl"):
+        with pytest.raises(UserError, match="^in.jsonl:2: the first row has no column 'n'; give -o FILE.jsonl"):
+            written(name, rows)
+
+
+def test_values_that_are_no_text_are_written_as_a_reader_expects():
+    row = {"source": "a", "list": [1], "yes": True, "price": Decimal("1.20"), "when": date(2026, 1, 2), "none": None}
+    table = write("o.csv", [(Entry("a", row), [Translation(text="x")])])
+    assert table.splitlines()[1] == "a,[1],true,1.20,2026-01-02,,x"
+
+
+def test_half_a_surrogate_pair_stays_in_json_and_is_refused_elsewhere():
+    rows = [(Entry("a", {"source": "a", "other": "\ud83d"}, "in.jsonl:1"), [Translation(text="é")])]
+    assert json.loads(write("o.jsonl", rows)) == {"source": "a", "other": "\ud83d", "hypothesis": "é"}
+    for name in ("o.csv", "o.parquet"):
+        with pytest.raises((UserError, UnicodeEncodeError)):
             written(name, rows)
 
 
@@ -380,6 +398,7 @@ def test_what_is_cut_is_counted_and_named(run_command, sentences, tmp_path):
         (["{in}", "{dir}"], "several files need -o FOLDER"),
         (["{in}", "-o", "{in}"], "-o {in}: that is the input itself; give another"),
         (["{in}", "-o", "{in}/out.txt"], "-o {in}/out.txt: "),
+        (["{in}", "-o", "{in}.parquet.gz"], "-o {in}.parquet.gz: Parquet is compressed inside"),
         (["{in}", "--beams", "4"], "--beams: no such flag, did you mean --num_beams?"),
     ],
 )

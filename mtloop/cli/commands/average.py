@@ -193,11 +193,16 @@ def _score(
     """Print the scores of each checkpoint and, last, of their average. Collective."""
     from mtloop.checkpoint.weights import load_weights
 
-    scored = open_model("--checkpoints", str(paths[-1]), given, runtime, trained=trained, engine="transformers")
+    scored = open_model(_way(given), str(paths[-1]), given, runtime, trained=trained, engine="transformers")
     names = [*_names(given, paths[:-1]), "average"]
     network = cast(Any, scored.engine).network
     weights = [(name, partial(load_weights, network, path)) for name, path in zip(names, paths, strict=True)]
     runtime.say(*scores_table("model", _score_each(scored, weights, test_sets), test_sets))
+
+
+def _way(given: argparse.Namespace) -> str:
+    """Return the flag that names the checkpoints."""
+    return next(f"--{way}" for way in WAYS if getattr(given, way) is not None)
 
 
 def _score_each(
@@ -274,7 +279,7 @@ def score_line(
     runtime: Runtime,
 ) -> None:
     """Print the scores at each weight, as the fine-tuned model searches. Collective."""
-    scored = open_model("MODEL", given.model, given, runtime, trained=trained, engine="transformers")
+    scored = open_model("RUN", given.model, given, runtime, trained=trained, engine="transformers")
     network = cast(Any, scored.engine).network
     ends = {0.0: " (base)", 1.0: " (fine-tuned)"}
     points = [(f"{weight:g}{ends.get(weight, '')}", partial(line.put, network, weight)) for weight in weights]

@@ -12,17 +12,9 @@ from mtloop.checkpoint.listing import damage_of, epoch_ends, epoch_of, link_name
 from mtloop.checkpoint.manifest import Damaged, check_sizes, is_hashed, read_manifest
 from mtloop.errors import UserError
 from mtloop.run_folder import RunFolder
+from mtloop.tables import aligned
 
-COLUMNS = (
-    ("checkpoint", 14),
-    ("step", 9),
-    ("epoch", 9),
-    ("BLEU", 6),
-    ("MB", 9),
-    ("pushed", 6),
-    ("names", 11),
-    ("state", 0),
-)
+COLUMNS = ("checkpoint", "step", "epoch", "BLEU", "MB", "pushed", "names", "state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +47,7 @@ class Entry:
     def cells(self) -> list[str]:
         bleu = "-" if self.bleu is None else f"{self.bleu:.2f}"
         size, pushed = f"{self.num_bytes / 1e6:,.1f}", "yes" if self.is_pushed else "no"
-        cells = [self.path.name, f"{self.step:,}", self.epoch, bleu, size, pushed, " ".join(self.names), self.state]
-        return [cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)]
+        return [self.path.name, f"{self.step:,}", self.epoch, bleu, size, pushed, " ".join(self.names), self.state]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -133,9 +124,7 @@ def _show(run: Path, action: str) -> int:
     if not entries:
         print(f"{run}: no checkpoint yet")
         return 0
-    print("  ".join(title.rjust(width) for title, width in COLUMNS))
-    for entry in entries:
-        print("  ".join(entry.cells).rstrip())
+    print("\n".join(aligned([COLUMNS, *(entry.cells for entry in entries)], left=1)))
     damaged = sum(bool(entry.damage) for entry in entries)
     if action == "verify":
         print(f"{len(entries)} checkpoint(s): {len(entries) - damaged} verified, {damaged} damaged")

@@ -24,7 +24,7 @@ from mtloop.run_folder import RunFolder, stored_config
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from mtloop.data import Corpus
+    from mtloop.data.load import Corpus
 
 # Flags of train.py that say which rows there are, and how long they may be; the value is their type.
 DATA_FLAGS: dict[str, Any] = {
@@ -142,7 +142,7 @@ def _tokenizer_of_run(run: str, config: Config) -> str | None:
 def _load(data: DataConfig) -> Corpus:
     import datasets
 
-    from mtloop.data import load_corpus
+    from mtloop.data.load import load_corpus
 
     datasets.logging.set_verbosity_error()
     if not sys.stderr.isatty():
@@ -162,7 +162,7 @@ def _report(given: argparse.Namespace, subject: Subject) -> None:
     from mtloop.corpus_report.findings import ALL, inspect, ratio_band
     from mtloop.corpus_report.measure import count_tokens, measure
     from mtloop.corpus_report.show import draw, report_lines
-    from mtloop.data import describe
+    from mtloop.data.load import describe
 
     data, has_tokens = subject.data, subject.tokenizer is not None
     tokenizer = _load_tokenizer(subject, given) if has_tokens else None  # first: its mistakes are told at once
@@ -225,11 +225,16 @@ def _grep(given: argparse.Namespace, pattern: re.Pattern[str], corpus: Corpus, t
     if translator is not None and rows:
         for row, hypothesis in zip(rows, translator([row["source"] for row in rows]), strict=True):
             row["hypothesis"] = hypothesis
-    if translator is not None and not translator.runtime.is_main:
-        return
-    print("\n".join(match_lines(rows, pattern, num_found, num_rows=sum(map(len, splits.values())))))
-    if given.output is not None:
-        write_json_lines(Path(given.output) / "grep.jsonl", rows)
+
+    def show() -> None:
+        print("\n".join(match_lines(rows, pattern, num_found, num_rows=sum(map(len, splits.values())))))
+        if given.output is not None:
+            write_json_lines(Path(given.output) / "grep.jsonl", rows)
+
+    if translator is None:
+        show()
+    else:
+        translator.runtime.on_main(show)
 
 
 def _grep_and_translate(given: argparse.Namespace, pattern: re.Pattern[str], subject: Subject) -> None:

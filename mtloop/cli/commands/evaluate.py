@@ -41,7 +41,12 @@ METRICS = (*QUICK_METRICS, "TER")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     add = parser.add_argument
-    add("--model", required=True, metavar="M", help="a run folder, a checkpoint, any folder, or a Hub name[@revision]")
+    add(
+        "--model",
+        required=True,
+        metavar="M",
+        help="a run folder, a checkpoint, an export, any folder, or a Hub name[@revision]",
+    )
     add("--baseline", metavar="M", help="another model, to compare with")
     add_test_set_flags(parser, without="the run's own validation and test rows")
     add("--num_resamples", type=int, default=1000, metavar="N", help="of the bootstrap (1000)")
@@ -78,43 +83,59 @@ def run(given: argparse.Namespace) -> None:
         trained = stored_config(given.model)
         fill_settings(given, trained)
         test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
-        verdicts = _judge(given, test_sets, trained, runtime)
-        runtime.say(*verdict_table(verdicts, has_baseline=given.baseline is not None))
-        runtime.on_main(lambda: _write(Path(given.output), given, verdicts) if given.output else None)
-        runtime.on_main(lambda: _write_page(Path(given.compare), given, verdicts) if given.compare else None)
+        of_model = _reports(given, "--model", given.model, test_sets, trained, runtime)
+        of_baseline: list[Report] | list[None] = [None] * len(test_sets)
+        if given.baseline is not None:
+            of_baseline = _reports(given, "--baseline", given.baseline, test_sets, trained, runtime)
+        runtime.on_main(lambda: _conclude(given, test_sets, of_model, of_baseline))
     finally:
         runtime.close()
 
 
-def _judge(
-    given: argparse.Namespace, test_sets: list[TestSet], trained: Config | None, runtime: Runtime
-) -> list[Verdict]:
-    """Translate with each model in turn, one in memory at a time, and score. Collective."""
+def _reports(
+    given: argparse.Namespace,
+    flag: str,
+    model: str,
+    test_sets: list[TestSet],
+    trained: Config | None,
+    runtime: Runtime,
+) -> list[Report]:
+    """Score a model on each test set; it leaves the memory with this function. Collective."""
+    scored = open_model(flag, model, given, runtime, trained=stored_config(model) or trained)
+    reports = []
+    for test_set in test_sets:
+        runtime.say(f"{flag.removeprefix('--')}: translating {len(test_set.rows):,} rows of {test_set.name} ...")
+        reports.append(scored.evaluate(test_set, metrics=METRICS))
+    return reports
+
+
+def _conclude(
+    given: argparse.Namespace,
+    test_sets: list[TestSet],
+    of_model: list[Report],
+    of_baseline: list[Report] | list[None],
+) -> None:
+    """Compare, print and write. Main only."""
     from mtloop.evaluation.test_sets import Verdict
 
-    def reports_of(flag: str, model: str) -> list[Report]:
-        scored = open_model(flag, model, given, runtime, trained=trained)
-        reports = []
-        for test_set in test_sets:
-            runtime.say(f"{flag.removeprefix('--')}: translating {len(test_set.rows):,} rows of {test_set.name} ...")
-            reports.append(scored.evaluate(test_set, metrics=METRICS))
-        return reports
-
-    of_model = reports_of("--model", given.model)
-    of_baseline = reports_of("--baseline", given.baseline) if given.baseline is not None else [None] * len(test_sets)
-
-    def judge(test_set: TestSet, report: Report, other: Report | None) -> Verdict:
+    verdicts = []
+    for test_set, report, other in zip(test_sets, of_model, of_baseline, strict=True):
         baseline = None if other is None else other.counted[""]
         scores, baseline_scores = resample(report.counted[""], baseline, num_resamples=given.num_resamples)
-        return Verdict(
-            test_set=test_set,
-            hypotheses=report.hypotheses,
-            scores=scores,
-            baseline_hypotheses=None if other is None else other.hypotheses,
-            baseline_scores=baseline_scores,
+        verdicts.append(
+            Verdict(
+                test_set=test_set,
+                hypotheses=report.hypotheses,
+                scores=scores,
+                baseline_hypotheses=None if other is None else other.hypotheses,
+                baseline_scores=baseline_scores,
+            )
         )
-
-    return runtime.on_main(lambda: [judge(*each) for each in zip(test_sets, of_model, of_baseline, strict=True)])
+    print("\n".join(verdict_table(verdicts, has_baseline=given.baseline is not None)))
+    if given.output:
+        _write(Path(given.output), given, verdicts)
+    if given.compare:
+        _write_page(Path(given.compare), given, verdicts)
 
 
 def verdict_table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:

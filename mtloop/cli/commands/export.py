@@ -24,10 +24,12 @@ from mtloop.cli.test_sets import (
     open_model,
 )
 from mtloop.errors import UserError
+from mtloop.generation import RECORD_NAME
 from mtloop.run_folder import RunFolder, stored_config
 from mtloop.tables import aligned
 
 if TYPE_CHECKING:
+    from mtloop.config import Config
     from mtloop.evaluation.evaluate import Report
     from mtloop.evaluation.test_sets import TestSet
     from mtloop.generation.ctranslate2 import Record
@@ -51,7 +53,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
-    from mtloop.generation.engine import RECORD_NAME
 
     check_test_sets(given)
     if given.no_parity and given.test_set:
@@ -76,22 +77,22 @@ def run(given: argparse.Namespace) -> None:
         test_sets: list[TestSet] = []
         if not given.no_parity and (given.test_set or trained is not None):
             test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
-        _write(given, test_sets, runtime)
+        _write(given, test_sets, trained, runtime)
         if not test_sets and not given.no_parity:
             runtime.say(f"not compared: {given.model} is no run folder; --test_set FILE names rows to compare on")
     finally:
         runtime.close()
 
 
-def _write(given: argparse.Namespace, test_sets: list[TestSet], runtime: Runtime) -> None:
+def _write(given: argparse.Namespace, test_sets: list[TestSet], trained: Config | None, runtime: Runtime) -> None:
     """Make the export under a hidden name, and let it appear when it has been compared. Collective."""
     target = Path(given.output)
     partial = runtime.on_main(lambda: _new_folder(target))
     try:
-        record, generated = _convert(given, test_sets, partial, runtime)
+        record, generated = _convert(given, test_sets, trained, partial, runtime)
         if test_sets:
-            reports = _compare(given, test_sets, generated, partial, runtime)
-            runtime.on_main(lambda: replace(record, parity=reports).save(partial))
+            reports = _compare(given, test_sets, trained, generated, partial, runtime)
+            runtime.on_main(lambda: _save(replace(record, parity=reports), given, partial))
         runtime.on_main(lambda: _publish(partial, target))
     finally:
         if runtime.is_main:
@@ -99,14 +100,13 @@ def _write(given: argparse.Namespace, test_sets: list[TestSet], runtime: Runtime
 
 
 def _convert(
-    given: argparse.Namespace, test_sets: list[TestSet], partial: Path, runtime: Runtime
+    given: argparse.Namespace, test_sets: list[TestSet], trained: Config | None, partial: Path, runtime: Runtime
 ) -> tuple[Record, list[Report]]:
     """Translate the test sets with the model, and convert it; it leaves the memory with this function. Collective."""
     from mtloop.generation.conversion import convert, differences
     from mtloop.generation.engines import TransformersEngine
     from mtloop.translate.parity import evaluate_warm
 
-    trained = stored_config(given.model)
     scored = open_model("--model", given.model, given, runtime, trained=trained, engine="transformers")
     engine = cast(TransformersEngine, scored.engine)
     runtime.say(*(f"warning: generation_config {line}" for line in differences(engine.network)))
@@ -114,26 +114,36 @@ def _convert(
     generated = [evaluate_warm(scored, each) for each in test_sets]
 
     def convert_and_save() -> Record:
+        origin = _origin(Path(model_folder(given.model)))
         try:
-            origin = _origin(Path(model_folder(given.model)))
-            record = convert(engine, given.model, partial, quantization=given.quantization, origin=origin)
-            record.save(partial)
+            record = convert(
+                engine.network,
+                engine.tokenizer,
+                given.model,
+                partial,
+                quantization=given.quantization,
+                origin=origin,
+            )
         except OSError as error:
             raise UserError(f"-o {given.output}: cannot be written ({error.strerror or error})") from error
+        _save(record, given, partial)
         return record
 
     return runtime.on_main(convert_and_save), generated
 
 
 def _compare(
-    given: argparse.Namespace, test_sets: list[TestSet], generated: list[Report], partial: Path, runtime: Runtime
+    given: argparse.Namespace,
+    test_sets: list[TestSet],
+    trained: Config | None,
+    generated: list[Report],
+    partial: Path,
+    runtime: Runtime,
 ) -> list[dict[str, Any]]:
     """Translate with the export, print a table for each test set, and return the reports. Collective."""
     from mtloop.translate.parity import compare, evaluate_warm
 
-    exported = open_model(
-        "--model", str(partial), given, runtime, trained=stored_config(given.model), engine="ctranslate2"
-    )
+    exported = open_model("--model", str(partial), given, runtime, trained=trained, engine="ctranslate2")
     how = {
         "num_beams": exported.engine.num_beams,
         "num_processes": runtime.num_ranks,
@@ -152,6 +162,13 @@ def _compare(
         )
         reports.append({**report, **how})
     return reports
+
+
+def _save(record: Record, given: argparse.Namespace, folder: Path) -> None:
+    try:
+        record.save(folder)
+    except OSError as error:
+        raise UserError(f"-o {given.output}: cannot be written ({error.strerror or error})") from error
 
 
 def _new_folder(target: Path) -> Path:

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from mtloop.atomic import partial_name
 from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
 from mtloop.config import Config
-from mtloop.data.files import STDIN
-from mtloop.data.readers import Records
-from mtloop.data.texts import Entry, Texts
+from mtloop.data.files import STDIN, kind_of
 from mtloop.errors import UserError
 from mtloop.languages import match_language
 from mtloop.run_folder import stored_config
-from mtloop.translate.files import Writer
 
 if TYPE_CHECKING:
+    from mtloop.data.readers import Records
+    from mtloop.data.texts import Entry
+    from mtloop.translate.files import Writer
     from mtloop.translate.translator import Translation
 
 # Texts that are sorted and batched together: more need fewer padded tokens, and wait longer for the first.
@@ -111,8 +111,11 @@ def _check(given: argparse.Namespace) -> None:
     for name in given.files:
         if name != STDIN and not Path(name).is_file():
             raise UserError(f"{name}: {'a folder, not a file' if Path(name).is_dir() else 'no such file'}")
+        kind_of("FILE", [name])
         if given.output is not None and _output_of(name, given).resolve() == Path(name).resolve():
             raise UserError(f"-o {given.output}: that is the input itself; give another")
+        if given.output is not None:
+            kind_of("-o", [str(_output_of(name, given))])
 
 
 def _output_of(name: str, given: argparse.Namespace) -> Path:
@@ -158,6 +161,8 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
     """Translate one file, or the sentences of --text (None), block by block. Main reads and writes; all translate."""
     from tqdm.auto import tqdm
 
+    from mtloop.data.texts import Entry, Texts
+
     runtime = translator.runtime
     warnings, num_done = Warnings(), 0
     texts = Texts(name, column=given.column, source_lang=given.row_lang) if name is not None else None
@@ -201,12 +206,19 @@ class _Sink:
         try:
             if self._writer is None:
                 self._file = sys.stdout.buffer if self._path is None else self._open(self._path)
+                from mtloop.translate.files import Writer
+
                 self._writer = Writer(self._file, self._kind, **self._options)
             self._writer.write(block, found, self._records)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise UserError(f"-o {self._path or '(standard output)'}: {error.strerror or error}") from error
+        except UnicodeEncodeError as error:
+            problem = (
+                f"a text of {block[0].where or 'the input'} or below has half a surrogate pair, which no UTF-8 holds"
+            )
+            raise UserError(f"-o {self._path or '(standard output)'}: {problem}; give -o FILE.jsonl") from error
 
     def _open(self, path: Path) -> BinaryIO:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +228,8 @@ class _Sink:
         """Let the file appear; an empty input makes an empty output."""
         if self._path is None:
             return
-        self.write([], [])
+        if self._writer is None:
+            self.write([], [])
         assert self._file is not None and self._writer is not None
         try:
             self._writer.finish(self._records)
