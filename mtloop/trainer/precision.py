@@ -19,6 +19,8 @@ MAX_SECONDS, MAX_SHARE, MIN_FORWARDS = 5.0, 0.02, 250
 MAX_ROUNDS = 5
 # Every so many-th row is tried first: where bf16 is computed in software, ten times as slowly, that is enough.
 PART_STEP, HOPELESS = 8, 0.5
+# A warm-up in bf16 of so many seconds, and so many times fp32's, is not the making of kernels any more.
+SLOW_WARMUP_S, SLOW_WARMUP = 2.0, 5.0
 # In so many updates a typical micro-batch is looked for.
 NUM_UPDATES_READ = 16
 
@@ -79,6 +81,7 @@ def typical_micro_batch(loader: TrainLoader) -> tuple[NDArray[np.int64], float]:
 def _compare(run: Run, ids: NDArray[np.int64], *, limit_s: float) -> tuple[float, float]:
     """Time both precisions in turn, after a warm-up of each; return bf16's gain, and the seconds in fp32, at best."""
     batch = collate(run.loader.encoded, ids, pad_id=run.loader.pad_id)
+    warmup = {"no": 0.0, "bf16": 0.0}
     best = {"no": float("inf"), "bf16": float("inf")}
     start = time.perf_counter()
     for number in range(MAX_ROUNDS + 1):
@@ -86,9 +89,14 @@ def _compare(run: Run, ids: NDArray[np.int64], *, limit_s: float) -> tuple[float
             run.runtime.precision = precision
             before = time.perf_counter()
             forward_and_backward(run, batch, with_exchange=False)
+            seconds = time.perf_counter() - before
             if number:
-                best[precision] = min(best[precision], time.perf_counter() - before)
+                best[precision] = min(best[precision], seconds)
+            else:
+                warmup[precision] = seconds
             run.optimizer.zero_grad()
+        if not number and warmup["bf16"] > max(SLOW_WARMUP_S, SLOW_WARMUP * warmup["no"]):
+            return warmup["no"] / warmup["bf16"], warmup["no"]  # a second one would take as long
         if number and time.perf_counter() - start > limit_s:
             break
     return best["no"] / best["bf16"], best["no"]

@@ -68,6 +68,12 @@ def test_where_bf16_is_hopeless_a_few_rows_tell(new_run, cost):
     assert {rows for _, rows in made} == {-(-len(ids) // module.PART_STEP)} and len(made) == 4
 
 
+def test_a_warm_up_that_takes_for_ever_is_the_only_one(new_run, cost):
+    made = cost({"no": 0.5, "bf16": 20.0})
+    assert measure_gain(new_run(**LONG)) == pytest.approx(0.025)
+    assert [precision for precision, _ in made] == ["no", "bf16"]
+
+
 def test_a_large_model_is_measured_on_fewer_rows(new_run, cost, monkeypatch):
     monkeypatch.setattr(module, "MAX_SECONDS", 0.2)
     run = new_run(**LONG)
