@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's complaint."""
-        raise UserError(re.sub(r"^argument (?:-\w/)?(--\w+): ", r"\1: ", " ".join(message.split())))
+        raise UserError(" ".join(message.split()).removeprefix("argument "))
 
 
 def _underscored(words: Sequence[str]) -> list[str]:
