@@ -54,3 +54,19 @@ def test_more_ranks_than_batches(model_dir, demo_sample, tmp_path):
         launch(WORKER, num_processes, model_dir, rows, tmp_path / f"{num_processes}.json", num_processes=num_processes)
     one, three = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 3))
     assert one["hyps"] == three["hyps"] and len(three["hyps"]) == 1
+
+
+def test_ctranslate2_translates_what_two_processes_train_in_shards(model_dir, tmp_path):
+    flags = [
+        "--model_name_or_path", model_dir, "--dataset_name", "demo", "--source_lang", "en", "--target_lang", "fr",
+        "--mixed_precision", "no", "--cpu_threads", "1", "--max_train_samples", "60", "--max_eval_samples", "20",
+        "--max_train_steps", "1", "--num_beams", "2", "--shard_model", "--output_dir", tmp_path / "run",
+    ]  # fmt: skip
+    out = launch("train.py", *flags, "--eval_engine", "ctranslate2", num_processes=2)
+    (line,) = [line for line in out.splitlines() if line.startswith("--eval_engine ctranslate2: ")]
+    assert int(line.split()[2]) >= 19 and "of 20 hypotheses are those of generate()" in line
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    evaluated = [record for record in map(json.loads, lines) if "bleu" in record]
+    assert [record["step"] for record in evaluated] == [0, 1]
+    assert all(record["bleu"] > 20 and record["eval_loss"] < 2 for record in evaluated)  # the demo's model is good
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".tmp")]
