@@ -17,7 +17,7 @@ from importlib.resources import files
 
 import mtloop
 from mtloop.cli.parser import Parser
-from mtloop.cli.status import reported
+from mtloop.cli.status import StdoutClosed, reported
 from mtloop.errors import UserError
 
 COMMANDS = "mtloop.cli.commands"
@@ -54,13 +54,19 @@ def _run(words: list[str]) -> int:
         if isinstance(error.code, str):
             raise
         return error.code or 0
+    except (StdoutClosed, BrokenPipeError) as error:
+        if not isinstance(error, StdoutClosed) and _takes_output():
+            raise  # of another pipe, or a socket
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _takes_output() -> bool:
+    try:
+        sys.stdout.flush()
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever read the output has gone (`| head`)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        raise  # of another pipe, or a socket
+        return False
+    return True
 
 
 def _docstrings() -> dict[str, str]:

@@ -10,6 +10,10 @@ from collections.abc import Callable
 from mtloop.errors import ProcessFailed, RunFailed, UserError
 
 
+class StdoutClosed(Exception):
+    """Raised when whoever read standard output has gone (`| head`)."""
+
+
 def reported(work: Callable[[], int], *, interrupted: str = "") -> int:
     """Do work and return its status; print what ends it early in one line.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtloop.atomic import partial_name
 from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
+from mtloop.cli.status import StdoutClosed
 from mtloop.config import Config
 from mtloop.data.files import STDIN, kind_of
 from mtloop.errors import UserError
@@ -211,7 +212,7 @@ class _Sink:
                 self._writer = Writer(self._file, self._kind, **self._options)
             self._writer.write(block, found, self._records)
         except BrokenPipeError:
-            raise
+            raise StdoutClosed from None
         except OSError as error:
             raise UserError(f"-o {self._path or '(standard output)'}: {error.strerror or error}") from error
         except UnicodeEncodeError as error:
