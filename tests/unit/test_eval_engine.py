@@ -56,6 +56,7 @@ def test_the_copy_goes_when_an_evaluation_fails(new_run):
     assert not [path for path in run.folder.path.iterdir() if path.name.startswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_a_failed_conversion_leaves_nothing_and_names_the_flag(new_run, monkeypatch):
     run = new_run(eval_engine="ctranslate2")
 

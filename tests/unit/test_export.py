@@ -354,6 +354,7 @@ def test_an_export_searches_without_the_length_ratio_of_its_run(run_command, mod
     assert status == 0 and "translates without the run's --max_length_ratio 3.0" in out, err
 
 
+@pytest.mark.slow
 def test_a_damaged_export_is_told_in_a_line(export, runtime):
     (export / "tokenizer" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="^--model .*export: its tokenizer/config.json cannot be read .*export again"):

@@ -156,6 +156,7 @@ def test_the_package_offers_it_and_is_light_without_it(model_path, fresh_acceler
     assert PartialState._shared_state  # the runtime was given, and is its owner's
 
 
+@pytest.mark.slow
 def test_nothing_of_accelerate_is_left_behind(model_path, fresh_accelerate):
     with Translator(str(model_path), num_beams=1) as translator:
         assert isinstance(translator("Yes"), str) and PartialState._shared_state
@@ -170,6 +171,7 @@ def test_nothing_of_accelerate_is_left_behind(model_path, fresh_accelerate):
     assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
 
 
+@pytest.mark.slow
 def test_progress_bars_are_those_of_the_program(model_path, fresh_accelerate, capfd):
     datasets.enable_progress_bars()
     transformers.utils.logging.enable_progress_bar()
