@@ -282,19 +282,22 @@ def _source_text(origins: Any) -> str:
     return ", ".join(texts) or "none"
 
 
+def run_above(folder: Path) -> RunFolder | None:
+    """Return the run whose final/ or checkpoint a folder is; None for any other folder."""
+    path = folder.parent if folder.name == "final" else folder.parent.parent
+    is_of_run = folder.name == "final" or folder.parent.name == "checkpoints"
+    run = RunFolder(path)
+    return run if is_of_run and run.config_path.is_file() else None
+
+
 def stored_config(model: str) -> Config | None:
     """Return the configuration that a model was trained with; None where it cannot be told.
 
     Args:
         model: A run folder, its final/, a checkpoint, or any other name.
     """
-    path = Path(model)
-    folders = [path]
-    if path.name == "final":
-        folders.append(path.parent)
-    if path.parent.name == "checkpoints":
-        folders.append(path.parent.parent)
-    for folder in folders:
-        if path.is_dir() and (folder / "config.yaml").is_file():
-            return RunFolder(folder).stored_config()
-    return None
+    folder = RunFolder(Path(model))
+    if not folder.path.is_dir():
+        return None
+    run = folder if folder.config_path.is_file() else run_above(folder.path)
+    return None if run is None else run.stored_config()

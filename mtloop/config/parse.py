@@ -6,6 +6,7 @@ A recipe's settings are read as flags are and lie below the command line's: a fl
 import argparse
 import copy
 import difflib
+import json
 import os
 import re
 import sys
@@ -19,7 +20,7 @@ import mtloop
 from mtloop.config import accepted
 from mtloop.config.checks import OWN_METADATA
 from mtloop.config.whole import DATA_FIELDS, DEFAULTS, GROUPS, MODEL_FIELDS, Config, check_complete, group_fields
-from mtloop.config.yaml_file import MAPPING_FIELD, Entry, one_line_json, read_source, recipe_names
+from mtloop.config.yaml_file import MAPPING_FIELD, Entry, read_source, recipe_names
 from mtloop.errors import FieldError, UserError
 
 DEMO = "demo"
@@ -275,7 +276,7 @@ def _entry(key: object, value: Any) -> Entry:
     if isinstance(value, Mapping):
         if name != MAPPING_FIELD:
             raise UserError(f"--{name}: takes a value, not a dict")
-        return Entry(name, one_line_json(dict(value)))
+        return Entry(name, json.dumps(dict(value)))
     if isinstance(value, (list, tuple)):
         return Entry(name, [str(item) for item in value])
     if isinstance(value, (str, int, float, PathLike)):

@@ -116,15 +116,10 @@ def _node_value(name: str, node: yaml.Node, where: str) -> str | list[str] | Non
     if isinstance(node, yaml.MappingNode):
         if name != MAPPING_FIELD:
             raise UserError(f"{where}: {name}: takes a value, not a mapping: every name stands at the left margin")
-        return one_line_json(_plain(node))
+        return json.dumps(_plain(node))
     if not all(isinstance(item, yaml.ScalarNode) for item in node.value):
         raise UserError(f"{where}: {name}: takes a list of plain values")
     return [item.value for item in node.value]
-
-
-def one_line_json(value: dict[str, Any]) -> str:
-    """Write the arguments of a schedule as the JSON that its flag takes."""
-    return json.dumps(value)
 
 
 def _plain(node: yaml.Node) -> Any:

@@ -25,7 +25,7 @@ from mtloop.cli.test_sets import (
 )
 from mtloop.errors import UserError
 from mtloop.generation import RECORD_NAME
-from mtloop.run_folder import RunFolder, stored_config
+from mtloop.run_folder import run_above, stored_config
 from mtloop.tables import aligned
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
-
     check_test_sets(given)
     if given.no_parity and given.test_set:
         raise UserError("--no_parity and --test_set: give one of the two")
@@ -209,11 +208,9 @@ def parity_table(report: dict[str, Any]) -> list[str]:
 def _origin(folder: Path) -> tuple[str | None, int | None]:
     """Return run id and step of what a run folder holds; None where they are not known."""
     folder = folder.resolve()
-    for path in (folder.parent, folder.parent.parent):  # RUN/final, RUN/checkpoints/step_N
-        run = RunFolder(path)
-        if run.config_path.is_file():
-            record, name = run.run_record, folder.name
-            is_checkpoint = name.removeprefix("step_").isdigit()
-            step = int(name.removeprefix("step_")) if is_checkpoint else record.get("final", {}).get("step")
-            return record["run_id"] or None, step
-    return None, None
+    run = run_above(folder)
+    if run is None:
+        return None, None
+    record, number = run.run_record, folder.name.removeprefix("step_")
+    step = int(number) if number.isdigit() else record.get("final", {}).get("step")
+    return record["run_id"] or None, step
