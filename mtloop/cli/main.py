@@ -14,11 +14,15 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import mtloop
 from mtloop.cli.parser import Parser
 from mtloop.cli.status import StdoutClosed, reported
 from mtloop.errors import UserError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 COMMANDS = "mtloop.cli.commands"
 
@@ -35,19 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     prog = mtloop.program()
-    docstrings = _docstrings()
+    commands = _commands()
     if not words or words[0].startswith("-"):
-        return _describe(prog, docstrings, words)
+        return _describe(prog, commands, words)
     name, *rest = words
-    if name not in docstrings:
-        near = difflib.get_close_matches(name, docstrings, n=1)
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, n=1)
         remedy = f", did you mean {near[0]}?" if near else f"; {prog} --help lists them"
         raise UserError(f"{name}: no such command{remedy}")
     command = importlib.import_module(f"{COMMANDS}.{name}")
     try:
         if hasattr(command, "parse"):
             return command.run(command.parse(rest)) or 0
-        parser = Parser(prog=f"{prog} {name}", description=docstrings[name], allow_abbrev=False)
+        parser = Parser(prog=f"{prog} {name}", description=command.__doc__, allow_abbrev=False)
         command.add_flags(parser)
         return command.run(parser.parse(rest)) or 0
     except SystemExit as error:  # --help
@@ -69,14 +73,18 @@ def _takes_output() -> bool:
     return True
 
 
-def _docstrings() -> dict[str, str]:
-    """Return the docstring of each command by its name, without importing it."""
+def _commands() -> dict[str, Traversable]:
+    """Return the file of each command by its name."""
     modules = (file for file in files(COMMANDS).iterdir() if file.name.endswith(".py") and file.name[0] != "_")
-    texts = {file.name[: -len(".py")]: ast.get_docstring(ast.parse(file.read_text("utf-8"))) for file in modules}
-    return {name: text or "" for name, text in sorted(texts.items())}
+    return {file.name[: -len(".py")]: file for file in sorted(modules, key=lambda file: file.name)}
 
 
-def _describe(prog: str, docstrings: dict[str, str], words: list[str]) -> int:
+def _help(file: Traversable) -> str:
+    """Return the first line of a command's docstring, without importing it."""
+    return (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
+
+
+def _describe(prog: str, commands: dict[str, Traversable], words: list[str]) -> int:
     """Print the version or the list of commands; the latter on standard error where nothing was asked."""
     if words and words[0] == "--version":
         print(f"mtloop {mtloop.__version__}")
@@ -85,7 +93,7 @@ def _describe(prog: str, docstrings: dict[str, str], words: list[str]) -> int:
     if words and not is_help:
         raise UserError(f"{words[0]}: no such flag; {prog} --help lists the commands")
     lines = [f"usage: {prog} COMMAND ...", ""]
-    lines += [f"  {name:<12}{text.splitlines()[0]}" for name, text in docstrings.items()]
+    lines += [f"  {name:<12}{_help(file)}" for name, file in commands.items()]
     lines += ["", f"{prog} COMMAND --help lists the flags of a command; {prog} --version prints the version"]
     print("\n".join(lines), file=sys.stdout if is_help else sys.stderr)
     return 0 if is_help else 2
