@@ -24,6 +24,35 @@ from mtloop.metrics_log import MetricsLog
 # A run that was told to stop may still be saving when its successor starts.
 LOCK_WAIT_S = 10.0
 
+# Every path that a run may leave in its folder, with its meaning: the reference page is generated from this table.
+RUN_FILES: dict[str, str] = {
+    "config.yaml": "Resolved settings. `train.py RUN/config.yaml --output_dir NEW` starts the same run again.",
+    "metrics.jsonl": "One line per logged update, and one line per evaluation.",
+    "status.json": "`status` (running, stopped, finished or failed), `exit_status`, `message`, `step`, `pid`.",
+    "data.json": "Data sources, row counts, dropped rows by reason, and fingerprints of data and tokenizer.",
+    "run.json": "Id of the run, measured precision, changes of `--allow_changed`, Hub target, source of `final/`.",
+    "push.jsonl": "One line per push to the Hub: `part`, `step`, `manifest`, `repo_id`, `revision`, `commit`.",
+    "hypotheses/step_N.jsonl": "Translations of an evaluation: `index`, `source`, `reference`, `hypothesis` "
+    "(and `pair`, with `--pairs`) of every validation sentence.",
+    "hypotheses/test.jsonl": "Translations of the test rows at the end of the run, with `--test_file`.",
+    "hypotheses/average.jsonl": "Translations of the validation rows by the averaged model, with `--average_last`.",
+    "checkpoints/step_N/": "Checkpoint after update N. `from_pretrained` loads it.",
+    "checkpoints/step_N/training/": "State that a resume needs in addition to the weights: optimizer, fp16 scaler.",
+    "checkpoints/step_N/training/manifest.json": "Step, epoch, position in the epoch, number of processes, budgets, "
+    "fingerprints, versions, and size and sha256 of every file of the checkpoint.",
+    "checkpoints/step_N/adapter/": "LoRA adapter in the format of peft, with `--lora_rank` (also in `final/`).",
+    "checkpoints/damaged_step_N/": "Corrupt checkpoint that a resume renamed.",
+    "checkpoints/latest": "Link to the newest checkpoint.",
+    "checkpoints/best": "Link to the checkpoint with the best score.",
+    "final/": "Model at the end of the run: the last one, the best one (`--load_best_model_at_end`), or the average of "
+    "the last epochs (`--average_last N`).",
+    "final/averaged.json": "Checkpoints that were averaged, with `--average_last`.",
+    "tokenizer/": "Trained tokenizer, with `--train_tokenizer`.",
+    "curves.png": "Loss and BLEU over updates, if matplotlib is installed.",
+    "mtloop/": "TensorBoard events, with `--with_tracking --report_to tensorboard`.",
+    ".lock": "Process that is training in the folder.",
+}
+
 
 @dataclass(frozen=True)
 class RunFolder:

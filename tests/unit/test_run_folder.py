@@ -11,7 +11,7 @@ import pytest
 from mtloop.atomic import read_json, write_text
 from mtloop.config import parse_config
 from mtloop.errors import FieldError, RunFailed, UserError
-from mtloop.run_folder import RunFolder
+from mtloop.run_folder import RUN_FILES, RunFolder
 from tests.support.forked import python_forked
 
 FLAGS = ["--train_file", "pairs.jsonl", "--source_lang", "en", "--target_lang", "fr", "--model_name_or_path", "m"]
@@ -39,6 +39,16 @@ def test_a_new_folder_is_made_and_empty(folder):
     assert [path.name for path in folder.path.iterdir()] == ["checkpoints"]
     folder.create()
     assert folder.stored_config() is None and not folder.is_finished
+
+
+def test_run_files_name_every_path_of_the_folder(folder):
+    names = [name for name, value in vars(RunFolder).items() if isinstance(value, property)]
+    values = [getattr(folder, name) for name in names]
+    paths = [getattr(value, "path", value) for value in values]
+    entries = {path.relative_to(folder.path).parts[0] for path in paths if isinstance(path, type(folder.path))}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "final"} <= entries
+    assert entries <= {name.split("/")[0] for name in RUN_FILES}
+    assert all("\n" not in meaning and meaning.endswith(".") for meaning in RUN_FILES.values())
 
 
 def test_a_folder_that_cannot_be_written_is_refused(blocked):
