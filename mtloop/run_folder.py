@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.atomic import read_json, sweep, write_json, write_text
-from mtloop.config import Config, differences, parse_config, to_yaml
+from mtloop.config.parse import parse_config
+from mtloop.config.settings import Config, differences
+from mtloop.config.yaml_file import to_yaml
 from mtloop.errors import UserError
 from mtloop.metrics_log import MetricsLog
 

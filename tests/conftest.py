@@ -227,7 +227,7 @@ def fresh_accelerate():
 @pytest.fixture
 def runtime(fresh_accelerate, request):
     """One process on the CPU, in fp32 or in the precision that the test gives as parameter."""
-    from mtloop.config import HardwareConfig
+    from mtloop.config.training import HardwareConfig
     from mtloop.runtime import Runtime
 
     precision = getattr(request, "param", "no")
@@ -249,7 +249,7 @@ def marian_config():
     """Build a Marian's config as --model_size tiny has it, with one layer a side, of another size."""
     from transformers import PretrainedConfig
 
-    from mtloop.config import ModelConfig
+    from mtloop.config.inputs import ModelConfig
     from mtloop.model import load_config
 
     def build(tokenizer, **size) -> PretrainedConfig:
@@ -272,7 +272,8 @@ def narrow_path(marian_config, marian_tokenizer, tmp_path_factory) -> Path:
 @pytest.fixture
 def new_run(pairs_path, marian_tokenizer, narrow_path, runtime, tmp_path):
     """Build a real Run from flags: new_run(name, flag=value, ...); a narrow Marian, 4 updates of 16 pairs an epoch."""
-    from mtloop.config import config_from, resolve
+    from mtloop.config.parse import config_from
+    from mtloop.config.settings import resolve
     from mtloop.trainer.claim import claim_folder
     from mtloop.trainer.setup import build_run, settle_budget
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from mtloop.config import HardwareConfig
+from mtloop.config.training import HardwareConfig
 from mtloop.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from mtloop.checkpoint.listing import model_folder
 from mtloop.cli.flags import check_counts
-from mtloop.config import Config, DataConfig
+from mtloop.config.inputs import DataConfig
+from mtloop.config.settings import Config
 from mtloop.errors import UserError, renamed
 from mtloop.languages import match_language
 

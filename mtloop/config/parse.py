@@ -18,8 +18,8 @@ from transformers.hf_argparser import HfArgumentParser
 
 import mtloop
 from mtloop.config import accepted
-from mtloop.config.checks import OWN_METADATA
-from mtloop.config.whole import DATA_FIELDS, DEFAULTS, GROUPS, MODEL_FIELDS, Config, check_complete, group_fields
+from mtloop.config.fields import OWN_METADATA
+from mtloop.config.settings import DATA_FIELDS, DEFAULTS, GROUPS, MODEL_FIELDS, Config, check_complete, group_fields
 from mtloop.config.yaml_file import MAPPING_FIELD, Entry, read_source, recipe_names
 from mtloop.errors import FieldError, UserError
 

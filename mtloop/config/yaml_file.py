@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from mtloop.config.whole import GROUPS, Config
+from mtloop.config.settings import GROUPS, Config
 from mtloop.errors import UserError
 
 NULL_TAG = "tag:yaml.org,2002:null"
@@ -33,7 +33,7 @@ class Entry:
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes."""
-    names = (entry.name for entry in files("mtloop.config.recipes").iterdir())
+    names = (entry.name for entry in files("mtloop.config").joinpath("recipes").iterdir())
     return sorted(name[: -len(".yaml")] for name in names if name.endswith(".yaml"))
 
 
@@ -52,7 +52,7 @@ def read_source(source: str) -> tuple[str | None, list[Entry]]:
     path = Path(source)
     if source in recipe_names():
         return source, read_entries(
-            files("mtloop.config.recipes").joinpath(f"{source}.yaml").read_text("utf-8"), source
+            files("mtloop.config").joinpath("recipes").joinpath(f"{source}.yaml").read_text("utf-8"), source
         )
     if not path.is_file():
         if path.is_dir():

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from mtloop.config import DataConfig
+from mtloop.config.inputs import DataConfig
 from mtloop.corpus_report.measure import SPLITS, Measures
 
 PERCENTILES = (50, 90, 95, 99)

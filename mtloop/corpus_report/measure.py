@@ -15,7 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from mtloop.config import DataConfig
+from mtloop.config.inputs import DataConfig
 from mtloop.tokenization import encode_rows
 
 SPLITS = ("train", "valid", "test")

@@ -20,7 +20,7 @@ from mtloop.data.store import Raw, Store, digest
 from mtloop.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
-    from mtloop.config import DataConfig
+    from mtloop.config.inputs import DataConfig
 
 _FLAGS = {"train": "train_file", "valid": "validation_file", "test": "test_file"}
 _COUNT_BATCH = 10_000

@@ -13,7 +13,7 @@ from datasets import Dataset
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from mtloop.config import split_revision
+from mtloop.config.inputs import split_revision
 from mtloop.data.files import InputFile, identify
 from mtloop.data.readers import languages_in
 from mtloop.data.rows import TRANSLATION, Columns

@@ -11,7 +11,7 @@ import re
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mtloop.config import is_from_scratch
+from mtloop.config.settings import is_from_scratch
 from mtloop.hub.facts import (
     NUM_WIDGETS,
     Facts,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.atomic import read_json, read_json_lines
-from mtloop.config import Config, split_revision
+from mtloop.config.inputs import split_revision
+from mtloop.config.settings import Config
 from mtloop.hub.parts import Part, Target
 from mtloop.languages import translation_task
 from mtloop.metrics_log import evaluations_of

@@ -11,7 +11,8 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, constants
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import get_session, validate_repo_id
 
-from mtloop.config import HubConfig, split_revision
+from mtloop.config.inputs import split_revision
+from mtloop.config.training import HubConfig
 from mtloop.errors import UserError
 from mtloop.hub.client import RETRY, reason_of, settle_client, status_of, verdict_of
 from mtloop.hub.parts import MAIN_BRANCH, Target

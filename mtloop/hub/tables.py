@@ -6,7 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from mtloop.config import DEFAULTS, flat, split_revision
+from mtloop.config.inputs import split_revision
+from mtloop.config.settings import DEFAULTS, flat
 from mtloop.evaluation.significance import recorded_text
 from mtloop.hub.facts import (
     Facts,

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, zeros
 from transformers import PreTrainedModel
 
-from mtloop.config import TuningConfig, split_revision
-from mtloop.config.tuning import ALL_LINEAR
+from mtloop.config.inputs import ALL_LINEAR, TuningConfig, split_revision
 from mtloop.errors import UserError
 
 ADAPTER_NAME = "adapter"  # the folder within a checkpoint

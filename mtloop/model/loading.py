@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mtloop.config import ModelConfig, split_revision
+from mtloop.config.inputs import ModelConfig, split_revision
 from mtloop.errors import UserError
 
 logger = logging.getLogger(__name__)

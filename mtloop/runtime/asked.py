@@ -15,7 +15,7 @@ from mtloop.errors import UserError
 from mtloop.runtime.machine import flag
 
 if TYPE_CHECKING:
-    from mtloop.config import HardwareConfig
+    from mtloop.config.training import HardwareConfig
 
 # What the launcher exports of fsdp_config, the only values that hold here, and why; what is not listed is read below
 # (reshard_after_forward, activation_checkpointing) or has no meaning in FSDP2. An option that is left out is fine.

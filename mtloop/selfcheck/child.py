@@ -20,7 +20,9 @@ from typing import Any
 from mtloop.atomic import write_json
 from mtloop.batching.loader import Update
 from mtloop.checkpoint.weights import load_weights
-from mtloop.config import Config, changed, parse_config, to_yaml
+from mtloop.config.parse import parse_config
+from mtloop.config.settings import Config, changed
+from mtloop.config.yaml_file import to_yaml
 from mtloop.errors import RunFailed, UserError
 from mtloop.runtime import Runtime
 from mtloop.runtime.quiet import silence_libraries

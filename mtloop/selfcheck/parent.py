@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 
 from mtloop.atomic import read_json_lines, write_json
-from mtloop.config import Config, changed, to_yaml
+from mtloop.config.settings import Config, changed
+from mtloop.config.yaml_file import to_yaml
 from mtloop.errors import RunFailed, UserError
 from mtloop.selfcheck.compare import (
     Record,

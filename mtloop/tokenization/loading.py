@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mtloop.config import split_revision
+from mtloop.config.inputs import split_revision
 from mtloop.errors import UserError
 from mtloop.languages import advise, match_language
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mtloop.batching.loader import Batch, collate
-from mtloop.config import AUTO
+from mtloop.config.fields import AUTO
 from mtloop.errors import RunFailed
 from mtloop.model import batch_loss_sum
 from mtloop.runtime import attempt, free_memory, is_out_of_memory, is_sharded

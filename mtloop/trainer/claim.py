@@ -8,7 +8,7 @@ import time
 import uuid
 from pathlib import Path
 
-from mtloop.config import Config
+from mtloop.config.settings import Config
 from mtloop.errors import UserError
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime, attempt

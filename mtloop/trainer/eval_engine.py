@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mtloop.config import Config
+from mtloop.config.settings import Config
 from mtloop.errors import RunFailed, UserError, renamed
 from mtloop.evaluation.evaluate import EvaluationSet, evaluate
 from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions

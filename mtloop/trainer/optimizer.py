@@ -10,7 +10,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from mtloop.config import OptimizerConfig
+from mtloop.config.training import OptimizerConfig
 from mtloop.errors import UserError
 
 

@@ -7,7 +7,9 @@ from transformers import PreTrainedTokenizerBase
 from mtloop.batching import Budget, Shape, choose_shapes
 from mtloop.batching.loader import TrainLoader
 from mtloop.batching.shapes import MAX_SHAPES
-from mtloop.config import AUTO, MICRO_BATCH_TOKENS, Config, changed, is_from_scratch
+from mtloop.config.fields import AUTO
+from mtloop.config.settings import Config, changed, is_from_scratch
+from mtloop.config.training import MICRO_BATCH_TOKENS
 from mtloop.errors import UserError
 from mtloop.runtime import Runtime
 from mtloop.tokenization import Encoded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 
-from mtloop.config import Config
+from mtloop.config.settings import Config
 from mtloop.hub.drain import Drain, queue_missing
 from mtloop.hub.parts import Part, Target, epoch_part, final_part
 from mtloop.hub.preflight import OutOfReach, check_hub

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtloop.atomic import read_json_lines
 from mtloop.batching.loader import Update
-from mtloop.config import is_from_scratch
+from mtloop.config.settings import is_from_scratch
 from mtloop.errors import RunFailed
 from mtloop.evaluation.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
 from mtloop.evaluation.scores import Tally

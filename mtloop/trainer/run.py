@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtloop.batching.loader import TrainLoader
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
-from mtloop.config import Config
+from mtloop.config.settings import Config
 from mtloop.evaluation.evaluate import EvaluationSet
 from mtloop.evaluation.scores import Tally
 from mtloop.hub.publisher import Publisher

@@ -18,7 +18,8 @@ from mtloop.batching import PLAN_VERSION
 from mtloop.batching.loader import TrainLoader
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
-from mtloop.config import Config, changed, differences, flat, to_yaml
+from mtloop.config.settings import Config, changed, differences, flat
+from mtloop.config.yaml_file import to_yaml
 from mtloop.data.load import Corpus, describe, load_corpus
 from mtloop.errors import UserError
 from mtloop.model import build_model, check_positions, layers_of, load_model, settle_generation

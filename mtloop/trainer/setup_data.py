@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from mtloop.config import Config, changed
+from mtloop.config.settings import Config, changed
 from mtloop.data.load import Corpus
 from mtloop.data.store import digest
 from mtloop.errors import UserError

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mtloop.batching import plan_evaluation
 from mtloop.checkpoint.listing import model_folder
-from mtloop.config import HardwareConfig
+from mtloop.config.training import HardwareConfig
 from mtloop.errors import UserError, renamed
 from mtloop.generation.engine import Engine, EngineOptions, as_encoded
 from mtloop.generation.engines import TransformersEngine, open_engine

@@ -52,7 +52,7 @@ def load_pairs(given: argparse.Namespace) -> list[tuple[str, str]]:
         from mtloop.data.demo import demo_pairs
 
         return demo_pairs("train")
-    from mtloop.config import DataConfig
+    from mtloop.config.inputs import DataConfig
     from mtloop.data.load import load_corpus
 
     data = DataConfig(

@@ -17,7 +17,8 @@ PROJECT = Path(__file__).parents[2]
 
 def train(pad_to: str, num_updates: int, flags: list[str]) -> dict[str, float]:
     """Train the updates; building the run is not counted."""
-    from mtloop.config import parse_config, resolve
+    from mtloop.config.parse import parse_config
+    from mtloop.config.settings import resolve
     from mtloop.runtime import Runtime
     from mtloop.trainer import count, train_step
     from mtloop.trainer.claim import claim_folder

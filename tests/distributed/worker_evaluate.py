@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from mtloop.batching import plan_evaluation
-from mtloop.config import HardwareConfig
+from mtloop.config.training import HardwareConfig
 from mtloop.evaluation.evaluate import EvaluationSet, evaluate
 from mtloop.generation.engine import EngineOptions
 from mtloop.generation.engines import TransformersEngine

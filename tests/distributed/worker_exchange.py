@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mtloop.config import HardwareConfig
+from mtloop.config.training import HardwareConfig
 from mtloop.runtime import Runtime
 from mtloop.runtime.collectives import exchange
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from mtloop.batching.loader import IGNORE_INDEX
-from mtloop.config import parse_config, resolve
+from mtloop.config.parse import parse_config
+from mtloop.config.settings import resolve
 from mtloop.model import layers_of
 from mtloop.runtime import Runtime, is_sharded
 from mtloop.runtime.quiet import silence_libraries

@@ -158,7 +158,8 @@ def readme_commands():
 
 def test_readme_train_commands_are_understood(tmp_path, monkeypatch):
     """Each train.py command of the README parses, once the files that it names are there."""
-    from mtloop.config import parse_config, resolve
+    from mtloop.config.parse import parse_config
+    from mtloop.config.settings import resolve
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text("dataset_name: demo\nmodel_name_or_path: x\nsource_lang: en\ntarget_lang: fr\n")

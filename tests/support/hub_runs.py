@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from mtloop.checkpoint.manifest import hash_file, write_manifest
-from mtloop.config import parse_config, resolve
+from mtloop.config.parse import parse_config
+from mtloop.config.settings import resolve
 from mtloop.run_folder import RunFolder
 
 RUN_ID = "0123456789abcdef0123456789abcdef"

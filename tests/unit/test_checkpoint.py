@@ -28,7 +28,7 @@ from mtloop.checkpoint.manifest import hash_file, read_manifest, write_manifest
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
 from mtloop.checkpoint.weights import load_weights
-from mtloop.config import OptimizerConfig
+from mtloop.config.training import OptimizerConfig
 from mtloop.errors import RunFailed, UserError
 from mtloop.model import build_model, settle_generation, shift_right
 from mtloop.model.loss import token_loss_sum

@@ -7,28 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from mtloop.config import (
-    BatchConfig,
+from mtloop.config.accepted import CHANGES_RESULT, LISTS, REFUSED, SWITCHES, VALUES
+from mtloop.config.inputs import DataConfig, ModelConfig
+from mtloop.config.parse import DEFAULTS, build_parser, config_from, parse_config
+from mtloop.config.settings import (
     Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    OutputConfig,
     changed,
-    config_from,
     differences,
     flat,
+    group_fields,
     is_from_scratch,
-    parse_config,
-    recipe_names,
     resolve,
     resolved_lines,
-    to_yaml,
 )
-from mtloop.config.accepted import CHANGES_RESULT, LISTS, REFUSED, SWITCHES, VALUES
-from mtloop.config.parse import DEFAULTS, build_parser
-from mtloop.config.training import METRIC_SCHEDULES, SCHEDULE_NEEDS, SCHEDULES
-from mtloop.config.whole import group_fields
+from mtloop.config.training import (
+    METRIC_SCHEDULES,
+    SCHEDULE_NEEDS,
+    SCHEDULES,
+    BatchConfig,
+    OptimizerConfig,
+    OutputConfig,
+)
+from mtloop.config.yaml_file import recipe_names, to_yaml
 from mtloop.errors import FieldError, UserError
 
 SCRATCH = ["--train_tokenizer", "--model_size", "small"]
@@ -287,7 +287,7 @@ def test_metric_schedules_and_bad_arguments_are_refused():
 def test_trackers_are_those_of_accelerate():
     from accelerate.utils import LoggerType
 
-    from mtloop.config.surroundings import TRACKERS
+    from mtloop.config.training import TRACKERS
 
     assert set(TRACKERS) == {kind.value for kind in LoggerType}
 
@@ -747,7 +747,8 @@ def test_the_parser_leaves_the_types_of_the_fields_alone():
 @pytest.mark.slow
 def test_parsing_imports_nothing_heavy():
     script = (
-        "import sys\nfrom mtloop.config import parse_config, resolve, to_yaml\n"
+        "import sys\nfrom mtloop.config.parse import parse_config\n"
+        "from mtloop.config.settings import resolve\nfrom mtloop.config.yaml_file import to_yaml\n"
         "to_yaml(resolve(parse_config([])))\n"
         "heavy = {'torch', 'accelerate', 'datasets', 'numpy.random'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -285,7 +285,7 @@ def test_the_facts_of_kde(report_of, kde_path):
 
 def assert_shared(report, path):
     """What valid shares with train, with the sets of plain Python, on the very split of a training run."""
-    from mtloop.config import DataConfig
+    from mtloop.config.inputs import DataConfig
 
     corpus = load_corpus(DataConfig(train_file=[str(path)], source_lang="en", target_lang="fr"))
 

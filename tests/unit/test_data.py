@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtloop.config import DataConfig
+from mtloop.config.inputs import DataConfig
 from mtloop.data.load import Corpus, describe, load_corpus
 from mtloop.errors import UserError
 
@@ -421,7 +421,7 @@ def test_overwrite_cache_rebuilds_what_is_older_than_the_process_once(cache: Pat
 
 LOADER = """
 import os, sys
-from mtloop.config import DataConfig
+from mtloop.config.inputs import DataConfig
 from mtloop.data.load import load_corpus
 def private_mb():
     lines = open("/proc/self/status").read().splitlines()

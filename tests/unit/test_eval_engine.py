@@ -7,7 +7,7 @@ import torch
 from transformers import LEDConfig, MarianConfig
 
 from mtloop.atomic import read_json_lines
-from mtloop.config import parse_config
+from mtloop.config.parse import parse_config
 from mtloop.errors import UserError
 from mtloop.trainer import train
 from mtloop.trainer.eval_engine import check_eval_engine, eval_engine

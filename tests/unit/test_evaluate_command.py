@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from mtloop.cli.test_sets import _named, fill_settings, load_own_rows
-from mtloop.config import parse_config
+from mtloop.config.parse import parse_config
 from mtloop.evaluation.significance import MIN_ROWS, Interval
 from mtloop.evaluation.test_sets import Verdict as FoundScores
 from mtloop.run_folder import stored_config

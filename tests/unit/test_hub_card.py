@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mtloop.checkpoint.manifest import read_manifest
-from mtloop.config import parse_config
+from mtloop.config.parse import parse_config
 from mtloop.hub.card import language_of, write_card
 from mtloop.hub.export import files_of
 from mtloop.hub.facts import choose, collect, data_name, dataset_id, duration, escape, hub_name

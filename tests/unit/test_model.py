@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from mtloop.batching.loader import IGNORE_INDEX
-from mtloop.config import split_revision
+from mtloop.config.inputs import split_revision
 from mtloop.errors import UserError
 from mtloop.model import (
     MODEL_SIZES,

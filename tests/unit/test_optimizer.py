@@ -7,8 +7,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
-from mtloop.config import OptimizerConfig
-from mtloop.config.training import SCHEDULES
+from mtloop.config.training import SCHEDULES, OptimizerConfig
 from mtloop.errors import UserError
 from mtloop.trainer.optimizer import DeviceAdamW, build_optimizer, build_scheduler, warmup_steps
 

@@ -13,7 +13,8 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from mtloop.config import DataConfig, parse_config
+from mtloop.config.inputs import DataConfig
+from mtloop.config.parse import parse_config
 from mtloop.data.kde4 import CODES, HUB_BRANCH, PAIRS_ON_HUB, find_code
 from mtloop.data.load import Corpus, load_corpus
 from mtloop.errors import UserError

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from mtloop.atomic import read_json, write_text
-from mtloop.config import parse_config
+from mtloop.config.parse import parse_config
 from mtloop.errors import FieldError, RunFailed, UserError
 from mtloop.run_folder import RUN_FILES, RunFolder
 from tests.support.forked import python_forked

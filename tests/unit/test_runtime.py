@@ -14,7 +14,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 from torch.utils.data import DataLoader
 
-from mtloop.config import HardwareConfig
+from mtloop.config.training import HardwareConfig
 from mtloop.errors import RunFailed, UserError
 from mtloop.runtime import Interrupted, Runtime, asked_precision, attempt, explain
 from mtloop.runtime.machine import avoid_planned_attention

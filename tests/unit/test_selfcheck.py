@@ -4,7 +4,9 @@ import math
 
 import pytest
 
-from mtloop.config import changed, config_from, flat, parse_config, resolve, to_yaml
+from mtloop.config.parse import config_from, parse_config
+from mtloop.config.settings import changed, flat, resolve
+from mtloop.config.yaml_file import to_yaml
 from mtloop.selfcheck.compare import Row, compare_coverage, compare_evaluations, compare_updates, compare_weights
 from mtloop.selfcheck.parent import choose_save_step, estimate, shrink
 from tests.support.commands import command

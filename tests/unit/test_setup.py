@@ -8,7 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from mtloop.config import HardwareConfig, changed, config_from, differences, parse_config, resolve
+from mtloop.config.parse import config_from, parse_config
+from mtloop.config.settings import changed, differences, resolve
+from mtloop.config.training import HardwareConfig
 from mtloop.errors import RunFailed, UserError
 from mtloop.runtime import Runtime
 from mtloop.tokenization import Encoded

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSeq2SeqLM
 
 from mtloop.checkpoint.weights import load_weights
-from mtloop.config import HardwareConfig
+from mtloop.config.training import HardwareConfig
 from mtloop.errors import UserError
 from mtloop.model import layers_of
 from mtloop.runtime import gathered, is_sharded, put, sharded_state, whole

@@ -10,7 +10,7 @@ import pytest
 from mtloop.cli.commands.train import main
 from mtloop.cli.main import main as commands
 from mtloop.cli.parser import Parser
-from mtloop.config import parse_config
+from mtloop.config.parse import parse_config
 
 # What a clock says differs between two runs that are the same.
 CLOCKS = ("tokens_per_s", "eval_time_s", "sentences_per_s", "train_time_s")

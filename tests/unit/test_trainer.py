@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mtloop.atomic import read_json_lines
 from mtloop.checkpoint import list_checkpoints
 from mtloop.checkpoint.manifest import read_manifest, write_manifest
-from mtloop.config import changed
+from mtloop.config.settings import changed
 from mtloop.errors import RunFailed, UserError
 from mtloop.trainer import (
     MAX_OVERFLOW_REPEATS,

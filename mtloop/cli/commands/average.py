@@ -27,7 +27,7 @@ from mtloop.cli.test_sets import (
     load_test_sets,
     open_model,
 )
-from mtloop.config import Config
+from mtloop.config.settings import Config
 from mtloop.errors import UserError
 from mtloop.evaluation.scores import Scores
 from mtloop.evaluation.significance import score_text

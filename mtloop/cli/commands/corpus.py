@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from mtloop.atomic import partial_name, write_json, write_json_lines
 from mtloop.checkpoint.listing import model_folder
 from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
-from mtloop.config import Config, DataConfig
+from mtloop.config.inputs import DataConfig
+from mtloop.config.settings import Config
 from mtloop.errors import UserError, renamed
 from mtloop.run_folder import RunFolder, stored_config
 

@@ -22,7 +22,7 @@ from mtloop.cli.test_sets import (
     load_run_rows_or_test_sets,
     open_model,
 )
-from mtloop.config.whole import Config
+from mtloop.config.settings import Config
 from mtloop.errors import UserError
 from mtloop.evaluation.scores import QUICK_METRICS
 from mtloop.evaluation.significance import resample

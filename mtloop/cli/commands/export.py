@@ -29,7 +29,7 @@ from mtloop.run_folder import run_above, stored_config
 from mtloop.tables import aligned
 
 if TYPE_CHECKING:
-    from mtloop.config import Config
+    from mtloop.config.settings import Config
     from mtloop.evaluation.evaluate import Report
     from mtloop.evaluation.test_sets import TestSet
     from mtloop.generation.ctranslate2 import Record

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.checkpoint import list_checkpoints
-from mtloop.config import HubConfig
+from mtloop.config.training import HubConfig
 from mtloop.errors import UserError
 from mtloop.hub.drain import STATUS_NOT_PUSHED, Drain, note_pushed, queue_missing
 from mtloop.hub.export import files_of

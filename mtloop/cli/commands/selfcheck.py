@@ -17,7 +17,8 @@ from types import FrameType
 
 import mtloop
 from mtloop.cli.parser import Parser
-from mtloop.config import parse_config, resolve
+from mtloop.config.parse import parse_config
+from mtloop.config.settings import resolve
 from mtloop.errors import UserError
 from mtloop.selfcheck.parent import Selfcheck, shrink
 from mtloop.tables import aligned

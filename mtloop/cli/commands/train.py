@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mtloop.cli.status import reported, status_of
-from mtloop.config import Config, config_from, differences, resolve, resolved_lines
+from mtloop.config.parse import config_from
+from mtloop.config.settings import Config, differences, resolve, resolved_lines
 from mtloop.errors import RunFailed, UserError
 
 if TYPE_CHECKING:

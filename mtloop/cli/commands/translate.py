@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from mtloop.atomic import partial_name
 from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
 from mtloop.cli.status import StdoutClosed
-from mtloop.config import Config
+from mtloop.config.settings import Config
 from mtloop.data.files import STDIN, kind_of
 from mtloop.errors import UserError
 from mtloop.languages import match_language
