@@ -27,19 +27,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtloop.errors import UserError
 from mtloop.generation.ctranslate2 import TOKENIZER_DIR, Record, Search
 from mtloop.model import first_line, position_limit
+from mtloop.model.families import FAMILIES, family_of
 from mtloop.tokenization import target_language_token
 
-# By model type; each is compared with transformers piece by piece in the tests. Marian is BART with other norms.
-LOADERS: dict[str, type[loaders.ModelLoader]] = {
-    "marian": loaders.BartLoader,
-    "bart": loaders.BartLoader,
-    "mbart": loaders.MBartLoader,
-    "m2m_100": loaders.M2M100Loader,
-    "pegasus": loaders.PegasusLoader,
-    "t5": loaders.T5Loader,
-    "mt5": loaders.MT5Loader,
-    "umt5": loaders.UMT5Loader,
-}
 # Settings of a generation config that CTranslate2 has no name for, with what means nothing.
 FOREIGN_SETTINGS: dict[str, tuple[Any, ...]] = {
     "encoder_no_repeat_ngram_size": (None, 0),
@@ -62,14 +52,15 @@ STRIKING_SETTINGS: dict[str, tuple[Any, ...]] = {
 
 def refusal(model_config: Any) -> str:
     """Say why a model cannot be converted; "" if it can."""
-    kind = model_config.model_type
-    if kind not in LOADERS:
-        return f"no conversion of a {kind} to CTranslate2; it takes {', '.join(LOADERS)}"
-    if kind == "umt5" and not hasattr(model_config, "scale_decoder_outputs"):
-        # 5.17 computes UMT5's outputs and positions otherwise: log-probabilities differ by whole nats.
+    kind, family = model_config.model_type, family_of(model_config)
+    if family.ctranslate2_loader is None:
+        convertible = ", ".join(name for name, row in FAMILIES.items() if row.ctranslate2_loader)
+        return f"no conversion of a {kind} to CTranslate2; it takes {convertible}"
+    attribute, since = family.ctranslate2_needs or (None, None)
+    if attribute and not hasattr(model_config, attribute):
         return (
-            f"transformers {version('transformers')} computes UMT5 otherwise than CTranslate2 does; pip install -U "
-            "transformers, 5.24 or later"
+            f"transformers {version('transformers')} computes {kind} otherwise than CTranslate2 does; pip install -U "
+            f"transformers, {since} or later"
         )
     return ""
 
@@ -175,10 +166,12 @@ class _Converter(Converter):
         # What a norm before each block and one behind the embedding leave in the model.
         config.normalize_before = hasattr(encoder, "layer_norm")
         config.normalize_embedding = hasattr(encoder, "layernorm_embedding")
-        if config.model_type == "m2m_100":
+        family = family_of(config)
+        assert family.ctranslate2_loader is not None
+        if family.positions == "extended":
             self._lay_positions_out()
-        spec: Any = LOADERS[config.model_type]().get_model_spec(self._network)
-        if "t5" in config.model_type:
+        spec: Any = getattr(loaders, family.ctranslate2_loader)().get_model_spec(self._network)
+        if family.positions == "relative":
             is_scaled = getattr(config, "scale_decoder_outputs", False)
             spec.decoder.scale_outputs = config.d_model**-0.5 if is_scaled else OPTIONAL
         else:

@@ -18,12 +18,10 @@ from transformers import PreTrainedModel
 
 from mtloop.config.inputs import ALL_LINEAR, TuningConfig, split_revision
 from mtloop.errors import UserError
+from mtloop.model.families import attention_names, family_of
 
 ADAPTER_NAME = "adapter"  # the folder within a checkpoint
 WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
-# Query and value projections, as the families call them: Marian, BART, mBART, M2M100, NLLB, Pegasus; T5, mT5, UMT5;
-# ProphetNet. peft 0.21 has defaults for some of these and none for Marian.
-ATTENTIONS = (("q_proj", "v_proj"), ("q", "v"), ("query_proj", "value_proj"))
 
 
 def choose_trained(model: PreTrainedModel, config: TuningConfig, *, name: str | None) -> list[str]:
@@ -105,7 +103,7 @@ def attach_lora(model: PreTrainedModel, config: TuningConfig, *, name: str) -> s
         raise UserError("--lora_rank: needs the package peft; pip install peft") from error
     assert config.lora_rank is not None and config.lora_alpha is not None
     linears = _linear_names(model)
-    targets = config.lora_target_modules or _attention_of(linears)
+    targets = config.lora_target_modules or _attention_of(model, linears)
     if targets != [ALL_LINEAR]:
         _check_targets(targets, linears)
     base, revision = split_revision(name)
@@ -141,9 +139,9 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _attention_of(linears: list[str]) -> list[str]:
+def _attention_of(model: PreTrainedModel, linears: list[str]) -> list[str]:
     kinds = {_last(name) for name in linears}
-    for pair in ATTENTIONS:
+    for pair in attention_names(family_of(model.config)):  # peft 0.21 has no default for Marian
         if kinds.issuperset(pair):
             return list(pair)
     raise UserError(

@@ -11,7 +11,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mtloop.batching.loader import IGNORE_INDEX
 from mtloop.errors import UserError
+from mtloop.model.families import family_of
 
 # What generate() refuses beside a plain beam search, and save_pretrained with it.
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -33,8 +35,7 @@ def check_positions(model: PreTrainedModel, *, max_source_length: int, max_targe
 
 def position_limit(model: PreTrainedModel) -> int | None:
     """The longest text that a model's table of positions takes, in tokens; None where it takes any."""
-    # M2M100 and NLLB extend their table as needed; T5's relative positions have none.
-    if model.config.model_type == "m2m_100":
+    if family_of(model.config).positions != "table":
         return None
     return getattr(model.config, "max_position_embeddings", None)
 
@@ -114,14 +115,16 @@ def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:
     Returns:
         int64 [B, T].
     """
-    # mBART looks for a row's last real label, and fails where a filler has none: any piece but pad will do.
-    is_filler = (labels < 0).all(dim=1, keepdim=True)
-    labels = labels.masked_fill(is_filler, 1 if model.config.pad_token_id == 0 else 0)
-    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+    family, config = family_of(model.config), cast(Any, model.config)
+    if family.decoder_start == "model" and hasattr(model, "prepare_decoder_input_ids_from_labels"):
         return cast(Any, model).prepare_decoder_input_ids_from_labels(labels=labels)
-    shifted = labels.new_full(labels.shape, model.config.decoder_start_token_id)
-    shifted[:, 1:] = labels[:, :-1]
-    return shifted.masked_fill(shifted < 0, model.config.pad_token_id)
+    if family.decoder_start == "last label":
+        last = (labels != IGNORE_INDEX).sum(dim=1, keepdim=True).clamp(min=1) - 1
+        first = labels.gather(1, last)
+    else:
+        first = labels.new_full((len(labels), 1), config.decoder_start_token_id)
+    shifted = torch.cat([first, labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORE_INDEX, config.pad_token_id)
 
 
 def static_mask(attention_mask: Tensor) -> Tensor:

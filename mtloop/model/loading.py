@@ -20,6 +20,7 @@ from transformers import (
 
 from mtloop.config.inputs import ModelConfig, split_revision
 from mtloop.errors import UserError
+from mtloop.model.families import family_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def load_model(
             f"--model_name_or_path {name_or_path}: cannot be loaded ({first_line(error)}); give a folder with "
             f"config.json and model.safetensors, or a Hub name (without network: `hf download {name}` elsewhere)"
         ) from error
-    _freeze_positions(model)
+    _freeze_fixed_modules(model)
     trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     if lacking := sorted(trainable & set(found["missing_keys"])):  # transformers draws them at random, with a warning
         raise UserError(
@@ -191,11 +192,12 @@ def _set_random_rates(config: PretrainedConfig, dropout: float | None) -> None:
             setattr(config, name, rate)
 
 
-def _freeze_positions(model: PreTrainedModel) -> None:
-    """Freeze tables of sines: from_pretrained unfreezes them (5.23), and data parallelism waits for their gradients."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding) and "Sinusoidal" in type(module).__name__:
-            module.weight.requires_grad_(False)
+def _freeze_fixed_modules(model: PreTrainedModel) -> None:
+    """Freeze the modules that the family never trains."""
+    frozen = family_of(model.config).frozen
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in frozen:
+            module.requires_grad_(False)
 
 
 def _num_pieces(tokenizer: PreTrainedTokenizerBase) -> int:

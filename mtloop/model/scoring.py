@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mtloop.model.families import family_of
 from mtloop.model.generating import shift_right, static_mask
 from mtloop.model.loss import Projection, projected_loss_sum, token_loss_sum
-
-# Families whose logits are their output layer's, plus final_logits_bias where they have one, and nothing besides.
-PLAIN_HEADS = ("marian", "t5", "mt5", "umt5", "bart", "mbart", "pegasus", "m2m_100")
 
 
 def batch_loss_sum(
@@ -69,7 +67,7 @@ def _projected(
     head = model.get_output_embeddings()
     positions = batch.get("target_positions")
     device_type = batch["labels"].device.type
-    is_plain = model.config.model_type in PLAIN_HEADS and type(head) is torch.nn.Linear and head.bias is None
+    is_plain = family_of(model.config).has_plain_head and type(head) is torch.nn.Linear and head.bias is None
     # XLA: as many positions as there happen to be would be a program of their own each time.
     if positions is None or not is_plain or device_type == "xla":
         yield found

@@ -8,11 +8,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from mtloop.errors import UserError
 from mtloop.languages import language_name, translation_task
+from mtloop.model.families import family_of
 from mtloop.tokenization.loading import known_languages, resolve_language
 
-# T5 was trained on this sentence; the others of its family only need one to tell several pairs apart.
-TRAINED_WITH_WORDS = ("t5",)
-UNDERSTANDS_WORDS = ("t5", "mt5", "umt5", "longt5")
 # Names of tasks in a model's config: translation_en_to_fr, and one for a run without languages.
 TRANSLATION, TEXT_TO_TEXT = "translation_", "text_to_text"
 
@@ -43,8 +41,8 @@ def source_prefix(
     stored = _stored_prefix(model_config, source_lang, target_lang)
     if stored is not None:
         return stored
-    family = model_config.model_type
-    if family == "marian" and (known := known_languages(tokenizer)):
+    prefix = family_of(model_config).source_prefix
+    if prefix == "language" and (known := known_languages(tokenizer)):
         if target_lang is None:
             raise UserError(
                 f"--target_lang is missing: this model writes several languages, such as {', '.join(known[:3])} (or "
@@ -56,8 +54,8 @@ def source_prefix(
             "--source_lang and --target_lang are missing: this model has several tasks, such as "
             f"{', '.join(list(tasks)[:3])} (or give --source_prefix)"
         )
-    families = UNDERSTANDS_WORDS if is_one_of_several else TRAINED_WITH_WORDS
-    if family in families and source_lang and target_lang:
+    needs_task = prefix == "task" or (prefix == "task of several" and is_one_of_several)
+    if needs_task and source_lang and target_lang:
         return f"translate {language_name(source_lang)} to {language_name(target_lang)}: "
     return None
 
@@ -69,7 +67,7 @@ def language_token(language: str) -> str:
 
 def can_tell_pairs_apart(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a model can be told which of several pairs is wanted: by language tokens, or in words."""
-    return bool(known_languages(tokenizer)) or model_config.model_type in UNDERSTANDS_WORDS
+    return bool(known_languages(tokenizer)) or family_of(model_config).source_prefix in ("task", "task of several")
 
 
 def remember_prefix(

@@ -93,7 +93,7 @@ def test_every_family_gives_the_log_probabilities_of_transformers(
     settle_generation(network, marian_tokenizer, num_beams=1, max_length=20, forced_bos_token_id=None)
     engine = SimpleNamespace(network=copy.deepcopy(network), tokenizer=marian_tokenizer)
     if family == "umt5" and not hasattr(network.config, "scale_decoder_outputs"):
-        with pytest.raises(UserError, match="computes UMT5 otherwise than CTranslate2 does; pip install -U"):
+        with pytest.raises(UserError, match="computes umt5 otherwise than CTranslate2 does; pip install -U"):
             convert(engine.network, engine.tokenizer, "m", tmp_path / "export", quantization=None)
         return
     convert(engine.network, engine.tokenizer, "m", tmp_path / "export", quantization=None)

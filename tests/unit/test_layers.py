@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "mtloop"
 FLOORS = (
     ("errors", "atomic", "languages", "tables"),
     ("config", "batching", "runtime"),
-    ("data", "tokenization", "model", "generation"),
+    ("data", "model", "tokenization", "generation"),
     ("evaluation", "metrics_log", "run_folder", "checkpoint", "hub"),
     ("translate",),
     ("trainer",),
