@@ -1,10 +1,8 @@
-"""Weights out of weights: the mean of several checkpoints, and points on the line between two models.
-
-Knows safetensors files and state dicts; must not know scores, or why these checkpoints were chosen.
-"""
+"""Average checkpoints, interpolate between models, and publish final/."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,7 +17,8 @@ from safetensors.torch import save_file
 from mtloop.atomic import for_each_file, new_folder, write_json
 from mtloop.checkpoint.listing import damage_of, epoch_ends
 from mtloop.checkpoint.manifest import MANIFEST_NAME, Damaged, hash_file, read_manifest
-from mtloop.checkpoint.weights import AVERAGED_NAME
+from mtloop.checkpoint.restore import AVERAGED_NAME, reason_in_line
+from mtloop.checkpoint.save import Checkpointer
 from mtloop.errors import RunFailed, UserError
 from mtloop.model.adapters import ADAPTER_NAME
 from mtloop.run_folder import RunFolder
@@ -221,3 +220,40 @@ def check_alike(base: torch.nn.Module, fine_tuned: torch.nn.Module) -> str:
         return ""
     name = max(unequal, key=lambda name: ends[0][name].numel())  # of embeddings rather than their bias
     return f"{name} is {list(ends[0][name].shape)} in it and {list(ends[1][name].shape)} in the fine-tuned model"
+
+
+def publish_final(checkpointer: Checkpointer, *, is_best: bool) -> Path:
+    """Make final/ from the best or the latest checkpoint, and return the checkpoint it came from.
+
+    Collective. All that was begun must be finished.
+
+    Raises:
+        RunFailed: on every rank, when main could not write.
+    """
+    runtime = checkpointer.runtime
+    source = runtime.on_main(lambda: _best_or_latest(checkpointer) if is_best else checkpointer.path)
+    runtime.on_main(lambda: _copy(source, checkpointer.folder))
+    return source
+
+
+def _best_or_latest(checkpointer: Checkpointer) -> Path:
+    folder = checkpointer.folder
+    best = folder.checkpoints_dir / f"step_{checkpointer.state.best_step}"
+    if not best.is_dir():
+        return checkpointer.path
+    if reason := damage_of(best):
+        checkpointer.runtime.say(f"{best}, the best model, is damaged: {reason}; {folder.final_dir} holds the last one")
+        return checkpointer.path
+    return best
+
+
+def _copy(source: Path, folder: RunFolder) -> None:
+    final = folder.final_dir
+    try:
+        with new_folder(final) as partial:
+            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("training"), dirs_exist_ok=True)
+        with contextlib.suppress(Damaged):
+            manifest = read_manifest(source)
+            folder.update_record(final={"step": manifest["step"], "manifest": manifest.get("sha256", "")})
+    except OSError as error:
+        raise RunFailed(f"{final}: cannot be written ({reason_in_line(error)})") from error

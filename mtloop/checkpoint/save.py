@@ -35,8 +35,7 @@ from mtloop.checkpoint.manifest import (
     write_manifest,
 )
 from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint, reason_in_line
-from mtloop.checkpoint.snapshot import BackgroundWriter, Buffers, Snapshot, num_bytes_of
-from mtloop.checkpoint.state import TrainState
+from mtloop.checkpoint.state import BackgroundWriter, Buffers, Snapshot, TrainState, num_bytes_of
 from mtloop.errors import RunFailed, UserError
 from mtloop.model.adapters import ADAPTER_NAME, merged_weights, save_adapter
 from mtloop.run_folder import RunFolder

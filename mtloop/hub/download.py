@@ -9,8 +9,7 @@ from collections.abc import Callable
 from huggingface_hub import HfApi, snapshot_download
 
 from mtloop.atomic import partial_name, publish, sync_tree
-from mtloop.checkpoint import list_checkpoints
-from mtloop.checkpoint.listing import HUB
+from mtloop.checkpoint.listing import HUB, list_checkpoints
 from mtloop.checkpoint.manifest import MANIFEST_NAME, Damaged, check_files
 from mtloop.errors import UserError
 from mtloop.hub.client import reason_of, settle_client

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from mtloop.atomic import append_json_line, read_json_lines
-from mtloop.checkpoint import epoch_of, list_checkpoints
+from mtloop.checkpoint.listing import epoch_of, list_checkpoints
 from mtloop.checkpoint.manifest import Damaged, read_manifest
 from mtloop.errors import UserError
 from mtloop.hub.upload import is_epoch_tag

@@ -19,7 +19,7 @@ from typing import Any
 
 from mtloop.atomic import write_json
 from mtloop.batching.loader import Update
-from mtloop.checkpoint.weights import load_weights
+from mtloop.checkpoint.restore import load_weights
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import Config, changed
 from mtloop.config.yaml_file import to_yaml

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtloop.batching.loader import Feed
-from mtloop.checkpoint.averaging import publish_average
-from mtloop.checkpoint.final import publish_final
-from mtloop.checkpoint.weights import load_weights
+from mtloop.checkpoint.averaging import publish_average, publish_final
+from mtloop.checkpoint.restore import load_weights
 from mtloop.runtime import Interrupted, is_out_of_memory
 from mtloop.trainer.budget import halve, note_limit, settle_micro_batches
 from mtloop.trainer.precision import settle_precision

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtloop.batching import PLAN_VERSION
-from mtloop.checkpoint import choose_checkpoint
-from mtloop.checkpoint.listing import HUB
+from mtloop.checkpoint.listing import HUB, choose_checkpoint
 from mtloop.errors import UserError
 from mtloop.trainer.report import epoch_of
 from mtloop.trainer.run import Run

@@ -9,7 +9,7 @@ from typing import Any
 from mtloop.atomic import write_json
 from mtloop.checkpoint.averaging import check_alike, interpolate_into
 from mtloop.checkpoint.listing import model_folder
-from mtloop.checkpoint.weights import AVERAGED_NAME
+from mtloop.checkpoint.restore import AVERAGED_NAME
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, renamed
 from mtloop.generation.engines import load_pair

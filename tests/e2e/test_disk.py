@@ -6,8 +6,7 @@ import subprocess
 
 import pytest
 
-from mtloop.checkpoint import list_checkpoints
-from mtloop.checkpoint.listing import damage_of
+from mtloop.checkpoint.listing import damage_of, list_checkpoints
 from mtloop.run_folder import RunFolder
 from tests.support.launch import run, start_command
 from tests.support.lives import Life, leftovers, newest_sound

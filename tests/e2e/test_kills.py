@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from mtloop.checkpoint import list_checkpoints
+from mtloop.checkpoint.listing import list_checkpoints
 from mtloop.run_folder import RunFolder
 from tests.support.launch import run, start_command
 from tests.support.lives import Life, choose_victims, leftovers, newest_sound

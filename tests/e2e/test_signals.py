@@ -15,7 +15,7 @@ import time
 import psutil
 import pytest
 
-from mtloop.checkpoint import list_checkpoints
+from mtloop.checkpoint.listing import list_checkpoints
 from mtloop.run_folder import RunFolder
 from tests.support.launch import PROJECT, PYTHON, environment, launch_command, run, start_command
 from tests.support.lives import Life, leftovers

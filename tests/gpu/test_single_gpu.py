@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mtloop.checkpoint import list_checkpoints
+from mtloop.checkpoint.listing import list_checkpoints
 from mtloop.trainer import train, train_step
 from tests.support.launch import PYTHON, launch_command, run
 

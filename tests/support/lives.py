@@ -14,8 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from mtloop.checkpoint import list_checkpoints
-from mtloop.checkpoint.listing import damage_of
+from mtloop.checkpoint.listing import damage_of, list_checkpoints
 from mtloop.run_folder import RunFolder
 from tests.support.launch import PROJECT, PYTHON, environment, start_command
 

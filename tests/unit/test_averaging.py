@@ -11,9 +11,9 @@ from transformers import AutoModelForSeq2SeqLM
 
 from mtloop import atomic
 from mtloop.atomic import read_json_lines
-from mtloop.checkpoint import averaging, list_checkpoints
+from mtloop.checkpoint import averaging
 from mtloop.checkpoint.averaging import average_into, interpolate_into
-from mtloop.checkpoint.selection import choose_best, choose_last, choose_named
+from mtloop.checkpoint.listing import choose_best, choose_last, choose_named, list_checkpoints
 from mtloop.errors import RunFailed, UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.export import files_of

@@ -22,12 +22,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from mtloop.batching import Budget
 from mtloop.batching.loader import TrainLoader
-from mtloop.checkpoint import choose_checkpoint, find_checkpoint, list_checkpoints, set_aside
-from mtloop.checkpoint.final import publish_final
+from mtloop.checkpoint.averaging import publish_final
+from mtloop.checkpoint.listing import choose_checkpoint, find_checkpoint, list_checkpoints, set_aside
 from mtloop.checkpoint.manifest import hash_file, read_manifest, write_manifest
+from mtloop.checkpoint.restore import load_weights
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
-from mtloop.checkpoint.weights import load_weights
 from mtloop.config.training import OptimizerConfig
 from mtloop.errors import RunFailed, UserError
 from mtloop.model import build_model, settle_generation, shift_right

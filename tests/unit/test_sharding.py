@@ -9,7 +9,7 @@ from torch.distributed import HashStore, destroy_process_group, init_process_gro
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSeq2SeqLM
 
-from mtloop.checkpoint.weights import load_weights
+from mtloop.checkpoint.restore import load_weights
 from mtloop.config.training import HardwareConfig
 from mtloop.errors import UserError
 from mtloop.model import layers_of

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtloop.atomic import read_json_lines
-from mtloop.checkpoint import list_checkpoints
+from mtloop.checkpoint.listing import list_checkpoints
 from mtloop.checkpoint.manifest import read_manifest, write_manifest
 from mtloop.config.settings import changed
 from mtloop.errors import RunFailed, UserError

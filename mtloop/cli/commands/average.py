@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from safetensors import SafetensorError
 
 from mtloop.atomic import new_folder
-from mtloop.checkpoint.selection import METRICS, choose_best, choose_last, choose_named
+from mtloop.checkpoint.listing import METRICS, choose_best, choose_last, choose_named
 from mtloop.cli.flags import add_model_flags, start_runtime
 from mtloop.cli.test_sets import (
     add_test_set_flags,
@@ -191,7 +191,7 @@ def _score(
     given: argparse.Namespace, paths: list[Path], test_sets: list[TestSet], trained: Config | None, runtime: Runtime
 ) -> None:
     """Print the scores of each checkpoint and, last, of their average. Collective."""
-    from mtloop.checkpoint.weights import load_weights
+    from mtloop.checkpoint.restore import load_weights
 
     scored = open_model(_way(given), str(paths[-1]), given, runtime, trained=trained, engine="transformers")
     names = [*_names(given, paths[:-1]), "average"]

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mtloop.checkpoint import list_checkpoints
+from mtloop.checkpoint.listing import list_checkpoints
 from mtloop.config.training import HubConfig
 from mtloop.errors import UserError
 from mtloop.hub.drain import STATUS_NOT_PUSHED, Drain, note_pushed, queue_missing

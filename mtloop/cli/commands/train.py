@@ -173,7 +173,7 @@ def _note_failure(work: Callable[[], int], folder: RunFolder, runtime: Runtime) 
 
 def _goes_back(config: Config, folder: RunFolder) -> bool:
     """Whether --resume_from_checkpoint names another checkpoint than the newest; a missing one is a UserError."""
-    from mtloop.checkpoint import find_checkpoint
+    from mtloop.checkpoint.listing import find_checkpoint
 
     asked = find_checkpoint(folder, config.output.resume_from_checkpoint)
     newest = find_checkpoint(folder, None)
