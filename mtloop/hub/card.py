@@ -1,4 +1,6 @@
-"""The model card: README.md of what is pushed, made from the run folder alone.
+"""Write the model card: README.md of what is pushed, from the run folder alone.
+
+Owns what is known of a run for a reader of its card (`Facts`); card.md.jinja owns the text. Must not know the network.
 
 Source: the metadata of https://huggingface.co/docs/hub/model-cards, written by huggingface_hub's ModelCardData and
 EvalResult.
@@ -6,33 +8,266 @@ EvalResult.
 
 from __future__ import annotations
 
+import html
 import json
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mtloop.config.settings import is_from_scratch
-from mtloop.hub.facts import (
-    NUM_WIDGETS,
-    Facts,
-    choose,
-    data_name,
-    dataset_id,
-    dataset_text,
-    hub_name,
-    linked,
-    source_text,
-)
-from mtloop.hub.parts import MAIN_BRANCH
-from mtloop.hub.tables import examples, results, training
-from mtloop.languages import base_code
+from mtloop.atomic import read_json, read_json_lines
+from mtloop.config.inputs import split_revision
+from mtloop.config.settings import DEFAULTS, Config, flat, is_from_scratch
+from mtloop.evaluation.significance import recorded_text
+from mtloop.hub.parts import MAIN_BRANCH, Part, Target, lines_until, manifest_of
+from mtloop.languages import base_code, translation_task
+from mtloop.metrics_log import evaluations_of, updates_of
+from mtloop.run_folder import RunFolder
+
+NUM_EXAMPLES, NUM_WIDGETS = 10, 3
+MAX_EXAMPLE_LENGTH = 300
+TITLES = {"bleu": "BLEU", "chrf": "chrF"}
+SIGNATURE = "_signature"
+# Settings of one machine or of the push: they say nothing of how the model was trained.
+UNTOLD = {"output_dir", "overwrite_cache", "resume_from_checkpoint", "allow_changed", "preprocessing_num_workers"}
+FILE_SETTINGS = {"train_file", "validation_file", "test_file", "model_name_or_path", "tokenizer_name", "config_name"}
 
 
-def write_card(facts: Facts) -> str:
-    """Write README.md."""
-    parts = [_title(facts), _usage(facts), _adapter(facts), results(facts), examples(facts), training(facts)]
-    body = "\n\n".join(part for part in parts if part)
-    return str(ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{body}\n"))
+def write_card(folder: RunFolder, part: Part, target: Target) -> str:
+    """Write README.md of a part for the place that it is pushed to."""
+    return render(collect(folder, part, target))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a run: all of it is in the run folder.
+
+    Attributes:
+        part: Which weights.
+        target: Where they go.
+        config: Resolved.
+        data: data.json.
+        lines: metrics.jsonl up to the part's step.
+        record: The manifest of the checkpoint; {} if it is gone.
+        examples: index, source, reference, hypothesis of some validation rows; empty without an evaluation.
+        tokenizer: tokenizer_config.json.
+        tasks: task_specific_params of the model's config: the prefix of each pair's sources.
+    """
+
+    part: Part
+    target: Target
+    config: Config
+    data: dict[str, Any]
+    lines: list[dict[str, Any]]
+    record: dict[str, Any]
+    examples: list[dict[str, Any]]
+    tokenizer: dict[str, Any]
+    tasks: dict[str, Any]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The newest evaluation of these weights or earlier ones, for an average of the average; {} without one."""
+        if self.part.average_of:
+            return self._last_of("average")
+        return next((line for line in reversed(evaluations_of(self.lines)) if line["step"] <= self.part.step), {})
+
+    @property
+    def scored_splits(self) -> list[tuple[str, dict[str, Any]]]:
+        """(name of the split, evaluation); the test rows are scored at the end of the run alone."""
+        test_scores = self._last_of("test") if self.part.epoch is None else {}
+        return [(split, line) for split, line in (("validation", self.scores), ("test", test_scores)) if line]
+
+    def _last_of(self, split: str) -> dict[str, Any]:
+        return (evaluations_of(self.lines, split) or [{}])[-1]
+
+    @cached_property
+    def epochs(self) -> list[tuple[str, dict[str, Any], float | None]]:
+        """The rows of the table of results, as epoch_rows lists them; an average comes last."""
+        rows = epoch_rows(self.lines)
+        return [*rows, ("average", self.scores, None)] if rows and self.part.average_of and self.scores else rows
+
+    @property
+    def newest(self) -> dict[str, Any]:
+        """The evaluation whose signatures are shown, and whose scores by pair."""
+        return self.scores or self.epochs[-1][1]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric that an evaluation of the run recorded."""
+        return list(dict.fromkeys(metric for line in evaluations_of(self.lines) for metric in metrics_of(line)))
+
+    @property
+    def has_intervals(self) -> bool:
+        return any(key.endswith("_ci") for _, line, _ in self.epochs for key in line)
+
+    @property
+    def train_time_s(self) -> float | None:
+        time_s: float | None = self.record.get("state", {}).get("train_time_s")
+        return time_s
+
+    @property
+    def eval_time_s(self) -> float:
+        return sum(line.get("eval_time_s") or 0.0 for line in self.lines)
+
+    @property
+    def dataset_text(self) -> str:
+        if self.config.data.dataset_name == "demo":
+            return "the demo corpus that comes with it"
+        name = dataset_id(self.config)
+        return f"[{name}](https://huggingface.co/datasets/{name})" if name else escape(data_name(self.config))
+
+    @property
+    def tokenizer_codes(self) -> tuple[str, str] | None:
+        """The pair in the codes of a tokenizer that is told the languages; None with any other."""
+        if not self.tokenizer.get("src_lang") or not self.config.data.languages[0][0]:
+            return None
+        return self.tokenizer["src_lang"], self.tokenizer["tgt_lang"]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings that differ from the defaults, without the paths of this machine."""
+        return {
+            name: _setting_text(name, value)
+            for name, value in flat(self.config).items()
+            if value != DEFAULTS[name] and name not in UNTOLD and not name.startswith(("hub_", "push_"))
+        }
+
+    def source_text(self, row: Mapping[str, Any]) -> str:
+        """Return what the model is given for a row: its source, after the prefix of its pair."""
+        prefix = self.config.data.source_prefix
+        if "pair" in row:
+            source_lang, _, target_lang = row["pair"].partition("-")
+            prefix = self.tasks.get(translation_task(source_lang, target_lang), {}).get("prefix")
+        return (prefix or "") + str(row["source"])
+
+
+def collect(folder: RunFolder, part: Part, target: Target) -> Facts:
+    """Read what a card needs."""
+    config = folder.stored_config()
+    assert config is not None  # a run that has a checkpoint has its configuration
+    lines = lines_until(folder, part)
+    evaluated = [line["step"] for line in evaluations_of(lines) if line["step"] <= part.step]
+    name = "average" if part.average_of else f"step_{max(evaluated, default=0)}"
+    return Facts(
+        part=part,
+        target=target,
+        config=config,
+        data=read_json(folder.data_path),
+        lines=lines,
+        record=manifest_of(folder, part),
+        examples=choose(read_json_lines(folder.hypotheses_dir / f"{name}.jsonl")),
+        tokenizer=read_json(part.folder / "tokenizer_config.json"),
+        tasks=read_json(part.folder / "config.json").get("task_specific_params") or {},
+    )
+
+
+def render(facts: Facts) -> str:
+    """Fill card.md.jinja."""
+    target = facts.target
+    is_main = target.revision == MAIN_BRANCH
+    card = ModelCard.from_template(
+        _metadata(facts),
+        template_str=files("mtloop.hub").joinpath("card.md.jinja").read_text(encoding="utf-8"),
+        facts=facts,
+        part=facts.part,
+        config=facts.config,
+        repo_id=target.repo_id,
+        repo_at_revision=target.repo_id if is_main else f"{target.repo_id}@{target.revision}",
+        revision_argument="" if is_main else f', revision="{target.revision}"',
+        is_from_scratch=is_from_scratch(facts.config),
+        metrics_of=metrics_of,
+        title=title_of,
+        number=number_text,
+        score=recorded_text,
+        cell=escape,
+        linked=linked,
+        duration=duration,
+        code=lambda text: json.dumps(text, ensure_ascii=False),
+        count="{:,}".format,
+    )
+    return str(card)
+
+
+def _metadata(facts: Facts) -> ModelCardData:
+    codes = [language_of(code) for pair in facts.config.data.languages for code in pair]
+    dataset = dataset_id(facts.config)
+    return ModelCardData(
+        language=list(dict.fromkeys(code for code in codes if code)) or None,
+        license=facts.target.license,
+        base_model=hub_name(facts.config.model.model_name_or_path),
+        datasets=[dataset] if dataset else None,
+        library_name="transformers",
+        pipeline_tag="translation",
+        tags=["translation", "mtloop"],
+        metrics=facts.metrics or None,
+        model_name=facts.target.repo_id.split("/")[-1],
+        eval_results=_eval_results(facts) or None,
+        widget=[{"text": facts.source_text(row)} for row in facts.examples[:NUM_WIDGETS]] or None,
+    )
+
+
+def _eval_results(facts: Facts) -> list[EvalResult]:
+    name = data_name(facts.config)
+    dataset = dataset_id(facts.config) or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return [
+        EvalResult(
+            task_type="translation",
+            task_name=f"Translation {pair}".rstrip(),
+            dataset_type=dataset,
+            dataset_name=name,
+            dataset_config=pair or facts.config.data.dataset_config_name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=title_of(metric),
+            metric_value=round(value, 2),
+            metric_config=line[metric + SIGNATURE].rpartition(": ")[2],
+        )
+        for split, line in facts.scored_splits
+        for pair in facts.config.data.pair_names or ("",)
+        for metric in metrics_of(line)
+        if (value := line[f"{metric}_{pair}" if pair else metric]) is not None
+    ]
+
+
+def metrics_of(line: Mapping[str, Any]) -> list[str]:
+    """List the metrics of an evaluation: what it recorded a signature of."""
+    return [key.removesuffix(SIGNATURE) for key in line if key.endswith(SIGNATURE)]
+
+
+def title_of(metric: str) -> str:
+    return TITLES.get(metric, metric)
+
+
+def epoch_rows(lines: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float | None]]:
+    """List (label, evaluation, mean logged training loss) of each epoch, that before the training first.
+
+    An epoch with several evaluations is shown by its last.
+    """
+
+    def epoch_of(line: dict[str, Any]) -> int:
+        return -int(-line["epoch"] // 1)  # the epoch that an update is part of, from 1; 0 before the first
+
+    losses: dict[int, float] = {}
+    for epoch, logged in groupby(updates_of(lines), key=epoch_of):
+        group = list(logged)
+        tokens = sum(line["target_tokens"] for line in group)
+        losses[epoch] = sum(line["loss"] * line["target_tokens"] for line in group) / tokens
+    last = {epoch_of(line): line for line in evaluations_of(lines)}
+    return [
+        ("before training" if epoch == 0 else f"{line['epoch']:g}", line, losses.get(epoch))
+        for epoch, line in sorted(last.items())
+    ]
+
+
+def choose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pick rows evenly over the data: the same ones for every epoch."""
+    return rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES]
 
 
 def language_of(code: str | None) -> str | None:
@@ -43,126 +278,59 @@ def language_of(code: str | None) -> str | None:
     return found[1].lower() if found else None
 
 
-def _metadata(facts: Facts) -> ModelCardData:
-    data = facts.config.data
-    codes = [language_of(code) for pair in data.languages for code in pair]
-    languages = list(dict.fromkeys(code for code in codes if code))
-    base = hub_name(facts.config.model.model_name_or_path)
-    dataset = dataset_id(facts.config)
-    return ModelCardData(
-        language=languages or None,
-        license=facts.target.license,
-        base_model=base,
-        datasets=[dataset] if dataset else None,
-        library_name="transformers",
-        pipeline_tag="translation",
-        tags=["translation", "mtloop"],
-        metrics=["bleu", "chrf"],
-        model_name=facts.target.repo_id.split("/")[-1],
-        eval_results=_eval_results(facts) or None,
-        widget=[{"text": source_text(facts, row)} for row in choose(facts.examples)[:NUM_WIDGETS]] or None,
-    )
+def hub_name(name: str | None) -> str | None:
+    """Return the Hub's name of what a flag names, without a revision; None for a local folder."""
+    if not name or Path(name).exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        return None
+    return split_revision(name)[0]
 
 
-def _eval_results(facts: Facts) -> list[EvalResult]:
-    name = data_name(facts.config)
-    dataset = dataset_id(facts.config) or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    pairs = facts.config.data.pair_names
-    return [
-        EvalResult(
-            task_type="translation",
-            task_name=f"Translation {pair}".rstrip(),
-            dataset_type=dataset,
-            dataset_name=name,
-            dataset_config=pair or facts.config.data.dataset_config_name,
-            dataset_split=split,
-            metric_type=metric,
-            metric_name=title,
-            metric_value=round(line[f"{metric}_{pair}" if pair else metric], 2),
-            metric_config=line[f"{metric}_signature"].rpartition(": ")[2],
-        )
-        for split, line in (("validation", facts.scores), ("test", facts.test_scores))
-        for pair in pairs or ("",)
-        for metric, title in (("bleu", "BLEU"), ("chrf", "chrF"))
-        if metric in line
-    ]
+def dataset_id(config: Config) -> str | None:
+    """Return the Hub's name of the data set; None for files, the demo, and archives of OPUS."""
+    name = config.data.dataset_name
+    if name == "kde4":
+        return "Helsinki-NLP/kde4"
+    return None if name == "demo" or (name or "").startswith("opus:") else hub_name(name)
 
 
-def _title(facts: Facts) -> str:
-    config, part = facts.config, facts.part
-    directions = [f"{source} to {target}" for source, target in config.data.languages if source]
-    direction = ", ".join(directions) or "text to text"
-    if is_from_scratch(config):
-        origin = "trained from scratch with mtloop"
-    else:
-        origin = f"fine-tuned with mtloop from {linked(config.model.model_name_or_path)}"
-    num_epochs = config.optimizer.num_train_epochs
-    if part.average_of:
-        *others, last = [f"{step:,}" for step in part.average_of]
-        steps = f"{', '.join(others)} and {last}" if others else last
-        state = f"Training is complete; this is the average of the weights after {steps} updates."
-    elif part.epoch is None:
-        state = f"Training is complete; these are the weights after {part.step:,} updates."
-    else:
-        of = "" if config.optimizer.max_train_steps else f" of {num_epochs}"
-        state = f"**Training in progress**: these are the weights after epoch {part.epoch}{of}, update {part.step:,}."
-    lines = [
-        f"# {facts.target.repo_id.split('/')[-1]}",
-        "",
-        f"Translates {direction}; {origin} on {dataset_text(config)}. {state}",
-    ]
-    for split, line in (("validation", facts.scores), ("test", facts.test_scores)):
-        if line:
-            lines += [
-                "",
-                f"**BLEU {line['bleu']:.2f}, chrF {line['chrf']:.2f}** on {line['num_sentences']:,} {split} sentences"
-                + (f" (at update {line['step']:,})." if line["step"] != part.step else "."),
-            ]
-    return "\n".join(lines)
+def data_name(config: Config) -> str:
+    """Name the data in a few words, without a path."""
+    data = config.data
+    if data.dataset_name == "demo":
+        return "mtloop demo"
+    return Path(data.dataset_name or (data.train_file or ["?"])[0]).name
 
 
-def _usage(facts: Facts) -> str:
-    target, data = facts.target, facts.config.data
-    revision = "" if target.revision == MAIN_BRANCH else f', revision="{target.revision}"'
-    languages = ""
-    source_lang, target_lang = data.languages[0]
-    if facts.tokenizer.get("src_lang") and source_lang:  # in the tokenizer's own codes
-        languages = f', src_lang="{facts.tokenizer["src_lang"]}", tgt_lang="{facts.tokenizer["tgt_lang"]}"'
-    text = next((source_text(facts, row) for row in choose(facts.examples)), "...")
-    name = target.repo_id + ("" if target.revision == MAIN_BRANCH else f"@{target.revision}")
-    codes = f" --source_lang {source_lang} --target_lang {target_lang}" if source_lang else ""
-    options = codes if languages or data.pairs else ""
-    codes = f" --pairs {data.pairs}" if data.pairs else codes
-    return f"""## How to use it
-
-With transformers (version 5 has no translation pipeline):
-
-```python
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{target.repo_id}"{revision}{languages})
-model = AutoModelForSeq2SeqLM.from_pretrained("{target.repo_id}"{revision})
-batch = tokenizer([{json.dumps(text, ensure_ascii=False)}], return_tensors="pt", padding=True)
-output = model.generate(**batch)  # beams, length and target language are in its generation config
-print(tokenizer.batch_decode(output, skip_special_tokens=True))
-```
-
-With mtloop, translate files, or fine-tune it on your own sentence pairs:
-
-```bash
-python -m mtloop translate FILE -o OUT --model {name}{options}
-accelerate launch train.py --model_name_or_path {name} --train_file pairs.jsonl{codes}
-```"""
-
-
-def _adapter(facts: Facts) -> str:
-    """Say where the adapter of a LoRA run is, and how peft loads it."""
-    if not facts.config.tuning.lora_rank or facts.part.average_of:  # an average is of the merged models
-        return ""
-    name, target = facts.config.model.model_name_or_path, facts.target
-    revision = "" if target.revision == MAIN_BRANCH else f', revision="{target.revision}"'
+def linked(name: str | None) -> str:
+    """Link a model of the Hub; name a local one without its path."""
+    on_hub = hub_name(name)
     return (
-        f"These are the weights of {linked(name)} with a LoRA adapter merged into them. The adapter alone is in "
-        f'`adapter/`: `PeftModel.from_pretrained(base_model, "{target.repo_id}", subfolder="adapter"{revision})`, '
-        "with peft."
+        f"[{on_hub}](https://huggingface.co/{on_hub})" if on_hub else f"the local model {escape(Path(name or '').name)}"
     )
+
+
+def escape(text: str) -> str:
+    """Write a text for a cell of a table: one line in which no Markdown or HTML takes effect."""
+    one_line = " ".join(text.split())
+    if len(one_line) > MAX_EXAMPLE_LENGTH:
+        one_line = one_line[: MAX_EXAMPLE_LENGTH - 1] + "…"
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one_line, quote=False))
+
+
+def number_text(value: float | None, digits: int) -> str:
+    return "not finite" if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as 2 h 5 min, 3 min 20 s or 12 s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole // 60 % 60} min"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+def _setting_text(name: str, value: Any) -> str:
+    if name in FILE_SETTINGS:  # where files lie is private
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return " ".join(one if hub_name(one) == split_revision(one)[0] else Path(one).name for one in values)
+    return str(value)

@@ -1,4 +1,4 @@
-"""What of a run goes to the Hub, piece by piece: its epochs and its end. And the journal of what has arrived.
+"""List what of a run goes to the Hub, its epochs and its end, which files each holds, and what has arrived.
 
 A part is known by the run's id and a manifest's hash, which stand in its commit's description: however often a push
 was cut off between the server's yes and the journal's line, the part is found there and not pushed twice.
@@ -6,6 +6,7 @@ was cut off between the server's yes and the journal's line, the part is found t
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from mtloop.atomic import append_json_line, read_json_lines
+from mtloop.atomic import append_json_line, json_line, read_json, read_json_lines
 from mtloop.checkpoint.listing import epoch_of, list_checkpoints
 from mtloop.checkpoint.manifest import Damaged, read_manifest
 from mtloop.errors import UserError
@@ -22,6 +23,7 @@ from mtloop.run_folder import RunFolder
 
 MAIN_BRANCH = "main"
 FINAL = "final"
+STATUS_NOT_PUSHED = 3  # of train.py and of push
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,46 @@ def final_part(folder: RunFolder) -> Part | None:
     )
 
 
+def manifest_of(folder: RunFolder, part: Part) -> dict[str, Any]:
+    """Read the manifest of the checkpoint that a part's weights are of; {} if it is gone: final/ outlives it."""
+    with contextlib.suppress(Damaged, UserError):
+        return read_manifest(part.folder if part.epoch is not None else folder.checkpoints_dir / f"step_{part.step}")
+    return {}
+
+
+def lines_until(folder: RunFolder, part: Part) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl up to an epoch's end; all of them for the end of the run."""
+    return folder.metrics.lines(until=None if part.epoch is None else part.step)
+
+
+def files_of(folder: RunFolder, part: Part, *, with_training: bool) -> dict[str, dict[str, Any]]:
+    """List the files of a push, except the card.
+
+    Args:
+        folder: The run folder.
+        part: What is pushed.
+        with_training: Whether an epoch's optimizer, and all else that a resume needs, goes too.
+
+    Returns:
+        Path in the repository -> {"path": local file, "sha256": as it was saved, or None} or {"text": content}.
+    """
+    saved = folder.run_record["final"] if part.average_of else manifest_of(folder, part)
+    hashes = {name: entry["sha256"] for name, entry in saved.get("files", {}).items()}
+    names = {file.relative_to(part.folder).as_posix() for file in part.folder.rglob("*") if file.is_file()}
+    if not with_training or part.epoch is None:
+        names = {name for name in names if not _is_for_resume(name)}
+    names |= {name for name in hashes if not _is_for_resume(name)}  # the push reports those that are gone
+    files: dict[str, dict[str, Any]] = {
+        name: {"path": str(part.folder / name), "sha256": hashes.get(name)} for name in sorted(names)
+    }
+    files["metrics.jsonl"] = {"text": "".join(map(json_line, lines_until(folder, part)))}
+    return files
+
+
+def _is_for_resume(name: str) -> bool:
+    return name.startswith("training/") or name == "config.yaml"
+
+
 def epochs_to_push(folder: RunFolder, target: Target) -> list[Part]:
     """List the epochs whose checkpoints are here and which the journal lacks, oldest first.
 
@@ -181,3 +223,31 @@ def record_push(folder: RunFolder, part: Part, target: Target, *, commit: str) -
         "commit": commit,
     }
     append_json_line(folder.push_path, line)
+
+
+def missing_parts(
+    folder: RunFolder, target: Target, *, with_epochs: bool, before_step: int | None = None
+) -> list[Part]:
+    """List what the journal lacks, oldest first: epochs whose checkpoints are here, and the end of a finished run.
+
+    Args:
+        folder: The run folder.
+        target: Where it is pushed to.
+        with_epochs: False for the end alone.
+        before_step: Epochs from this step on, and the end, are left out.
+    """
+    epochs = epochs_to_push(folder, target) if with_epochs else []
+    if before_step is not None:
+        return [part for part in epochs if part.step < before_step]
+    final = final_part(folder) if folder.is_finished else None
+    arrived = {key[:3] for key in pushed(folder, target)}
+    return epochs if final is None or final.key in arrived else [*epochs, final]
+
+
+def note_pushed(folder: RunFolder, target: Target, *, with_epochs: bool) -> None:
+    """Give status.json the exit status 0, once a finished run of which something was not pushed is on the Hub."""
+    status = read_json(folder.status_path)
+    is_behind = status.get("exit_status") == STATUS_NOT_PUSHED and folder.is_finished
+    if is_behind and not missing_parts(folder, target, with_epochs=with_epochs):
+        message = f"trained {status['step']:,} updates; all is pushed to {target.repo_id}"
+        folder.write_status("finished", exit_status=0, message=message, step=status["step"])

@@ -22,9 +22,9 @@ from typing import Any
 from huggingface_hub import get_token
 
 import mtloop
+from mtloop.hub.card import write_card
 from mtloop.hub.client import DOUBTFUL, REQUEST_TIMEOUT_S, RETRY, reason_of, without_token
-from mtloop.hub.export import files_of
-from mtloop.hub.parts import Part, Target, loss_of, record_push
+from mtloop.hub.parts import Part, Target, files_of, loss_of, missing_parts, record_push
 from mtloop.hub.upload import DONE, LOST
 from mtloop.run_folder import RunFolder
 
@@ -32,6 +32,9 @@ FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0
 # A push that fails for a reason that may be its own is given up after so many attempts, and with it all later ones.
 MAX_DOUBTFUL = 8
 NOT_IN_TIME = "not uploaded in time"
+# After a signal: SIGKILL often follows it within 30 s, and the save has taken some of them.
+GRACE_S = 10.0
+SLICE_S, PROGRESS_EVERY_S = 0.5, 15.0
 
 
 @dataclass
@@ -84,6 +87,11 @@ class Publisher:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="mtloop-publisher", daemon=True)
                 self._thread.start()
+
+    def push_missing(self, *, with_epochs: bool, before_step: int | None = None) -> None:
+        """Queue what the journal lacks, as missing_parts lists it."""
+        for part in missing_parts(self.folder, self.target, with_epochs=with_epochs, before_step=before_step):
+            self.push(part)
 
     def is_awaited(self, path: Path) -> bool:
         """Whether a folder is still to be pushed: rotation leaves it alone."""
@@ -154,7 +162,10 @@ class Publisher:
             "key": part.key,
             "message": part.message,
             "description": part.describe(),
-            "files": files_of(self.folder, part, self.target, with_training=self.with_training),
+            "files": {
+                **files_of(self.folder, part, with_training=self.with_training),
+                "README.md": {"text": write_card(self.folder, part, self.target)},
+            },
             "tag": None if part.epoch is None else self.target.tag_of(part.epoch),
             "tag_prefix": self.target.tag_prefix,
             "overwrite": self.overwrite,
@@ -233,6 +244,56 @@ class Publisher:
             record_push(self.folder, part, self.target, commit=commit)
         except OSError as error:  # the next start finds it on the Hub
             self.say(f"{self.folder.push_path}: cannot be written ({reason_of(error)}); the push itself has arrived")
+
+
+@dataclass
+class Drain:
+    """Waits for a publisher's queue in short slices, so that its caller can look at signals in between.
+
+    Attributes:
+        publisher: Whose queue.
+        timeout_s: Seconds to wait at most.
+        say: Prints a line.
+    """
+
+    publisher: Publisher
+    timeout_s: float
+    say: Callable[[str], None]
+    _deadline: float = field(init=False)
+    _next_line: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        now = time.monotonic()
+        self._deadline, self._next_line = now + self.timeout_s, now + 2 * SLICE_S
+        self.publisher.hurry()
+
+    def shorten(self) -> None:
+        """Leave no more than the grace of a signal."""
+        self._deadline = min(self._deadline, time.monotonic() + GRACE_S)
+
+    def wait(self) -> bool:
+        """Wait for one slice; return whether to go on waiting."""
+        now = time.monotonic()
+        if now >= self._deadline or self.publisher.not_before >= self._deadline:
+            return False
+        is_busy = self.publisher.wait(min(SLICE_S, self._deadline - now))
+        if is_busy and time.monotonic() >= self._next_line:
+            self._next_line += PROGRESS_EVERY_S
+            left_s = max(0.0, self._deadline - time.monotonic())
+            self.say(f"waiting for the Hub: {self.publisher.head}; at most {left_s:,.0f} s more (--push_timeout)")
+        return is_busy
+
+    def finish(self) -> list[str]:
+        """End what is still under way, print each part's outcome, and return a line for each one not on the Hub."""
+        unpushed = self.publisher.close()
+        target = self.publisher.target
+        if arrived := [part.name for part, reason in self.publisher.outcomes.items() if not reason]:
+            self.say(f"on the Hub at {target.url}: {', '.join(arrived)}")
+        for line in unpushed:
+            self.say(f"NOT PUSHED to the Hub: {line}")
+        if unpushed:
+            self.say(f"push what is missing with: {push_command(self.publisher.folder)}")
+        return unpushed
 
 
 def start_upload(asked: Any, told: Any, errors: Any) -> subprocess.Popen[bytes]:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from mtloop.config.settings import Config
-from mtloop.hub.drain import Drain, queue_missing
 from mtloop.hub.parts import Part, Target, epoch_part, final_part
 from mtloop.hub.preflight import OutOfReach, check_hub
-from mtloop.hub.publisher import Publisher
+from mtloop.hub.publisher import Drain, Publisher
 from mtloop.run_folder import RunFolder
 from mtloop.runtime import Runtime
 from mtloop.trainer.run import Run
@@ -72,7 +71,7 @@ def queue_earlier(run: Run) -> None:
     if run.publisher is not None:
         # One whose evaluation was cut short is saved again after it is made.
         before_step = run.state.step + (0 if run.is_evaluation_pending else 1)
-        queue_missing(run.publisher, with_epochs=_with_epochs(run), before_step=before_step)
+        run.publisher.push_missing(with_epochs=_with_epochs(run), before_step=before_step)
 
 
 def push_of_epoch(run: Run) -> Callable[[], None]:

@@ -16,7 +16,7 @@ import pytest
 
 from mtloop.atomic import read_json, read_json_lines
 from mtloop.checkpoint.manifest import read_manifest
-from mtloop.hub.facts import escape
+from mtloop.hub.card import escape
 from mtloop.hub.upload import read_key
 from mtloop.run_folder import RunFolder
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer

@@ -14,9 +14,8 @@ from mtloop.atomic import read_json_lines
 from mtloop.checkpoint.manifest import read_manifest
 from mtloop.hub import publisher as publisher_module
 from mtloop.hub.client import without_token
-from mtloop.hub.drain import Drain, queue_missing
 from mtloop.hub.parts import Target, epoch_part, epochs_to_push, final_part, pushed
-from mtloop.hub.publisher import Publisher
+from mtloop.hub.publisher import Drain, Publisher
 from mtloop.hub.upload import read_key
 from mtloop.run_folder import RunFolder
 from tests.support.forked import python_forked, python_started
@@ -62,7 +61,7 @@ def open_publisher():
 
 def push_all(publisher, *, timeout_s=40.0):
     """Queue what is missing, wait, and return the lines of what is not there."""
-    queue_missing(publisher, with_epochs=True)
+    publisher.push_missing(with_epochs=True)
     waiting = Drain(publisher, timeout_s, publisher.say)
     while waiting.wait():
         pass
@@ -224,7 +223,7 @@ def test_what_is_gone_when_its_turn_comes_is_told_and_the_next_one_arrives(serve
     folder = make_run(tmp_path, epochs=3)
     server.hang("GET .*/commits/", times=1, silence_s=1.0)
     publisher = open_publisher(folder)
-    queue_missing(publisher, with_epochs=True)
+    publisher.push_missing(with_epochs=True)
     wait_for(server, "/commits/")
     (folder.checkpoints_dir / "step_20").rename(tmp_path / "away")
     (line,) = push_all(publisher)
@@ -304,7 +303,7 @@ def test_the_strategy_checkpoint_pushes_what_a_resume_needs_and_the_end_takes_it
 @pytest.mark.slow
 def test_the_strategy_end_pushes_the_end_alone(server, open_publisher, tmp_path):
     publisher = open_publisher(make_run(tmp_path, is_finished=True))
-    queue_missing(publisher, with_epochs=False)
+    publisher.push_missing(with_epochs=False)
     while publisher.wait(1):
         pass
     assert titles(server) == ["Training complete"] and server.repos[REPO].tags == {}
@@ -324,7 +323,7 @@ def test_a_silent_server_holds_up_neither_push_nor_end_and_its_checkpoints_stay(
     server.hang("PUT ")
     publisher = open_publisher(folder)
     start = time.monotonic()
-    queue_missing(publisher, with_epochs=True)
+    publisher.push_missing(with_epochs=True)
     assert time.monotonic() - start < 1
     wait_for(server, "PUT ")
     (child,) = psutil.Process().children()
@@ -349,7 +348,7 @@ def test_a_server_that_is_away_is_waited_for(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1, is_finished=True)
     server.leave()
     publisher = open_publisher(folder)
-    queue_missing(publisher, with_epochs=True)
+    publisher.push_missing(with_epochs=True)
     time.sleep(1.5)
     server.come_back()
     assert push_all(publisher) == []
@@ -359,13 +358,12 @@ def test_a_server_that_is_away_is_waited_for(server, open_publisher, tmp_path):
 PARENT = """
 import subprocess, sys, time
 from pathlib import Path
-from mtloop.hub.drain import queue_missing
 from mtloop.hub.parts import Target
 from mtloop.hub.publisher import Publisher
 from mtloop.run_folder import RunFolder
 folder, target = RunFolder(Path(sys.argv[1])), Target(repo_id=sys.argv[2])
 publisher = Publisher(folder=folder, target=target, say=print, push_timeout_s=60.0)
-queue_missing(publisher, with_epochs=True)
+publisher.push_missing(with_epochs=True)
 time.sleep(60)
 """
 
@@ -389,7 +387,7 @@ def test_a_push_ends_with_the_run_that_is_killed(server, open_publisher, tmp_pat
 def test_a_push_ignores_the_signals_that_are_meant_for_the_run(server, open_publisher, tmp_path):
     server.hang("POST .*/commit/", times=1, silence_s=1.0)
     publisher = open_publisher(make_run(tmp_path, epochs=1))
-    queue_missing(publisher, with_epochs=True)
+    publisher.push_missing(with_epochs=True)
     wait_for(server, "/commit/")
     (child,) = psutil.Process().children()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
@@ -402,7 +400,7 @@ def test_the_token_comes_by_the_environment_alone(server, open_publisher, tmp_pa
     server.hang("POST .*/commit/", times=1, silence_s=1.0)
     publisher = open_publisher(make_run(tmp_path, epochs=1))
     with python_started():  # a fork has the command line and the environment of this process
-        queue_missing(publisher, with_epochs=True)
+        publisher.push_missing(with_epochs=True)
         wait_for(server, "/commit/")
     (child,) = psutil.Process().children()
     assert child.environ()["HF_TOKEN"] == WRITE_TOKEN and WRITE_TOKEN not in " ".join(child.cmdline())

@@ -5,13 +5,19 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from mtloop.checkpoint.manifest import read_manifest
 from mtloop.config.parse import parse_config
-from mtloop.hub.card import language_of, write_card
-from mtloop.hub.export import files_of
-from mtloop.hub.facts import choose, collect, data_name, dataset_id, duration, escape, hub_name
+from mtloop.hub.card import (
+    choose,
+    data_name,
+    dataset_id,
+    duration,
+    epoch_rows,
+    escape,
+    hub_name,
+    language_of,
+    write_card,
+)
 from mtloop.hub.parts import Target, epoch_part, final_part
-from mtloop.hub.tables import epoch_rows
 from tests.support.hub_runs import RUN_ID, SIGNATURES, evaluation, make_run
 
 TARGET = Target(repo_id="team/en-fr")
@@ -21,7 +27,7 @@ FINE_TUNING = ("--model_name_or_path", "Helsinki-NLP/opus-mt-en-fr@abc", "--sour
 def card_of(folder, step=20, target=TARGET):
     """The card of an epoch, loaded by the Hub's own class; step None: of the end."""
     part = final_part(folder) if step is None else epoch_part(folder, folder.checkpoints_dir / f"step_{step}")
-    return ModelCard(files_of(folder, part, target, with_training=False)["README.md"]["text"])
+    return ModelCard(write_card(folder, part, target))
 
 
 def test_the_metadata_are_those_of_the_run(tmp_path):
@@ -143,9 +149,7 @@ def test_the_snippet_names_branch_and_languages(tmp_path):
     folder = make_run(tmp_path, *FINE_TUNING, "--dataset_name", "demo", "--source_prefix", "translate: ", epochs=2)
     step = folder.checkpoints_dir / "step_20"
     (step / "tokenizer_config.json").write_text('{"src_lang": "en_XX", "tgt_lang": "fr_XX"}')
-    part = epoch_part(folder, step)
-    facts = collect(folder, part, Target(repo_id="team/en-fr", revision="big"), record=read_manifest(step))
-    text = write_card(facts)
+    text = write_card(folder, epoch_part(folder, step), Target(repo_id="team/en-fr", revision="big"))
     assert 'from_pretrained("team/en-fr", revision="big", src_lang="en_XX", tgt_lang="fr_XX")' in text
     options = "--source_lang en --target_lang fr"  # the prefix stands in the model's config
     assert f"mtloop translate FILE -o OUT --model team/en-fr@big {options}" in text
@@ -172,6 +176,18 @@ def test_several_pairs_have_their_own_scores_and_prefixes(tmp_path):
     assert card.data.eval_results[0].metric_config == SIGNATURES["bleu_signature"]
     assert "| fr-en | 39.00 | 49.00 |" in card.text and 'tokenizer([">>en<< Ouvrir"]' in card.text
     assert "--source_lang en --target_lang fr\n" in card.text and "--pairs en-fr,fr-en" in card.text
+
+
+def test_card_lists_every_recorded_metric(tmp_path):
+    folder = make_run(tmp_path, epochs=2)
+    lines = [json.loads(line) for line in folder.metrics.path.read_text().splitlines()]
+    lines[-1] |= {"same_words": 0.5, "same_words_signature": "words|version:1"}
+    folder.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    card = card_of(folder)
+    assert "| BLEU | chrF | same_words |" in card.text
+    assert "| before training | 0 |  | 5.0000 | 1.00 | 11.00 |  |" in card.text  # it was not recorded there
+    assert "| **40.00** | 50.00 | 0.50 |" in card.text and "- same_words `words|version:1`" in card.text
+    assert card.data.metrics == ["bleu", "chrf", "same_words"] and card.data.eval_results[-1].metric_value == 0.5
 
 
 def test_a_run_without_any_evaluation_has_a_card(tmp_path):

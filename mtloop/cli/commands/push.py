@@ -13,11 +13,10 @@ from typing import Any
 from mtloop.checkpoint.listing import list_checkpoints
 from mtloop.config.training import HubConfig
 from mtloop.errors import UserError
-from mtloop.hub.drain import STATUS_NOT_PUSHED, Drain, note_pushed, queue_missing
-from mtloop.hub.export import files_of
-from mtloop.hub.parts import Part, Target, epoch_part, final_part
+from mtloop.hub.card import write_card
+from mtloop.hub.parts import STATUS_NOT_PUSHED, Part, Target, epoch_part, final_part, note_pushed
 from mtloop.hub.preflight import check_hub
-from mtloop.hub.publisher import Publisher
+from mtloop.hub.publisher import Drain, Publisher
 from mtloop.run_folder import RunFolder
 
 
@@ -54,7 +53,7 @@ def _push(folder: RunFolder, *, epoch: int | None, shows_card: bool, given: dict
         name = hub.hub_model_id or folder.path.resolve().name
         target = Target(repo_id=name, revision=hub.hub_revision, license=hub.hub_license or record.get("license"))
         part = asked or final_part(folder) or _newest_epoch(folder)
-        print(files_of(folder, part, target, with_training=False)["README.md"]["text"], end="")
+        print(write_card(folder, part, target), end="")
         return 0
     folder.lock(print, wait_s=0)
     try:
@@ -78,7 +77,7 @@ def _push_parts(folder: RunFolder, hub: HubConfig, asked: Part | None, *, base_m
     if asked is not None:
         publisher.push(asked)
     else:
-        queue_missing(publisher, with_epochs=with_epochs)
+        publisher.push_missing(with_epochs=with_epochs)
     if not publisher.outcomes:
         print(f"nothing to push: {target.repo_id} has all that is here ({folder.push_path})")
     waiting = Drain(publisher, hub.push_timeout * max(1, len(publisher.outcomes)), print)

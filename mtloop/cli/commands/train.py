@@ -129,14 +129,14 @@ def _train_in_folder(config: Config, runtime: Runtime) -> int:
 
 def _push_rest(config: Config, folder: RunFolder, runtime: Runtime) -> int:
     """Push what the Hub lacks of a finished run, where --push_to_hub is given, and return the exit status."""
-    from mtloop.hub.drain import STATUS_NOT_PUSHED, note_pushed, queue_missing
+    from mtloop.hub.parts import STATUS_NOT_PUSHED, note_pushed
     from mtloop.trainer.pushing import drain, open_publisher, settle_target
 
     with_epochs = config.hub.hub_strategy != "end"
     target = settle_target(config, folder, runtime, is_resumed=True)
     publisher = open_publisher(config, folder, runtime, target)
     if publisher is not None:
-        queue_missing(publisher, with_epochs=with_epochs)
+        publisher.push_missing(with_epochs=with_epochs)
     unpushed = drain(publisher, runtime, timeout_s=config.hub.push_timeout, stop_signal=None)
     if publisher is not None:
         note_pushed(folder, publisher.target, with_epochs=with_epochs)
@@ -181,7 +181,7 @@ def _goes_back(config: Config, folder: RunFolder) -> bool:
 
 
 def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> int:
-    from mtloop.hub.drain import STATUS_NOT_PUSHED
+    from mtloop.hub.parts import STATUS_NOT_PUSHED
     from mtloop.trainer import train
     from mtloop.trainer.pushing import drain, drain_alone, open_publisher, settle_target
     from mtloop.trainer.setup import build_run
