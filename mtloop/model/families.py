@@ -56,6 +56,7 @@ FAMILIES: dict[str, Family] = {
     "longt5": replace(_T5, has_plain_head=False),
     "bart": Family(ctranslate2_loader="BartLoader"),
     "mbart": Family(decoder_start="last label", ctranslate2_loader="MBartLoader"),
+    "plbart": Family(decoder_start="last label", ctranslate2_loader="BartLoader"),
     "pegasus": Family(frozen=_SINES, ctranslate2_loader="PegasusLoader"),
     "m2m_100": Family(positions="extended", ctranslate2_loader="M2M100Loader"),  # and NLLB
     "prophetnet": Family(attention=("query_proj", "value_proj"), has_plain_head=False),

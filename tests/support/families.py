@@ -25,6 +25,7 @@ from transformers import (
     NllbTokenizer,
     PegasusConfig,
     PegasusTokenizer,
+    PLBartConfig,
     PretrainedConfig,
     T5Config,
     T5Tokenizer,
@@ -59,6 +60,7 @@ FAMILIES = {
     "mt5": Family(),
     "umt5": Family(),
     "bart": Family(start_token="</s>"),
+    "plbart": Family(start_token="</s>"),
     "pegasus": Family(),
     "mbart": Family(start_token="fr_XX"),  # the language is the start: nothing is forced
     "mbart50": Family(start_token="</s>", first_token="fr_XX"),
@@ -98,7 +100,7 @@ def _tokenizer(name: str, folder: Path, texts: Sequence[str]) -> Any:
         return MBartTokenizer(vocab=fairseq)
     if name == "mbart50":
         return MBart50Tokenizer(vocab=fairseq)
-    if name == "bart":
+    if name in ("bart", "plbart"):
         return _bart(texts)
     if name == "nllb":
         return _nllb(texts)
@@ -142,6 +144,8 @@ def _config(name: str, num_rows: int, tokenizer: Any) -> PretrainedConfig:
         return PegasusConfig(**ids, **size, decoder_start_token_id=pad)
     if name == "bart":
         return BartConfig(**ids, **size, bos_token_id=tokenizer.bos_token_id, decoder_start_token_id=eos)
+    if name == "plbart":
+        return PLBartConfig(**ids, **size, bos_token_id=tokenizer.bos_token_id, decoder_start_token_id=eos)
     if name in ("mbart", "mbart50"):
         return MBartConfig(**ids, **size, decoder_start_token_id=eos)
     return M2M100Config(**ids, **size, decoder_start_token_id=eos)

@@ -10,7 +10,15 @@ from types import SimpleNamespace
 import pytest
 import sentencepiece
 import torch
-from transformers import AutoModelForSeq2SeqLM, M2M100Tokenizer, MBartTokenizer, MT5Config, T5Config, UMT5Config
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    M2M100Tokenizer,
+    MBartTokenizer,
+    MT5Config,
+    PLBartConfig,
+    T5Config,
+    UMT5Config,
+)
 
 from mtloop.errors import UserError
 from mtloop.generation.conversion import convert, differences, search_of
@@ -25,7 +33,9 @@ from tests.support.commands import command
 translate = command("translate")
 main = command("export")
 
-LIKE_OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "m2m_100", "pegasus", "t5", "mt5")]
+LIKE_OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "plbart", "m2m_100", "pegasus", "t5", "mt5")
+]
 FAMILIES = ("marian", "mbart", "t5 v1.1", "umt5", *LIKE_OTHERS)
 
 
@@ -42,8 +52,9 @@ def configs(tiny_configs):
         "t5 v1.1": T5Config(**size, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
         "mt5": MT5Config(**size),
         "umt5": UMT5Config(**size),
+        "plbart": PLBartConfig(**{**tiny_configs["mbart"].to_dict(), "model_type": "plbart"}),
     }
-    for name in ("marian", "bart", "mbart", "m2m_100", "pegasus"):
+    for name in ("marian", "bart", "plbart", "mbart", "m2m_100", "pegasus"):
         found[name].encoder_layers = found[name].decoder_layers = 2
     return found
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ctranslate2.converters import transformers as loaders
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PLBartConfig, PLBartTokenizer
 
 from mtloop.batching.loader import IGNORE_INDEX
 from mtloop.config.inputs import TuningConfig
@@ -12,6 +12,9 @@ from mtloop.model.families import FAMILIES, UNLISTED, family_of
 from mtloop.model.generating import position_limit, shift_right
 from mtloop.model.loading import load_model
 from mtloop.model.scoring import batch_loss_sum
+from mtloop.tokenization import train_tokenizer
+from mtloop.trainer import train
+from mtloop.translate.translator import Translator
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -98,3 +101,75 @@ def test_family_of_an_unlisted_type_is_generic():
     assert family_of(model.config) is UNLISTED
     (line,) = choose_trained(model, TuningConfig(lora_rank=2, lora_alpha=2), name="m")
     assert line.endswith("q_proj, v_proj")
+
+
+# PLBart, which its row alone adds
+
+
+FUNCTIONS = [
+    (f"def {name}(a, b): return a {sign} b", f"Return a {word} b.")
+    for name, sign, word in (
+        ("add", "+", "plus"), ("sub", "-", "minus"), ("mul", "*", "times"), ("div", "/", "over"),
+        ("mod", "%", "modulo"), ("pow", "**", "to the power of"), ("both", "and", "and"), ("any", "or", "or"),
+    )
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plbart(tmp_path_factory):
+    """Return a folder with a tiny PLBart and its tokenizer, and a file of pairs of Python and English."""
+    folder = tmp_path_factory.mktemp("plbart")
+    texts = [text for pair in FUNCTIONS for text in pair] * 4
+    train_tokenizer(texts, vocab_size=48, output_dir=folder / "marian", source_lang=None, target_lang=None)
+    PLBartTokenizer(str(folder / "marian" / "source.spm")).save_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    size = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 64))}
+    size |= {"d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 128}
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(PLBartConfig(vocab_size=len(tokenizer), **ids, **size))
+    model.save_pretrained(folder / "model")
+    rows = [("__python__", "__en_XX__"), *FUNCTIONS]
+    (folder / "pairs.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
+    return folder
+
+
+@pytest.mark.parametrize("lora", [{}, pytest.param({"lora_rank": 2}, marks=pytest.mark.slow)])
+def test_plbart_trains_and_translates_as_plain_generate_does(plbart, new_run, runtime, lora):
+    run = new_run(
+        train_file=plbart / "pairs.tsv",
+        validation_file=plbart / "pairs.tsv",
+        source_lang="__python__",
+        target_lang="__en_XX__",
+        model_name_or_path=str(plbart / "model"),
+        tokenizer_name=None,
+        sentences_per_update=8,
+        max_train_steps=80,
+        learning_rate=1e-2,
+        num_warmup_steps=4,
+        eval_steps=1000,  # at the end alone
+        eval_on_start=False,
+        num_beams=3,
+        val_max_target_length=24,
+        **lora,
+    )
+    num_lora = sum("lora_" in name for name, weight in run.model.named_parameters() if weight.requires_grad)
+    assert num_lora == (12 if lora else 0)  # A and B of query and value in 3 attentions
+    inputs = run.tokenizer([FUNCTIONS[0][0]], text_target=[FUNCTIONS[0][1]], return_tensors="pt")
+    own = run.model.eval()(**inputs).loss.item() * inputs["labels"].shape[1]
+    assert batch_loss_sum(run.model, inputs).item() == pytest.approx(own, rel=1e-5)
+    due = run.due
+    run.due = lambda what: due(what) and (what != "save" or run.is_done)  # an epoch is one update here
+    assert train(run) is None
+    assert (
+        batch_loss_sum(run.model.eval(), inputs).item() < (0.99 if lora else 0.5) * own
+    )  # an adapter alone moves random weights little
+
+    final = run.folder.final_dir
+    tokenizer, model = AutoTokenizer.from_pretrained(final), AutoModelForSeq2SeqLM.from_pretrained(final)
+    sources, expected = [source for source, _ in FUNCTIONS], []
+    for source in sources:
+        found = model.generate(**tokenizer([source], return_tensors="pt"))[0]
+        assert found[0] == tokenizer.lang_code_to_id["__en_XX__"]
+        expected.append(tokenizer.decode(found, skip_special_tokens=True))
+    assert Translator(str(final), runtime=runtime)(sources) == expected
