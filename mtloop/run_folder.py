@@ -1,7 +1,7 @@
 """The run folder: the files other programs read, and whether a folder belongs to this run.
 
 Owns the names in a run folder. Must not know models, tensors or ranks: callers on the
-main process write, all ranks may read. The format is described in the README.
+main process write, all ranks may read. docs/reference.md describes the format.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Every way in: notebooks, the installed package, each launch file, what the README says."""
+"""Every way in: notebooks, the installed package, each launch file."""
 
 import importlib.util
 import json
-import re
-import shlex
 import subprocess
 import sys
 
@@ -145,38 +143,6 @@ def test_deepspeed_file_ends_with_a_line_that_says_what_is_missing(tmp_path):
         assert done.stderr.splitlines()[-1].startswith("ImportError: DeepSpeed is not installed")
     else:
         assert done.stderr.count("mtloop: error: deepspeed") == 1
-
-
-def readme_commands():
-    """Every indented command line of the README, continuation lines joined; scripts are tested elsewhere."""
-    text = (PROJECT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    for line in re.findall(r"^    (.+)$", text, flags=re.MULTILINE):
-        for command in line.split("&&"):
-            yield " ".join(command.split("  #")[0].split())
-
-
-def test_readme_train_commands_are_understood(tmp_path, monkeypatch):
-    """Each train.py command of the README parses, once the files that it names are there."""
-    from mtloop.config.parse import parse_config
-    from mtloop.config.settings import resolve
-
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.yaml").write_text("dataset_name: demo\nmodel_name_or_path: x\nsource_lang: en\ntarget_lang: fr\n")
-    commands = [command for command in readme_commands() if " train.py" in command and "..." not in command]
-    assert len(commands) >= 5
-    for command in commands:
-        words = shlex.split(command)
-        flags = words[words.index("train.py") + 1 :]
-        assert resolve(parse_config(flags)).output.output_dir, command
-
-
-def test_readme_names_every_launch_file_and_recipe():
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    for path in (PROJECT / "accelerate_configs").glob("*.yaml"):
-        assert path.name in text
-    for path in (PROJECT / "mtloop" / "config" / "recipes").glob("*.yaml"):
-        assert f"`{path.stem}`" in text
 
 
 def test_trackers_are_written(tmp_path):

@@ -1,4 +1,4 @@
-"""The README's SLURM script, run by bash itself; srun and scontrol are stand-ins that do what the script relies on."""
+"""The SLURM script of docs/hardware.md, run by bash; srun and scontrol are stand-ins for what it relies on."""
 
 import json
 import os
@@ -43,7 +43,8 @@ def job(tmp_path):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (stand_ins / name).write_text(text)
         (stand_ins / name).chmod(0o755)
-    (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    page = (PROJECT / "docs" / "hardware.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", page, re.DOTALL)
     assert script.count("29500") == 1
 
     def start(num_nodes, num_processes, *flags):

@@ -24,11 +24,16 @@ from mtloop.selfcheck.parent import Selfcheck, shrink
 from mtloop.tables import aligned
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the launcher."""
+    parser.add_argument("--config_file", metavar="F", help="the launch file, as for `accelerate launch`")
+    parser.add_argument("--num_processes", metavar="N", help="processes, as for `accelerate launch`")
+
+
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read the flags of the launcher; what is left is for train.py."""
     parser = Parser(prog=f"{mtloop.program()} selfcheck", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config_file", metavar="F", help="the launch file, as for `accelerate launch`")
-    parser.add_argument("--num_processes", metavar="N", help="processes, as for `accelerate launch`")
+    add_flags(parser)
     return parser.parse_known_args(words)
 
 

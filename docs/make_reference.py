@@ -1,0 +1,166 @@
+"""Write docs/reference.md from the code: flags of every command, files of a run folder, statuses, model families.
+
+    python docs/make_reference.py
+
+tests/unit/test_docs.py compares the committed page with what page() returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import pkgutil
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import Field, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mtloop.cli import commands
+from mtloop.cli.parser import Parser
+from mtloop.cli.status import status_of
+from mtloop.config.fields import choices_of
+from mtloop.config.settings import GROUPS
+from mtloop.hub.drain import STATUS_NOT_PUSHED
+from mtloop.model.families import FAMILIES, Family
+from mtloop.run_folder import RUN_FILES
+
+PAGE = Path(__file__).with_name("reference.md")
+HEAD = """\
+# Reference
+
+All flags, the files of a run folder, exit statuses and model families.
+
+Generated from the code by `python docs/make_reference.py`.
+
+- [Training](#training): `train.py` and `mtloop train`
+- [Commands](#commands): {commands}
+- [Files of a run folder](#files-of-a-run-folder)
+- [Exit statuses](#exit-statuses)
+- [Model families](#model-families)
+
+## Training
+
+`train.py [RECIPE | FILE.yaml] [--flag value ...]`. A flag is also a key of a YAML file. A switch takes no
+value on the command line, and true or false in a file. A run folder resumes only with the same value of a flag marked
+●, unless `--allow_changed` is given.
+"""
+STATUSES = (
+    (0, "done, already finished, or saved on USR1"),
+    (1, "the run failed (disk, process, non-finite gradient), or a check found a difference"),
+    (2, "a mistake in flags or data: one line names the flag, or the file and line, and the remedy"),
+    (STATUS_NOT_PUSHED, "trained, but not everything was pushed to the Hub"),
+    (status_of(signal.SIGHUP), "saved on HUP"),
+    (status_of(signal.SIGINT), "saved on INT (Ctrl-C)"),
+    (status_of(signal.SIGTERM), "saved on TERM"),
+)
+LANGUAGES = {
+    None: "language codes of its tokenizer, or text to text",
+    "language": "language token before every source, where the tokenizer has several",
+    "task": '"translate English to French: " before every source',
+    "task of several": "the same words, only where a run has several pairs",
+}
+
+
+def page() -> str:
+    """Return the text of docs/reference.md."""
+    names = [module.name for module in pkgutil.iter_modules(commands.__path__) if module.name != "train"]
+    links = ", ".join(f"[{name}](#mtloop-{name})" for name in names)
+    parts = [HEAD.format(commands=links)]
+    for group, kind in GROUPS.items():
+        parts += [f"### {group.capitalize()} flags\n", _first_line(kind), "", _field_table(kind)]
+    parts += ["## Commands\n", "`mtloop COMMAND` or, without an installation, `python -m mtloop COMMAND`.\n"]
+    for name in names:
+        parts += [f"### mtloop {name}\n", *_command(name)]
+    parts += [
+        "## Files of a run folder\n",
+        "Paths below `--output_dir`; `N` is the number of an update.\n",
+        _table(("path", "content"), ((f"`{path}`", text) for path, text in RUN_FILES.items())),
+        "## Exit statuses\n",
+        _table(("status", "meaning"), STATUSES),
+        "## Model families\n",
+        "Families that are not listed train too, where `AutoModelForSeq2SeqLM` loads them.\n",
+        _table(
+            ("`model_type`", "languages are set by", "LoRA layers", "CTranslate2 export"),
+            (_family(name, row) for name, row in FAMILIES.items()),
+        ),
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _command(name: str) -> list[str]:
+    module = importlib.import_module(f"mtloop.cli.commands.{name}")
+    parser = Parser(prog=f"mtloop {name}", allow_abbrev=False)
+    module.add_flags(parser)
+    description = " ".join((inspect.getdoc(module) or "").split("\n", 1)[-1].split()) or _first_line(module)
+    rows = ((_flag(action), _default(action), _values(action), action.help or "") for action in parser._actions[1:])
+    return [description, "", _table(("flag", "default", "values", "meaning"), rows)]
+
+
+def _flag(action: argparse.Action) -> str:
+    return f"`{action.option_strings[-1]}`" if action.option_strings else f"`{action.metavar or action.dest}`"
+
+
+def _default(action: argparse.Action) -> str:
+    if action.required:
+        return "required"
+    return "" if action.default in (None, False, []) or action.nargs == 0 else f"`{action.default}`"
+
+
+def _values(action: argparse.Action) -> str:
+    if action.choices:
+        return ", ".join(f"`{choice}`" for choice in action.choices)
+    if action.nargs == 0:
+        return "switch"
+    return {int: "whole number", float: "number"}.get(action.type, f"{action.metavar or 'text'}")
+
+
+def _field_table(kind: type) -> str:
+    rows = (
+        (f"`--{one.name}`{_mark(one)}", _field_default(one), _bounds(one), one.metadata["help"]) for one in fields(kind)
+    )
+    return _table(("flag", "default", "values", "meaning"), rows)
+
+
+def _mark(one: Field) -> str:
+    return " ●" if one.metadata["same_run"] else ""
+
+
+def _field_default(one: Field) -> str:
+    return "" if one.default is None or one.default is False else f"`{one.default}`"
+
+
+def _bounds(one: Field) -> str:
+    """Return the values that a field takes."""
+    if choices := choices_of(one.type):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if "bool" in str(one.type):
+        return "switch"
+    check = one.metadata.get("check")
+    return check(object()).removeprefix("give ").removesuffix(", or leave the flag out") if check else "text"
+
+
+def _family(name: str, row: Family) -> tuple[str, ...]:
+    layers = " ".join(row.attention) if row.attention else "found by trying"
+    export = "" if not row.ctranslate2_loader else "yes"
+    if row.ctranslate2_needs:
+        export += f", from transformers {row.ctranslate2_needs[1]}"
+    return f"`{name}`", LANGUAGES[row.source_prefix], f"`{layers}`", export
+
+
+def _first_line(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    head = tuple(head)
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")
