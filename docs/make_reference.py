@@ -24,7 +24,7 @@ from mtloop.cli.parser import Parser
 from mtloop.cli.status import status_of
 from mtloop.config.fields import choices_of
 from mtloop.config.settings import GROUPS
-from mtloop.hub.drain import STATUS_NOT_PUSHED
+from mtloop.hub.parts import STATUS_NOT_PUSHED
 from mtloop.model.families import FAMILIES, Family
 from mtloop.run_folder import RUN_FILES
 
