@@ -171,7 +171,8 @@ def demo_sample() -> list[tuple[str, str]]:
 @pytest.fixture(scope="session")
 def marian_tokenizer(demo_sample, tmp_path_factory):
     """A real MarianTokenizer of 400 pieces, trained on the sample; its folder is `tokenizer.name_or_path`."""
-    from mtloop.tokenization import load_tokenizer, train_tokenizer
+    from mtloop.tokenization.loading import load_tokenizer
+    from mtloop.tokenization.training import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer") / "marian"
     texts = [text for pair in demo_sample for text in pair]
@@ -191,7 +192,7 @@ def sample_rows(demo_sample):
 @pytest.fixture(scope="session")
 def encoded_sample(sample_rows, marian_tokenizer):
     """The sample, encoded."""
-    from mtloop.tokenization import encode_rows
+    from mtloop.tokenization.encoding import encode_rows
 
     return encode_rows(
         sample_rows, marian_tokenizer, max_source_length=64, max_target_length=64, source_prefix=None, num_workers=1
@@ -228,7 +229,7 @@ def fresh_accelerate():
 def runtime(fresh_accelerate, request):
     """One process on the CPU, in fp32 or in the precision that the test gives as parameter."""
     from mtloop.config.training import HardwareConfig
-    from mtloop.runtime import Runtime
+    from mtloop.runtime.ranks import Runtime
 
     precision = getattr(request, "param", "no")
     started = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1, mixed_precision=precision))
@@ -250,7 +251,7 @@ def marian_config():
     from transformers import PretrainedConfig
 
     from mtloop.config.inputs import ModelConfig
-    from mtloop.model import load_config
+    from mtloop.model.loading import load_config
 
     def build(tokenizer, **size) -> PretrainedConfig:
         config = load_config(ModelConfig(model_size="tiny"), tokenizer)
@@ -274,8 +275,8 @@ def new_run(pairs_path, marian_tokenizer, narrow_path, runtime, tmp_path):
     """Build a real Run from flags: new_run(name, flag=value, ...); a narrow Marian, 4 updates of 16 pairs an epoch."""
     from mtloop.config.parse import config_from
     from mtloop.config.settings import resolve
-    from mtloop.trainer.claim import claim_folder
-    from mtloop.trainer.setup import build_run, settle_budget
+    from mtloop.trainer.resume import claim_folder
+    from mtloop.trainer.setup import build_run, resolve_budget
 
     def build(name="run", **flags):
         given = {
@@ -294,7 +295,7 @@ def new_run(pairs_path, marian_tokenizer, narrow_path, runtime, tmp_path):
             given["config_name"] = str(narrow_path)
         config = resolve(config_from({**given, **flags}))
         folder, stored = claim_folder(config, runtime)
-        return build_run(settle_budget(config, stored, num_ranks=1), stored, folder, runtime)
+        return build_run(resolve_budget(config, stored, num_ranks=1), stored, folder, runtime)
 
     return build
 
@@ -325,7 +326,9 @@ def tiny_model(short_set, marian_config, marian_tokenizer, tmp_path_factory):
     import torch
 
     from mtloop.batching.loader import collate
-    from mtloop.model import batch_loss_sum, build_model, settle_generation
+    from mtloop.model.generating import settle_generation
+    from mtloop.model.loading import build_model
+    from mtloop.model.scoring import batch_loss_sum
 
     torch.manual_seed(2)
     torch.set_num_threads(1)

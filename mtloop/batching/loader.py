@@ -6,6 +6,7 @@ tokens.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Sequence
@@ -21,16 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from mtloop.batching import (
-    Budget,
-    EpochPlan,
-    MicroBatch,
-    Shape,
-    count_updates,
-    divide_into_shapes,
-    divide_update,
-    plan_epoch,
-)
+from mtloop.batching.division import MicroBatch, divide_into_shapes, divide_update
+from mtloop.batching.plan import Budget, EpochPlan, count_updates, plan_epoch
+from mtloop.batching.shapes import Shape
 
 Batch = dict[str, Tensor]
 IGNORE_INDEX = -100  # a label that counts for nothing
@@ -206,7 +200,7 @@ class TrainLoader:
 
     def first_updates(self, num_updates: int) -> list[list[MicroBatch]]:
         """Divide the first updates of the run, at most so many: this rank's micro-batches of each."""
-        plan = plan_epoch(self.target_lengths, self.budget, seed=self.seed, epoch=0)
+        plan = self._plan(0)
         return [self.divide(plan.sentence_ids(number)) for number in range(min(plan.num_updates, num_updates))]
 
     def padded_tokens(self, micro_batch: MicroBatch) -> int:
@@ -217,26 +211,39 @@ class TrainLoader:
         return len(ids) * int(self.source_lengths[ids].max() + self.target_lengths[ids].max())
 
     def updates(self, *, epoch: int, cursor: int) -> Generator[Update, None, None]:
-        """Yield updates without end, from update `cursor` of epoch `epoch` (both 0-based) on."""
+        """Yield updates without end, from update `cursor` of epoch `epoch` (both 0-based) on.
+
+        After halve() the next update is divided by the lower limit: what was prepared ahead is dropped.
+        """
         while True:
-            plan = plan_epoch(self.target_lengths, self.budget, seed=self.seed, epoch=epoch)
-            yield from self._epoch(plan, cursor)
+            plan = self._plan(epoch)
+            while cursor < plan.num_updates:
+                limit = self.max_tokens_per_micro_batch
+                with contextlib.closing(self._prefetched(plan, cursor, num_workers=self.num_workers)) as prefetched:
+                    for update in prefetched:
+                        yield update
+                        cursor += 1
+                        if self.max_tokens_per_micro_batch != limit:
+                            break
             epoch, cursor = epoch + 1, 0
 
-    def _epoch(self, plan: EpochPlan, cursor: int) -> Generator[Update, None, None]:
-        rows = _Updates(
-            encoded=self.encoded,
-            plan=plan,
-            divide=self.divide,
-            pad_id=self.pad_id,
-        )
+    def update_at(self, *, epoch: int, cursor: int) -> Update:
+        """Return one update, divided by the present limit."""
+        with contextlib.closing(self._prefetched(self._plan(epoch), cursor, num_workers=0)) as updates:
+            return next(updates)
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        return plan_epoch(self.target_lengths, self.budget, seed=self.seed, epoch=epoch)
+
+    def _prefetched(self, plan: EpochPlan, cursor: int, *, num_workers: int) -> Generator[Update, None, None]:
+        """Yield the updates of an epoch from `cursor` on, collated ahead by loader processes where there are some."""
         remaining = range(cursor, plan.num_updates)
         loader: DataLoader[list[Batch]] = DataLoader(
-            rows,
+            _Updates(encoded=self.encoded, plan=plan, divide=self.divide, pad_id=self.pad_id),
             batch_size=1,
             sampler=remaining,
             collate_fn=_only,
-            num_workers=self.num_workers,
+            num_workers=num_workers,
             worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
         )
@@ -255,27 +262,6 @@ class TrainLoader:
             # one would hold up the end of this process for ever.
             for worker in set(multiprocessing.active_children()) - others:
                 worker.kill()
-
-
-class Feed:
-    """A loader's updates, one after the other, from a place that can be set anew."""
-
-    def __init__(self, loader: TrainLoader, *, epoch: int, cursor: int) -> None:
-        self._loader = loader
-        self._updates = loader.updates(epoch=epoch, cursor=cursor)
-
-    def next(self) -> Update:
-        """Return the next update: there is no last one."""
-        return next(self._updates)
-
-    def restart(self, *, epoch: int, cursor: int) -> None:
-        """Go on from here, with the loader as it is now: what it has prepared ahead is forgotten."""
-        self._updates.close()
-        self._updates = self._loader.updates(epoch=epoch, cursor=cursor)
-
-    def close(self) -> None:
-        """End the loader's processes."""
-        self._updates.close()
 
 
 def _only(updates: list[list[Batch]]) -> list[Batch]:

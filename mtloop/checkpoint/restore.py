@@ -17,7 +17,7 @@ from mtloop.checkpoint.manifest import Damaged, read_manifest
 from mtloop.checkpoint.state import TrainState
 from mtloop.errors import UserError
 from mtloop.model.adapters import ADAPTER_NAME, adapter_config, stored_adapter, unmerged
-from mtloop.runtime import put, sharded_state
+from mtloop.runtime.sharding import put, sharded_state
 
 # Beside the weights of an average: what they were made of.
 AVERAGED_NAME = "averaged.json"

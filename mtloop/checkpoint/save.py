@@ -39,7 +39,10 @@ from mtloop.checkpoint.state import BackgroundWriter, Buffers, Snapshot, TrainSt
 from mtloop.errors import RunFailed, UserError
 from mtloop.model.adapters import ADAPTER_NAME, merged_weights, save_adapter
 from mtloop.run_folder import RunFolder
-from mtloop.runtime import Runtime, attempt, available_memory, gathered
+from mtloop.runtime.collectives import attempt
+from mtloop.runtime.launch import available_memory
+from mtloop.runtime.ranks import Runtime
+from mtloop.runtime.sharding import gathered
 
 # Room for what a save writes beside weights and optimizer (tokenizer, configurations): 100,000 pieces take 5 MB.
 MARGIN_BYTES = 8_000_000

@@ -9,7 +9,7 @@ from mtloop.config.training import HardwareConfig
 from mtloop.errors import UserError
 
 if TYPE_CHECKING:
-    from mtloop.runtime import Runtime
+    from mtloop.runtime.ranks import Runtime
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +39,8 @@ def check_counts(given: argparse.Namespace, *names: str) -> None:
 
 def start_runtime(given: argparse.Namespace) -> Runtime:
     """Initialize the processes as the flags say. Collective."""
-    from mtloop.runtime import Runtime
     from mtloop.runtime.quiet import silence_libraries
+    from mtloop.runtime.ranks import Runtime
 
     silence_libraries()
     return Runtime(

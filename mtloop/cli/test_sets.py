@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from mtloop.evaluation.test_sets import ScoredModel, TestSet
-    from mtloop.runtime import Runtime
+    from mtloop.runtime.ranks import Runtime
 
 # What a model is asked in, as in train.py.
 SETTINGS = ("source_lang", "target_lang", "source_column", "target_column", "source_prefix")

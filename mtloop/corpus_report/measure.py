@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from mtloop.config.inputs import DataConfig
-from mtloop.tokenization import encode_rows
+from mtloop.tokenization.encoding import encode_rows
 
 SPLITS = ("train", "valid", "test")
 _BATCH_SIZE = 10_000

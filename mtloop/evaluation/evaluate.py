@@ -17,12 +17,14 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.batching import MicroBatch, plan_evaluation, plan_static_evaluation
+from mtloop.batching.division import MicroBatch, plan_evaluation, plan_static_evaluation
 from mtloop.evaluation.scores import QUICK_METRICS, Scores, Tally, mean_scores, scores_of, tally
 from mtloop.generation.engine import Engine
 from mtloop.generation.generate import deal_batches
-from mtloop.model import batch_loss_sum
-from mtloop.runtime import Runtime, free_memory, is_sharded
+from mtloop.model.scoring import batch_loss_sum
+from mtloop.runtime.launch import free_memory
+from mtloop.runtime.ranks import Runtime
+from mtloop.runtime.sharding import is_sharded
 
 NUM_SAMPLES = 10
 # Source tokens of an evaluation batch: sentences/s hardly grow beyond 1,000 on a CPU (generate, 4 beams),

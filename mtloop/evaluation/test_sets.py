@@ -11,8 +11,8 @@ from mtloop.evaluation.evaluate import EvaluationSet, Report, evaluate
 from mtloop.evaluation.scores import QUICK_METRICS
 from mtloop.evaluation.significance import Interval, score_text
 from mtloop.generation.engine import Engine
-from mtloop.runtime import Runtime
-from mtloop.tokenization import encode_rows
+from mtloop.runtime.ranks import Runtime
+from mtloop.tokenization.encoding import encode_rows
 
 
 @dataclass(frozen=True, kw_only=True)

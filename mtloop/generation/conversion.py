@@ -26,9 +26,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.errors import UserError
 from mtloop.generation.ctranslate2 import TOKENIZER_DIR, Record, Search
-from mtloop.model import first_line, position_limit
 from mtloop.model.families import FAMILIES, family_of
-from mtloop.tokenization import target_language_token
+from mtloop.model.generating import position_limit
+from mtloop.model.loading import first_line
+from mtloop.tokenization.loading import target_language_token
 
 # Settings of a generation config that CTranslate2 has no name for, with what means nothing.
 FOREIGN_SETTINGS: dict[str, tuple[Any, ...]] = {

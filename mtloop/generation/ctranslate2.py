@@ -31,8 +31,8 @@ from mtloop.errors import UserError
 from mtloop.generation import RECORD_NAME
 from mtloop.generation.engine import CTRANSLATE2, EngineOptions, resolve_lengths, resolve_prefix
 from mtloop.generation.generate import Answer, Hypothesis, Planned, gather_n_best, share_batches
-from mtloop.runtime import Runtime
-from mtloop.tokenization import for_languages, load_tokenizer, target_language_token
+from mtloop.runtime.ranks import Runtime
+from mtloop.tokenization.loading import for_languages, load_tokenizer, target_language_token
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtloop.errors import UserError
 from mtloop.generation.generate import Hypothesis, Planned
-from mtloop.runtime import Runtime
+from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.prefixes import source_prefix
 
 if TYPE_CHECKING:

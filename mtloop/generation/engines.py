@@ -26,9 +26,10 @@ from mtloop.generation.engine import (
     resolve_prefix,
 )
 from mtloop.generation.generate import Hypothesis, Planned, generate_rows
-from mtloop.model import first_tokens, load_model, position_limit, settle_generation
-from mtloop.runtime import Runtime
-from mtloop.tokenization import for_languages, load_tokenizer, target_language_token
+from mtloop.model.generating import first_tokens, position_limit, settle_generation
+from mtloop.model.loading import load_model
+from mtloop.runtime.ranks import Runtime
+from mtloop.tokenization.loading import for_languages, load_tokenizer, target_language_token
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from mtloop.batching import MicroBatch
+from mtloop.batching.division import MicroBatch
 from mtloop.batching.loader import Batch, collate
 from mtloop.generation.greedy import greedy_search, rules_of
 from mtloop.generation.search import Found, search
-from mtloop.runtime import Runtime, is_out_of_memory, is_sharded
+from mtloop.runtime.failures import is_out_of_memory
+from mtloop.runtime.ranks import Runtime
+from mtloop.runtime.sharding import is_sharded
 
 # Fills the gathered table where a rank has fewer rows or shorter ones; no row index and no piece is negative.
 NOTHING = -1

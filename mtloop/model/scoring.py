@@ -19,8 +19,8 @@ from mtloop.model.loss import Projection, projected_loss_sum, token_loss_sum
 def batch_loss_sum(
     model: PreTrainedModel,
     batch: Mapping[str, Tensor],
-    *,
     wrapped_model: torch.nn.Module | None = None,
+    *,
     label_smoothing: float = 0.0,
     projection: Projection | None = None,
 ) -> Tensor:

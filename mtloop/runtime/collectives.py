@@ -35,6 +35,11 @@ class Collectives:
         """Whether every new shape costs a compilation, and every number that is read a wait."""
         return self.device.type == "xla"
 
+    @property
+    def has_memory_errors(self) -> bool:
+        """Return True if a lack of memory is raised where it occurs; XLA reports it when it is too late."""
+        return not self.is_xla
+
     def sum_over_ranks(self, *values: float | Tensor) -> list[float]:
         """Add numbers over the ranks in float64; the same list on every rank. Collective, and a host sync."""
         # To the host first: MPS has no float64 to convert to.

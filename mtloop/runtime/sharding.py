@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtloop.errors import UserError
-from mtloop.runtime.asked import Sharding
+from mtloop.runtime.launch import Sharding
 
 
 def shard(

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from mtloop.runtime.network import could_not_meet
+from mtloop.runtime.failures import could_not_meet
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 # Ignored from the start they stay so: HUP under nohup, INT in a shell's background. A batch script that ignores TERM

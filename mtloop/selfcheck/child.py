@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from mtloop.config.parse import parse_config
 from mtloop.config.settings import Config, changed
 from mtloop.config.yaml_file import to_yaml
 from mtloop.errors import RunFailed, UserError
-from mtloop.runtime import Runtime
 from mtloop.runtime.quiet import silence_libraries
-from mtloop.trainer import Run, UpdateStats, count, loop, train_step
-from mtloop.trainer.claim import claim_folder
-from mtloop.trainer.report import evaluate_rows
-from mtloop.trainer.setup import build_run, settle_budget
+from mtloop.runtime.ranks import Runtime
+from mtloop.trainer.loop import train
+from mtloop.trainer.report import count, evaluate_rows
+from mtloop.trainer.resume import claim_folder
+from mtloop.trainer.run import Run
+from mtloop.trainer.setup import build_run, resolve_budget
+from mtloop.trainer.step import UpdateStats, train_step
 
 # A corpus of 200 rows has no 8,000 pieces: the first size that it has is taken.
 VOCAB_SIZES = (4_000, 2_000, 1_000, 504, 320, 200, 120)
@@ -67,7 +69,7 @@ def build(config: Config, runtime: Runtime) -> Run:
     while True:
         folder, stored = claim_folder(config, runtime)
         try:
-            return build_run(settle_budget(config, stored, num_ranks=runtime.num_ranks), stored, folder, runtime)
+            return build_run(resolve_budget(config, stored, num_ranks=runtime.num_ranks), stored, folder, runtime)
         except UserError as error:
             if not sizes or "--vocab_size" not in str(error):
                 raise
@@ -139,27 +141,20 @@ def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
 def train_whole(task: dict[str, Any], config: Config, runtime: Runtime, work_dir: Path) -> dict[str, Any]:
     """Train with the real loop, from the newest checkpoint if there is one; die at task["kill_step"] where given."""
     run = build(config, runtime)
-    log = work_dir / f"{task['name']}.{task['log']}.jsonl"
-    loop.train_step = logged(loop.train_step, log, kill_step=task.get("kill_step"))
-    loop.train(run)
-    digest = hashlib.sha256((run.folder.final_dir / "model.safetensors").read_bytes()).hexdigest()
-    return {"sha256": digest, "num_rows": len(run.train_rows)}
+    log, kill_step = work_dir / f"{task['name']}.{task['log']}.jsonl", task.get("kill_step")
 
-
-def logged(step: Callable[..., UpdateStats], log: Path, *, kill_step: int | None) -> Callable[..., UpdateStats]:
-    """A train_step that leaves a line for each update, and kills its process with no warning after one."""
-
-    def logged_step(run: Run, update: Update) -> UpdateStats:
-        stats = step(run, update)
+    def observe(run: Run, update: Update, stats: UpdateStats) -> None:
         record = record_of(run, update, stats)
         if run.runtime.is_main:
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         if record["step"] == kill_step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return stats
 
-    return logged_step
+    run.observers.append(observe)
+    train(run)
+    digest = hashlib.sha256((run.folder.final_dir / "model.safetensors").read_bytes()).hexdigest()
+    return {"sha256": digest, "num_rows": len(run.train_rows)}
 
 
 def evaluate_weights(task: dict[str, Any], config: Config, runtime: Runtime, work_dir: Path) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Selfcheck:
         numbers = [max(record["num_micro_batches"][0] for record in result["records"]) for result in (one, many)]
         rows = [
             compare_coverage("every sentence once an epoch", one["records"], one["num_rows"]),
-            compare_coverage("likewise, killed and resumed", joined, one["num_rows"]),
+            compare_coverage("every sentence once, resumed", joined, one["num_rows"]),
             compare_updates(f"{numbers[0]} and {numbers[1]} micro-batches", one["records"], many["records"]),
             compare_updates(f"updates on {processes}", one["records"], everyone["records"]),
             compare_updates("killed and resumed: updates", whole, joined, is_bitwise=everyone["device"] == "cpu"),

@@ -10,11 +10,11 @@ from mtloop.hub.parts import Part, Target, epoch_part, final_part
 from mtloop.hub.preflight import OutOfReach, check_hub
 from mtloop.hub.publisher import Drain, Publisher
 from mtloop.run_folder import RunFolder
-from mtloop.runtime import Runtime
+from mtloop.runtime.ranks import Runtime
 from mtloop.trainer.run import Run
 
 
-def settle_target(config: Config, folder: RunFolder, runtime: Runtime, *, is_resumed: bool) -> Target | None:
+def resolve_target(config: Config, folder: RunFolder, runtime: Runtime, *, is_resumed: bool) -> Target | None:
     """Find where a run is pushed to, None without --push_to_hub; the first time the Hub itself is asked. Collective.
 
     Raises:

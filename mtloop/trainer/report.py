@@ -1,74 +1,48 @@
-"""What is counted, logged and evaluated along the way."""
+"""Count, log and evaluate along the way; evaluate with the live model or a copy converted to CTranslate2."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from mtloop.atomic import read_json_lines
 from mtloop.batching.loader import Update
-from mtloop.config.settings import is_from_scratch
-from mtloop.errors import RunFailed
+from mtloop.config.settings import Config, is_from_scratch
+from mtloop.errors import RunFailed, UserError, renamed
 from mtloop.evaluation.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
 from mtloop.evaluation.scores import Tally
 from mtloop.evaluation.significance import resample
-from mtloop.runtime import attempt
-from mtloop.trainer.eval_engine import compare_engines, eval_engine
-from mtloop.trainer.nonfinite import MAX_UNREAD, NUM_NAMED_ROWS, Unread
+from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions
+from mtloop.generation.engines import TransformersEngine
+from mtloop.model.adapters import merged_weights
+from mtloop.model.loading import load_model
+from mtloop.runtime.collectives import attempt
+from mtloop.runtime.sharding import gathered
+from mtloop.trainer.recovery import note_norm, report_nonfinite
 from mtloop.trainer.run import Run
 from mtloop.trainer.step import UpdateStats
 
 
 def count(run: Run, update: Update, stats: UpdateStats) -> None:
-    """Advance the counters by one update; where its norm is known at once, refuse one that is no number.
+    """Advance the counters by one update.
 
     Raises:
-        RunFailed: as report_nonfinite does.
+        RunFailed: as report_nonfinite.
     """
-    run.guard.unread.append(
-        Unread(
-            step=run.state.step + 1,
-            first_ids=update.sentence_ids[:NUM_NAMED_ROWS],
-            num_rows=len(update.sentence_ids),
-            grad_norm=stats.grad_norm,
-        )
-    )
-    if run.reads_every_norm or len(run.guard.unread) >= MAX_UNREAD:
-        report_nonfinite(run)
+    for observe in run.observers:
+        observe(run, update, stats)
+    note_norm(run, update, stats.grad_norm)
     seconds = run.watch.lap()
     run.state.advance(target_tokens=stats.target_tokens, updates_in_epoch=update.updates_in_epoch, time_s=seconds)
     run.seconds_since_log += seconds
     run.tokens_since_log += stats.target_tokens
     run.tracker.advance()
-
-
-def report_nonfinite(run: Run) -> None:
-    """Read the norms that the host does not know yet; refuse more non-finite ones than --skip_nonfinite. A host sync.
-
-    The same on every rank, at the same step: the norms are.
-
-    Raises:
-        RunFailed: naming the step and the rows.
-    """
-    unread = run.guard.take()
-    norms = run.runtime.read([update.grad_norm for update in unread])
-    if unread:  # what the device had left to do
-        waited_s = run.watch.lap()
-        run.seconds_since_log += waited_s
-        run.state.train_time_s += waited_s
-    for update, grad_norm in zip(unread, norms, strict=True):
-        if math.isfinite(grad_norm):
-            continue
-        run.state.num_nonfinite += 1
-        rows = ", ".join(str(row) for row in run.train_rows[update.first_ids]["index"])
-        message = (
-            f"step {update.step}: the gradient norm is {grad_norm}, the weights are left as they were; "
-            f"{update.num_rows} rows of the training data, the first: {rows}"
-        )
-        if run.state.num_nonfinite > run.config.optimizer.skip_nonfinite:
-            raise RunFailed(f"{message}; lower --learning_rate, or tolerate more with --skip_nonfinite")
-        run.runtime.say(message)
 
 
 def log(run: Run, stats: UpdateStats) -> None:
@@ -85,8 +59,7 @@ def log(run: Run, stats: UpdateStats) -> None:
         "target_tokens": stats.target_tokens,
         "tokens_per_s": run.tokens_since_log / run.seconds_since_log,
     }
-    if run.runtime.is_xla:
-        record["num_compilations"] = run.runtime.num_compilations
+    record |= run.runtime.compilations()
 
     def write() -> None:
         run.checkpointer.check()
@@ -117,11 +90,8 @@ def evaluate_and_record(run: Run) -> Report:
 
 def evaluate_on(run: Run, data: EvaluationSet) -> Report:
     """Evaluate on `data`, print, and write metrics and hypotheses. Collective."""
-    num_before = run.runtime.num_compilations
-    report = evaluate_rows(run, data)
-    if run.runtime.is_xla:
-        num_own = run.runtime.num_compilations - num_before
-        run.runtime.say(f"XLA: {num_before} programs compiled before this evaluation, {num_own} in it")
+    with run.runtime.reporting_compilations():
+        report = evaluate_rows(run, data)
     together(run, lambda: record_evaluation(run, data, report))
     run.watch.skip()
     return report
@@ -186,3 +156,95 @@ def counted_at_start(run: Run, data: EvaluationSet, rows: list[tuple[int, str, s
             hypotheses = [line["hypothesis"] for line in stored]
             run.counted_at_start = count_pairs(data, hypotheses, run.config.data.target_lang)
     return run.counted_at_start
+
+
+NUM_COMPARED = 200
+FLAG = "--eval_engine ctranslate2"
+
+
+def check_eval_engine(config: Config, model_config: Any) -> None:
+    """Refuse an engine that is not installed or does not take the model, before anything is trained.
+
+    Raises:
+        UserError: naming --eval_engine and the remedy.
+    """
+    if config.evaluation.eval_engine != CTRANSLATE2:
+        return
+    try:
+        from mtloop.generation.conversion import refusal
+    except ImportError as error:
+        raise UserError(f"{FLAG}: not installed here ({error}); pip install ctranslate2") from error
+    if reason := refusal(model_config):
+        raise UserError(f"{FLAG}: {reason}; leave the flag out")
+
+
+def live_engine(run: Run) -> TransformersEngine:
+    """Return generate() on the model in training."""
+    data = run.config.data
+    return TransformersEngine(
+        run.model,
+        run.tokenizer,
+        asked=EngineOptions(source_lang=data.source_lang, target_lang=data.target_lang),
+        max_source_length=data.max_source_length,
+        source_prefix=data.source_prefix,
+    )
+
+
+@contextmanager
+def eval_engine(run: Run) -> Iterator[Engine]:
+    """Provide the engine of --eval_engine for one evaluation, with the weights as they are now. Collective."""
+    if run.config.evaluation.eval_engine != CTRANSLATE2:
+        yield live_engine(run)
+        return
+    from mtloop.generation.ctranslate2 import CTranslate2Engine
+
+    folder = run.folder.path / ".tmp-eval-engine"  # swept at the next start if this process dies
+    data = run.config.data
+    # The rows are encoded already, behind the prefix of their pair.
+    asked = EngineOptions(source_prefix=data.source_prefix or "", max_source_length=data.max_source_length)
+    weights = gathered(run.model.state_dict(keep_vars=True), is_kept=run.runtime.is_main)
+    try:
+        try:
+            run.runtime.on_main(partial(_convert, run, weights, folder))
+            engine = CTranslate2Engine(str(folder / "converted"), asked, run.runtime)
+        except UserError as error:
+            raise renamed(error, FLAG) from error
+        yield engine
+    finally:  # not collective: one rank alone may have failed
+        if run.runtime.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _convert(run: Run, weights: dict[str, Tensor], folder: Path) -> None:
+    """Convert a copy of the weights, made on the host from what a checkpoint would hold; the model is not touched."""
+    from mtloop.generation.conversion import convert
+
+    shutil.rmtree(folder, ignore_errors=True)
+    trust = run.config.model.trust_remote_code
+    try:
+        run.model.save_pretrained(folder / "copy", state_dict=merged_weights(run.model, weights))
+        copy = load_model(str(folder / "copy"), run.tokenizer, dropout=None, attention="eager", trust_remote_code=trust)
+        convert(copy, run.tokenizer, str(run.folder.path), folder / "converted", quantization=None).save(
+            folder / "converted"
+        )
+        shutil.rmtree(folder / "copy")
+    except OSError as error:
+        raise RunFailed(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def compare_engines(run: Run, engine: Engine, data: EvaluationSet) -> None:
+    """Print how many of a few rows another engine translates as generate() does, once a run. Collective."""
+    if run.has_compared_engines or run.config.evaluation.eval_engine != CTRANSLATE2:
+        return
+    run.has_compared_engines = True
+    few = data.first(NUM_COMPARED)
+    max_tokens, target_lang = run.config.evaluation.eval_max_tokens, run.config.data.target_lang
+    found, expected = (
+        evaluate(one, few, run.runtime, max_tokens=max_tokens, target_lang=target_lang).hypotheses
+        for one in (engine, live_engine(run))
+    )
+    num_same = sum(one == other for one, other in zip(found, expected, strict=True))
+    run.runtime.say(
+        f"{FLAG}: {num_same:,} of {len(few.rows):,} hypotheses are those of generate() "
+        f"({100 * num_same / len(few.rows):.1f} %)"
+    )

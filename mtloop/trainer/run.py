@@ -1,16 +1,21 @@
-"""Run: all that a run is made of, and what is due at a step."""
+"""Hold the parts of a run, and tell what is due at a step."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.batching.loader import TrainLoader
+from mtloop.batching.loader import TrainLoader, Update
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
 from mtloop.config.settings import Config
@@ -18,18 +23,50 @@ from mtloop.evaluation.evaluate import EvaluationSet
 from mtloop.evaluation.scores import Tally
 from mtloop.hub.publisher import Publisher
 from mtloop.run_folder import RunFolder
-from mtloop.runtime import Runtime
-from mtloop.trainer.nonfinite import NonfiniteGuard
+from mtloop.runtime.ranks import Runtime
 from mtloop.trainer.tracking import Stopwatch, Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadNorm:
+    """Gradient norm that the host has not read: the update's step, from 1, its first rows and its number of rows."""
+
+    step: int
+    first_ids: NDArray[np.int64]
+    num_rows: int
+    grad_norm: Tensor
+
+
+@dataclass(kw_only=True)
+class Recovery:
+    """State of the recovery from failed updates.
+
+    Attributes:
+        can_repeat: Whether the present update can be repeated: no gradient was exchanged, no weight changed.
+        num_overflows: How often the present update has overflowed.
+        num_updates: Updates made with the present limit of a micro-batch.
+        unread: Norms since the host last read them.
+        num_skipped: float32 [1] on the device, updates skipped in the life of the run.
+    """
+
+    can_repeat: bool = False
+    num_overflows: int = 0
+    num_updates: int = 0
+    unread: list[UnreadNorm] = field(default_factory=list)
+    num_skipped: Tensor | None = None
 
 
 @dataclass(kw_only=True)
 class Run:
-    """All that a run is made of, built by setup.build_run.
+    """Parts of a run, built by setup.build_run.
 
-    data_report is what data.json holds or will hold; different is what --allow_changed let through; counted_at_start is
-    of the validation hypotheses of the pretrained model, on main once they were read; num_tried counts the updates made
-    with the present budget of a micro-batch.
+    Attributes:
+        data_report: Content of data.json.
+        different: Settings and data that --allow_changed let through.
+        recovery: State of recovery.py.
+        observers: Called after each update with the run, the update and its numbers; they must not change any.
+        stop_signal: The signal that ends the run, the same on every rank.
+        counted_at_start: Match counts of the pretrained model's validation hypotheses, on main once they were read.
     """
 
     config: Config
@@ -52,30 +89,42 @@ class Run:
     different: list[str] = field(default_factory=list)
     state: TrainState = field(default_factory=TrainState)
     watch: Stopwatch = field(default_factory=Stopwatch)
-    guard: NonfiniteGuard = field(init=False)
+    recovery: Recovery = field(default_factory=Recovery)
+    observers: list[Callable[[Run, Update, Any], None]] = field(default_factory=list)
+    stop_signal: int | None = None
     counted_at_start: dict[str, Tally] = field(default_factory=dict)
-    num_tried: int = 0
     has_compared_engines: bool = False
     tokens_since_log: int = 0
     seconds_since_log: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.guard = NonfiniteGuard(max_skipped=self.config.optimizer.skip_nonfinite)
+    def updates(self) -> Iterator[Update]:
+        """Yield the updates from where the run is, until it is done, out of patience or told to stop."""
+        self.tracker.open_bar(self.state.step)
+        self.watch.skip()
+        with contextlib.closing(self.loader.updates(epoch=self.state.epoch, cursor=self.state.cursor)) as updates:
+            while not (self.is_done or self.is_out_of_patience or self.stop_signal):
+                yield next(updates)
+        self.tracker.close_bar()
+
+    def check_signals(self) -> int | None:
+        """Return the signal that any rank got by this step, the same on every rank. Collective."""
+        self.stop_signal = self.runtime.agree_on_signal(self.state.step)
+        return self.stop_signal
 
     @property
-    def leaves_out_on_device(self) -> bool:
-        """Whether the optimizer itself leaves out an update that the device finds to be no number.
+    def skips_on_device(self) -> bool:
+        """Return True if the optimizer itself skips an update whose gradient norm is not finite.
 
-        Not that of a sharded model, whose fused form takes no plain tensor beside its shards, nor under fp16, whose
-        scaler waits for the device in any case.
+        The fused optimizer of a sharded model takes no plain tensor; under fp16 the scaler waits for the device anyway.
         """
-        takes_found_inf = self.optimizer.param_groups[0]["fused"] or self.runtime.is_xla
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        takes_found_inf = self.optimizer.param_groups[0]["fused"] or hasattr(inner, "found_inf")
         return takes_found_inf and self.runtime.sharding is None and self.runtime.accelerator.scaler is None
 
     @property
     def reads_every_norm(self) -> bool:
-        """Whether the host knows each norm at once: it costs nothing on a CPU, and elsewhere it may have waited."""
-        return self.runtime.device.type == "cpu" or not self.leaves_out_on_device
+        """Return True if reading a norm after each update costs nothing: on a CPU, or where the host has waited."""
+        return self.runtime.device.type == "cpu" or not self.skips_on_device
 
     @property
     def is_done(self) -> bool:
@@ -88,14 +137,14 @@ class Run:
 
     @property
     def is_evaluation_pending(self) -> bool:
-        """Whether the evaluation of this step is still to be made: the first of all, or one that a signal cut short."""
+        """Return True if this step is still to be evaluated: before training, or because a signal interrupted it."""
         if self.state.step == 0:
             return bool(self.config.evaluation.eval_on_start) and self.state.evaluated_step < 0
         return self.due("evaluate") and self.state.evaluated_step != self.state.step
 
     @property
     def ending(self) -> str:
-        """What a reader should know of the end: an early stop, and which step final/ holds, or the average of which."""
+        """Describe how the run ended: early stopping, and which checkpoint final/ contains."""
         evaluation, state = self.config.evaluation, self.state
         text = ""
         if evaluation.load_best_model_at_end and state.best_score is not None:
@@ -104,11 +153,11 @@ class Run:
             steps = self.folder.run_record.get("final", {}).get("average_of", [])
             text += f", the average of steps {', '.join(f'{step:,}' for step in steps)}"
         if self.is_out_of_patience and not self.is_done:
-            text += f"; stopped early after {state.num_evaluations_without_gain} evaluation(s) without a gain"
+            text += f"; stopped early after {state.num_evaluations_without_gain} evaluation(s) without improvement"
         return text
 
     def due(self, event: str) -> bool:
-        """Whether `event` (log, evaluate, save) falls on the step just made."""
+        """Return True if `event` (log, evaluate, save) is due after the present step."""
         step = self.state.step
         if event == "log":
             return step == 1 or step % self.config.output.logging_steps == 0 or self.is_done
@@ -118,4 +167,5 @@ class Run:
         assert event == "save"
         every = self.config.output.save_steps
         is_new_best = self.state.best_step == step
-        return self.is_done or self.state.is_epoch_end or is_new_best or (every is not None and step % every == 0)
+        is_last = self.is_done or self.is_out_of_patience
+        return is_last or self.state.is_epoch_end or is_new_best or (every is not None and step % every == 0)

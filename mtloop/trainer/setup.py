@@ -14,31 +14,31 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.batching import PLAN_VERSION
 from mtloop.batching.loader import TrainLoader
+from mtloop.batching.plan import PLAN_VERSION
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
 from mtloop.config.settings import Config, changed, differences, flat
 from mtloop.config.yaml_file import to_yaml
 from mtloop.data.load import Corpus, describe, load_corpus
-from mtloop.errors import UserError
-from mtloop.model import build_model, check_positions, layers_of, load_model, settle_generation
 from mtloop.model.adapters import base_fingerprint, choose_trained
+from mtloop.model.generating import check_positions, settle_generation
+from mtloop.model.loading import build_model, layers_of, load_model
 from mtloop.run_folder import RunFolder
-from mtloop.runtime import Runtime
-from mtloop.tokenization import remember_prefix, target_language_token
-from mtloop.trainer import Run
-from mtloop.trainer.eval_engine import check_eval_engine
-from mtloop.trainer.optimizer import build_optimizer, build_scheduler
-from mtloop.trainer.planning import build_loader, describe_plan, settle_steps
-from mtloop.trainer.setup_data import Pair, build_tokenizer, encode_corpus, settle_pairs
+from mtloop.runtime.ranks import Runtime
+from mtloop.tokenization.loading import target_language_token
+from mtloop.tokenization.prefixes import remember_prefix
+from mtloop.trainer.report import check_eval_engine
+from mtloop.trainer.run import Run
+from mtloop.trainer.schedule import build_loader, build_optimizer, build_scheduler, describe_plan, resolve_steps
+from mtloop.trainer.setup_data import Pair, build_tokenizer, encode_corpus, resolve_pairs
 from mtloop.trainer.tracking import Tracker
 
 # Of these versions the last digit of a number may depend.
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy")
 
 
-def settle_budget(config: Config, stored: Config | None, *, num_ranks: int) -> Config:
+def resolve_budget(config: Config, stored: Config | None, *, num_ranks: int) -> Config:
     """Turn per-device numbers into sentences per update, once; a resume keeps all that was settled at the start.
 
     What --allow_changed lets through is settled anew.
@@ -75,16 +75,16 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     """
     corpora = load_corpora(config, runtime, {} if stored is None else runtime.on_main(lambda: folder.data_report))
     tokenizer = build_tokenizer(config, corpora, folder, runtime, is_new=stored is None)
-    pairs, config = settle_pairs(config, corpora, tokenizer, runtime)
+    pairs, config = resolve_pairs(config, corpora, tokenizer, runtime)
     train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
     different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
-    model, config = build_settled_model(config, tokenizer, pairs, runtime)
+    model, config = prepare_model(config, tokenizer, pairs, runtime)
     check_eval_engine(config, model.config)
     base = runtime.on_main(lambda: base_fingerprint(model))
     runtime.say(describe_model(model))
-    config = changed(config, pad_to=config.batch.pad_to or ("buckets" if runtime.is_xla else "longest"))
+    config = changed(config, pad_to=config.batch.pad_to or ("buckets" if runtime.has_static_shapes else "longest"))
     loader = build_loader(config, train_set, tokenizer, runtime)
-    config, total_steps, warmup = settle_steps(config, loader)
+    config, total_steps, warmup = resolve_steps(config, loader)
     runtime.place_model(model, layers_of)
     optimizer = build_optimizer(model, config.optimizer)
     scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
@@ -202,16 +202,13 @@ def load_corpora(config: Config, runtime: Runtime, recorded: dict[str, Any]) -> 
     return corpora
 
 
-def build_settled_model(
+def prepare_model(
     config: Config, tokenizer: PreTrainedTokenizerBase, pairs: list[Pair], runtime: Runtime
 ) -> tuple[PreTrainedModel, Config]:
     """Load or build the model and settle how it generates. Collective."""
     data, evaluation = config.data, config.evaluation
     max_generated = evaluation.val_max_target_length or data.max_target_length
     longest_target = max(data.max_target_length, max_generated)
-    # Heads of 64 and short rows: on a CPU plain attention beats the fused one by a fifth. On XLA, which fuses by
-    # itself, a mask is added to the scores.
-    attention = "eager" if runtime.device.type in ("cpu", "xla") else None
     torch.manual_seed(config.hardware.seed)
 
     def build() -> PreTrainedModel:
@@ -220,7 +217,7 @@ def build_settled_model(
                 config.model.model_name_or_path,
                 tokenizer,
                 dropout=config.model.dropout,
-                attention=attention,
+                attention=runtime.attention,
                 trust_remote_code=config.model.trust_remote_code,
             )
         return build_model(
@@ -229,7 +226,7 @@ def build_settled_model(
             config_name=config.model.config_name,
             dropout=config.model.dropout,
             max_length=max(data.max_source_length, longest_target),
-            attention=attention,
+            attention=runtime.attention,
             trust_remote_code=config.model.trust_remote_code,
         )
 
@@ -239,17 +236,13 @@ def build_settled_model(
     num_beams = settle_generation(
         model,
         tokenizer,
-        num_beams=evaluation.num_beams or (1 if runtime.is_xla else None),
+        num_beams=evaluation.num_beams or (1 if runtime.has_static_shapes else None),
         max_length=max_generated,
         forced_bos_token_id=target_language_token(tokenizer),
     )
-    if runtime.is_xla and evaluation.max_length_ratio is not None:
-        raise UserError(f"--max_length_ratio {evaluation.max_length_ratio}: not on XLA; give --val_max_target_length")
-    if runtime.is_xla and num_beams > 1:
-        runtime.say(
-            f"--num_beams {num_beams}: a beam search compiles a program for each piece that it generates, some "
-            f"{max_generated} for each shape of a batch; without --num_beams the search is greedy, in a few programs"
-        )
+    runtime.check_generation(
+        num_beams=num_beams, max_length_ratio=evaluation.max_length_ratio, max_length=max_generated
+    )
     for pair in pairs:
         remember_prefix(model.config, pair.source_lang, pair.target_lang, pair.prefix)
     return model, changed(config, num_beams=num_beams)

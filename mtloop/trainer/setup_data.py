@@ -17,20 +17,14 @@ from mtloop.data.load import Corpus
 from mtloop.data.store import digest
 from mtloop.errors import UserError
 from mtloop.evaluation.evaluate import EvaluationSet, PairRows
-from mtloop.model import load_config
+from mtloop.model.loading import load_config
 from mtloop.run_folder import RunFolder
-from mtloop.runtime import Runtime
-from mtloop.tokenization import (
-    Encoded,
-    can_tell_pairs_apart,
-    encode_rows,
-    for_languages,
-    language_token,
-    load_tokenizer,
-    source_prefix,
-    tokenizer_fingerprint,
-    train_tokenizer,
-)
+from mtloop.runtime.ranks import Runtime
+from mtloop.tokenization.encoding import Encoded, encode_rows
+from mtloop.tokenization.identity import tokenizer_fingerprint
+from mtloop.tokenization.loading import for_languages, load_tokenizer
+from mtloop.tokenization.prefixes import can_tell_pairs_apart, language_token, source_prefix
+from mtloop.tokenization.training import train_tokenizer
 
 
 def build_tokenizer(
@@ -97,7 +91,7 @@ class Pair:
     prefix: str | None
 
 
-def settle_pairs(
+def resolve_pairs(
     config: Config, corpora: list[Corpus], tokenizer: PreTrainedTokenizerBase, runtime: Runtime
 ) -> tuple[list[Pair], Config]:
     """Find how each pair is encoded; of a single one the prefix goes into the configuration. Collective.

@@ -20,7 +20,7 @@ from mtloop.errors import RunFailed
 from mtloop.evaluation.significance import recorded_text
 from mtloop.metrics_log import VALID, evaluations_of, updates_of
 from mtloop.run_folder import RunFolder
-from mtloop.runtime import Runtime
+from mtloop.runtime.ranks import Runtime
 
 TABLE_COLUMNS = (
     ("epoch", 7),

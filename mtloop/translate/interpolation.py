@@ -13,8 +13,8 @@ from mtloop.checkpoint.restore import AVERAGED_NAME
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, renamed
 from mtloop.generation.engines import load_pair
-from mtloop.runtime import Runtime
-from mtloop.tokenization import have_same_pieces
+from mtloop.runtime.ranks import Runtime
+from mtloop.tokenization.identity import have_same_pieces
 
 
 def base_of(given: argparse.Namespace, trained: Config | None) -> str:

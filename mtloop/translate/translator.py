@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from mtloop.batching import plan_evaluation
+from mtloop.batching.division import plan_evaluation
 from mtloop.checkpoint.listing import model_folder
 from mtloop.config.training import HardwareConfig
 from mtloop.errors import UserError, renamed
 from mtloop.generation.engine import Engine, EngineOptions, as_encoded
 from mtloop.generation.engines import TransformersEngine, open_engine
 from mtloop.generation.generate import Hypothesis
-from mtloop.runtime import Runtime
 from mtloop.runtime.quiet import quiet_libraries
-from mtloop.tokenization import encode_side
+from mtloop.runtime.ranks import Runtime
+from mtloop.tokenization.encoding import encode_side
 
 if TYPE_CHECKING:
     from typing_extensions import Self

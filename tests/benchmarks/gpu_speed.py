@@ -70,7 +70,8 @@ def evaluate(given: argparse.Namespace, model_path: Path, pairs: list[tuple[str,
     from mtloop.evaluation.test_sets import ScoredModel, TestSet
     from mtloop.generation.engine import EngineOptions
     from mtloop.generation.engines import TransformersEngine
-    from mtloop.runtime import Runtime, free_memory
+    from mtloop.runtime.launch import free_memory
+    from mtloop.runtime.ranks import Runtime
 
     runtime = Runtime(HardwareConfig(mixed_precision="bf16"))
     asked = EngineOptions(

@@ -108,8 +108,8 @@ def make_standard_model(
     """Save a Marian of random weights, d = 256 and 3 + 3 layers, with a tokenizer trained on the pairs."""
     import torch
 
-    from mtloop.model import build_model
-    from mtloop.tokenization import train_tokenizer
+    from mtloop.model.loading import build_model
+    from mtloop.tokenization.training import train_tokenizer
 
     tokenizer = train_tokenizer(
         (text for pair in pairs for text in pair),
@@ -127,7 +127,7 @@ def make_model(path: Path, pairs: list[tuple[str, str]], shape: dict[str, int], 
     import torch
     from transformers import MarianConfig, MarianMTModel
 
-    from mtloop.tokenization import train_tokenizer
+    from mtloop.tokenization.training import train_tokenizer
 
     texts = (text for pair in pairs for text in pair)
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size, output_dir=path, source_lang="en", target_lang="fr")

@@ -51,14 +51,14 @@ def mtloop(given: dict[str, Any], sources: list[str], targets: list[str]) -> tup
     """Translate with what train.py's evaluation uses; for CTranslate2 the conversion counts."""
     import numpy as np
 
-    from mtloop.batching import plan_evaluation
+    from mtloop.batching.division import plan_evaluation
     from mtloop.config.training import HardwareConfig
     from mtloop.generation.conversion import convert
     from mtloop.generation.ctranslate2 import CTranslate2Engine
     from mtloop.generation.engine import Engine, EngineOptions, as_encoded
     from mtloop.generation.engines import TransformersEngine
-    from mtloop.runtime import Runtime
-    from mtloop.tokenization import encode_side
+    from mtloop.runtime.ranks import Runtime
+    from mtloop.tokenization.encoding import encode_side
 
     runtime = Runtime(HardwareConfig(mixed_precision=given["precision"], cpu_threads=given["threads"]))
     asked = EngineOptions(

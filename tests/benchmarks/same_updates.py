@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from mtloop.batching import Budget, plan_epoch
+from mtloop.batching.plan import Budget, plan_epoch
 from tests.benchmarks.material import (
     VALID_PAIRS,
     choose,

@@ -38,7 +38,7 @@ def plan(num_sentences: int) -> dict[str, float]:
     """Plan one epoch of lengths with the heavy tail of interface strings (median 7 and 9 tokens, cut at 128)."""
     import numpy as np
 
-    from mtloop.batching import Budget, plan_epoch
+    from mtloop.batching.plan import Budget, plan_epoch
 
     rng = np.random.default_rng(0)
     target = np.clip(rng.lognormal(2.2, 1.0, num_sentences), 2, 128).astype(np.int32)

@@ -19,17 +19,18 @@ def train(pad_to: str, num_updates: int, flags: list[str]) -> dict[str, float]:
     """Train the updates; building the run is not counted."""
     from mtloop.config.parse import parse_config
     from mtloop.config.settings import resolve
-    from mtloop.runtime import Runtime
-    from mtloop.trainer import count, train_step
-    from mtloop.trainer.claim import claim_folder
-    from mtloop.trainer.setup import build_run, settle_budget
+    from mtloop.runtime.ranks import Runtime
+    from mtloop.trainer.report import count
+    from mtloop.trainer.resume import claim_folder
+    from mtloop.trainer.setup import build_run, resolve_budget
+    from mtloop.trainer.step import train_step
 
     with tempfile.TemporaryDirectory() as folder_name:
         flags = [*flags, "--output_dir", f"{folder_name}/run", "--pad_to", pad_to, "--num_beams", "1"]
         config = resolve(parse_config(flags))
         runtime = Runtime(config.hardware)
         folder, stored = claim_folder(config, runtime)
-        run = build_run(settle_budget(config, stored, num_ranks=1), stored, folder, runtime)
+        run = build_run(resolve_budget(config, stored, num_ranks=1), stored, folder, runtime)
         start = time.perf_counter()
         for update, _ in zip(run.loader.updates(epoch=0, cursor=0), range(num_updates), strict=False):
             count(run, update, stats := train_step(run, update))

@@ -10,15 +10,17 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from mtloop.batching import plan_evaluation
+from mtloop.batching.division import plan_evaluation
 from mtloop.config.training import HardwareConfig
 from mtloop.evaluation.evaluate import EvaluationSet, evaluate
 from mtloop.generation.engine import EngineOptions
 from mtloop.generation.engines import TransformersEngine
-from mtloop.model import layers_of, load_model
-from mtloop.runtime import Runtime, is_sharded
+from mtloop.model.loading import layers_of, load_model
 from mtloop.runtime.quiet import silence_libraries
-from mtloop.tokenization import encode_rows, load_tokenizer
+from mtloop.runtime.ranks import Runtime
+from mtloop.runtime.sharding import is_sharded
+from mtloop.tokenization.encoding import encode_rows
+from mtloop.tokenization.loading import load_tokenizer
 
 MAX_TOKENS = 300
 

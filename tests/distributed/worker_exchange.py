@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from mtloop.config.training import HardwareConfig
-from mtloop.runtime import Runtime
 from mtloop.runtime.collectives import exchange
+from mtloop.runtime.ranks import Runtime
 
 
 def main() -> None:

@@ -80,10 +80,10 @@ def poisoned(loss, folder):
 def with_little_memory(loss):
     """Rank 1 alone has no room for more than 300 padded tokens from step STEP on."""
 
-    def limited(model, batch, **options):
+    def limited(model, batch, *wrapped_model, **options):
         if RANK == 1 and at[0] > STEP and batch["input_ids"].numel() + batch["labels"].numel() > 300:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return loss(model, batch, **options)
+        return loss(model, batch, *wrapped_model, **options)
 
     def noted(run, update):
         at[0] = run.state.step + 1

@@ -10,12 +10,14 @@ from pathlib import Path
 from mtloop.batching.loader import IGNORE_INDEX
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import resolve
-from mtloop.model import layers_of
-from mtloop.runtime import Runtime, is_sharded
+from mtloop.model.loading import layers_of
 from mtloop.runtime.quiet import silence_libraries
-from mtloop.trainer import count, train_step
-from mtloop.trainer.claim import claim_folder
-from mtloop.trainer.setup import build_run, settle_budget
+from mtloop.runtime.ranks import Runtime
+from mtloop.runtime.sharding import is_sharded
+from mtloop.trainer.report import count
+from mtloop.trainer.resume import claim_folder
+from mtloop.trainer.setup import build_run, resolve_budget
+from mtloop.trainer.step import train_step
 
 
 def held_by(model) -> int:
@@ -30,7 +32,7 @@ def main() -> None:
     runtime = Runtime(config.hardware)
     assert runtime.accelerator.num_processes == num_ranks, runtime.accelerator.num_processes
     folder, stored = claim_folder(config, runtime)
-    run = build_run(settle_budget(config, stored, num_ranks=runtime.num_ranks), stored, folder, runtime)
+    run = build_run(resolve_budget(config, stored, num_ranks=runtime.num_ranks), stored, folder, runtime)
     records = []
     for update in run.loader.updates(epoch=0, cursor=0):
         own_tokens = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in update.micro_batches)

@@ -18,7 +18,8 @@ from mtloop.atomic import read_json_lines
 from mtloop.batching.loader import collate
 from mtloop.model.generating import shift_right
 from mtloop.run_folder import RunFolder
-from mtloop.tokenization import encode_rows, load_tokenizer
+from mtloop.tokenization.encoding import encode_rows
+from mtloop.tokenization.loading import load_tokenizer
 from tests.support.course import MODEL, kde4_texts, opus_mt_files
 from tests.support.hub_server import WRITE_TOKEN, HubServer
 from tests.support.kde4 import add_kde4

@@ -6,8 +6,8 @@ import pytest
 
 from mtloop import Translator
 from mtloop.errors import UserError
-from mtloop.tokenization import load_tokenizer
-from mtloop.trainer import train
+from mtloop.tokenization.loading import load_tokenizer
+from mtloop.trainer.loop import train
 from tests.support.families import FAMILIES, LANGUAGES, make_family
 from tests.support.launch import PYTHON
 from tests.support.launch import run as run_program

@@ -55,19 +55,19 @@ def test_real_data_pass(kde_path, tmp_path):
 BROKEN = {
     "loss divided per rank": (
         "trainer/step.py",
-        "micro_loss_sum * run.runtime.num_ranks / update.target_tokens",
-        'micro_loss_sum / (micro_batch["labels"] != -100).sum() / len(update.micro_batches)',
+        "batch_loss * runtime.num_ranks / update.target_tokens",
+        'batch_loss / (batch["labels"] != -100).sum() / len(update.micro_batches)',
         {"updates on 1 and 2 processes"},
     ),
     "a batch repeated": (
-        "loader.py",
+        "batching/loader.py",
         "remaining = range(cursor, plan.num_updates)",
         "remaining = range(max(0, cursor - 1), plan.num_updates)",
-        {"likewise, killed and resumed", "killed and resumed: updates", "killed and resumed: weights"},
+        {"every sentence once, resumed", "killed and resumed: updates", "killed and resumed: weights"},
     ),
     "the reseeding removed": (
         "trainer/step.py",
-        "    run.runtime.reseed(run.state.step)\n",
+        "    runtime.seed_update(run.state.step)\n",
         "",
         {"killed and resumed: updates", "killed and resumed: weights"},
     ),

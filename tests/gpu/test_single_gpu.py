@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from mtloop.checkpoint.listing import list_checkpoints
-from mtloop.trainer import train, train_step
+from mtloop.trainer.loop import train
+from mtloop.trainer.step import train_step
 from tests.support.launch import PYTHON, launch_command, run
 
 pytestmark = [

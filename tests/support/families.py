@@ -32,7 +32,7 @@ from transformers import (
     UMT5Config,
 )
 
-from mtloop.tokenization import train_tokenizer
+from mtloop.tokenization.training import train_tokenizer
 
 LANGUAGES = ("en", "fr")
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]  # the head of fairseq's vocabularies

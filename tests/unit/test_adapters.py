@@ -27,7 +27,8 @@ from mtloop.model.adapters import (
     save_adapter,
     stored_adapter,
 )
-from mtloop.trainer import train, train_step
+from mtloop.trainer.loop import train
+from mtloop.trainer.step import train_step
 
 # One layer a side: query and value of the encoder's, the decoder's and the cross-attention.
 NUM_ATTENTION_TARGETS = 6

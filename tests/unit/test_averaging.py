@@ -18,7 +18,7 @@ from mtloop.errors import RunFailed, UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.parts import Target, files_of, final_part
 from mtloop.hub.upload import Lost, additions
-from mtloop.trainer import train
+from mtloop.trainer.loop import train
 from tests.support.commands import command
 from tests.support.hub_runs import evaluation, hashes, make_run, write_checkpoint, write_hypotheses
 

@@ -5,20 +5,17 @@ import itertools
 import numpy as np
 import pytest
 
-from mtloop.batching import (
-    Budget,
-    choose_evaluation_shapes,
-    choose_shapes,
-    count_updates,
+from mtloop.batching import division
+from mtloop.batching.division import (
+    cut_at_least_cost,
     cut_by_tokens,
     divide_into_shapes,
     divide_update,
-    division,
-    plan_epoch,
     plan_evaluation,
     plan_static_evaluation,
 )
-from mtloop.batching.division import cut_at_least_cost
+from mtloop.batching.plan import Budget, count_updates, plan_epoch
+from mtloop.batching.shapes import choose_evaluation_shapes, choose_shapes
 
 
 def draw_lengths(num_sentences: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from mtloop.batching import Budget
 from mtloop.batching.loader import TrainLoader
+from mtloop.batching.plan import Budget
 from mtloop.checkpoint.averaging import publish_final
 from mtloop.checkpoint.listing import choose_checkpoint, find_checkpoint, list_checkpoints, set_aside
 from mtloop.checkpoint.manifest import hash_file, read_manifest, write_manifest
@@ -30,10 +30,11 @@ from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
 from mtloop.config.training import OptimizerConfig
 from mtloop.errors import RunFailed, UserError
-from mtloop.model import build_model, settle_generation, shift_right
+from mtloop.model.generating import settle_generation, shift_right
+from mtloop.model.loading import build_model
 from mtloop.model.loss import token_loss_sum
 from mtloop.run_folder import RunFolder
-from mtloop.trainer.optimizer import build_optimizer, build_scheduler
+from mtloop.trainer.schedule import build_optimizer, build_scheduler
 from tests.support.commands import command
 
 checkpoint = command("checkpoint")
@@ -59,7 +60,7 @@ class Trained:
         keeper = self.checkpointer
         updates = self.loader.updates(epoch=self.state.epoch, cursor=self.state.cursor)
         for update in itertools.islice(updates, num_updates):
-            keeper.runtime.reseed(self.state.step)
+            keeper.runtime.seed_update(self.state.step)
             for batch in update.micro_batches:
                 decoder_input_ids = shift_right(keeper.model, batch["labels"])
                 inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -9,8 +9,9 @@ import pytest
 
 from mtloop.config.accepted import CHANGES_RESULT, LISTS, REFUSED, SWITCHES, VALUES
 from mtloop.config.inputs import DataConfig, ModelConfig
-from mtloop.config.parse import DEFAULTS, build_parser, config_from, parse_config
+from mtloop.config.parse import build_parser, config_from, parse_config
 from mtloop.config.settings import (
+    DEFAULTS,
     Config,
     changed,
     differences,

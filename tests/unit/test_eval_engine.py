@@ -9,8 +9,8 @@ from transformers import LEDConfig, MarianConfig
 from mtloop.atomic import read_json_lines
 from mtloop.config.parse import parse_config
 from mtloop.errors import UserError
-from mtloop.trainer import train
-from mtloop.trainer.eval_engine import check_eval_engine, eval_engine
+from mtloop.trainer.loop import train
+from mtloop.trainer.report import check_eval_engine, eval_engine
 from tests.unit.test_trainer import records
 
 FLAGS = {"max_train_steps": 2, "eval_steps": 1, "learning_rate": 3e-3, "num_warmup_steps": 0}

@@ -25,8 +25,8 @@ from mtloop.generation.conversion import convert, differences, search_of
 from mtloop.generation.ctranslate2 import Search, import_ctranslate2, read_record
 from mtloop.generation.engine import EngineOptions, as_encoded
 from mtloop.generation.engines import TransformersEngine
-from mtloop.model import settle_generation
-from mtloop.tokenization import load_tokenizer, target_language_token
+from mtloop.model.generating import settle_generation
+from mtloop.tokenization.loading import load_tokenizer, target_language_token
 from mtloop.translate.translator import Translator
 from tests.support.commands import command
 

@@ -12,8 +12,8 @@ from mtloop.model.families import FAMILIES, UNLISTED, family_of
 from mtloop.model.generating import position_limit, shift_right
 from mtloop.model.loading import load_model
 from mtloop.model.scoring import batch_loss_sum
-from mtloop.tokenization import train_tokenizer
-from mtloop.trainer import train
+from mtloop.tokenization.training import train_tokenizer
+from mtloop.trainer.loop import train
 from mtloop.translate.translator import Translator
 
 every_family = pytest.mark.parametrize("name", FAMILIES)

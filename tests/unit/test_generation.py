@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from mtloop.batching import plan_evaluation, plan_static_evaluation
+from mtloop.batching.division import plan_evaluation, plan_static_evaluation
 from mtloop.batching.loader import collate
 from mtloop.generation import generate as generate_module
 from mtloop.generation.generate import NOTHING, _by_row_index, _stack, deal_batches, generate_rows

@@ -11,8 +11,9 @@ import pytest
 import torch
 from datasets import concatenate_datasets
 
-from mtloop.batching import Budget, choose_shapes, plan_epoch
 from mtloop.batching.loader import IGNORE_INDEX, TrainLoader, collate
+from mtloop.batching.plan import Budget, plan_epoch
+from mtloop.batching.shapes import choose_shapes
 
 PAD = 399
 

@@ -23,18 +23,11 @@ from transformers import (
 from mtloop.batching.loader import IGNORE_INDEX
 from mtloop.config.inputs import split_revision
 from mtloop.errors import UserError
-from mtloop.model import (
-    MODEL_SIZES,
-    batch_loss_sum,
-    build_model,
-    check_positions,
-    load_model,
-    settle_generation,
-    shift_right,
-)
-from mtloop.model.generating import additive_mask
+from mtloop.model.generating import additive_mask, check_positions, settle_generation, shift_right
+from mtloop.model.loading import MODEL_SIZES, build_model, load_model
 from mtloop.model.loss import token_loss_sum
-from mtloop.tokenization import load_tokenizer, target_language_token
+from mtloop.model.scoring import batch_loss_sum
+from mtloop.tokenization.loading import load_tokenizer, target_language_token
 
 # Bart, Pegasus and M2M100 are built and started as MBart and Marian are.
 LIKE_OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("m2m_100", "bart", "pegasus")]

@@ -9,7 +9,8 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from mtloop.config.training import SCHEDULES, OptimizerConfig
 from mtloop.errors import UserError
-from mtloop.trainer.optimizer import DeviceAdamW, build_optimizer, build_scheduler, warmup_steps
+from mtloop.runtime.xla import DeviceAdamW
+from mtloop.trainer.schedule import build_optimizer, build_scheduler, warmup_steps
 
 FAMILIES = ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"]
 # Arguments that a schedule needs, or takes.

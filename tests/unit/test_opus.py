@@ -18,7 +18,7 @@ from mtloop.config.parse import parse_config
 from mtloop.data.kde4 import CODES, HUB_BRANCH, PAIRS_ON_HUB, find_code
 from mtloop.data.load import Corpus, load_corpus
 from mtloop.errors import UserError
-from mtloop.runtime import Runtime
+from mtloop.runtime.ranks import Runtime
 from mtloop.trainer.setup import load_corpora
 from tests.support.hub_server import HubServer
 from tests.support.kde4 import KDE4, PARQUET_BRANCH, add_archive, add_kde4, archive

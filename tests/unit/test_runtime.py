@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader
 
 from mtloop.config.training import HardwareConfig
 from mtloop.errors import RunFailed, UserError
-from mtloop.runtime import Interrupted, Runtime, asked_precision, attempt, explain
-from mtloop.runtime.machine import avoid_planned_attention
-from mtloop.runtime.network import choose_interface
+from mtloop.runtime.collectives import attempt
+from mtloop.runtime.failures import choose_interface, explain
+from mtloop.runtime.launch import asked_precision, avoid_planned_attention
+from mtloop.runtime.ranks import Runtime
+from mtloop.runtime.signals import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -226,7 +228,7 @@ def test_a_chosen_interface_stays(monkeypatch):
 def dropped(runtime, *, seed, step, rank):
     """Which of 64 values dropout keeps, and a draw of Python's own generator."""
     runtime.seed, runtime.rank = seed, rank
-    runtime.reseed(step)
+    runtime.seed_update(step)
     return tuple(torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()), random.random()
 
 

@@ -12,10 +12,10 @@ from mtloop.config.parse import config_from, parse_config
 from mtloop.config.settings import changed, differences, resolve
 from mtloop.config.training import HardwareConfig
 from mtloop.errors import RunFailed, UserError
-from mtloop.runtime import Runtime
-from mtloop.tokenization import Encoded
-from mtloop.trainer.claim import await_word, claim_folder
-from mtloop.trainer.setup import settle_budget, start_trackers
+from mtloop.runtime.ranks import Runtime
+from mtloop.tokenization.encoding import Encoded
+from mtloop.trainer.resume import await_word, claim_folder
+from mtloop.trainer.setup import resolve_budget, start_trackers
 from mtloop.trainer.setup_data import drop_long
 
 
@@ -103,22 +103,22 @@ def test_a_folder_that_a_process_does_not_share_is_refused(tmp_path, found):
     ],
 )
 def test_numbers_per_device_become_sentences_of_an_update(flags, num_ranks, expected):
-    assert settle_budget(config_of(**flags), None, num_ranks=num_ranks).batch.sentences_per_update == expected
+    assert resolve_budget(config_of(**flags), None, num_ranks=num_ranks).batch.sentences_per_update == expected
 
 
 def test_a_resume_on_other_processes_keeps_what_was_settled():
     asked = config_of(per_device_train_batch_size=8, gradient_accumulation_steps=2)
-    stored = changed(settle_budget(asked, None, num_ranks=4), num_warmup_steps=11, num_beams=6)
-    settled = settle_budget(asked, stored, num_ranks=1)
+    stored = changed(resolve_budget(asked, None, num_ranks=4), num_warmup_steps=11, num_beams=6)
+    settled = resolve_budget(asked, stored, num_ranks=1)
     assert settled.batch.sentences_per_update == 64
     assert (settled.optimizer.num_warmup_steps, settled.evaluation.num_beams) == (11, 6)
 
 
 def test_a_stored_configuration_starts_the_same_run_on_other_processes():
     asked = config_of(per_device_train_batch_size=8, gradient_accumulation_steps=2)
-    stored = settle_budget(asked, None, num_ranks=4)
+    stored = resolve_budget(asked, None, num_ranks=4)
     # In a new folder nothing is stored: the file alone says 64, whatever the number of processes is now.
-    assert settle_budget(stored, None, num_ranks=2).batch.sentences_per_update == 64
+    assert resolve_budget(stored, None, num_ranks=2).batch.sentences_per_update == 64
 
 
 # the run

@@ -12,9 +12,8 @@ from transformers import AutoModelForSeq2SeqLM
 from mtloop.checkpoint.restore import load_weights
 from mtloop.config.training import HardwareConfig
 from mtloop.errors import UserError
-from mtloop.model import layers_of
-from mtloop.runtime import gathered, is_sharded, put, sharded_state, whole
-from mtloop.runtime.asked import (
+from mtloop.model.loading import layers_of
+from mtloop.runtime.launch import (
     DEEPSPEED_OPTIONS,
     FSDP_OPTIONS,
     LAUNCHED,
@@ -22,7 +21,7 @@ from mtloop.runtime.asked import (
     asked_sharding,
     hidden_from_accelerate,
 )
-from mtloop.runtime.sharding import shard
+from mtloop.runtime.sharding import gathered, is_sharded, put, shard, sharded_state, whole
 from tests.support.families import FAMILIES, make_family
 from tests.support.launch import launcher_arguments
 

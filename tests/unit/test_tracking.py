@@ -12,7 +12,7 @@ from accelerate.tracking import GeneralTracker
 from mtloop.config.training import HardwareConfig
 from mtloop.errors import RunFailed
 from mtloop.run_folder import RunFolder
-from mtloop.runtime import Runtime
+from mtloop.runtime.ranks import Runtime
 from mtloop.trainer.tracking import Stopwatch, Tracker, _one_line, _running_mean
 
 pytestmark = pytest.mark.usefixtures("curves")

@@ -26,7 +26,7 @@ from mtloop.cli.commands import translate as command
 from mtloop.config.training import HardwareConfig
 from mtloop.data.texts import Entry, Texts
 from mtloop.errors import UserError
-from mtloop.runtime import Runtime
+from mtloop.runtime.ranks import Runtime
 from mtloop.translate.files import Writer
 from mtloop.translate.translator import Translation, Translator
 from tests.support.commands import command as named_command

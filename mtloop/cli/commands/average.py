@@ -36,7 +36,7 @@ from mtloop.tables import aligned
 
 if TYPE_CHECKING:
     from mtloop.evaluation.test_sets import ScoredModel, TestSet
-    from mtloop.runtime import Runtime
+    from mtloop.runtime.ranks import Runtime
     from mtloop.translate.interpolation import Line
 
 WAYS = ("last", "best", "checkpoints", "interpolate")
@@ -168,7 +168,8 @@ def _average_checkpoints(
 
 def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
     """Refuse checkpoints whose embeddings mean different pieces, be they of the same shape."""
-    from mtloop.tokenization import have_same_pieces, load_tokenizer
+    from mtloop.tokenization.identity import have_same_pieces
+    from mtloop.tokenization.loading import load_tokenizer
 
     options = {name: getattr(given, name) for name in ("source_lang", "target_lang", "trust_remote_code")}
     *others, newest = [load_tokenizer(str(path), **options) for path in chosen]

@@ -202,7 +202,7 @@ def _origin_lines(corpus: Corpus) -> list[str]:
 
 
 def _load_tokenizer(subject: Subject, given: argparse.Namespace) -> PreTrainedTokenizerBase:
-    from mtloop.tokenization import load_tokenizer
+    from mtloop.tokenization.loading import load_tokenizer
 
     assert subject.tokenizer is not None
     folder = RunFolder(Path(subject.tokenizer)).tokenizer_dir

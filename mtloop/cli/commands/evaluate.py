@@ -32,7 +32,7 @@ from mtloop.tables import aligned
 if TYPE_CHECKING:
     from mtloop.evaluation.evaluate import Report
     from mtloop.evaluation.test_sets import TestSet, Verdict
-    from mtloop.runtime import Runtime
+    from mtloop.runtime.ranks import Runtime
 
 
 METRICS = (*QUICK_METRICS, "TER")

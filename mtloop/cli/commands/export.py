@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mtloop.evaluation.evaluate import Report
     from mtloop.evaluation.test_sets import TestSet
     from mtloop.generation.ctranslate2 import Record
-    from mtloop.runtime import Runtime
+    from mtloop.runtime.ranks import Runtime
 
 # CTranslate2's own names (ctranslate2.specs.model_spec.ACCEPTED_MODEL_TYPES), here without the package.
 QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")

@@ -20,7 +20,7 @@ from mtloop.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from mtloop.run_folder import RunFolder
-    from mtloop.runtime import Runtime
+    from mtloop.runtime.ranks import Runtime
 
 BEFORE_TRAINING = " before the training began"
 DEMO_LINE = (
@@ -73,8 +73,9 @@ def _is_train_py() -> bool:
 
 
 def _train(asked: Config) -> int:
-    from mtloop.runtime import Runtime, asked_precision
+    from mtloop.runtime.launch import asked_precision
     from mtloop.runtime.quiet import silence_libraries
+    from mtloop.runtime.ranks import Runtime
 
     silence_libraries()
     config = resolve(asked)
@@ -103,8 +104,8 @@ def _train(asked: Config) -> int:
 
 def _train_in_folder(config: Config, runtime: Runtime) -> int:
     from mtloop.checkpoint.listing import HUB
-    from mtloop.trainer.claim import claim_folder
-    from mtloop.trainer.setup import settle_budget
+    from mtloop.trainer.resume import claim_folder
+    from mtloop.trainer.setup import resolve_budget
 
     runtime.signals.listen(raises=True)
     folder, stored = claim_folder(config, runtime)
@@ -120,7 +121,7 @@ def _train_in_folder(config: Config, runtime: Runtime) -> int:
         if runtime.on_main(lambda: folder.is_finished) and not goes_back and is_same:
             runtime.say(f"{folder.path}: this run is finished, the model is in {folder.final_dir}; nothing to do")
             return _push_rest(config, folder, runtime)
-        config = settle_budget(config, stored, num_ranks=runtime.num_ranks)
+        config = resolve_budget(config, stored, num_ranks=runtime.num_ranks)
         _note(folder, runtime, "running")
         return _note_failure(lambda: _build_and_train(config, stored, folder, runtime), folder, runtime)
     finally:
@@ -130,10 +131,10 @@ def _train_in_folder(config: Config, runtime: Runtime) -> int:
 def _push_rest(config: Config, folder: RunFolder, runtime: Runtime) -> int:
     """Push what the Hub lacks of a finished run, where --push_to_hub is given, and return the exit status."""
     from mtloop.hub.parts import STATUS_NOT_PUSHED, note_pushed
-    from mtloop.trainer.pushing import drain, open_publisher, settle_target
+    from mtloop.trainer.pushing import drain, open_publisher, resolve_target
 
     with_epochs = config.hub.hub_strategy != "end"
-    target = settle_target(config, folder, runtime, is_resumed=True)
+    target = resolve_target(config, folder, runtime, is_resumed=True)
     publisher = open_publisher(config, folder, runtime, target)
     if publisher is not None:
         publisher.push_missing(with_epochs=with_epochs)
@@ -149,7 +150,7 @@ def _note_failure(work: Callable[[], int], folder: RunFolder, runtime: Runtime) 
     Raises:
         ProcessFailed: for what a process meets alone, said in one line.
     """
-    from mtloop.runtime import explain
+    from mtloop.runtime.failures import explain
 
     try:
         return work()
@@ -182,11 +183,11 @@ def _goes_back(config: Config, folder: RunFolder) -> bool:
 
 def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> int:
     from mtloop.hub.parts import STATUS_NOT_PUSHED
-    from mtloop.trainer import train
-    from mtloop.trainer.pushing import drain, drain_alone, open_publisher, settle_target
+    from mtloop.trainer.loop import train
+    from mtloop.trainer.pushing import drain, drain_alone, open_publisher, resolve_target
     from mtloop.trainer.setup import build_run
 
-    target = settle_target(config, folder, runtime, is_resumed=stored is not None)
+    target = resolve_target(config, folder, runtime, is_resumed=stored is not None)
     run = build_run(config, stored, folder, runtime)
     run.publisher = open_publisher(config, folder, runtime, target)
     if run.publisher is not None:

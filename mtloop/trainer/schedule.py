@@ -1,25 +1,25 @@
-"""From the configuration and the encoded rows to the plan of a run: the loader, its shapes, and how many updates."""
+"""Build the loader, the optimizer and the learning-rate schedule from the configuration and the encoded rows."""
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+import json
+from typing import Any
 
-from mtloop.batching import Budget, Shape, choose_shapes
+import torch
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase, get_scheduler
+
 from mtloop.batching.loader import TrainLoader
-from mtloop.batching.shapes import MAX_SHAPES
+from mtloop.batching.plan import Budget
+from mtloop.batching.shapes import MAX_SHAPES, Shape, choose_shapes
 from mtloop.config.fields import AUTO
 from mtloop.config.settings import Config, changed, is_from_scratch
-from mtloop.config.training import MICRO_BATCH_TOKENS
+from mtloop.config.training import MICRO_BATCH_TOKENS, OptimizerConfig
 from mtloop.errors import UserError
-from mtloop.runtime import Runtime
-from mtloop.tokenization import Encoded
-from mtloop.trainer.optimizer import warmup_steps
-
-# What a forward and backward cost beyond their padded tokens, in tokens, by the kind of device. CPU: fitted to forwards
-# and backwards of 32 to 512 tokens, 284 (9 M parameters, 55 ms) and 210 (1 M, 20 ms). A GPU waits for the host: on an
-# H200, 6 + 6 layers, some 200 ms for one of any size, 1.6 us a token. XLA compiles a program a shape, and shapes are
-# longer than their rows: 57 % real tokens on KDE pairs, 44 % with 300.
-MICRO_BATCH_OVERHEADS = {"cpu": 200, "cuda": 50_000, "xla": 150}
+from mtloop.runtime.launch import build_adamw
+from mtloop.runtime.ranks import Runtime
+from mtloop.tokenization.encoding import Encoded
 
 
 def build_loader(
@@ -30,7 +30,7 @@ def build_loader(
     budget = Budget(tokens=config.batch.tokens_per_update, sentences=config.batch.sentences_per_update)
     overhead = config.batch.micro_batch_overhead
     if overhead is None:
-        overhead = MICRO_BATCH_OVERHEADS.get(runtime.device.type, MICRO_BATCH_OVERHEADS["cuda"])
+        overhead = runtime.micro_batch_overhead
     return TrainLoader(
         encoded=train_set.rows,
         source_lengths=train_set.source_lengths,
@@ -75,7 +75,7 @@ def choose_padding(config: Config, train_set: Encoded, budget: Budget, *, overhe
     )
 
 
-def settle_steps(config: Config, loader: TrainLoader) -> tuple[Config, int, int]:
+def resolve_steps(config: Config, loader: TrainLoader) -> tuple[Config, int, int]:
     """Count the updates of the run and those of its warm-up, which goes into the configuration."""
     total_steps = config.optimizer.max_train_steps or config.optimizer.num_train_epochs * loader.updates_per_epoch
     warmup = warmup_steps(config.optimizer, total_steps=total_steps, is_from_scratch=is_from_scratch(config))
@@ -100,3 +100,62 @@ def describe_plan(config: Config, loader: TrainLoader, total_steps: int, warmup:
         f"padding: {loader.share_of_real_tokens():.0%} of the tokens computed are real; {len(loader.shapes)} shape(s), "
         f"rows x (source + target tokens): {shapes}",
     ]
+
+
+def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> AdamW:
+    """Build AdamW without weight decay on biases and norms.
+
+    Args:
+        model: Its trainable parameters are optimised.
+        config: Resolved: learning_rate and adam_beta2 are set.
+
+    Source: Loshchilov and Hutter 2019, algorithm 2 (AdamW), as torch.optim.AdamW implements it.
+    """
+    assert config.learning_rate is not None and config.adam_beta2 is not None
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Biases and the gains of norms are the vectors, and T5's table of position biases, as in TrainingArguments.
+    biases = {id(p) for name, p in model.named_parameters() if p.ndim < 2 or "bias" in name}
+    groups = [
+        {"params": [p for p in trainable if id(p) not in biases], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if id(p) in biases], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
+    return build_adamw(groups, **options)
+
+
+def warmup_steps(config: OptimizerConfig, *, total_steps: int, is_from_scratch: bool) -> int:
+    """Return the updates of warm-up: as asked, else none for fine-tuning and a tenth (at most 4,000) from scratch."""
+    if config.num_warmup_steps is not None:
+        return config.num_warmup_steps
+    return min(4_000, total_steps // 10) if is_from_scratch else 0
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, *, num_warmup_steps: int, total_steps: int
+) -> LRScheduler:
+    """Build the per-update schedule of the learning rate, warm-up included.
+
+    It is not to be prepared by accelerate, which would step it once per process.
+
+    Raises:
+        UserError: for arguments in lr_scheduler_kwargs that the schedule does not take, or lacks.
+    """
+    extra = json.loads(config.lr_scheduler_kwargs) if config.lr_scheduler_kwargs else {}
+    try:
+        return get_scheduler(
+            config.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=num_warmup_steps,
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=extra,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"--lr_scheduler_type {config.lr_scheduler_type}: {error}; give what it needs as a JSON object in "
+            "--lr_scheduler_kwargs"
+        ) from error
