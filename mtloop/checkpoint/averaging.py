@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mtloop.atomic import for_each_file, new_folder, write_json
-from mtloop.checkpoint.listing import damage_of, epoch_ends
-from mtloop.checkpoint.manifest import MANIFEST_NAME, Damaged, hash_file, read_manifest
+from mtloop.checkpoint.listing import epoch_ends, find_corruption
+from mtloop.checkpoint.manifest import MANIFEST_NAME, CorruptCheckpoint, hash_file, read_manifest
 from mtloop.checkpoint.restore import AVERAGED_NAME, reason_in_line
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.errors import RunFailed, UserError
@@ -111,14 +111,14 @@ def _mean(name: str, weights: Sequence[dict[str, _File]]) -> torch.Tensor:
     return (total / len(weights)).to(last.dtype)
 
 
-def check_sound(path: Path) -> None:
+def check_valid(path: Path) -> None:
     """Read a checkpoint through, where it has a manifest to compare with.
 
     Raises:
         UserError: for a damaged one, with the reason.
     """
     is_checkpoint = (path / MANIFEST_NAME).parent.is_dir()  # other folders that load have no training/
-    if is_checkpoint and (reason := damage_of(path)):
+    if is_checkpoint and (reason := find_corruption(path)):
         raise UserError(f"{path} is damaged: {reason}; leave it out with --checkpoints, naming the sound ones")
 
 
@@ -126,7 +126,7 @@ def manifest_of(path: Path) -> dict[str, Any]:
     """A checkpoint's manifest; {} of a folder that has none that can be read."""
     try:
         return read_manifest(path)
-    except Damaged:
+    except CorruptCheckpoint:
         return {}
 
 
@@ -148,7 +148,7 @@ def publish_average(folder: RunFolder, *, num_epochs: int, end_step: int, say: C
     for path in reversed(epoch_ends(folder, end_step=end_step)):
         if len(chosen) == num_epochs:
             break
-        if reason := damage_of(path):
+        if reason := find_corruption(path):
             say(f"{path} is damaged: {reason}; it is left out of the average")
         else:
             chosen.insert(0, path)
@@ -241,7 +241,7 @@ def _best_or_latest(checkpointer: Checkpointer) -> Path:
     best = folder.checkpoints_dir / f"step_{checkpointer.state.best_step}"
     if not best.is_dir():
         return checkpointer.path
-    if reason := damage_of(best):
+    if reason := find_corruption(best):
         checkpointer.runtime.say(f"{best}, the best model, is damaged: {reason}; {folder.final_dir} holds the last one")
         return checkpointer.path
     return best
@@ -252,7 +252,7 @@ def _copy(source: Path, folder: RunFolder) -> None:
     try:
         with new_folder(final) as partial:
             shutil.copytree(source, partial, ignore=shutil.ignore_patterns("training"), dirs_exist_ok=True)
-        with contextlib.suppress(Damaged):
+        with contextlib.suppress(CorruptCheckpoint):
             manifest = read_manifest(source)
             folder.update_record(final={"step": manifest["step"], "manifest": manifest.get("sha256", "")})
     except OSError as error:

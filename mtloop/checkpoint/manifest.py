@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what it is of, and the size and sha256 of each of its files.
+"""Write, read and verify the manifest of a checkpoint: its identity, and the size and sha256 of each of its files.
 
-Knows files and hashes; must not know tensors, models or ranks. A checkpoint is sound when its manifest is
-whole and every file that it names has the size and the hash that it gives. Plain copies (`cp -r`, rsync) stay sound.
+Handles files and hashes; must not know tensors, models or ranks. A checkpoint is valid if its manifest is unchanged
+and every listed file has the listed size and hash. Plain copies (`cp -r`, rsync) stay valid.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from typing import Any
 
 from mtloop.errors import UserError
 
-# 1 had no manifest: training/state.json, and no hashes. 2 has this one.
 FORMAT_VERSION = 2
 MANIFEST_NAME = "training/manifest.json"
-STATE_NAME_OF_FORMAT_1 = "training/state.json"
 CHUNK_BYTES = 2**20
 
 
-class Damaged(Exception):
-    """A checkpoint is not as it was written; the text is the reason, in one line."""
+class CorruptCheckpoint(Exception):
+    """Raised for a checkpoint that differs from what was written; the text is the reason, in one line."""
 
 
 class HashedFile:
-    """A new file whose sha256 is taken while it is written, for whoever writes into a stream (torch.save, json)."""
+    """A new file that is hashed while it is written; a stream for torch.save."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -42,7 +40,7 @@ class HashedFile:
         self._file.flush()
 
     def close(self) -> dict[str, Any]:
-        """Flush to disk, and return the file's entry in the manifest."""
+        """Flush to disk, close, and return the entry of the file in the manifest."""
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -52,7 +50,7 @@ class HashedFile:
 
 
 def hash_file(path: Path) -> dict[str, Any]:
-    """Read a file through, and return its entry in the manifest."""
+    """Read a file and return its entry in the manifest."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -62,11 +60,11 @@ def hash_file(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(checkpoint: Path, record: dict[str, Any]) -> None:
-    """Write the manifest, flushed to disk, with the hash of its own content: it is a file of the checkpoint as well.
+    """Write the manifest with the hash of its content, flushed to disk.
 
     Args:
         checkpoint: The folder.
-        record: JSON values; `files` maps each file's path within the checkpoint to its size and sha256.
+        record: JSON values; `files` maps the path of each file within the checkpoint to its size and sha256.
     """
     whole = {"format_version": FORMAT_VERSION, **record}
     whole["sha256"] = _own_hash(whole)
@@ -77,85 +75,68 @@ def write_manifest(checkpoint: Path, record: dict[str, Any]) -> None:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Read what a checkpoint says of itself.
-
-    A checkpoint of format 1 gives its step's record, without `files`.
+    """Read the manifest of a checkpoint.
 
     Raises:
-        Damaged: when it cannot be read, or its content is not what was written.
-        UserError: for the format of a newer version.
+        CorruptCheckpoint: if it cannot be read or has changed since it was written.
+        UserError: for a checkpoint of another format.
     """
-    path = checkpoint / MANIFEST_NAME
-    old_path = checkpoint / STATE_NAME_OF_FORMAT_1
-    if not path.exists() and old_path.exists():
-        path = old_path
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (checkpoint / MANIFEST_NAME).read_text(encoding="utf-8")
         record = json.loads(text)
     except FileNotFoundError:
-        raise Damaged(f"{MANIFEST_NAME} is missing") from None
+        if (checkpoint / "training" / "state.json").exists():  # of format 1, which had no manifest
+            raise UserError(f"{checkpoint}: unsupported format (got 1). Give another --output_dir.") from None
+        raise CorruptCheckpoint(f"{MANIFEST_NAME} is missing") from None
     except OSError as error:
-        raise Damaged(f"{path.name} cannot be read ({error.strerror or error})") from error
+        raise CorruptCheckpoint(f"{MANIFEST_NAME} cannot be read ({error.strerror or error})") from error
     except ValueError:
-        raise Damaged(f"{path.name} is no JSON") from None
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if path == old_path and version == 1:
-        return {**record, **{name: record["state"].get(name) for name in ("step", "epoch", "cursor")}}
-    if isinstance(version, int) and version > FORMAT_VERSION and record.get("sha256") == _own_hash(record):
+        raise CorruptCheckpoint(f"{MANIFEST_NAME} is not valid JSON") from None
+    is_hashed = isinstance(record, dict) and record.get("sha256") == _own_hash(record)
+    if is_hashed and record["format_version"] > FORMAT_VERSION:
         raise UserError(
-            f"{checkpoint}: written by a newer mtloop (checkpoint format {version}, this one reads up to "
-            f"{FORMAT_VERSION}); install that one, or give another --output_dir"
+            f"{checkpoint}: written by a newer version of mtloop (checkpoint format {record['format_version']}, this "
+            f"version reads {FORMAT_VERSION}). Install that version, or give another --output_dir."
         )
-    is_as_written = version == FORMAT_VERSION and text == _text_of(record)  # to the last space
-    if not is_as_written or record.get("sha256") != _own_hash(record):
-        raise Damaged(f"{path.name} has changed since it was written")
+    if not is_hashed or text != _text_of(record):  # compared to the last space
+        raise CorruptCheckpoint(f"{MANIFEST_NAME} has changed since it was written")
     return record
 
 
 def check_sizes(checkpoint: Path, record: dict[str, Any]) -> None:
-    """Compare the sizes of a checkpoint's files with its manifest, reading none of them.
+    """Compare the sizes of the files of a checkpoint with its manifest, without reading them.
 
     Raises:
-        Damaged: naming the first file that is missing, shorter or longer.
+        CorruptCheckpoint: naming the first file that is missing or has another size.
     """
-    for name, expected in record.get("files", {}).items():
+    for name, expected in record["files"].items():
         try:
             size = (checkpoint / name).stat().st_size
         except FileNotFoundError:
-            raise Damaged(f"{name} is missing") from None
+            raise CorruptCheckpoint(f"{name} is missing") from None
         except OSError as error:
-            raise Damaged(f"{name} cannot be read ({error.strerror or error})") from error
+            raise CorruptCheckpoint(f"{name} cannot be read ({error.strerror or error})") from error
         if size != expected["size"]:
-            raise Damaged(f"{name} has {size:,} bytes and was written with {expected['size']:,}")
+            raise CorruptCheckpoint(f"{name} has {size:,} bytes, expected {expected['size']:,}")
 
 
 def check_files(checkpoint: Path) -> dict[str, Any]:
-    """Read every file of a checkpoint and compare it with the manifest; return the manifest.
+    """Compare every file of a checkpoint with the manifest, byte by byte; return the manifest.
 
     Raises:
-        Damaged: naming the first file that is missing, shorter or longer, or of another content.
-        UserError: for the format of a newer version.
+        CorruptCheckpoint: naming the first file that differs.
+        UserError: for a checkpoint of another format.
     """
     record = read_manifest(checkpoint)
     check_sizes(checkpoint, record)
-    for name, expected in record.get("files", {}).items():
+    for name, expected in record["files"].items():
         try:
             found = hash_file(checkpoint / name)
         except OSError as error:
-            raise Damaged(f"{name} cannot be read ({error.strerror or error})") from error
+            raise CorruptCheckpoint(f"{name} cannot be read ({error.strerror or error})") from error
         if found != expected:
-            raise Damaged(f"{name} has another content than was written (sha256)")
+            raise CorruptCheckpoint(f"{name} has changed since it was written (sha256 differs)")
     return record
-
-
-def is_hashed(record: dict[str, Any]) -> bool:
-    """Whether a checkpoint's files can be verified: those of format 1 cannot."""
-    return "files" in record
-
-
-def size_of(record: dict[str, Any]) -> int:
-    """Bytes of all files of a checkpoint; 0 for one of format 1."""
-    return sum(entry["size"] for entry in record.get("files", {}).values())
 
 
 def _text_of(record: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel
 
-from mtloop.checkpoint.manifest import Damaged, read_manifest
+from mtloop.checkpoint.manifest import CorruptCheckpoint, read_manifest
 from mtloop.checkpoint.state import TrainState
 from mtloop.errors import UserError
 from mtloop.model.adapters import ADAPTER_NAME, adapter_config, stored_adapter, unmerged
@@ -103,7 +103,7 @@ def read_checkpoint(
             scaler.load_state_dict(_load(training / "scaler.pt"))
         state.load_state_dict(record["state"])
         set_schedule(scheduler, state.step)
-    except (*UNREADABLE, Damaged) as error:
+    except (*UNREADABLE, CorruptCheckpoint) as error:
         raise UserError(
             f"--resume_from_checkpoint {path}: cannot be read ({type(error).__name__}: {reason_in_line(error)}); name "
             f"an earlier one, such as {path.parent}/step_N, or give another --output_dir"

@@ -25,13 +25,12 @@ from mtloop.atomic import (
     publish,
     sync_tree,
 )
-from mtloop.checkpoint.listing import damage_of, epoch_ends, link_names, list_checkpoints, set_aside
+from mtloop.checkpoint.listing import epoch_ends, find_corruption, link_names, list_checkpoints, set_aside
 from mtloop.checkpoint.manifest import (
-    Damaged,
+    CorruptCheckpoint,
     HashedFile,
     hash_file,
     read_manifest,
-    size_of,
     write_manifest,
 )
 from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint, reason_in_line
@@ -189,8 +188,8 @@ class Checkpointer:
         num_bytes = num_bytes_of(snapshot.weights, snapshot.optimizer_state)
         needed = num_bytes + MARGIN_BYTES
         if earlier := list_checkpoints(self.folder):
-            with contextlib.suppress(Damaged, UserError):
-                needed = max(num_bytes, size_of(read_manifest(earlier[-1][1])))
+            with contextlib.suppress(CorruptCheckpoint, UserError):
+                needed = max(num_bytes, sum(entry["size"] for entry in read_manifest(earlier[-1][1])["files"].values()))
         free = shutil.disk_usage(self.folder.checkpoints_dir).free
         if free < needed:
             raise OSError(f"it takes {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
@@ -251,7 +250,7 @@ class Checkpointer:
             RunFailed: when it does not, naming the target.
         """
         for_each_file(path, lambda _, file: forget_cached(file))
-        if reason := damage_of(path):
+        if reason := find_corruption(path):
             raise RunFailed(
                 f"{target}: the disk does not give back what was written ({reason}); the earlier checkpoints are "
                 "kept: check the disk, then start the same command again"
@@ -265,7 +264,7 @@ class Checkpointer:
         for step, path in list_checkpoints(self.folder):
             if step <= self.state.step:
                 continue
-            if damage_of(path):
+            if find_corruption(path):
                 set_aside(self.folder, path)
             else:
                 self.runtime.say(f"{path} is beyond the step resumed from and is removed")

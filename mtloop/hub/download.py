@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 from mtloop.atomic import partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import HUB, list_checkpoints
-from mtloop.checkpoint.manifest import MANIFEST_NAME, Damaged, check_files
+from mtloop.checkpoint.manifest import MANIFEST_NAME, CorruptCheckpoint, check_files
 from mtloop.errors import UserError
 from mtloop.hub.client import reason_of, settle_client
 from mtloop.hub.parts import MAIN_BRANCH, Target
@@ -49,7 +49,7 @@ def fetch(folder: RunFolder, asked: str, say: Callable[[str], None]) -> None:
         sync_tree(partial)
     except UserError:
         raise
-    except Damaged as error:
+    except CorruptCheckpoint as error:
         raise UserError(
             f"{FLAG} {asked}: {name}@{revision} is not as it was saved: {error}; name another tag"
         ) from error

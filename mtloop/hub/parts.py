@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from mtloop.atomic import append_json_line, json_line, read_json, read_json_lines
 from mtloop.checkpoint.listing import epoch_of, list_checkpoints
-from mtloop.checkpoint.manifest import Damaged, read_manifest
+from mtloop.checkpoint.manifest import CorruptCheckpoint, read_manifest
 from mtloop.errors import UserError
 from mtloop.hub.upload import is_epoch_tag
 from mtloop.run_folder import RunFolder
@@ -99,7 +99,7 @@ def epoch_part(folder: RunFolder, checkpoint: Path) -> Part | None:
         return None
     try:
         record = read_manifest(checkpoint)
-    except (Damaged, UserError):
+    except (CorruptCheckpoint, UserError):
         return None
     return Part(
         name=f"epoch {epoch}",
@@ -108,13 +108,8 @@ def epoch_part(folder: RunFolder, checkpoint: Path) -> Part | None:
         step=record["step"],
         epoch=epoch,
         run_id=folder.run_record["run_id"],
-        manifest=manifest_hash(record),
+        manifest=record["sha256"],
     )
-
-
-def manifest_hash(record: dict[str, Any]) -> str:
-    """The hash by which a checkpoint is known; one of format 1 has none and is known by its step."""
-    return str(record.get("sha256", f"format 1, step {record['step']}"))
 
 
 def loss_of(part: Part) -> str:
@@ -122,8 +117,8 @@ def loss_of(part: Part) -> str:
     if part.epoch is None:
         return "" if part.folder.is_dir() else f"{part.folder} is gone"
     try:
-        is_same = manifest_hash(read_manifest(part.folder)) == part.manifest
-    except (Damaged, UserError) as error:
+        is_same = read_manifest(part.folder)["sha256"] == part.manifest
+    except (CorruptCheckpoint, UserError) as error:
         return f"{part.folder}: {error}"
     return "" if is_same else f"{part.folder} is another by now"
 
@@ -148,7 +143,7 @@ def final_part(folder: RunFolder) -> Part | None:
 
 def manifest_of(folder: RunFolder, part: Part) -> dict[str, Any]:
     """Read the manifest of the checkpoint that a part's weights are of; {} if it is gone: final/ outlives it."""
-    with contextlib.suppress(Damaged, UserError):
+    with contextlib.suppress(CorruptCheckpoint, UserError):
         return read_manifest(part.folder if part.epoch is not None else folder.checkpoints_dir / f"step_{part.step}")
     return {}
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from mtloop.checkpoint.listing import damage_of, list_checkpoints
+from mtloop.checkpoint.listing import find_corruption, list_checkpoints
 from mtloop.run_folder import RunFolder
 from tests.support.launch import run, start_command
 from tests.support.lives import Life, leftovers, newest_sound
@@ -62,7 +62,7 @@ def status_of(folder):
 
 def assert_only_sound_ones(folder):
     checkpoints = list_checkpoints(RunFolder(folder))
-    assert checkpoints and not any(damage_of(path) for _, path in checkpoints)
+    assert checkpoints and not any(find_corruption(path) for _, path in checkpoints)
     assert leftovers(folder) == []
     return [step for step, _ in checkpoints]
 

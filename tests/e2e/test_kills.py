@@ -114,10 +114,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(stopped, tmp_
         damaged.write_bytes(content)
     command = start_command("train.py", *short_flags(2), "--output_dir", folder)
     named = run([*command, "--resume_from_checkpoint", f"step_{newest}"])
-    assert f"step_{newest} is damaged: {name}" in named.stderr and f"sound: step_{before}" in named.stderr
+    assert f"step_{newest} is corrupt ({name}" in named.stderr and f"Valid checkpoints: step_{before}" in named.stderr
     done = run(command)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"step_{newest} is damaged: {name}" in done.stdout and "the one before it is taken" in done.stdout
+    assert f"step_{newest} is corrupt ({name}" in done.stdout and "using the previous one" in done.stdout
     assert f"resumed from {folder}/checkpoints/step_{before}:" in done.stdout
     aside = folder / "checkpoints" / f"damaged_step_{newest}"
     assert aside.is_dir()

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import psutil
 
-from mtloop.checkpoint.listing import damage_of, list_checkpoints
+from mtloop.checkpoint.listing import find_corruption, list_checkpoints
 from mtloop.run_folder import RunFolder
 from tests.support.launch import PROJECT, PYTHON, environment, start_command
 
 
 def newest_sound(folder: Path) -> int | None:
     """The step of the newest checkpoint whose hashes hold."""
-    sound = [step for step, path in list_checkpoints(RunFolder(folder)) if not damage_of(path)]
+    sound = [step for step, path in list_checkpoints(RunFolder(folder)) if not find_corruption(path)]
     return sound[-1] if sound else None
 
 

@@ -177,12 +177,12 @@ def test_the_last_and_the_best_are_chosen(tmp_path):
     assert names(choose_best(folder, 2, "bleu")) == ["step_20", "step_30"]  # of equal ones the later
     assert names(choose_best(folder, 2, "eval_loss")) == ["step_30", "step_40"]  # 5 - epoch: lower is better
     assert names(choose_best(folder, 4, "chrf")) == ["step_10", "step_20", "step_30", "step_40"]
-    with pytest.raises(UserError, match=r"--best 5: there are 4 evaluated and in .* \(step_10, .*\); give at most 4"):
+    with pytest.raises(UserError, match=r"--best: 4 evaluated .*: step_10, .* \(got 5\). Give at most 4"):
         choose_best(folder, 5, "bleu")
     folder.metrics.path.unlink()
-    with pytest.raises(UserError, match=r"--best 2: there are 0 .* \(none\); an average is of two or more"):
+    with pytest.raises(UserError, match=r"--best: 0 .*: none \(got 2\). An average needs two or more"):
         choose_best(folder, 2, "bleu")
-    with pytest.raises(UserError, match=r"--last 5: there are 4 in .*; give at most 4"):
+    with pytest.raises(UserError, match=r"--last: 4 checkpoints in .* \(got 5\). Give at most 4"):
         choose_last(folder, 5)
 
 
@@ -193,9 +193,9 @@ def test_checkpoints_are_named_and_sorted(tmp_path, model_path):
     assert choose_named(None, [str(steps[1]), str(steps[0])]) == steps
     assert choose_named(folder, ["step_10", str(model_path)]) == [model_path, steps[0]]
     for names, reason in (
-        (["step_10", "epoch_1"], "--checkpoints epoch_1: .*step_10 is named twice"),
-        (["step_10", "step_15"], r"--checkpoints step_15: no checkpoint of the run \(epoch_1, .*step_20\)"),
-        (["step_10"], "an average is of two or more"),
+        (["step_10", "epoch_1"], r"--checkpoints: .*step_10 is named twice \(got epoch_1\)"),
+        (["step_10", "step_15"], r"--checkpoints: .* \(got step_15\). Existing checkpoints: epoch_1, .*step_20"),
+        (["step_10"], "an average needs two or more"),
     ):
         with pytest.raises(UserError, match=reason):
             choose_named(folder, names)
@@ -330,7 +330,7 @@ def test_a_base_of_another_vocabulary_is_refused(run_command, three, tiny_model,
             ["{model}", "--weight", "0.5", "-o", "x", "--base", "{model}/x"],
             "--base '{model}/x': there is no such",
         ),
-        (["--checkpoints", "{model}", "-o", "x"], "--checkpoints {model}: an average is of two or more"),
+        (["--checkpoints", "{model}", "-o", "x"], "--checkpoints: an average needs two or more (got {model})"),
     ],
 )
 def test_mistakes_are_told_in_a_line(run_command, model_path, tmp_path, monkeypatch, words, reason):
@@ -389,7 +389,7 @@ def test_a_run_ends_with_the_average_of_its_last_epochs(new_run, pairs_path, cap
     content[-1] ^= 1
     weights.write_bytes(content)
     status, _, err = run_command(folder.path, "--last", "2", "-o", tmp_path / "other")
-    assert status == 2 and "step_12 is damaged: model.safetensors has another content than was written" in err
+    assert status == 2 and "step_12 is damaged: model.safetensors has changed since it was written" in err
     assert not (tmp_path / "other").exists()
 
 

@@ -328,9 +328,11 @@ def test_every_file_damaged_in_every_way_is_caught_and_the_one_before_taken(new_
             damage(path / name, how)
             said = []
             assert choose_checkpoint(folder, None, said.append) == folder.checkpoints_dir / "step_1", (name, how)
-            assert len(said) == 1 and said[0].startswith(f"{path} is damaged: {name.split('/')[-1]}") or name in said[0]
+            assert len(said) == 1 and said[0].startswith(f"checkpoint {path} is corrupt ({name}")
             reasons[how] = said[0]
-            with pytest.raises(UserError, match="--resume_from_checkpoint step_2: .*damaged: .*; sound: step_1$"):
+            with pytest.raises(
+                UserError, match=r"_checkpoint: .*step_2 is corrupt \(.*\)\. Valid checkpoints: step_1\.$"
+            ):
                 choose_checkpoint(folder, "step_2", said.append)
             (path / name).write_bytes(whole)
         assert "is missing" in reasons["gone"]
@@ -344,8 +346,8 @@ def test_where_no_sound_one_is_left_training_starts_over_and_nothing_is_lost(new
         damage(folder.checkpoints_dir / f"step_{step}" / "model.safetensors", "flip")
     said = []
     assert choose_checkpoint(folder, None, said.append) is None
-    assert [line.split(": ")[0].split("/")[-1] for line in said[:2]] == ["step_2 is damaged", "step_1 is damaged"]
-    assert said[2].startswith("no sound checkpoint is left")
+    assert [line.split(" (")[0].split("/")[-1] for line in said[:2]] == ["step_2 is corrupt", "step_1 is corrupt"]
+    assert said[2].startswith("no valid checkpoint is left")
     trained.state.step = 0
     trained.checkpointer.drop_later()
     assert names_in(folder.checkpoints_dir) == ["damaged_step_1", "damaged_step_2", "latest"]
@@ -380,26 +382,19 @@ def test_a_newer_format_is_neither_read_nor_passed_over(new_trained, folder):
     new_trained().save(1, 2)
     rewrite(folder.checkpoints_dir / "step_2", format_version=3)
     for asked in (None, "step_2"):
-        with pytest.raises(UserError, match=r"step_2: written by a newer mtloop \(checkpoint format 3, .* up to 2\)"):
+        with pytest.raises(UserError, match=r"step_2: written by a newer version .*format 3, .* reads 2\). Install"):
             choose_checkpoint(folder, asked, print)
 
 
-@pytest.mark.slow
-def test_a_checkpoint_of_format_1_is_read(new_trained, folder):
-    """It had no hashes: state.json in place of the manifest, and a schedule.pt that nothing needs."""
-    trained = new_trained()
-    trained.train(5)
-    trained.checkpointer.save()
-    saved = trained.snapshot()
-    path = folder.checkpoints_dir / "step_5"
+@pytest.mark.parametrize("asked", [None, "step_2", "PATH"])
+def test_choose_checkpoint_refuses_format_1(new_trained, folder, asked):
+    """It had training/state.json, and no manifest."""
+    new_trained().save(1, 2)
+    path = folder.checkpoints_dir / "step_2"
     (path / "training" / "manifest.json").unlink()
-    (path / "training" / "scheduler.pt").write_bytes(b"")
-    record = {"format_version": 1, "num_ranks": 1, "num_threads": 1, "precision": "no", "state": saved["state"]}
-    (path / "training" / "state.json").write_text(json.dumps(record))
-    assert choose_checkpoint(folder, None, print) == path
-    other = new_trained(seed=3)
-    other.checkpointer.restore(path)
-    assert_equal(other.snapshot(), saved)
+    (path / "training" / "state.json").write_text('{"format_version": 1}')
+    with pytest.raises(UserError, match=r"step_2: unsupported format \(got 1\)\. Give another --output_dir"):
+        choose_checkpoint(folder, str(path) if asked == "PATH" else asked, print)
 
 
 def test_steps_are_taken_by_number_whatever_the_clock_says(new_trained, folder):
@@ -743,14 +738,14 @@ def test_what_is_not_there_is_refused_with_what_is(four_saved):
         with pytest.raises(UserError) as caught:
             find_checkpoint(four_saved, asked)
         message = str(caught.value)
-        assert f"--resume_from_checkpoint {asked}" in message and "\n" not in message
-        assert message.endswith("there: best, epoch_1, epoch_2, step_10, step_16, step_5, step_8")
+        assert message.startswith("--resume_from_checkpoint: ") and f"(got {asked})" in message and "\n" not in message
+        assert message.endswith("checkpoints: best, epoch_1, epoch_2, step_10, step_16, step_5, step_8.")
 
 
 def test_a_new_folder_has_none(folder):
     assert find_checkpoint(folder, None) is None
     for asked in ("latest", "best", "epoch_1"):
-        with pytest.raises(UserError, match=f"--resume_from_checkpoint {asked}: .*there: none"):
+        with pytest.raises(UserError, match=rf"--resume_from_checkpoint: .* \(got {asked}\)\. .*: none"):
             find_checkpoint(folder, asked)
 
 
@@ -809,7 +804,7 @@ def test_verify_reads_every_byte_and_list_does_not(listed, capsys):
     assert found["step_10"][-1] == "complete" and "damaged: training/optimizer.pt has" in found["step_5"][-1]
     assert checkpoint(["verify", str(listed.path)]) == 1
     output = capsys.readouterr().out
-    assert "damaged: model.safetensors has another content than was written (sha256)" in output
+    assert "damaged: model.safetensors has changed since it was written (sha256 differs)" in output
     assert output.splitlines()[-1] == "4 checkpoint(s): 2 verified, 2 damaged"
 
 

@@ -138,13 +138,13 @@ def _choose(given: argparse.Namespace) -> list[Path]:
 def _average_checkpoints(
     given: argparse.Namespace, chosen: list[Path], trained: Config | None, runtime: Runtime
 ) -> None:
-    from mtloop.checkpoint.averaging import average_into, check_sound
+    from mtloop.checkpoint.averaging import average_into, check_valid
 
     test_sets = runtime.one_first(lambda: _load_rows(given, trained)) if given.evaluate else []
 
     def make(folder: Path) -> None:
         for path in chosen:
-            check_sound(path)
+            check_valid(path)
         if given.checkpoints is not None:
             _check_tokenizers(given, chosen)
         average_into(folder, chosen)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.atomic import discard, read_json_lines
-from mtloop.checkpoint.listing import damage_of, epoch_ends, epoch_of, link_names, list_checkpoints
-from mtloop.checkpoint.manifest import Damaged, check_sizes, is_hashed, read_manifest
+from mtloop.checkpoint.listing import epoch_ends, epoch_of, find_corruption, link_names, list_checkpoints
+from mtloop.checkpoint.manifest import CorruptCheckpoint, check_sizes, read_manifest
 from mtloop.errors import UserError
 from mtloop.run_folder import RunFolder
 from mtloop.tables import aligned
@@ -93,10 +93,10 @@ def _describe(
         record = read_manifest(path)
         if not is_hashing:
             check_sizes(path, record)
-        damage = damage_of(path) if is_hashing else ""
-    except (Damaged, UserError) as error:
+        damage = find_corruption(path) if is_hashing else ""
+    except (CorruptCheckpoint, UserError) as error:
         damage = str(error)
-    sound = ("verified" if is_hashing else "complete") if is_hashed(record) else "not hashed (format 1)"
+    sound = "verified" if is_hashing else "complete"
     cursor = f" + {record['cursor']}" if record.get("cursor") else ""
     links = [folder.checkpoints_dir / name for name in ("latest", "best")]
     return Entry(
