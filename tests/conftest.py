@@ -163,7 +163,7 @@ def demo_run(tmp_path_factory) -> DemoRun:
 @pytest.fixture(scope="session")
 def demo_sample() -> list[tuple[str, str]]:
     """1,500 English-French pairs of the embedded corpus."""
-    from mtloop.data.demo import demo_pairs
+    from mtloop.data.demo.grammar import demo_pairs
 
     return demo_pairs("train")[:1_500]
 

@@ -1,4 +1,4 @@
-"""The user's files: found, identified by content, opened, decoded by lines. Must not know what a row is."""
+"""Find the user's files, identify them by content, open them, and decode their lines. Must not know what a row is."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _HASH_CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
-class DamagedArchive(UserError):
-    """A zip archive that cannot be read: the caller may have to forget a download."""
+class CorruptArchive(UserError):
+    """Raised for a zip archive that cannot be read: the caller may have to delete a download."""
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input file, as it was when its hash was taken if it was.
+    """One input file, as it was when it was identified.
 
     Attributes:
-        path: Where it is read.
-        name: What messages call it.
-        sha256: Of its bytes, hexadecimal.
+        path: The file that is read.
+        name: Its name in messages.
+        sha256: Of its bytes, hexadecimal; empty if it was not identified.
         size: In bytes.
-        member: The file's name inside, where `path` is a zip archive.
+        member: The file's name inside, if `path` is a zip archive.
     """
 
     path: str
@@ -48,7 +48,7 @@ class InputFile:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the report says of the file."""
+        """Return the entry of the report."""
         return {"path": self.name, "size": self.size, "sha256": self.sha256}
 
 
@@ -61,21 +61,22 @@ def find_files(flag: str, patterns: list[str]) -> list[str]:
     paths: list[str] = []
     for pattern in patterns:
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-        if not matches and glob.has_magic(pattern):
-            raise UserError(f"{flag} {pattern}: no file matches this pattern (working directory: {os.getcwd()})")
         if not matches:
-            raise UserError(f"{flag} {pattern}: no such file (working directory: {os.getcwd()})")
+            problem = "no file matches this pattern" if glob.has_magic(pattern) else "no such file"
+            raise UserError(
+                f"{flag}: {problem} (got {pattern}). Check the path; the working directory is {os.getcwd()}."
+            )
         if folders := [path for path in matches if os.path.isdir(path)]:
             raise UserError(
-                f"{flag} {folders[0]}: a folder, not a file; give its files ({folders[0].rstrip('/')}/*.jsonl), or "
-                "--dataset_name with a data set folder"
+                f"{flag}: expected a file, not a folder (got {folders[0]}). Give its files "
+                f"({folders[0].rstrip('/')}/*.jsonl), or --dataset_name with a data set folder."
             )
         paths.extend(matches)
     return paths
 
 
 def kind_of(flag: str, paths: list[str]) -> str:
-    """Return the kind all files have: json, jsonl, csv, tsv, parquet or text.
+    """Return the kind of all files: json, jsonl, csv, tsv, parquet or text.
 
     Raises:
         UserError: for mixed kinds, or gzipped parquet.
@@ -86,19 +87,19 @@ def kind_of(flag: str, paths: list[str]) -> str:
         is_gzip = name.suffix == ".gz"
         kind = _KINDS.get((name.with_suffix("") if is_gzip else name).suffix, "text")
         if is_gzip and kind == "parquet":
-            raise UserError(f"{flag} {path}: Parquet is compressed inside; unpack the .gz")
+            raise UserError(f"{flag}: Parquet is compressed inside, not by gzip (got {path}). Unpack the .gz.")
         kinds.setdefault(kind, path)
     if len(kinds) > 1:
         mixed = ", ".join(f"{path} is {kind}" for kind, path in kinds.items())
-        raise UserError(f"{flag}: the files of one split must be of one kind, but {mixed}")
+        raise UserError(f"{flag}: the files of one split must be of one kind (got {mixed}). Convert them to one kind.")
     return next(iter(kinds))
 
 
 def identify(path: str, *, flag: str, name: str | None = None) -> InputFile:
-    """Take size and hash of a file.
+    """Return a file with its size and hash.
 
     Raises:
-        UserError: naming `flag` and the path where the file cannot be read.
+        UserError: naming `flag` and the path if the file cannot be read.
     """
     digest, size = hashlib.sha256(), 0
     try:
@@ -107,17 +108,17 @@ def identify(path: str, *, flag: str, name: str | None = None) -> InputFile:
                 digest.update(chunk)
                 size += len(chunk)
     except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{flag}: cannot read {path} ({error.strerror or error}). Check its permissions.") from error
     return InputFile(path, name or path, digest.hexdigest(), size)
 
 
 @contextmanager
 def reading(file: InputFile) -> Iterator[IO[bytes]]:
-    """Open a file for its unpacked bytes; what goes wrong while it is open ends in a UserError.
+    """Open a file for its unpacked bytes; errors while it is open become a UserError.
 
     Raises:
-        DamagedArchive: for a zip archive that is broken.
-        UserError: for a damaged .gz, and for whatever the system refuses.
+        CorruptArchive: for a corrupt zip archive.
+        UserError: for a corrupt .gz, and for the errors of the system.
     """
     try:
         if file.path == STDIN:
@@ -133,10 +134,10 @@ def reading(file: InputFile) -> Iterator[IO[bytes]]:
                 yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile) as error:
         if file.member:
-            raise DamagedArchive(f"{file.name}: the zip archive is damaged ({error})") from error
-        raise UserError(f"{file.name}: the gzip file is damaged ({error}): copy or download it again") from error
+            raise CorruptArchive(f"{file.name}: corrupt zip archive ({error})") from error
+        raise UserError(f"{file.name}: corrupt gzip file ({error}). Copy or download it again.") from error
     except OSError as error:
-        raise UserError(f"{file.name}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{file.name}: cannot read it ({error.strerror or error}). Check its permissions.") from error
 
 
 def read_lines(file: InputFile) -> Iterator[tuple[int, str]]:
@@ -159,4 +160,4 @@ def read_lines(file: InputFile) -> Iterator[tuple[int, str]]:
 def not_utf8(file: InputFile, line: int, error: UnicodeDecodeError) -> UserError:
     """Return the error for bytes that are not UTF-8."""
     bad = error.object[error.start : error.start + 1].hex()
-    return UserError(f"{file.name}:{line}: not UTF-8 (byte 0x{bad}): convert the file, for example with iconv")
+    return UserError(f"{file.name}:{line}: not UTF-8 (got byte 0x{bad}). Convert the file, for example with iconv.")

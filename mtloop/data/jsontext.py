@@ -1,6 +1,6 @@
-"""JSON files as rows, one after the other: never more than one row in memory, and errors with their line.
+"""Read JSON files value by value: one row in memory at a time, and errors with their line number.
 
-An array is decoded element by element, because the usual reader would hold a whole file, private to each process.
+An array is decoded element by element, because json.load would hold a whole file in the memory of each process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mtloop.data.files import InputFile, not_utf8, read_lines, reading
 from mtloop.errors import UserError
 
 _CHUNK = 1 << 16
-# A value longer than this is taken for a syntax error: an open bracket would otherwise swallow the rest of the file.
+# A longer value is a syntax error: an unclosed bracket would otherwise extend to the end of the file.
 _MAX_VALUE_CHARS = 1 << 24
 _SPACE = " \t\r\n"
 
@@ -23,7 +23,7 @@ def json_lines(file: InputFile) -> Iterator[tuple[int, Any]]:
     """Yield (line number, value) for one JSON value a line; blank lines are skipped.
 
     Raises:
-        UserError: "path:LINE: ..." for a line that is not JSON.
+        UserError: "path:LINE: ..." for invalid JSON.
     """
     for number, line in read_lines(file):
         line = line.rstrip(_SPACE)
@@ -32,7 +32,7 @@ def json_lines(file: InputFile) -> Iterator[tuple[int, Any]]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{file.name}:{number}: not JSON ({_reason(error)})") from error
+            raise _invalid(file, number, _reason(error)) from error
         yield number, value
 
 
@@ -40,7 +40,7 @@ def json_values(file: InputFile) -> Iterator[tuple[int, Any]]:
     """Yield (line number, value) for an array, an object with an array "data", or one value a line.
 
     Raises:
-        UserError: "path:LINE: ..." for what is not JSON.
+        UserError: "path:LINE: ..." for invalid JSON.
     """
     with reading(file) as stream:
         text = _JsonText(file, stream)
@@ -53,7 +53,7 @@ def json_values(file: InputFile) -> Iterator[tuple[int, Any]]:
 
 
 class _JsonText:
-    """A window on a JSON text that moves forward value by value."""
+    """Read a JSON text forward, value by value, through a buffer."""
 
     def __init__(self, file: InputFile, stream: IO[bytes]) -> None:
         self._file, self._stream = file, stream
@@ -122,7 +122,7 @@ class _JsonText:
         self.take("]")
 
     def leave(self, is_array: bool) -> None:
-        """Refuse a text that does not end well after its array: it may have been cut off."""
+        """Refuse a text that does not end properly after its array: it may be truncated."""
         while not is_array and self.peek() == ",":
             self.take(",")
             self.value()
@@ -138,7 +138,7 @@ class _JsonText:
         self._at = end
 
     def _fill(self) -> bool:
-        """Read on; False at the end. Doubling keeps the repeated attempts at a long value linear in its length."""
+        """Read more; False at the end. Doubling keeps the repeated attempts at a long value linear in its length."""
         rest = self._buffer[self._at :]
         raw = self._stream.read(max(_CHUNK, len(rest)))
         try:
@@ -152,7 +152,11 @@ class _JsonText:
         return True
 
     def _fail(self, line: int, message: str) -> NoReturn:
-        raise UserError(f"{self._file.name}:{line}: not JSON ({message})")
+        raise _invalid(self._file, line, message)
+
+
+def _invalid(file: InputFile, line: int, reason: str) -> UserError:
+    return UserError(f"{file.name}:{line}: invalid JSON ({reason}). Correct this line.")
 
 
 def _reason(error: Exception) -> str:

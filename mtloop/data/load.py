@@ -1,4 +1,4 @@
-"""The whole way from a DataConfig to the rows of train, valid and test, and the report on them."""
+"""Load, split and filter the rows of train, valid and test that a DataConfig names, and report on them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from mtloop.data import kde4
-from mtloop.data.named import load_named
-from mtloop.data.opus import load_opus
-from mtloop.data.rows import REASONS, ROWS_VERSION, Columns
-from mtloop.data.sources import load_demo, load_files
-from mtloop.data.store import Raw, Store, digest
+from mtloop.data.opus import KDE4_NAMES, load_kde4, load_opus
+from mtloop.data.rows import REASONS, ROWS_VERSION, Columns, LoadedSplit, Store, digest
+from mtloop.data.sources import load_demo, load_files, load_named
 from mtloop.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -36,7 +33,7 @@ class Corpus:
     Attributes:
         train: Training rows.
         valid: Validation rows.
-        test: Test rows, if the source has some.
+        test: Test rows; None if the source has none.
         report: JSON: "sources" per split, "counts" per split ("loaded", "dropped" by reason, "kept"; loaded is the sum
             of the others), and "fingerprint", equal where the same content and settings give the same kept rows.
     """
@@ -50,59 +47,64 @@ class Corpus:
 def load_corpus(
     data: DataConfig,
     *,
-    trust_remote_code: bool = False,
     cache_dir: str | None = None,
     sources: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Corpus:
     """Load, split and filter the rows that `data` names.
 
-    Several processes may call it; best after one another, for the first one fills the cache for the others. A
-    validation split that is not there is cut from train as the Hugging Face course does it: before any row is dropped,
-    with `train_test_split(train_size=1 - validation_split, seed=split_seed)`.
+    Several processes may call it, preferably one after another: the first one fills the cache for the others. A
+    missing validation split is cut from train as in the Hugging Face course: before any row is dropped, with
+    `train_test_split(train_size=1 - validation_split, seed=split_seed)`.
 
     Args:
         data: The data flags.
-        trust_remote_code: Of no effect: datasets 4 and later run no code of a data set.
-        cache_dir: Where rows are kept instead of the datasets library's cache.
-        sources: "sources" of the report of a run that is resumed: of several sources of a corpus, take the same.
+        cache_dir: The folder of the rows, instead of the cache of the datasets library.
+        sources: "sources" of the report of a resumed run: a corpus with several sources is read from the same one.
         say: Prints a line, before a download.
 
     Raises:
-        UserError: for whatever the user can mend.
+        UserError: for whatever the user can correct.
         RunFailed: for a cache that cannot be written.
     """
     columns = Columns(data.source_lang, data.target_lang, data.source_column, data.target_column)
     try:
         return _assemble(data, _load_raws(data, columns, Store(cache_dir, data.overwrite_cache), sources or {}, say))
     except OSError as error:
-        raise RunFailed(f"cannot write the rows to the datasets cache (HF_DATASETS_CACHE, HF_HOME): {error}") from error
+        raise _unwritable(error) from error
 
 
 def load_test_set(
     flag: str, files: list[str], columns: Columns, *, cache_dir: str | None = None
 ) -> tuple[Dataset, dict[str, Any]]:
-    """Load files to score on: rows of source and target, and the counts of what was dropped.
+    """Load files to score on: return the rows of source and target, and the counts of loaded, dropped and kept rows.
 
     Args:
-        flag: What named the files, for messages.
+        flag: The flag that named the files, for messages.
         files: One file of rows, several, a glob, or two aligned text files, source first.
-        columns: Where the texts stand.
+        columns: The place of the texts.
         cache_dir: As in load_corpus.
 
     Raises:
-        UserError: for whatever the user can mend.
+        UserError: for whatever the user can correct.
         RunFailed: for a cache that cannot be written.
     """
     try:
-        rows, counts = _drop(flag, load_files(flag, files, columns, Store(cache_dir, False)).rows)
+        rows, counts = _drop(flag, " ".join(files), load_files(flag, files, columns, Store(cache_dir, False)).rows)
     except OSError as error:
-        raise RunFailed(f"cannot write the rows to the datasets cache (HF_DATASETS_CACHE, HF_HOME): {error}") from error
+        raise _unwritable(error) from error
     return rows.select_columns(["index", "source", "target"]), {**counts, "kept": len(rows)}
 
 
+def _unwritable(error: OSError) -> RunFailed:
+    return RunFailed(
+        f"HF_DATASETS_CACHE: cannot write rows to the cache of the datasets library ({error}). Free disk space, or set "
+        "HF_DATASETS_CACHE or HF_HOME to another folder."
+    )
+
+
 def describe(report: dict[str, Any]) -> list[str]:
-    """Return one line per split for a human: rows loaded, dropped by reason, kept."""
+    """Return one line per split: rows loaded, dropped by reason, kept."""
     lines = []
     for split, counts in report["counts"].items():
         dropped = counts["dropped"]
@@ -114,17 +116,19 @@ def describe(report: dict[str, Any]) -> list[str]:
 
 def _load_raws(
     data: DataConfig, columns: Columns, store: Store, sources: Mapping[str, Any], say: Callable[[str], None]
-) -> dict[str, Raw]:
-    """Load every split that a flag or the data set provides; files of a split come before the data set's."""
-    if bool(data.dataset_name) == bool(data.train_file):
-        raise UserError("give either --dataset_name or --train_file" + (", not both" if data.train_file else ""))
+) -> dict[str, LoadedSplit]:
+    """Load every split that a flag or the data set provides; a file of a split replaces that of the data set."""
+    if data.dataset_name and data.train_file:
+        raise UserError("--dataset_name: cannot be combined with --train_file. Give one of them.")
+    if not data.dataset_name and not data.train_file:
+        raise UserError("--dataset_name: no training data. Give --dataset_name or --train_file.")
     name = data.dataset_name
-    raws: dict[str, Raw] = {}
+    raws: dict[str, LoadedSplit] = {}
     if name == "demo":
         raws = load_demo(columns, store)
-    elif name == "kde4" or (name in kde4.NAMES and not Path(name).is_dir()):
+    elif name == "kde4" or (name in KDE4_NAMES and not Path(name).is_dir()):
         recorded = next((source.get("name") for source in sources.get("train", [])), None)
-        raws = kde4.load_kde4(columns, store, recorded=recorded, say=say)
+        raws = load_kde4(columns, store, recorded=recorded, say=say)
     elif name and name.startswith("opus:"):
         raws = load_opus(name, columns, store, say)
     elif name:
@@ -135,8 +139,8 @@ def _load_raws(
     return raws
 
 
-def _assemble(data: DataConfig, raws: dict[str, Raw]) -> Corpus:
-    """Cut, drop and thin out, in this order, and write down what was done."""
+def _assemble(data: DataConfig, raws: dict[str, LoadedSplit]) -> Corpus:
+    """Cut the validation split, drop rows and take subsets, in this order, and report it."""
     identities: dict[str, Any] = {split: [raw.identity] for split, raw in raws.items()}
     sources = {split: raw.origin for split, raw in raws.items()}
     splits = {split: raw.rows for split, raw in raws.items()}
@@ -148,7 +152,8 @@ def _assemble(data: DataConfig, raws: dict[str, Raw]) -> Corpus:
     counts: dict[str, Any] = {}
     finished: dict[str, Dataset] = {}
     for split in (name for name in _FLAGS if name in splits):
-        kept, counts[split] = _drop(split, splits[split])
+        given = f"--{_FLAGS[split]}" if getattr(data, _FLAGS[split]) else "--dataset_name"
+        kept, counts[split] = _drop(given, split, splits[split])
         flag = "max_train_samples" if split == "train" else "max_eval_samples"
         max_samples = getattr(data, flag)
         if max_samples is not None and max_samples < len(kept):
@@ -165,12 +170,14 @@ def _cut(rows: Dataset, validation_split: float, seed: int) -> tuple[Dataset, Da
     try:
         parts = rows.train_test_split(train_size=1 - validation_split, seed=seed)
     except ValueError as error:
-        remedy = "give --validation_file, or another --validation_split"
-        raise UserError(f"--validation_split {validation_split}: cannot cut {len(rows)} rows so: {remedy}") from error
+        raise UserError(
+            f"--validation_split: cannot split {len(rows)} rows (got {validation_split}). Give another share, or "
+            "--validation_file."
+        ) from error
     return parts["train"], parts["test"]
 
 
-def _drop(split: str, rows: Dataset) -> tuple[Dataset, dict[str, Any]]:
+def _drop(flag: str, name: str, rows: Dataset) -> tuple[Dataset, dict[str, Any]]:
     """Return the rows that have both texts, and the counts."""
     totals = np.zeros(len(REASONS), dtype=np.int64)
     for batch in rows.select_columns("reason").with_format("arrow").iter(_COUNT_BATCH):
@@ -178,9 +185,11 @@ def _drop(split: str, rows: Dataset) -> tuple[Dataset, dict[str, Any]]:
     dropped = {reason: int(total) for reason, total in zip(REASONS[1:], totals[1:], strict=True) if total}
     if not totals[0]:
         reasons = ", ".join(f"{total} {reason}" for reason, total in dropped.items())
-        raise UserError(f"no row is left in {split}: of {len(rows)} rows were dropped {reasons}")
+        raise UserError(
+            f"{flag}: every row of {name} was dropped (of {len(rows)} rows: {reasons}). Check languages and columns."
+        )
     if dropped:
-        # filter, not select: it writes the positions batch by batch and finds them again.
+        # filter, not select: it writes the positions batch by batch and caches them.
         rows = rows.with_format("arrow").filter(_is_kept, input_columns="reason", batched=True).with_format(None)
     return rows, {"loaded": int(totals.sum()), "dropped": dropped}
 

@@ -1,4 +1,7 @@
-"""Rows from the archives of OPUS, https://opus.nlpl.eu. Must not know which corpora have other sources too."""
+"""Load rows from the archives of OPUS, https://opus.nlpl.eu, and KDE4, the corpus of the Hugging Face course.
+
+KDE4 is on the Hub as Parquet for five pairs; every pair is an archive of OPUS.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.file_download import http_get
 
-from mtloop.data.files import DamagedArchive, InputFile, identify
-from mtloop.data.named import download_progress, raise_if_disk_is_full, reason_of
-from mtloop.data.rows import Columns
-from mtloop.data.sources import load_text_pair
-from mtloop.data.store import Raw, Store, digest
+from mtloop.data.files import CorruptArchive, InputFile, identify
+from mtloop.data.rows import Columns, LoadedSplit, Store, digest
+from mtloop.data.sources import download_progress, load_records, load_text_pair, raise_if_disk_is_full, reason_of
 from mtloop.errors import UserError
-from mtloop.languages import base_code
+from mtloop.languages import advise, base_code, match_language
 
 Say = Callable[[str], None]
 
@@ -30,12 +37,27 @@ REMEDY = (
 # A language code as OPUS writes them: pt, ast, pt_br, zh-cn, sr@latin.
 _CODE = re.compile(r"[A-Za-z]{2,3}([_@-]\w+)*")
 
+KDE4_REPO, KDE4_BRANCH = "Helsinki-NLP/kde4", "refs/convert/parquet"
+HUB_BRANCH = f"{KDE4_REPO}@{KDE4_BRANCH}"
+# The names that a user may give; the main branch holds a loading script, which datasets 4 and later do not run.
+KDE4_NAMES = ("kde4", KDE4_REPO, HUB_BRANCH)
+# The branch has a folder for each of these pairs and no configurations.
+KDE4_PAIRS_ON_HUB = ("en-fr", "en-it", "fi-nl", "it-ro", "nl-sv")
+# The 92 languages of KDE4 v2 as OPUS writes them. Source: the corpus's page on OPUS (public_html/KDE4.php of
+# Helsinki-NLP/OPUS-ingest), which agrees with the card of the data set on the Hub.
+_KDE4_CODES = """
+af ar as ast be bg bn bn_IN br ca crh cs csb cy da de el en en_GB eo es et eu fa fi fr fy ga gl gu ha he hi hne hr hsb
+hu hy id is it ja ka kk km kn ko ku lb lt lv mai mk ml mr ms mt nb nds ne nl nn nso oc or pa pl ps pt pt_BR ro ru rw se
+si sk sl sr sv ta te tg th tr uk uz vi wa xh zh_CN zh_HK zh_TW
+"""
+KDE4_CODES = tuple(_KDE4_CODES.split())
+
 
 class NoSuchArchive(UserError):
-    """OPUS answered that it does not have the archive."""
+    """Raised if OPUS does not have the archive."""
 
 
-def load_opus(name: str, columns: Columns, store: Store, say: Say) -> dict[str, Raw]:
+def load_opus(name: str, columns: Columns, store: Store, say: Say) -> dict[str, LoadedSplit]:
     """Load a corpus in a pair of languages from OPUS; the download is kept in the datasets cache.
 
     The codes of a corpus are not known beforehand: a code is tried as it was given, then its base code (de of de_DE).
@@ -51,7 +73,7 @@ def load_opus(name: str, columns: Columns, store: Store, say: Say) -> dict[str, 
     """
     corpus, slash, version = name.removeprefix("opus:").partition("/")
     if not (corpus and slash and version) or "/" in version:
-        raise UserError(f"--dataset_name {name}: write opus:<Corpus>/<version>, for example opus:KDE4/v2")
+        raise UserError(f"--dataset_name: expected opus:<Corpus>/<version>, for example opus:KDE4/v2 (got {name}).")
     source, target = given_languages(name, columns)
     archives = [
         Archive(corpus, version, source_code, target_code)
@@ -60,18 +82,18 @@ def load_opus(name: str, columns: Columns, store: Store, say: Say) -> dict[str, 
         if source_code != target_code
     ]
     archives.sort(key=lambda archive: not archive.is_cached(store))
-    missing: list[str] = []
-    try:
-        for archive in archives:
-            say(f"loading {name} from {archive.url}")
-            try:
-                return {"train": archive.load(store)}
-            except NoSuchArchive as error:
-                missing.append(str(error))
-    except UserError as error:
-        raise UserError(f"--dataset_name {name}: cannot load {source}-{target} ({error}). {REMEDY}") from error
-    tried = "; ".join(missing) or "one language twice"
-    raise UserError(f"--dataset_name {name}: cannot load {source}-{target} ({tried}). {REMEDY}")
+    failures: list[str] = []
+    for archive in archives:
+        say(f"loading {name} from {archive.url}")
+        try:
+            return {"train": archive.load(store)}
+        except NoSuchArchive as error:
+            failures.append(str(error))
+        except UserError as error:
+            failures = [str(error)]
+            break
+    reason = "; ".join(failures) or "both languages are the same"
+    raise UserError(f"--dataset_name: cannot load {source}-{target} of {name} ({reason}). {REMEDY}")
 
 
 def given_languages(name: str, columns: Columns) -> tuple[str, str]:
@@ -81,7 +103,9 @@ def given_languages(name: str, columns: Columns) -> tuple[str, str]:
         UserError: one is missing.
     """
     if not (columns.source_lang and columns.target_lang):
-        raise UserError(f"--dataset_name {name}: give --source_lang and --target_lang, for example en and fr")
+        raise UserError(
+            f"--dataset_name: {name} requires both languages. Give --source_lang and --target_lang (en and fr)."
+        )
     return columns.source_lang, columns.target_lang
 
 
@@ -103,38 +127,38 @@ class Archive:
         self._members = [f"{corpus}.{pair}.{language}" for language in (source, target)]
 
     def is_cached(self, store: Store) -> bool:
-        """Return True if a download is there that need not be made again."""
+        """Return True if the archive is downloaded and need not be downloaded again."""
         return store.is_current(self._path(store))
 
-    def load(self, store: Store) -> Raw:
+    def load(self, store: Store) -> LoadedSplit:
         """Return the rows, source first.
 
         Raises:
             NoSuchArchive: OPUS does not have it.
-            UserError: with the reason alone: it cannot be downloaded, or holds something else.
+            UserError: with the reason alone: it cannot be downloaded, or does not hold the two files.
         """
         path = self._download(store)
         try:
             with zipfile.ZipFile(path) as archive:
                 inside = archive.namelist()
             if missing := [member for member in self._members if member not in inside]:
-                raise UserError(f"{self.url} holds no {missing[0]}, only {', '.join(inside)}")
+                raise UserError(f"{self.url}: expected a file {missing[0]}, found only {', '.join(inside)}")
             file = identify(str(path), flag="--dataset_name", name=self.url)
             source, target = (
                 InputFile(file.path, f"{self.url}/{member}", file.sha256, file.size, member) for member in self._members
             )
-            raw = load_text_pair(source, target, store)
-        except (zipfile.BadZipFile, DamagedArchive) as error:
-            # The next run would find the same broken file in the cache.
+            split = load_text_pair(source, target, store)
+        except (zipfile.BadZipFile, CorruptArchive) as error:
+            # The next run would find the same corrupt file in the cache.
             path.unlink(missing_ok=True)
-            raise UserError(f"{self.url}: damaged download, deleted: {error}") from error
-        return Raw(raw.rows, raw.identity, [{"name": self.name, **file.record}])
+            raise UserError(f"{self.url}: corrupt download, deleted: {error}") from error
+        return LoadedSplit(split.rows, split.identity, [{"name": self.name, **file.record}])
 
     def _path(self, store: Store) -> Path:
         return store.root / "downloads" / f"{digest(self.url)[:32]}.zip"
 
     def _download(self, store: Store) -> Path:
-        """Return the downloaded file; one that is in the cache is not asked for again."""
+        """Return the downloaded file, from the cache if it is in it."""
         path = self._path(store)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -142,14 +166,98 @@ class Archive:
             if store.is_current(path):
                 return path
             try:
-                # Has a timeout, compares the size with the server's Content-Length, and keeps to HF_HUB_OFFLINE.
+                # http_get has a timeout, compares the size with Content-Length, and respects HF_HUB_OFFLINE.
                 with download_progress(), open(partial, "wb") as stream:
                     http_get(self.url, stream, displayed_filename=self._label)
                 partial.replace(path)
-            except Exception as error:  # whatever HTTP client huggingface_hub uses has classes of its own
+            except Exception as error:  # the classes of the HTTP client differ between versions of huggingface_hub
                 partial.unlink(missing_ok=True)
                 raise_if_disk_is_full(error)
                 if isinstance(error, HfHubHTTPError) and error.response.status_code == 404:
                     raise NoSuchArchive(f"OPUS has no such archive: {self.url}") from error
                 raise UserError(f"{self.url}: {reason_of(error)}") from error
         return path
+
+
+def load_kde4(columns: Columns, store: Store, *, recorded: str | None, say: Say) -> dict[str, LoadedSplit]:
+    """Load a pair of KDE4 from the Hub, or from OPUS if the Hub does not have it; log each attempt.
+
+    Args:
+        columns: The languages, in any code or by name.
+        store: The cache.
+        recorded: The source of a resumed run, as in its report: no other is tried, because the rows of the Hub lack
+            the outer white space that those of OPUS have.
+        say: Prints a line.
+
+    Raises:
+        UserError: a language that KDE4 does not have, or the reason why each source failed.
+    """
+    source, target = map(find_code, ("--source_lang", "--target_lang"), given_languages("kde4", columns))
+    if source == target:
+        raise UserError(f"--target_lang: the source language of kde4 again (got {columns.target_lang}). Give another.")
+    pair = "-".join(sorted((source, target)))
+    archive = Archive("KDE4", "v2", source, target)
+    routes: dict[str, tuple[str, Callable[[], LoadedSplit]]] = {
+        archive.name: (archive.url, lambda: archive.load(store))
+    }
+    if pair in KDE4_PAIRS_ON_HUB:
+        routes = {HUB_BRANCH: (HUB_BRANCH, lambda: _load_parquet(pair, Columns(source, target), store)), **routes}
+    if recorded in routes:
+        routes = {recorded: routes[recorded]}
+    failures: list[str] = []
+    for place, load in routes.values():
+        say(f"loading kde4 {pair} from {place}" + "".join(f" ({failure})" for failure in failures))
+        try:
+            return {"train": load()}
+        except UserError as error:
+            failures.append(str(error))
+    remedy = REMEDY
+    if recorded in routes:
+        remedy += " A resumed run reads its rows from the same source; a run in another --output_dir may use another."
+    raise UserError(f"--dataset_name: cannot load {pair} of kde4 ({'; '.join(failures)}). {remedy}")
+
+
+def find_code(flag: str, language: str) -> str:
+    """Return the code that KDE4 has for a language.
+
+    Raises:
+        UserError: naming `flag` and the codes to choose from, if KDE4 has none or several for the language.
+    """
+    found = match_language(language, KDE4_CODES)
+    if len(found) != 1:
+        problem = "kde4 has several such languages" if found else "kde4 does not have this language"
+        advice = advise(language, KDE4_CODES)
+        raise UserError(f"{flag}: {problem} (got {language}). {advice[0].upper()}{advice[1:]}.")
+    return found[0]
+
+
+def _load_parquet(pair: str, columns: Columns, store: Store) -> LoadedSplit:
+    """Return the rows of a pair's file on the Hub.
+
+    The file is downloaded by itself: load_dataset(data_dir=..., revision=...) does not find its own cache without a
+    network (datasets 5.2).
+
+    Raises:
+        UserError: with the reason alone.
+    """
+    path = f"{pair}/train/0000.parquet"
+    cached = try_to_load_from_cache(KDE4_REPO, path, revision=KDE4_BRANCH, repo_type="dataset")
+    try:
+        with download_progress():
+            local = hf_hub_download(KDE4_REPO, path, revision=KDE4_BRANCH, repo_type="dataset")
+    except Exception as error:  # anything from httpx and huggingface_hub
+        raise_if_disk_is_full(error)
+        if not isinstance(cached, str):
+            raise UserError(f"{HUB_BRANCH}: {_hub_reason(error, path)}") from error
+        local = cached
+    file = identify(local, flag="--dataset_name", name=f"{HUB_BRANCH}/{path}")
+    split = load_records((file,), "parquet", columns, store)
+    return LoadedSplit(split.rows, split.identity, [{"name": HUB_BRANCH, **file.record}])
+
+
+def _hub_reason(error: Exception, path: str) -> str:
+    if isinstance(error, RevisionNotFoundError):
+        return "no such branch"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such data set"
+    return f"no file {path}" if isinstance(error, RemoteEntryNotFoundError) else reason_of(error)

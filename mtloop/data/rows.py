@@ -1,12 +1,23 @@
-"""What a row is: where its two texts stand, and the reasons for which it is dropped. Must not know files or the Hub."""
+"""Define a row, the columns that its two texts come from, and the cache of rows.
+
+Rows are packed as (index, source, target, reason to drop it) into memory-mapped Arrow files, which are found again by
+the content that they were made of. Must not know file formats or the Hub.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from datasets import Features, Value
+import datasets
+from datasets import Dataset, Features, Value
+from datasets.exceptions import DatasetGenerationError
 
 from mtloop.errors import UserError
 from mtloop.languages import find_key
@@ -19,13 +30,16 @@ RAW_FEATURES = Features(
     {"index": Value("int64"), "source": Value("string"), "target": Value("string"), "reason": Value("int8")}
 )
 TRANSLATION = "translation"
-# Stands for a "translation" that is no object: any value of another type than str would do.
+# Stands for a "translation" that is not an object: any value of another type than str would do.
 NOT_A_TEXT = 0
+# Every rank loads the corpus, the first one alone and the others after it: what is younger than this process can be
+# shared even with --overwrite_cache.
+_STARTED = time.time()
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the two texts of a row stand: two named columns, or two languages."""
+    """The place of the two texts in a row: two named columns, or two languages."""
 
     source_lang: str | None = None
     target_lang: str | None = None
@@ -36,17 +50,17 @@ class Columns:
         if bool(self.source_column) != bool(self.target_column):
             given, other = ("source", "target") if self.source_column else ("target", "source")
             value = self.source_column or self.target_column
-            raise UserError(f"--{given}_column {value}: give --{other}_column as well, or neither")
+            raise UserError(f"--{given}_column: given without --{other}_column (got {value}). Give both or neither.")
 
     @property
     def names(self) -> tuple[str | None, str | None]:
-        """The source's and the target's column, or language where no column was named."""
+        """Return the source's and the target's column, or language if no column was named."""
         if self.source_column:
             return self.source_column, self.target_column
         return self.source_lang, self.target_lang
 
     def pair(self, row: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return the source and target values of a row, None where there is none."""
+        """Return the source and target values of a row, None for a missing one."""
         place: Any = row
         if not self.source_column and TRANSLATION in row:
             place = row[TRANSLATION]
@@ -58,19 +72,19 @@ class Columns:
         return source, target
 
     def key(self, name: str | None, keys: Iterable[str]) -> str | None:
-        """Return the key of a row that `name` means: a column as it stands, a language in any code (fr, fra_Latn)."""
+        """Return the key of a row that `name` means: a column as it is, a language in any code (fr, fra_Latn)."""
         return name if name is None or self.source_column else find_key(name, keys) or name
 
     def check(self, where: str, columns: Collection[str], languages: Collection[str]) -> None:
-        """Refuse a source whose rows cannot have what is wanted.
+        """Refuse a source without the columns or languages asked for.
 
         Args:
             where: The file or data set, for the message.
-            columns: The columns there.
-            languages: The keys of the "translation" column; empty where there is no such column.
+            columns: The columns of the source.
+            languages: The keys of its "translation" column; empty without such a column.
 
         Raises:
-            UserError: naming what is missing and what is there.
+            UserError: naming what is missing and what the source has.
         """
         flags = ("--source_lang", "--target_lang")
         if self.source_column:
@@ -82,12 +96,12 @@ class Columns:
         there = ", ".join(sorted(present)[:20]) or "none"
         for flag, name in zip(flags, self.names, strict=True):
             if name is None and what == "language":
-                raise UserError(f"{flag} is not given: {where} has the languages {there}")
+                raise UserError(f"{flag}: required for {where}. Choose from its languages: {there}.")
             if name is None:
-                remedy = "name the two columns with --source_column and --target_column"
-                raise UserError(f"{where} has no column {TRANSLATION!r}: {remedy} (columns there: {there})")
+                remedy = "Name two of its columns with --source_column and --target_column"
+                raise UserError(f"{where}: no column {TRANSLATION!r}. {remedy}: {there}.")
             if self.key(name, present) not in present:
-                raise UserError(f"{flag} {name}: no row of {where} has this {what}; there: {there}")
+                raise UserError(f"{flag}: no row of {where} has this {what} (got {name}). Choose from: {there}.")
 
 
 def pack(index: int, source: Any, target: Any) -> dict[str, Any]:
@@ -101,7 +115,7 @@ def pack(index: int, source: Any, target: Any) -> dict[str, Any]:
 def pack_batch(
     batch: Mapping[str, list[Any]], indices: Iterable[int], columns: Columns, version: int
 ) -> dict[str, Any]:
-    """Do what `pack` does for a batch of rows in columns; `version` only distinguishes cached results."""
+    """Pack a batch of rows in columns, as `pack` does; `version` only distinguishes cached results."""
     packed = []
     for index, values in zip(indices, zip(*batch.values(), strict=True), strict=True):
         packed.append(pack(index, *columns.pair(dict(zip(batch, values, strict=True)))))
@@ -119,7 +133,7 @@ def _judge(text: Any) -> int:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold the text: JSON can spell half a surrogate pair, Arrow cannot store one."""
+    """Return True if UTF-8 can encode the text: JSON can spell half a surrogate pair, Arrow cannot store one."""
     if text.isascii():
         return True
     try:
@@ -127,3 +141,91 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class Store:
+    """The cache of rows.
+
+    Attributes:
+        cache_dir: The folder; None for that of the datasets library.
+        overwrite: Whether to rebuild what an earlier run has left.
+    """
+
+    cache_dir: str | None = None
+    overwrite: bool = False
+
+    @property
+    def root(self) -> Path:
+        """Return the folder of everything that is cached."""
+        return Path(self.cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser() / "mtloop"
+
+    def is_current(self, path: Path) -> bool:
+        """Return True if a file or folder exists and need not be made again."""
+        return path.exists() and not (self.overwrite and path.stat().st_mtime < _STARTED)
+
+    def folder(self, identity: Any) -> Path:
+        """Return the cache folder of a content, emptied first if it is to be rebuilt.
+
+        The key is the content, not a path or time: a changed file has another folder, and is never served stale.
+        """
+        folder = self.root / digest([ROWS_VERSION, identity])[:32]
+        if folder.exists() and not self.is_current(folder):
+            shutil.rmtree(folder)
+        return folder
+
+    def fill(
+        self, generator: Callable[..., Iterator[dict[str, Any]]], identity: Any, kwargs: dict[str, Any]
+    ) -> Dataset:
+        """Return the rows of a generator, from the cache if they are in it.
+
+        Args:
+            generator: A module-level function that yields packed rows; its errors leave nothing in the cache.
+            identity: What the rows depend on, as JSON.
+            kwargs: The generator's arguments. No lists: the library would take them for shards.
+
+        Raises:
+            UserError: what the generator raised.
+            OSError: for a disk that is full or not writable.
+        """
+        arguments = {**kwargs, "version": ROWS_VERSION}
+        folder = str(self.folder(identity))
+        try:
+            return Dataset.from_generator(generator, features=RAW_FEATURES, gen_kwargs=arguments, cache_dir=folder)
+        except DatasetGenerationError as error:
+            if isinstance(error.__cause__, (UserError, OSError)):
+                raise error.__cause__ from None
+            raise
+
+    def convert(self, rows: Dataset, columns: Columns) -> Dataset:
+        """Return the packed rows of a loaded data set, from the cache if they are in it."""
+        return rows.map(
+            pack_batch,
+            batched=True,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            features=RAW_FEATURES,
+            fn_kwargs={"columns": columns, "version": ROWS_VERSION},
+            load_from_cache_file=not self.overwrite,
+            desc="Reading rows",
+        )
+
+
+@dataclass(frozen=True)
+class LoadedSplit:
+    """The rows of one split as loaded, before any is dropped.
+
+    Attributes:
+        rows: With the columns of RAW_FEATURES.
+        identity: JSON that is equal on any machine if the rows are equal.
+        origin: The source as the report describes it: names, or files with size and sha256.
+    """
+
+    rows: Dataset
+    identity: Any
+    origin: list[dict[str, Any]]
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of a JSON value, hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,21 +1,34 @@
-"""Rows from files and from the embedded demo. Must not know splitting or dropping."""
+"""Load rows from files, from the embedded demo, and from a data set of the Hub or a local data set folder.
+
+Must not know splitting or dropping.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mtloop.data.demo import PAIRS_SHA256, demo_pairs
+import datasets
+from datasets import Dataset
+from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from mtloop.config.inputs import split_revision
+from mtloop.data.demo.grammar import PAIRS_SHA256, demo_pairs
 from mtloop.data.files import InputFile, find_files, identify, kind_of
-from mtloop.data.readers import aligned_rows, record_rows
-from mtloop.data.rows import Columns, pack
-from mtloop.data.store import Raw, Store
+from mtloop.data.readers import aligned_rows, languages_in, record_rows
+from mtloop.data.rows import TRANSLATION, Columns, LoadedSplit, Store, pack
 from mtloop.errors import UserError
 from mtloop.languages import base_code
 
+T = TypeVar("T")
+_SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
-def load_files(flag: str, patterns: list[str], columns: Columns, store: Store) -> Raw:
+
+def load_files(flag: str, patterns: list[str], columns: Columns, store: Store) -> LoadedSplit:
     """Load the files of one split.
 
     Raises:
@@ -31,7 +44,7 @@ def load_files(flag: str, patterns: list[str], columns: Columns, store: Store) -
     return load_records(files, kind, columns, store)
 
 
-def load_records(files: tuple[InputFile, ...], kind: str, columns: Columns, store: Store) -> Raw:
+def load_records(files: tuple[InputFile, ...], kind: str, columns: Columns, store: Store) -> LoadedSplit:
     """Load files whose rows have named columns.
 
     Raises:
@@ -39,10 +52,10 @@ def load_records(files: tuple[InputFile, ...], kind: str, columns: Columns, stor
     """
     identity = {"kind": kind.removesuffix("l"), "sha256": [file.sha256 for file in files], "columns": columns.names}
     rows = store.fill(record_rows, identity, {"files": files, "kind": kind, "columns": columns})
-    return Raw(rows, identity, [file.record for file in files])
+    return LoadedSplit(rows, identity, [file.record for file in files])
 
 
-def load_text_pair(source: InputFile, target: InputFile, store: Store) -> Raw:
+def load_text_pair(source: InputFile, target: InputFile, store: Store) -> LoadedSplit:
     """Load two aligned text files.
 
     Raises:
@@ -50,19 +63,24 @@ def load_text_pair(source: InputFile, target: InputFile, store: Store) -> Raw:
     """
     identity = {"kind": "text", "sha256": [source.sha256, target.sha256], "members": [source.member, target.member]}
     rows = store.fill(aligned_rows, identity, {"source": source, "target": target})
-    return Raw(rows, identity, [source.record, target.record])
+    return LoadedSplit(rows, identity, [source.record, target.record])
 
 
 def _check_text_pair(flag: str, patterns: list[str], paths: list[str], columns: Columns) -> None:
-    advice = "plain text needs exactly two aligned files, source first"
     if len(paths) != 2 or len(patterns) != 2:
-        raise UserError(f"{flag} {' '.join(patterns)}: {advice} ({len(patterns)} given, {len(paths)} found)")
+        found = "" if len(paths) == len(patterns) else f", which match {len(paths)} files"
+        raise UserError(
+            f"{flag}: plain text must be two aligned files (got {' '.join(patterns)}{found}). Give two, source first."
+        )
     endings = [Path(path.removesuffix(".gz")).suffix.removeprefix(".") for path in paths]
     if endings == [columns.target_lang, columns.source_lang] and endings[0] != endings[1]:
-        raise UserError(f"{flag} {' '.join(paths)}: {advice}; these seem to be swapped (--source_lang {endings[1]})")
+        raise UserError(
+            f"{flag}: the two files seem to be swapped (got {' '.join(paths)} with --source_lang {endings[1]}). Give "
+            "the source first."
+        )
 
 
-def load_demo(columns: Columns, store: Store) -> dict[str, Raw]:
+def load_demo(columns: Columns, store: Store) -> dict[str, LoadedSplit]:
     """Load the embedded English-French corpus.
 
     Raises:
@@ -71,19 +89,157 @@ def load_demo(columns: Columns, store: Store) -> dict[str, Raw]:
     languages = tuple(base_code(code or "none") for code in (columns.source_lang, columns.target_lang))
     if languages not in (("en", "fr"), ("fr", "en")):
         raise UserError(
-            f"--dataset_name demo has English and French only, not {columns.source_lang} to {columns.target_lang}"
+            f"--dataset_name: demo has English and French only (got {columns.source_lang} to {columns.target_lang}). "
+            "Give --source_lang en --target_lang fr, or fr and en."
         )
-    raws = {}
+    loaded = {}
     for split, demo_split in (("train", "train"), ("valid", "validation")):
         pairs_sha256 = PAIRS_SHA256[demo_split]
         identity = {"kind": "demo", "sha256": pairs_sha256, "source": languages[0]}
         arguments = {"split": demo_split, "is_swapped": languages[0] == "fr", "pairs_sha256": pairs_sha256}
         rows = store.fill(demo_rows, identity, arguments)
-        raws[split] = Raw(rows, identity, [{"name": "demo", "split": demo_split, "sha256": pairs_sha256}])
-    return raws
+        loaded[split] = LoadedSplit(rows, identity, [{"name": "demo", "split": demo_split, "sha256": pairs_sha256}])
+    return loaded
 
 
 def demo_rows(split: str, is_swapped: bool, pairs_sha256: str, version: int) -> Iterator[dict[str, Any]]:
     """Yield the packed rows of the demo; the hash and `version` only distinguish cached results."""
     for index, (english, french) in enumerate(demo_pairs(split)):
         yield pack(index, french, english) if is_swapped else pack(index, english, french)
+
+
+def load_named(name: str, config_name: str | None, columns: Columns, store: Store) -> dict[str, LoadedSplit]:
+    """Load the splits of a data set of the Hub, or of a local data set folder.
+
+    Args:
+        name: NAME, NAME@REVISION, or a folder.
+        config_name: The configuration of the data set.
+        columns: The place of the texts.
+        store: The cache.
+
+    Raises:
+        UserError: for an unknown name, no network, a data set that needs a script, or missing columns.
+    """
+    path, revision = split_revision(name)
+    cache_dir = store.cache_dir
+    try:
+        identity, files = _local_identity(path, config_name, columns)
+        if identity:
+            cache_dir = str(store.folder(identity))
+        arguments = {"revision": revision or None, "cache_dir": cache_dir}
+        splits = _with_config(datasets.load_dataset, path, config_name, columns, **arguments)
+    except UserError:
+        raise
+    except Exception as error:  # anything from httpx, huggingface_hub, fsspec and every reader of datasets
+        raise_if_disk_is_full(error)
+        raise _named_error(name, config_name, error) from error
+    loaded = {}
+    for split, accepted in _SPLIT_NAMES.items():
+        found = next((candidate for candidate in accepted if candidate in splits), None)
+        if found:
+            loaded[split] = _convert(name, found, splits[found], columns, store, (identity, files))
+    if "train" not in loaded:
+        raise UserError(
+            f"--dataset_name: {name} has no split 'train' (got {', '.join(map(str, splits))}). Give one of its "
+            "files to --train_file."
+        )
+    return loaded
+
+
+def _with_config(load: Callable[..., T], path: str, config_name: str | None, columns: Columns, **arguments: Any) -> T:
+    """Load with the configuration given; if one is required and none is given, with that of the languages."""
+    try:
+        return load(path, config_name, **arguments)
+    except ValueError as error:
+        languages = (columns.source_lang, columns.target_lang)
+        for guess in (f"{languages[0]}-{languages[1]}", f"{languages[1]}-{languages[0]}"):
+            # The message lists the configurations of the data set.
+            if config_name is None and repr(guess) in str(error):
+                return load(path, guess, **arguments)
+        raise
+
+
+def _local_identity(path: str, config_name: str | None, columns: Columns) -> tuple[Any, dict[str, list[InputFile]]]:
+    """Hash the files of a local folder: the library itself compares their times. None for a name of the Hub."""
+    if not Path(path).is_dir():
+        return None, {}
+    builder = _with_config(datasets.load_dataset_builder, path, config_name, columns)
+    data_files = builder.config.data_files or {}
+    files = {
+        str(split): [identify(str(file), flag="--dataset_name") for file in split_files]
+        for split, split_files in data_files.items()
+    }
+    hashes = {split: [file.sha256 for file in split_files] for split, split_files in files.items()}
+    return {"kind": "folder", "config": builder.config.name, "sha256": hashes}, files
+
+
+def _convert(
+    name: str,
+    split: str,
+    rows: Dataset,
+    columns: Columns,
+    store: Store,
+    local: tuple[Any, dict[str, list[InputFile]]],
+) -> LoadedSplit:
+    columns.check(f"{name} ({split})", rows.column_names, languages_in(rows.features.arrow_schema))
+    names = [columns.key(name, rows.column_names) for name in columns.names]
+    wanted = [column for column in dict.fromkeys((TRANSLATION, *names)) if column in rows.column_names]
+    packed = store.convert(rows.select_columns(wanted), columns)
+    content, files = local
+    if content is None:
+        # The addresses hold the repository and its commit.
+        urls = sorted(rows.info.download_checksums or [rows._fingerprint])
+        content = {"kind": "hub", "config": rows.info.config_name, "urls": urls}
+    origin = {"name": name, "config": rows.info.config_name, "split": split}
+    origin["files"] = [file.record for file in files[split]] if files else content["urls"]
+    return LoadedSplit(packed, {**content, "split": split, "columns": columns.names}, [origin])
+
+
+def _named_error(name: str, config_name: str | None, error: Exception) -> UserError:
+    reason = f"{type(error).__name__}: {first_line(error.__cause__ or error)}"
+    if "scripts are no longer" in str(error):
+        remedy = (
+            "The datasets library runs no loading scripts, and --trust_remote_code does not change this: try "
+            "--dataset_name NAME@refs/convert/parquet, opus:<Corpus>/<version>, or --train_file"
+        )
+    elif isinstance(error, ValueError) and "onfig" in str(error):
+        reason = " ".join(str(error).split())[:500]
+        remedy = f"Give one of its configurations with --dataset_config_name (got {config_name})"
+    else:
+        remedy = (
+            "Check the name. Without a network give --train_file, set HF_HOME to a filled cache, or run `hf download "
+            f"--repo-type dataset {name.partition('@')[0]}` on another machine and give its folder as the name"
+        )
+    return UserError(f"--dataset_name: cannot load {name} ({reason}). {remedy}.")
+
+
+def raise_if_disk_is_full(error: Exception) -> None:
+    """Raise the error of a full disk again: it is not a mistake in a name."""
+    for cause in (error, error.__cause__):
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise cause
+
+
+@contextmanager
+def download_progress() -> Iterator[None]:
+    """Show the progress of downloads on a terminal, although train.py silences the libraries."""
+    group = "huggingface_hub"
+    is_silenced = are_progress_bars_disabled(group) and constants.HF_HUB_DISABLE_PROGRESS_BARS is not True
+    if is_silenced:
+        enable_progress_bars(group)
+    try:
+        yield
+    finally:
+        if is_silenced:
+            disable_progress_bars(group)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the type and the first line of the error that caused this one."""
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {first_line(cause)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return str(error).strip().partition("\n")[0]

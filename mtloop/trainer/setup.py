@@ -189,7 +189,6 @@ def load_corpora(config: Config, runtime: Runtime, recorded: dict[str, Any]) -> 
         return [
             load_corpus(
                 data,
-                trust_remote_code=config.model.trust_remote_code,
                 sources=recorded.get("pairs", {}).get(name, recorded).get("sources"),
                 say=runtime.say,
             )

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtloop.config.settings import Config, changed
 from mtloop.data.load import Corpus
-from mtloop.data.store import digest
+from mtloop.data.rows import digest
 from mtloop.errors import UserError
 from mtloop.evaluation.evaluate import EvaluationSet, PairRows
 from mtloop.model.loading import load_config

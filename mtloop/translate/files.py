@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtloop.data.files import kind_of
-from mtloop.data.readers import Records
-from mtloop.data.texts import Entry
+from mtloop.data.readers import Entry, Records
 from mtloop.errors import UserError
 
 if TYPE_CHECKING:

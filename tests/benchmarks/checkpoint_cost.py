@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--save_steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
-    from mtloop.data.demo import demo_pairs
+    from mtloop.data.demo.grammar import demo_pairs
 
     pairs = demo_pairs("train")
     print(f"{'parameters':>12}  {'':32}{'still':>9}{'the first':>11}{'an update':>11}{'slower beside it':>18}")

@@ -49,7 +49,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 def load_pairs(given: argparse.Namespace) -> list[tuple[str, str]]:
     """Read all pairs of the corpus, those that train.py would drop left out; "demo" is the embedded one."""
     if given.corpus == "demo":
-        from mtloop.data.demo import demo_pairs
+        from mtloop.data.demo.grammar import demo_pairs
 
         return demo_pairs("train")
     from mtloop.config.inputs import DataConfig

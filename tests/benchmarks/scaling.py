@@ -61,7 +61,7 @@ def show_plans() -> None:
 
 def pairs_of(number: int) -> Iterator[tuple[str, str]]:
     """So many different pairs."""
-    from mtloop.data.demo import demo_pairs
+    from mtloop.data.demo.grammar import demo_pairs
 
     pairs = demo_pairs("train")
     for index, (source, target) in enumerate(itertools.islice(itertools.cycle(pairs), number)):

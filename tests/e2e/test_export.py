@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mtloop.data.demo import demo_pairs
+from mtloop.data.demo.grammar import demo_pairs
 from tests.support.launch import PYTHON, launch_command, run
 
 pytestmark = pytest.mark.e2e

@@ -66,5 +66,5 @@ def test_kde4_that_cannot_be_had_is_one_line(hub, tmp_path):
     done = train(hub, tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("mtloop: error: --dataset_name kde4: cannot load en-fr (")
+    assert line.startswith("mtloop: error: --dataset_name: cannot load en-fr of kde4 (")
     assert f"{HUB}: no such branch" in line and f"{hub.url}/OPUS-KDE4/v2/moses/en-fr.txt.zip" in line

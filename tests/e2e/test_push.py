@@ -296,7 +296,7 @@ EVALUATE = """
 import json, sys
 from huggingface_hub import snapshot_download
 from mtloop.config.training import HardwareConfig
-from mtloop.data.demo import demo_pairs
+from mtloop.data.demo.grammar import demo_pairs
 from mtloop.evaluation.scores import scores_of, tally
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 folder = snapshot_download(sys.argv[1])

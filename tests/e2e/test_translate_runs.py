@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from mtloop.data.demo import demo_pairs
+from mtloop.data.demo.grammar import demo_pairs
 from tests.support.launch import PROJECT, PYTHON, environment, launch_command, run
 
 pytestmark = pytest.mark.e2e
@@ -58,7 +58,10 @@ def test_a_mistake_ends_all_processes_with_one_line(demo_run, tmp_path):
     words = ["mtloop", "translate", tmp_path / "in.jsonl", "--model", demo_run.folder]
     done = run(launch_command("-m", *words, num_processes=2))
     assert done.returncode != 0 and done.stderr.count("mtloop: error: ") == 1
-    assert "in.jsonl:2: no column en or source or text; give --source_lang or --source_column; there: id" in done.stderr
+    assert (
+        "in.jsonl:2: no column en or source or text. Give --source_lang or --source_column; the columns are id"
+        in done.stderr
+    )
 
 
 def test_a_reader_that_leaves_early_is_no_error(demo_run, file):

@@ -117,7 +117,7 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_unaltered_rows(name: str, packing: str) -> None:
     if packing and name.endswith(".parquet"):
-        assert "unpack the .gz" in error_of(write(name + packing, FORMATS[name]))
+        assert "Unpack the .gz" in error_of(write(name + packing, FORMATS[name]))
         return
     corpus = load(write(name + packing, FORMATS[name]))
     assert corpus.train.column_names == ["index", "source", "target"]
@@ -193,35 +193,38 @@ def test_nulls_and_numbers_of_parquet_are_dropped() -> None:
     rows = [{"translation": {"en": "a", "fr": None}}, {"translation": None}, {"translation": {"en": "b", "fr": "c"}}]
     assert load(write("t.parquet", parquet(rows))).report["counts"]["train"]["dropped"] == {"missing_language": 2}
     message = error_of(write("n.parquet", parquet([{"en": 1, "fr": "x"}])))
-    assert "no row is left in train" in message and "1 wrong_type" in message
+    assert "every row of train was dropped" in message and "1 wrong_type" in message
 
 
 GOOD = b'{"en": "a", "fr": "b"}\n'
 BROKEN = {
-    "syntax.jsonl": (GOOD + b'{"en": "a", "fr": \n' + GOOD, "syntax.jsonl:2: not JSON"),
-    "syntax.json": (GOOD + GOOD + b'{"en": "a" "fr": "b"}\n', "syntax.json:3: not JSON"),
+    "syntax.jsonl": (GOOD + b'{"en": "a", "fr": \n' + GOOD, "syntax.jsonl:2: invalid JSON"),
+    "syntax.json": (GOOD + GOOD + b'{"en": "a" "fr": "b"}\n', "syntax.json:3: invalid JSON"),
     "first.json": (
         b'{"en": "a",\n' + GOOD,
-        "first.json:1: not JSON (Expecting property name enclosed in double quotes, column 12)",
+        "first.json:1: invalid JSON (Expecting property name enclosed in double quotes, column 12)",
     ),
-    "object.jsonl": (GOOD + b"\n[1]\n", "object.jsonl:3: a row must be a JSON object, not list"),
-    "utf8.jsonl": (GOOD + b'{"en": "\xe9", "fr": "b"}\n', "utf8.jsonl:2: not UTF-8 (byte 0xe9)"),
-    "deep.jsonl": (GOOD + b"[" * 200_000 + b"\n", "deep.jsonl:2: not JSON"),
-    "cut.json": (b'[\n{"en": "a", "fr": "b"},\n{"en": "c",', "cut.json:3: not JSON"),
-    "open.json": (b'[\n{"en": "a", "fr": "b"}\n', "open.json:3: not JSON (expected ',')"),
-    "item.json": (b'[\n{"en": "a", "fr": "b"},\n\n7]', "item.json:4: a row must be a JSON object, not int"),
-    "after.json": (b'[{"en": "a", "fr": "b"}]\n{}', "after.json:2: not JSON (text after"),
-    "dataend.json": (b'{"data": [{"en": "a", "fr": "b"}]\n', "dataend.json:2: not JSON (expected '}')"),
-    "number.json": (b'{"a": 12', "number.json:1: not JSON"),
-    "half.json": (b'[{"en": "a", "fr": "b"},\n{"en": "\xe2\x82', "half.json:2: not UTF-8 (byte 0xe2)"),
-    "utf8.json": (b'[{"en": "a", "fr": "b"},\n{"en": "\xff"}]', "utf8.json:2: not UTF-8 (byte 0xff)"),
-    "few.csv": (b'en,fr\n"a\nb",c\nd\n', "few.csv:4: 1 fields, but the header has 2"),
-    "many.csv": (b"en,fr\na,b\nc,d,e\n", "many.csv:3: 3 fields, but the header has 2"),
-    "quote.csv": (b'en,fr\na,b\n"c,d\ne,f\n', "quote.csv:3: broken row"),
+    "object.jsonl": (GOOD + b"\n[1]\n", "object.jsonl:3: expected a JSON object as a row (got list)"),
+    "utf8.jsonl": (GOOD + b'{"en": "\xe9", "fr": "b"}\n', "utf8.jsonl:2: not UTF-8 (got byte 0xe9)"),
+    "deep.jsonl": (GOOD + b"[" * 200_000 + b"\n", "deep.jsonl:2: invalid JSON"),
+    "cut.json": (b'[\n{"en": "a", "fr": "b"},\n{"en": "c",', "cut.json:3: invalid JSON"),
+    "open.json": (b'[\n{"en": "a", "fr": "b"}\n', "open.json:3: invalid JSON (expected ',')"),
+    "item.json": (b'[\n{"en": "a", "fr": "b"},\n\n7]', "item.json:4: expected a JSON object as a row (got int)"),
+    "after.json": (b'[{"en": "a", "fr": "b"}]\n{}', "after.json:2: invalid JSON (text after"),
+    "dataend.json": (b'{"data": [{"en": "a", "fr": "b"}]\n', "dataend.json:2: invalid JSON (expected '}')"),
+    "number.json": (b'{"a": 12', "number.json:1: invalid JSON"),
+    "half.json": (b'[{"en": "a", "fr": "b"},\n{"en": "\xe2\x82', "half.json:2: not UTF-8 (got byte 0xe2)"),
+    "utf8.json": (b'[{"en": "a", "fr": "b"},\n{"en": "\xff"}]', "utf8.json:2: not UTF-8 (got byte 0xff)"),
+    "few.csv": (b'en,fr\n"a\nb",c\nd\n', "few.csv:4: expected 2 fields, as in the header (got 1)"),
+    "many.csv": (b"en,fr\na,b\nc,d,e\n", "many.csv:3: expected 2 fields, as in the header (got 3)"),
+    "quote.csv": (b'en,fr\na,b\n"c,d\ne,f\n', "quote.csv:3: malformed row"),
     "utf8.tsv": (b"en\tfr\na\tb\nc\xe9\td\n", "utf8.tsv:3: not UTF-8"),
-    "twice.csv": (b"en,fr,en\na,b,c\n", "twice.csv:1: a column name stands twice"),
-    "header.csv": (b"de,fr\na,b\n", "--source_lang en: no row of header.csv has this column; there: de, fr"),
-    "magic.parquet": (b"PAR1 not really", "magic.parquet: cannot be read as Parquet"),
+    "twice.csv": (b"en,fr,en\na,b,c\n", "twice.csv:1: duplicate column in the header"),
+    "header.csv": (
+        b"de,fr\na,b\n",
+        "--source_lang: no row of header.csv has this column (got en)",
+    ),
+    "magic.parquet": (b"PAR1 not really", "magic.parquet: cannot read it as Parquet"),
     "empty.jsonl": (b"\n", "empty.jsonl: no rows"),
     "empty.json": (b"", "empty.json: no rows"),
     "header.tsv": (b"en\tfr\n", "header.tsv: no rows"),
@@ -240,21 +243,22 @@ def test_a_broken_file_is_named_with_its_line_and_leaves_no_cache(name: str, cac
 @pytest.mark.parametrize("damage", [lambda packed: packed[:-20], lambda packed: packed[:30] + b"!" + packed[31:]])
 def test_a_damaged_gzip_file_is_named(damage: Callable[[bytes], bytes]) -> None:
     Path("t.jsonl.gz").write_bytes(damage(gzip.compress(json_lines(RECORDS * 50))))
-    assert "t.jsonl.gz: the gzip file is damaged" in error_of("t.jsonl.gz")
+    assert "t.jsonl.gz: corrupt gzip file" in error_of("t.jsonl.gz")
     Path("t.jsonl.gz").write_bytes(b"no gzip at all")
-    assert "t.jsonl.gz: the gzip file is damaged" in error_of("t.jsonl.gz")
+    assert "t.jsonl.gz: corrupt gzip file" in error_of("t.jsonl.gz")
 
 
 def test_text_files_that_do_not_fit_are_refused() -> None:
     write("t.en", b"a\nb\nc\n")
     write("t.fr", b"d\n")
     write("bad.fr", b"d\n\xe9\nf\n")
-    assert "t.en has 3 lines and t.fr has 1:" in error_of("t.en", "t.fr")
-    assert "t.fr has 1 lines and t.en has 3:" in error_of("t.fr", "t.en", source_lang=None, target_lang=None)
-    assert "bad.fr:2: not UTF-8 (byte 0xe9)" in error_of("t.en", "bad.fr")
-    assert "exactly two aligned files" in error_of("t.en")
-    assert "exactly two aligned files" in error_of("t.en", "t.fr", "bad.fr")
-    assert "exactly two aligned files" in error_of("t.??")
+    problem = "aligned files must have the same number of lines"
+    assert f"t.en: {problem} (got 3, and 1 in t.fr)" in error_of("t.en", "t.fr")
+    assert f"t.fr: {problem} (got 1, and 3 in t.en)" in error_of("t.fr", "t.en", source_lang=None, target_lang=None)
+    assert "bad.fr:2: not UTF-8 (got byte 0xe9)" in error_of("t.en", "bad.fr")
+    assert "must be two aligned files" in error_of("t.en")
+    assert "must be two aligned files" in error_of("t.en", "t.fr", "bad.fr")
+    assert "must be two aligned files" in error_of("t.??")
     assert "seem to be swapped" in error_of("t.fr", "t.en")
     assert "no lines" in error_of(write("e.en", b""), write("e.fr", b""))
 
@@ -263,25 +267,25 @@ def test_what_the_flags_name_must_be_there() -> None:
     write("t.jsonl", FORMATS["lines.jsonl"])
     write("c.csv", FORMATS["table.csv"])
     Path("folder").mkdir()
-    assert error_of("no.jsonl").startswith("--train_file no.jsonl: no such file")
-    assert error_of("no*.jsonl").startswith("--train_file no*.jsonl: no file matches")
-    assert error_of("t.jsonl", validation_file=["v.csv"]).startswith("--validation_file v.csv: no such file")
-    assert error_of("t.jsonl", test_file=["v.csv"]).startswith("--test_file v.csv: no such file")
+    assert error_of("no.jsonl").startswith("--train_file: no such file (got no.jsonl)")
+    assert error_of("no*.jsonl").startswith("--train_file: no file matches this pattern (got no*.jsonl)")
+    assert error_of("t.jsonl", validation_file=["v.csv"]).startswith("--validation_file: no such file (got v.csv)")
+    assert error_of("t.jsonl", test_file=["v.csv"]).startswith("--test_file: no such file (got v.csv)")
     for files in (["folder"], ["folder", "c.csv"], ["folder", "folder"], ["f*"]):
-        assert error_of(*files).startswith("--train_file folder: a folder, not a file")
+        assert error_of(*files).startswith("--train_file: expected a file, not a folder (got folder)")
     assert "t.jsonl is jsonl, c.csv is csv" in error_of("t.jsonl", "c.csv")
-    assert "has the languages en, fr" in error_of("t.jsonl", source_lang=None, target_lang=None)
-    message = "--target_lang de: no row of t.jsonl has this language; there: en, fr"
+    assert "Choose from its languages: en, fr" in error_of("t.jsonl", source_lang=None, target_lang=None)
+    message = "--target_lang: no row of t.jsonl has this language (got de). Choose from: en, fr"
     assert message in error_of("t.jsonl", target_lang="de")
-    message = "--target_column z: no row of c.csv has this column; there: en, fr"
+    message = "--target_column: no row of c.csv has this column (got z). Choose from: en, fr"
     assert message in error_of("c.csv", source_column="en", target_column="z")
-    assert "--source_column and --target_column (columns there: en, fr)" in error_of("c.csv", source_lang=None)
-    assert "give either --dataset_name or --train_file" in error_of()
+    assert "--source_column and --target_column: en, fr" in error_of("c.csv", source_lang=None)
+    assert "Give --dataset_name or --train_file" in error_of()
 
 
 def test_a_split_with_nothing_left_says_why() -> None:
     write("t.jsonl", b'{"en": " ", "fr": "x"}\n{"en": "y", "fr": null}\n')
-    expected = "no row is left in train: of 2 rows were dropped 1 missing_language, 1 empty"
+    expected = "every row of train was dropped (of 2 rows: 1 missing_language, 1 empty)"
     assert expected in error_of("t.jsonl")
 
 
@@ -296,7 +300,7 @@ def test_long_json_arrays_are_decoded_across_the_read_boundaries() -> None:
     assert texts(corpus.train) == [(row["en"], row["fr"]) for row in rows]
     # indent=1 writes "[", then 4 lines a row ("{", en, fr, "}"): row 2,000 begins on line 2 + 4 * 2,000.
     broken = content.replace(b'"2000', b'"2000\n', 1)
-    assert "t.json:8003: not JSON" in error_of(write("t.json", broken))
+    assert "t.json:8003: invalid JSON" in error_of(write("t.json", broken))
 
 
 @pytest.mark.slow
@@ -347,7 +351,7 @@ def test_rows_are_dropped_after_the_cut() -> None:
 
 
 def test_a_split_that_cannot_be_cut_is_refused() -> None:
-    assert "--validation_split 0.5: cannot cut 1 rows" in error_of(write("t.jsonl", GOOD), validation_split=0.5)
+    assert "--validation_split: cannot split 1 rows (got 0.5)" in error_of(write("t.jsonl", GOOD), validation_split=0.5)
 
 
 def test_samples_are_a_fixed_subset_in_order_taken_after_dropping() -> None:
@@ -537,7 +541,7 @@ def test_a_local_data_set_folder_with_its_splits() -> None:
     after = load(dataset_name="set")
     assert after.train[4]["target"] == "two"
     assert after.report["fingerprint"] != corpus.report["fingerprint"]
-    assert "there: en, fr" in error_of(dataset_name="set", target_lang="de")
+    assert "Choose from: en, fr" in error_of(dataset_name="set", target_lang="de")
 
 
 def test_the_configuration_of_a_data_set_is_found_from_the_languages() -> None:
@@ -557,20 +561,20 @@ def test_the_configuration_of_a_data_set_is_found_from_the_languages() -> None:
 
 def test_a_data_set_that_cannot_be_had_says_what_to_do() -> None:
     message = error_of(dataset_name="nobody/nothing@v1")
-    assert message.startswith("--dataset_name nobody/nothing@v1: cannot be loaded")
+    assert message.startswith("--dataset_name: cannot load nobody/nothing@v1")
     assert "`hf download --repo-type dataset nobody/nothing`" in message
     assert "--train_file" in message and "HF_HOME" in message
     write("old/old.py", b"# a loading script\n")
-    assert "no longer runs loading scripts" in error_of(dataset_name="old")
+    assert "runs no loading scripts" in error_of(dataset_name="old")
     write("onlytest/test.jsonl", json_lines(TRANSLATIONS))
-    assert "no split 'train'; there: test" in error_of(dataset_name="onlytest")
+    assert "no split 'train' (got test)" in error_of(dataset_name="onlytest")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("languages", [("en", "fr"), ("fr", "en")])
 def test_the_demo(languages: tuple[str, str]) -> None:
     corpus = load(dataset_name="demo", source_lang=languages[0], target_lang=languages[1])
-    from mtloop.data.demo import demo_pairs
+    from mtloop.data.demo.grammar import demo_pairs
 
     for rows, split in ((corpus.train, "train"), (corpus.valid, "validation")):
         assert texts(rows) == [pair if languages[0] == "en" else pair[::-1] for pair in demo_pairs(split)]

@@ -10,9 +10,8 @@ from random import Random
 
 import pytest
 
-from mtloop.data import store
-from mtloop.data.demo import NUM_TRAIN, NUM_VALID, PAIRS_SHA256, demo_pairs
-from mtloop.data.demo.grammar import draw_pair
+from mtloop.data import rows
+from mtloop.data.demo.grammar import NUM_TRAIN, NUM_VALID, PAIRS_SHA256, demo_pairs, draw_pair
 from mtloop.data.demo.patterns import PATTERNS
 from mtloop.data.demo.phrases import (
     EnglishPhrase,
@@ -87,14 +86,14 @@ def test_the_pairs_are_the_same_everywhere():
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_the_hash_that_names_the_cached_rows_is_that_of_the_pairs(split):
-    assert store.digest(demo_pairs(split)) == PAIRS_SHA256[split]
+    assert rows.digest(demo_pairs(split)) == PAIRS_SHA256[split]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.full)])
 def test_the_pairs_do_not_depend_on_the_hash_seed(hash_seed):
     code = (
-        "import hashlib, json, sys; from mtloop.data.demo import demo_pairs;"
+        "import hashlib, json, sys; from mtloop.data.demo.grammar import demo_pairs;"
         "text = json.dumps([demo_pairs('train'), demo_pairs('validation')], ensure_ascii=True);"
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )

@@ -152,7 +152,7 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
     [
         ([], "--model {model}: no run folder, so --test_set says on what it is scored"),
         (["--test_set", "{rows}", "--test_set", "{rows}"], "--test_set: two of the same name (news, news)"),
-        (["--test_set", "{rows}x"], "--test_set {rows}x: no such file"),
+        (["--test_set", "{rows}x"], "--test_set: no such file (got {rows}x)"),
         (["--test_set", "{rows}", "--num_beams", "0"], "--num_beams 0: give a whole number of at least 1"),
         (
             ["--test_set", "{rows}", "--baseline", "{rows}/nowhere"],

@@ -15,8 +15,8 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from mtloop.config.inputs import DataConfig
 from mtloop.config.parse import parse_config
-from mtloop.data.kde4 import CODES, HUB_BRANCH, PAIRS_ON_HUB, find_code
 from mtloop.data.load import Corpus, load_corpus
+from mtloop.data.opus import HUB_BRANCH, KDE4_CODES, KDE4_PAIRS_ON_HUB, find_code
 from mtloop.errors import UserError
 from mtloop.runtime.ranks import Runtime
 from mtloop.trainer.setup import load_corpora
@@ -118,8 +118,8 @@ def test_find_code_refuses_what_kde4_lacks() -> None:
 
 def test_codes_are_those_of_the_corpus() -> None:
     # OPUS says "92 languages"; the pages and archives sort them as ASCII does.
-    assert len(set(CODES)) == 92 and list(CODES) == sorted(CODES)
-    assert {code for pair in PAIRS_ON_HUB for code in pair.split("-")} < set(CODES)
+    assert len(set(KDE4_CODES)) == 92 and list(KDE4_CODES) == sorted(KDE4_CODES)
+    assert {code for pair in KDE4_PAIRS_ON_HUB for code in pair.split("-")} < set(KDE4_CODES)
 
 
 def test_kde4_reads_the_parquet_branch_and_its_cache(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ def test_kde4_falls_back_to_opus(hub: HubServer, fault: str, reason: str) -> Non
 def test_kde4_names_the_reason_of_each_source(hub: HubServer) -> None:
     del hub.repos[KDE4].branches[PARQUET_BRANCH]
     message = error_of("kde4", "en", "fr")
-    assert message.startswith(f"--dataset_name kde4: cannot load en-fr ({HUB_BRANCH}: no such branch; ")
+    assert message.startswith(f"--dataset_name: cannot load en-fr of kde4 ({HUB_BRANCH}: no such branch; ")
     assert f"OPUS has no such archive: {hub.url}/OPUS-KDE4/v2/moses/en-fr.txt.zip" in message
     assert "MTLOOP_OPUS_URL" in message and "--train_file" in message
 
@@ -320,7 +320,7 @@ def test_opus_tries_a_code_as_given_and_its_base_code(hub: HubServer) -> None:
     message = error_of("opus:News/v1", "pt_BR", "Low German")
     for pair in ("nds-pt_BR", "nds-pt"):
         assert f"OPUS has no such archive: {hub.url}/OPUS-News/v1/moses/{pair}.txt.zip" in message
-    assert "one language twice" in error_of("opus:News/v1", "de", "German")
+    assert "both languages are the same" in error_of("opus:News/v1", "de", "German")
 
 
 def test_opus_failures_name_the_archive_and_the_way_round(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,12 +330,12 @@ def test_opus_failures_name_the_archive_and_the_way_round(hub: HubServer, monkey
     for damaged in (good[:100], b"<html>busy</html>", good[:middle] + b"\xff\xff\xff" + good[middle + 3 :]):
         hub.archives[path] = hub.store(damaged)
         message = error_of("opus:Books/v1", "en", "fr")
-        assert f"{hub.url}/{path}: damaged download" in message and "--train_file" in message
+        assert f"{hub.url}/{path}: corrupt download" in message and "--train_file" in message
     # A good archive takes the place of a damaged one.
     hub.archives[path] = hub.store(good)
     assert len(load("opus:Books/v1", "en", "fr")[0].train) == 300
     hub.archives["OPUS-Other/v1/moses/en-fr.txt.zip"] = hub.archives[path]
-    assert "holds no Other.en-fr.en" in error_of("opus:Other/v1", "en", "fr")
+    assert "expected a file Other.en-fr.en" in error_of("opus:Other/v1", "en", "fr")
     assert "opus:<Corpus>/<version>" in error_of("opus:Books", "en", "fr")
     assert "--source_lang" in error_of("opus:Books/v1", None, "fr")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

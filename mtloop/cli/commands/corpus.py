@@ -151,7 +151,7 @@ def _load(data: DataConfig) -> Corpus:
     try:
         return load_corpus(data)
     except UserError as error:
-        raise UserError(str(error).removeprefix("--train_file ")) from error
+        raise UserError(re.sub("^--train_file:", "FILE:", str(error))) from error
 
 
 def _splits(corpus: Corpus) -> dict[str, Any]:

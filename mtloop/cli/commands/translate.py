@@ -24,8 +24,7 @@ from mtloop.languages import match_language
 from mtloop.run_folder import stored_config
 
 if TYPE_CHECKING:
-    from mtloop.data.readers import Records
-    from mtloop.data.texts import Entry
+    from mtloop.data.readers import Entry, Records
     from mtloop.translate.files import Writer
     from mtloop.translate.translator import Translation
 
@@ -162,7 +161,7 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
     """Translate one file, or the sentences of --text (None), block by block. Main reads and writes; all translate."""
     from tqdm.auto import tqdm
 
-    from mtloop.data.texts import Entry, Texts
+    from mtloop.data.readers import Entry, Texts
 
     runtime = translator.runtime
     warnings, num_done = Warnings(), 0

@@ -6,6 +6,7 @@ is used: its sequence is the same in every version of Python, which that of `cho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from random import Random
@@ -26,6 +27,20 @@ from mtloop.data.demo.words import ADJECTIVES, ATTRIBUTES, CONSTANTS, NOUNS, VER
 
 Item = TypeVar("Item")
 Slots = dict[str, object]
+
+NUM_TRAIN = 12_000
+NUM_VALID = 1_000
+
+# sha256 of the JSON of each split's pairs: a run whose rows are cached need not draw 13,168 pairs to find them.
+PAIRS_SHA256 = {
+    "train": "2b873a109ec23dbb694a3d1088de2be04898bb30a8677a33257f90da6d63a35d",
+    "validation": "67589bec6afc057874aef50871618990d37fa53576a50dab31f07b68b7518a49",
+}
+
+_SEED = 20_240
+_MIN_SOURCE_WORDS, _MAX_SOURCE_WORDS = 4, 20
+_NOT_CONTENT = re.compile(r"[^a-z0-9%]+")
+
 _PLURAL_SHARE, _OTHER_PLURAL_SHARE, _ADJECTIVE_SHARE, _SUFFIX_SHARE = 0.35, 0.2, 0.55, 0.2
 _ANY_TAGS = "DEUHSGTK"
 # The slot of the noun that each verb is about; the same for each predicate adjective, with the marks it needs one of.
@@ -38,6 +53,37 @@ _SUBJECT = {
     "because": ("x", "-"),
     "s": ("t", "+-~"),
 }
+
+
+def demo_pairs(split: str) -> list[tuple[str, str]]:
+    """Return the pairs of a split; the same on every machine and Python version.
+
+    Args:
+        split: "train" (`NUM_TRAIN` pairs) or "validation" (`NUM_VALID` pairs). No source occurs twice, in one split
+            or in both, not even with other case, spacing or punctuation.
+
+    Returns:
+        (English, French) pairs; the list is the caller's own.
+
+    Raises:
+        ValueError: for another split.
+    """
+    if split not in ("train", "validation"):
+        raise ValueError(f"split of the demo corpus is {split!r}; use 'train' or 'validation'")
+    every = (NUM_TRAIN + NUM_VALID) // NUM_VALID
+    is_valid_split = split == "validation"
+    return [pair for index, pair in enumerate(_all_pairs()) if (index % every == 0) == is_valid_split]
+
+
+@cache
+def _all_pairs() -> tuple[tuple[str, str], ...]:
+    rng = Random(_SEED)
+    pairs: dict[str, tuple[str, str]] = {}
+    while len(pairs) < NUM_TRAIN + NUM_VALID:
+        english, french = draw_pair(rng)
+        if _MIN_SOURCE_WORDS <= len(english.split()) <= _MAX_SOURCE_WORDS:
+            pairs.setdefault(_NOT_CONTENT.sub(" ", english.lower()).strip(), (english, french))
+    return tuple(pairs.values())
 
 
 def draw_pair(rng: Random) -> tuple[str, str]:
