@@ -34,3 +34,8 @@ class ProcessFailed(RunFailed):
 def renamed(error: UserError, flag: str) -> UserError:
     """Return a loader's error, which names train.py's flags, with the flag by which a command named the model."""
     return UserError(re.sub(r"(--tokenizer_name / )?--model_name_or_path|--model(?= )", flag, str(error)))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

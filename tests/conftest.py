@@ -326,9 +326,9 @@ def tiny_model(short_set, marian_config, marian_tokenizer, tmp_path_factory):
     import torch
 
     from mtloop.batching.loader import collate
-    from mtloop.model.generating import settle_generation
+    from mtloop.model.generation_config import configure_generation
     from mtloop.model.loading import build_model
-    from mtloop.model.scoring import batch_loss_sum
+    from mtloop.model.loss import batch_loss_sum
 
     torch.manual_seed(2)
     torch.set_num_threads(1)
@@ -343,7 +343,7 @@ def tiny_model(short_set, marian_config, marian_tokenizer, tmp_path_factory):
         (batch_loss_sum(model, batch) / len(batch["target_positions"])).backward()
         optimizer.step()
         optimizer.zero_grad()
-    settle_generation(model, marian_tokenizer, num_beams=1, max_length=20, forced_bos_token_id=None)
+    configure_generation(model, marian_tokenizer, num_beams=1, max_length=20, forced_bos_token_id=None)
     return model.eval()
 
 

@@ -21,7 +21,7 @@ from mtloop.batching.division import MicroBatch, plan_evaluation, plan_static_ev
 from mtloop.evaluation.scores import QUICK_METRICS, Scores, Tally, mean_scores, scores_of, tally
 from mtloop.generation.engine import Engine
 from mtloop.generation.generate import deal_batches
-from mtloop.model.scoring import batch_loss_sum
+from mtloop.model.loss import batch_loss_sum
 from mtloop.runtime.launch import free_memory
 from mtloop.runtime.ranks import Runtime
 from mtloop.runtime.sharding import is_sharded

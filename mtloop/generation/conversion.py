@@ -24,11 +24,10 @@ from ctranslate2.converters.converter import Converter
 from ctranslate2.specs.model_spec import OPTIONAL
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.errors import UserError
+from mtloop.errors import UserError, first_line
 from mtloop.generation.ctranslate2 import TOKENIZER_DIR, Record, Search
 from mtloop.model.families import FAMILIES, family_of
-from mtloop.model.generating import position_limit
-from mtloop.model.loading import first_line
+from mtloop.model.generation_config import position_limit
 from mtloop.tokenization.loading import target_language_token
 
 # Settings of a generation config that CTranslate2 has no name for, with what means nothing.

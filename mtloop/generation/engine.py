@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from mtloop.errors import UserError
 from mtloop.generation.generate import Hypothesis, Planned
+from mtloop.model.generation_config import check_positions
 from mtloop.runtime.ranks import Runtime
-from mtloop.tokenization.prefixes import source_prefix
+from mtloop.tokenization.loading import source_prefix
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -140,7 +140,5 @@ def resolve_lengths(asked: EngineOptions, named: int | None, limit: int | None) 
     target = asked.max_target_length or named or limit or DEFAULT_MAX_LENGTH
     if limit is not None and asked.cuts_lengths:
         source, target = min(source, limit), min(target, limit)
-    for flag, length in (("max_source_length", source), ("max_target_length", target)):
-        if limit is not None and length > limit:
-            raise UserError(f"--{flag} {length}: this model has {limit} positions; give at most {limit}")
+    check_positions(limit, max_source_length=source, max_target_length=target)
     return source, target

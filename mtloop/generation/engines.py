@@ -26,7 +26,7 @@ from mtloop.generation.engine import (
     resolve_prefix,
 )
 from mtloop.generation.generate import Hypothesis, Planned, generate_rows
-from mtloop.model.generating import first_tokens, position_limit, settle_generation
+from mtloop.model.generation_config import configure_generation, first_tokens, position_limit
 from mtloop.model.loading import load_model
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.loading import for_languages, load_tokenizer, target_language_token
@@ -81,7 +81,7 @@ class TransformersEngine:
         own = network.generation_config.max_length
         named = own if own is not None and own != UNSET_MAX_LENGTH else None
         max_source_length, max_target_length = resolve_lengths(asked, named, position_limit(network))
-        settle_generation(
+        configure_generation(
             network,
             tokenizer,
             num_beams=asked.num_beams,

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from mtloop.model.generating import static_mask
+from mtloop.model.static_shapes import static_mask
 
 # The prefix that the decoder reads is of one of these widths, or the longest translation: half of KDE's are below 9.
 WIDTHS = (16, 64)

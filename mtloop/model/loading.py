@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from mtloop.config.inputs import ModelConfig, split_revision
-from mtloop.errors import UserError
+from mtloop.errors import UserError, first_line
 from mtloop.model.families import family_of
 
 logger = logging.getLogger(__name__)
@@ -225,11 +225,6 @@ def _match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     if num_pieces > num_rows:
         logger.info("embeddings resized from %d to %d rows for added tokens", num_rows, num_pieces)
         model.resize_token_embeddings(num_pieces)
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's first line: libraries explain at length."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mtloop.batching.loader import Batch, Update, collate
 from mtloop.errors import RunFailed
-from mtloop.model.scoring import batch_loss_sum
+from mtloop.model.loss import batch_loss_sum
 from mtloop.runtime.failures import is_out_of_memory
 from mtloop.trainer.run import Run, UnreadNorm
 

@@ -22,12 +22,11 @@ from mtloop.config.settings import Config, changed, differences, flat
 from mtloop.config.yaml_file import to_yaml
 from mtloop.data.load import Corpus, describe, load_corpus
 from mtloop.model.adapters import base_fingerprint, choose_trained
-from mtloop.model.generating import check_positions, settle_generation
+from mtloop.model.generation_config import check_positions, configure_generation, position_limit
 from mtloop.model.loading import build_model, layers_of, load_model
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
-from mtloop.tokenization.loading import target_language_token
-from mtloop.tokenization.prefixes import remember_prefix
+from mtloop.tokenization.loading import remember_prefix, target_language_token
 from mtloop.trainer.report import check_eval_engine
 from mtloop.trainer.run import Run
 from mtloop.trainer.schedule import build_loader, build_optimizer, build_scheduler, describe_plan, resolve_steps
@@ -231,8 +230,8 @@ def prepare_model(
 
     model = runtime.one_first(build)
     runtime.say(*choose_trained(model, config.tuning, name=config.model.model_name_or_path))
-    check_positions(model, max_source_length=data.max_source_length, max_target_length=longest_target)
-    num_beams = settle_generation(
+    check_positions(position_limit(model), max_source_length=data.max_source_length, max_target_length=longest_target)
+    num_beams = configure_generation(
         model,
         tokenizer,
         num_beams=evaluation.num_beams or (1 if runtime.has_static_shapes else None),

@@ -20,10 +20,14 @@ from mtloop.evaluation.evaluate import EvaluationSet, PairRows
 from mtloop.model.loading import load_config
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
-from mtloop.tokenization.encoding import Encoded, encode_rows
-from mtloop.tokenization.identity import tokenizer_fingerprint
-from mtloop.tokenization.loading import for_languages, load_tokenizer
-from mtloop.tokenization.prefixes import can_tell_pairs_apart, language_token, source_prefix
+from mtloop.tokenization.encoding import Encoded, encode_rows, tokenizer_fingerprint
+from mtloop.tokenization.loading import (
+    can_tell_pairs_apart,
+    for_languages,
+    language_token,
+    load_tokenizer,
+    source_prefix,
+)
 from mtloop.tokenization.training import train_tokenizer
 
 

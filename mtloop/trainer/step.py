@@ -9,8 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from mtloop.batching.loader import Update
-from mtloop.model.loss import Projection
-from mtloop.model.scoring import batch_loss_sum
+from mtloop.model.loss import Projection, batch_loss_sum
 from mtloop.trainer.recovery import agree_on_memory, step_if_finite, with_recovery
 from mtloop.trainer.run import Run
 

@@ -14,7 +14,7 @@ from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, renamed
 from mtloop.generation.engines import load_pair
 from mtloop.runtime.ranks import Runtime
-from mtloop.tokenization.identity import have_same_pieces
+from mtloop.tokenization.encoding import have_same_tokens
 
 
 def base_of(given: argparse.Namespace, trained: Config | None) -> str:
@@ -58,7 +58,7 @@ class Line:
                 f"--base {base}: {problem}: no line leads from one to the other; give what {given.model} was "
                 "fine-tuned from, with the same vocabulary"
             )
-        if not have_same_pieces(base_tokenizer, self.tokenizer):
+        if not have_same_tokens(base_tokenizer, self.tokenizer):
             raise UserError(
                 f"--base {base}: its tokenizer has other pieces than that of {given.model}; give what it was "
                 "fine-tuned from"

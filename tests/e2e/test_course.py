@@ -16,7 +16,7 @@ from transformers import DataCollatorForSeq2Seq, MarianMTModel
 
 from mtloop.atomic import read_json_lines
 from mtloop.batching.loader import collate
-from mtloop.model.generating import shift_right
+from mtloop.model.generation_config import shift_right
 from mtloop.run_folder import RunFolder
 from mtloop.tokenization.encoding import encode_rows
 from mtloop.tokenization.loading import load_tokenizer

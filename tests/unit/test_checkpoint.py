@@ -30,7 +30,7 @@ from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
 from mtloop.config.training import OptimizerConfig
 from mtloop.errors import RunFailed, UserError
-from mtloop.model.generating import settle_generation, shift_right
+from mtloop.model.generation_config import configure_generation, shift_right
 from mtloop.model.loading import build_model
 from mtloop.model.loss import token_loss_sum
 from mtloop.run_folder import RunFolder
@@ -110,7 +110,7 @@ def new_trained(tiny_configs, marian_tokenizer, encoded_sample, runtime, folder,
         model = build_model(
             marian_tokenizer, model_size=None, config_name=str(tmp_path / "config"), dropout=0.1, max_length=64
         )
-        settle_generation(model, marian_tokenizer, num_beams=3, max_length=20, forced_bos_token_id=None)
+        configure_generation(model, marian_tokenizer, num_beams=3, max_length=20, forced_bos_token_id=None)
         flags = {"learning_rate": 1e-3, "adam_beta2": 0.98, "weight_decay": 0.01, "lr_scheduler_type": "cosine"}
         config = OptimizerConfig(**{**flags, **optimizer_flags})
         optimizer = build_optimizer(model, config)

@@ -25,7 +25,7 @@ from mtloop.generation.conversion import convert, differences, search_of
 from mtloop.generation.ctranslate2 import Search, import_ctranslate2, read_record
 from mtloop.generation.engine import EngineOptions, as_encoded
 from mtloop.generation.engines import TransformersEngine
-from mtloop.model.generating import settle_generation
+from mtloop.model.generation_config import configure_generation
 from mtloop.tokenization.loading import load_tokenizer, target_language_token
 from mtloop.translate.translator import Translator
 from tests.support.commands import command
@@ -101,7 +101,7 @@ def test_every_family_gives_the_log_probabilities_of_transformers(
     configs, marian_tokenizer, tmp_path, family, encoded_sample
 ):
     network = random_model(configs[family])
-    settle_generation(network, marian_tokenizer, num_beams=1, max_length=20, forced_bos_token_id=None)
+    configure_generation(network, marian_tokenizer, num_beams=1, max_length=20, forced_bos_token_id=None)
     engine = SimpleNamespace(network=copy.deepcopy(network), tokenizer=marian_tokenizer)
     if family == "umt5" and not hasattr(network.config, "scale_decoder_outputs"):
         with pytest.raises(UserError, match="computes umt5 otherwise than CTranslate2 does; pip install -U"):
@@ -186,7 +186,7 @@ def test_lengths_mean_the_same(model_path, export, runtime, sentences, max_targe
     texts = [sentences[0], "Yes"]
     for (one,), (other,) in zip(theirs.translate(texts), ours.translate(texts), strict=True):
         assert (one.text, one.is_cut, one.is_source_cut) == (other.text, other.is_cut, other.is_source_cut)
-    with pytest.raises(UserError, match="--max_source_length 9999: this model has 512 positions"):
+    with pytest.raises(UserError, match="--max_source_length: this model has 512 positions .got 9999"):
         Translator(str(export), runtime=runtime, max_source_length=9999)
 
 
@@ -281,7 +281,7 @@ def test_generate_s_settings_have_their_names_there(tiny_model, marian_tokenizer
              "repetition_penalty": 1.2}  # fmt: skip
     for name, value in given.items():
         setattr(network.generation_config, name, value)
-    settle_generation(network, marian_tokenizer, num_beams=4, max_length=30, forced_bos_token_id=None)
+    configure_generation(network, marian_tokenizer, num_beams=4, max_length=30, forced_bos_token_id=None)
     pad, eos = marian_tokenizer.pad_token_id, marian_tokenizer.eos_token_id
     assert search_of(network, marian_tokenizer) == Search(
         num_beams=4, max_length=30, min_length=5, position_limit=512, decoder_start_id=pad, eos_ids=[eos],

@@ -9,9 +9,9 @@ from mtloop.batching.loader import IGNORE_INDEX
 from mtloop.config.inputs import TuningConfig
 from mtloop.model.adapters import choose_trained
 from mtloop.model.families import FAMILIES, UNLISTED, family_of
-from mtloop.model.generating import position_limit, shift_right
+from mtloop.model.generation_config import position_limit, shift_right
 from mtloop.model.loading import load_model
-from mtloop.model.scoring import batch_loss_sum
+from mtloop.model.loss import batch_loss_sum
 from mtloop.tokenization.training import train_tokenizer
 from mtloop.trainer.loop import train
 from mtloop.translate.translator import Translator

@@ -23,10 +23,10 @@ from transformers import (
 from mtloop.batching.loader import IGNORE_INDEX
 from mtloop.config.inputs import split_revision
 from mtloop.errors import UserError
-from mtloop.model.generating import additive_mask, check_positions, settle_generation, shift_right
+from mtloop.model.generation_config import check_positions, configure_generation, position_limit, shift_right
 from mtloop.model.loading import MODEL_SIZES, build_model, load_model
-from mtloop.model.loss import token_loss_sum
-from mtloop.model.scoring import batch_loss_sum
+from mtloop.model.loss import batch_loss_sum, token_loss_sum
+from mtloop.model.static_shapes import additive_mask
 from mtloop.tokenization.loading import load_tokenizer, target_language_token
 
 # Bart, Pegasus and M2M100 are built and started as MBart and Marian are.
@@ -393,7 +393,7 @@ def test_a_size_is_built_as_its_table_says(marian_tokenizer, size):
 def test_positions_reach_the_longest_sentence(marian_tokenizer):
     assert build_tiny(marian_tokenizer, max_length=64).config.max_position_embeddings == 512
     model = build_tiny(marian_tokenizer, max_length=600)
-    check_positions(model, max_source_length=600, max_target_length=600)
+    check_positions(position_limit(model), max_source_length=600, max_target_length=600)
     ids = torch.full((1, 600), 5)
     with torch.no_grad():
         assert model.eval()(input_ids=ids, decoder_input_ids=ids).logits.shape == (1, 600, 400)
@@ -403,7 +403,7 @@ def test_a_model_from_scratch_never_generates_pad(marian_tokenizer):
     """The bias of pad is made so large that every other piece is out of reach."""
     torch.manual_seed(0)
     model = build_tiny(marian_tokenizer).eval()
-    settle_generation(model, marian_tokenizer, num_beams=2, max_length=12, forced_bos_token_id=None)
+    configure_generation(model, marian_tokenizer, num_beams=2, max_length=12, forced_bos_token_id=None)
     pad = marian_tokenizer.pad_token_id
     model.final_logits_bias[0, pad] = 1e4
     inputs = {"input_ids": torch.tensor([[5, 6, 7, 0]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
@@ -432,7 +432,7 @@ def test_a_config_is_built_for_the_tokenizers_vocabulary(tiny_configs, marian_to
         pad,
     )
     assert getattr(model.config, "forced_eos_token_id", None) in (None, eos)
-    settle_generation(model, marian_tokenizer, num_beams=2, max_length=9, forced_bos_token_id=None)
+    configure_generation(model, marian_tokenizer, num_beams=2, max_length=9, forced_bos_token_id=None)
     model.save_pretrained(tmp_path / "export")
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "export")
     pieces = again.generate(input_ids=torch.tensor([[5, 6, eos]]))
@@ -455,7 +455,7 @@ def test_a_config_that_cannot_be_built_is_refused(tiny_configs, marian_tokenizer
 @every_family
 def test_generation_settings_survive_an_export(model_dirs, marian_tokenizer, tmp_path, family):
     model = load(model_dirs, family, marian_tokenizer)
-    num_beams = settle_generation(model, marian_tokenizer, num_beams=None, max_length=33, forced_bos_token_id=None)
+    num_beams = configure_generation(model, marian_tokenizer, num_beams=None, max_length=33, forced_bos_token_id=None)
     model.save_pretrained(tmp_path)
     generation = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).generation_config
     assert num_beams == generation.num_beams == 4
@@ -469,7 +469,7 @@ def test_generation_settings_survive_an_export(model_dirs, marian_tokenizer, tmp
 @every_family
 def test_generation_begins_as_training_does(model_dirs, marian_tokenizer, family):
     model = load(model_dirs, family, marian_tokenizer).eval()
-    settle_generation(model, marian_tokenizer, num_beams=1, max_length=5, forced_bos_token_id=None)
+    configure_generation(model, marian_tokenizer, num_beams=1, max_length=5, forced_bos_token_id=None)
     pieces = model.generate(input_ids=torch.tensor([[5, 6, 0]]))
     labels = torch.tensor([marian_tokenizer(text_target="a file")["input_ids"]])
     assert pieces[0, 0] == shift_right(model, labels)[0, 0]
@@ -495,7 +495,7 @@ def test_the_models_own_settings_are_kept_unless_they_contradict(
     model_dirs, marian_tokenizer, tmp_path, asked, expected
 ):
     model = load_model(str(legacy_dir(model_dirs, marian_tokenizer, tmp_path)), marian_tokenizer, dropout=None)
-    beams = settle_generation(model, marian_tokenizer, num_beams=asked, max_length=40, forced_bos_token_id=None)
+    beams = configure_generation(model, marian_tokenizer, num_beams=asked, max_length=40, forced_bos_token_id=None)
     assert beams == expected
     model.save_pretrained(tmp_path / "export")  # transformers refuses a config that contradicts itself
     generation = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "export").generation_config
@@ -508,7 +508,7 @@ def test_a_model_that_samples_is_made_to_search(model_dirs, marian_tokenizer, tm
     load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
     edit_json(tmp_path / "generation_config.json", do_sample=True, temperature=0.7, top_p=0.9, num_return_sequences=2)
     model = load_model(str(tmp_path), marian_tokenizer, dropout=None).eval()
-    settle_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
+    configure_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
     model.save_pretrained(tmp_path / "export")
     inputs = torch.tensor([[5, 6, 0], [7, 8, 0]])
     pieces = model.generate(input_ids=inputs)
@@ -521,7 +521,7 @@ def test_a_generation_config_beyond_repair_is_refused_at_the_start(model_dirs, m
     edit_json(tmp_path / "generation_config.json", output_scores=True)
     model = load_model(str(tmp_path), marian_tokenizer, dropout=None)
     with pytest.raises(UserError) as caught:
-        settle_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
+        configure_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
     assert_one_line(caught, "generation_config.json", "output_scores")
 
 
@@ -558,7 +558,7 @@ def test_the_target_language_comes_where_training_has_it(
     type(config).from_dict({**config.to_dict(), "decoder_start_token_id": 2}).save_pretrained(tmp_path)
     model = build_tiny(tokenizer, model_size=None, config_name=str(tmp_path)).eval()
     language = target_language_token(tokenizer)
-    settle_generation(model, tokenizer, num_beams=1, max_length=6, forced_bos_token_id=language)
+    configure_generation(model, tokenizer, num_beams=1, max_length=6, forced_bos_token_id=language)
     labels = torch.tensor([tokenizer(text_target="Open the file")["input_ids"]])
     pieces = model.generate(input_ids=torch.tensor([[5, 6, 7, 2]]))[0].tolist()
     if starts_with_the_language:
@@ -575,18 +575,18 @@ def test_the_target_language_comes_where_training_has_it(
 
 def test_lengths_beyond_the_positions_are_refused(marian_tokenizer):
     model = build_tiny(marian_tokenizer)
-    check_positions(model, max_source_length=512, max_target_length=512)
+    check_positions(position_limit(model), max_source_length=512, max_target_length=512)
     with pytest.raises(UserError) as caught:
-        check_positions(model, max_source_length=513, max_target_length=512)
-    assert_one_line(caught, "--max_source_length 513", "give at most 512")
-    with pytest.raises(UserError, match="--max_target_length 2000"):
-        check_positions(model, max_source_length=1, max_target_length=2000)
+        check_positions(position_limit(model), max_source_length=513, max_target_length=512)
+    assert_one_line(caught, "--max_source_length: ", "(got 513)", "Give at most 512")
+    with pytest.raises(UserError, match=r"--max_target_length: .*got 2000"):
+        check_positions(position_limit(model), max_source_length=1, max_target_length=2000)
 
 
 @pytest.mark.parametrize("family", ["t5", "m2m_100"])
 def test_families_without_a_fixed_table_take_any_length(model_dirs, marian_tokenizer, family):
     model = load(model_dirs, family, marian_tokenizer).eval()
-    check_positions(model, max_source_length=700, max_target_length=700)
+    check_positions(position_limit(model), max_source_length=700, max_target_length=700)
     ids = torch.full((1, 700), 5)
     assert model(input_ids=ids, decoder_input_ids=ids).logits.shape == (1, 700, 400)
 

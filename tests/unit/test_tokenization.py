@@ -32,10 +32,15 @@ from transformers import (
 
 from mtloop.errors import UserError
 from mtloop.tokenization import training
-from mtloop.tokenization.encoding import encode_rows
-from mtloop.tokenization.identity import tokenizer_fingerprint
-from mtloop.tokenization.loading import for_languages, load_tokenizer, target_language_token
-from mtloop.tokenization.prefixes import can_tell_pairs_apart, remember_prefix, source_prefix
+from mtloop.tokenization.encoding import encode_rows, tokenizer_fingerprint
+from mtloop.tokenization.loading import (
+    can_tell_pairs_apart,
+    for_languages,
+    load_tokenizer,
+    remember_prefix,
+    source_prefix,
+    target_language_token,
+)
 from mtloop.tokenization.training import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

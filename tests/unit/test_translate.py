@@ -125,7 +125,7 @@ def test_what_is_cut_is_told(model_path, runtime, sentences):
 
 
 def test_lengths_beyond_the_model_are_refused(model_path, runtime):
-    with pytest.raises(UserError, match="--max_source_length 9999: this model has 512 positions"):
+    with pytest.raises(UserError, match="--max_source_length: this model has 512 positions .got 9999"):
         Translator(str(model_path), max_source_length=9999, runtime=runtime)
 
 

@@ -168,13 +168,13 @@ def _average_checkpoints(
 
 def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
     """Refuse checkpoints whose embeddings mean different pieces, be they of the same shape."""
-    from mtloop.tokenization.identity import have_same_pieces
+    from mtloop.tokenization.encoding import have_same_tokens
     from mtloop.tokenization.loading import load_tokenizer
 
     options = {name: getattr(given, name) for name in ("source_lang", "target_lang", "trust_remote_code")}
     *others, newest = [load_tokenizer(str(path), **options) for path in chosen]
     for path, tokenizer in zip(chosen, others, strict=False):
-        if not have_same_pieces(tokenizer, newest):
+        if not have_same_tokens(tokenizer, newest):
             raise UserError(f"--checkpoints {path}: its tokenizer is another than that of {chosen[-1]}; leave it out")
 
 
