@@ -341,8 +341,8 @@ def test_code_blocks_are_fenced_and_name_their_language(page):
 def test_pages_begin_with_what_they_are_for_and_the_readme_links_them():
     readme = text_of(PROJECT / "README.md")
     for page in (PROJECT / "docs").glob("*.md"):
-        title, empty, sentence, *_ = text_of(page).splitlines()
-        assert title.startswith("# ") and empty == "" and sentence.endswith((".", ":")), page
+        title, purpose, *_ = text_of(page).split("\n\n")
+        assert title.startswith("# ") and purpose.endswith("."), page
         assert f"(docs/{page.name})" in readme
 
 
