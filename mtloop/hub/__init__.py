@@ -1,5 +1,5 @@
-"""The Hub: what is pushed, when and how often, the card, and a checkpoint fetched back.
+"""Push a run to the Hub, write its model card, and fetch a pushed checkpoint.
 
-Above the run folder, manifests and checkpoints that it reads; no ranks, models or tensors. The main process
-alone calls it. Nothing is exported here, so that the child process of a push (upload.py) starts in 0.2 s.
+Reads run folders, manifests and checkpoints; must not know ranks, models or tensors. Only the main process calls it.
+Nothing is imported here, so that the child process of a push (upload.py) starts in 0.6 s.
 """

@@ -1,4 +1,4 @@
-"""`--resume_from_checkpoint hub:org/name[@revision]`: a checkpoint that another machine pushed, put in a run folder."""
+"""Fetch a pushed checkpoint into a run folder, for `--resume_from_checkpoint hub:org/name[@revision]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtloop.atomic import partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import HUB, list_checkpoints
 from mtloop.checkpoint.manifest import MANIFEST_NAME, CorruptCheckpoint, check_files
 from mtloop.errors import UserError
-from mtloop.hub.client import reason_of, settle_client
+from mtloop.hub.client import configure_client, reason_of
 from mtloop.hub.parts import MAIN_BRANCH, Target
 from mtloop.run_folder import RunFolder
 
@@ -20,45 +20,43 @@ FLAG = "--resume_from_checkpoint"
 
 
 def fetch(folder: RunFolder, asked: str, say: Callable[[str], None]) -> None:
-    """Put the checkpoint that `hub:org/name[@revision]` names into a run folder that has none.
+    """Download the checkpoint `hub:org/name[@revision]` into a run folder without checkpoints.
 
-    Without a revision it is that of the branch main, or the newest tagged epoch where main holds a finished model. The
-    run takes its id and its metrics over: it is the same run. A folder with checkpoints of its own goes on from those.
+    The default revision is the branch main, or the newest tagged epoch if main holds a finished model. The folder takes
+    over the run's id and metrics: it continues the same run. A folder that has checkpoints is left unchanged.
 
     Raises:
-        UserError: for a repository or revision that is not there, or without what a resume needs.
+        UserError: for a missing repository or revision, or one pushed without the state of training.
     """
     if list_checkpoints(folder):
-        say(f"{folder.path} has checkpoints of its own: {asked} is not fetched again")
+        say(f"{folder.path} already has checkpoints: {asked} is not fetched again")
         return
     name, _, revision = asked.removeprefix(HUB).partition("@")
-    settle_client()
+    configure_client()
     say(f"looking for {asked} ...")
-    partial = partial_name(folder.checkpoints_dir / "hub")  # swept by the next start when anything goes wrong
+    partial = partial_name(folder.checkpoints_dir / "hub")  # after an error, the next start removes it
     try:
         revision = revision or _newest_resumable(name)
         if not _is_resumable(name, revision):
             raise UserError(
-                f"{FLAG} {asked}: {name}@{revision} was pushed without what a resume needs (--hub_strategy "
-                f"checkpoint); begin anew with its weights: --model_name_or_path {name}@{revision}"
+                f"{FLAG}: {name}@{revision} was pushed without the state of training, see --hub_strategy checkpoint "
+                f"(got {asked}). Start a new run from its weights with --model_name_or_path {name}@{revision}."
             )
         say(f"fetching {name}@{revision} ...")
         snapshot_download(name, revision=revision, local_dir=partial, ignore_patterns=[".gitattributes", "README.md"])
         record = check_files(partial)
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # metadata of the client
         sync_tree(partial)
     except UserError:
         raise
     except CorruptCheckpoint as error:
+        raise UserError(f"{FLAG}: {name}@{revision} is corrupt, {error} (got {asked}). Give another tag.") from error
+    except Exception as error:  # the HTTP library's classes differ between huggingface_hub 1 and 2
         raise UserError(
-            f"{FLAG} {asked}: {name}@{revision} is not as it was saved: {error}; name another tag"
+            f"{FLAG}: cannot fetch {asked} ({type(error).__name__}: {reason_of(error)}). Check the name and the "
+            "network; a private repository requires HF_TOKEN."
         ) from error
-    except Exception as error:  # those of the HTTP client have other classes in hub 1 than in hub 2
-        raise UserError(
-            f"{FLAG} {asked}: cannot be fetched ({type(error).__name__}: {reason_of(error)}); check the name, the "
-            "network, and for a private one HF_TOKEN"
-        ) from error
-    folder.update_record(run_id=record["run_id"])  # first: it is what makes the folder this run's
+    folder.update_record(run_id=record["run_id"])  # first: the id makes the folder this run's
     if (partial / "metrics.jsonl").exists():
         os.replace(partial / "metrics.jsonl", folder.metrics.path)
     publish(partial, folder.checkpoints_dir / f"step_{record['step']}")

@@ -1,7 +1,7 @@
 """List what of a run goes to the Hub, its epochs and its end, which files each holds, and what has arrived.
 
-A part is known by the run's id and a manifest's hash, which stand in its commit's description: however often a push
-was cut off between the server's yes and the journal's line, the part is found there and not pushed twice.
+The description of a part's commit holds the run's id and the manifest's hash. A push that was interrupted between the
+commit and the line in the journal is found by them, and not made twice.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ STATUS_NOT_PUSHED = 3  # of train.py and of push
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where a run is pushed to.
+    """The repository and branch of a run's pushes.
 
     Attributes:
         repo_id: owner/name.
         revision: The branch.
-        license: For the card; None where neither the user nor the base model states one.
+        license: For the card; None if neither the user nor the base model states one.
     """
 
     repo_id: str
@@ -47,7 +47,7 @@ class Target:
         return f"{constants.ENDPOINT}/{self.repo_id}{branch}"
 
     def tag_of(self, epoch: int) -> str:
-        """Name an epoch's tag: epoch-N, on another branch than main BRANCH-epoch-N (tags are the repository's)."""
+        """Return an epoch's tag: epoch-N, or BRANCH-epoch-N on other branches than main (tags have no branch)."""
         return f"{self.tag_prefix}{epoch}"
 
     @property
@@ -55,7 +55,7 @@ class Target:
         return "epoch-" if self.revision == MAIN_BRANCH else f"{self.revision}-epoch-"
 
     def owns_tag(self, tag: str) -> bool:
-        """Whether a tag is named as an epoch of this target."""
+        """Return True if the tag has the name of an epoch of this target."""
         return is_epoch_tag(tag, self.tag_prefix)
 
 
@@ -66,12 +66,12 @@ class Part:
     Attributes:
         name: "epoch N" or "final".
         message: The commit's title.
-        folder: What is uploaded: a checkpoint, or final/.
-        step: The update that the weights are of.
-        epoch: Which epoch the checkpoint ends; None for the end of the run.
+        folder: The folder to upload: a checkpoint, or final/.
+        step: The step of the weights.
+        epoch: The epoch that the checkpoint ends; None for the end of the run.
         run_id: Of the run.
-        manifest: sha256 of the checkpoint's manifest, for final/ of the checkpoint that it was made of.
-        average_of: The updates whose weights were averaged; empty where the weights are those of `step`.
+        manifest: sha256 of the manifest of the checkpoint, or of that which final/ was made from.
+        average_of: The steps whose weights were averaged; empty for the weights of `step` alone.
     """
 
     name: str
@@ -88,12 +88,12 @@ class Part:
         return (self.run_id, self.name, self.manifest)
 
     def describe(self) -> str:
-        """Write the commit's description: lines that read_key of upload.py finds the part by."""
+        """Return the commit's description, from which read_key of upload.py reads the key."""
         return f"Mtloop-Run: {self.run_id}\nMtloop-Part: {self.name}\nMtloop-Manifest: {self.manifest}"
 
 
 def epoch_part(folder: RunFolder, checkpoint: Path) -> Part | None:
-    """Describe the push of a checkpoint; None where it does not end an epoch, or cannot be read."""
+    """Return the part of a checkpoint; None if it does not end an epoch, or cannot be read."""
     epoch = epoch_of(checkpoint)
     if epoch is None:
         return None
@@ -113,18 +113,18 @@ def epoch_part(folder: RunFolder, checkpoint: Path) -> Part | None:
 
 
 def loss_of(part: Part) -> str:
-    """Say why a part can never be pushed: it is gone, or another by now; "" while it is there."""
+    """Return why a part can no longer be pushed, missing or changed; "" if it can."""
     if part.epoch is None:
-        return "" if part.folder.is_dir() else f"{part.folder} is gone"
+        return "" if part.folder.is_dir() else f"{part.folder} no longer exists"
     try:
         is_same = read_manifest(part.folder)["sha256"] == part.manifest
     except (CorruptCheckpoint, UserError) as error:
         return f"{part.folder}: {error}"
-    return "" if is_same else f"{part.folder} is another by now"
+    return "" if is_same else f"{part.folder} has been saved again with other content"
 
 
 def final_part(folder: RunFolder) -> Part | None:
-    """Describe the push that completes a run; None before it has a final/."""
+    """Return the part that completes a run; None before it has a final/."""
     record = folder.run_record
     final = record.get("final")
     if final is None or not folder.final_dir.is_dir():
@@ -182,9 +182,9 @@ def _is_for_resume(name: str) -> bool:
 
 
 def epochs_to_push(folder: RunFolder, target: Target) -> list[Part]:
-    """List the epochs whose checkpoints are here and which the journal lacks, oldest first.
+    """List the epochs that have a checkpoint and are missing in the journal, oldest first.
 
-    Those before the newest one that has arrived are left out: pushed now they would take its place on the branch.
+    Epochs before the newest one in the journal are omitted: pushed now, they would replace it on the branch.
     """
     arrived = pushed(folder, target)
     parts = [part for _, path in list_checkpoints(folder) if (part := epoch_part(folder, path)) is not None]
@@ -194,7 +194,7 @@ def epochs_to_push(folder: RunFolder, target: Target) -> list[Part]:
 
 
 def pushed(folder: RunFolder, target: Target) -> set[tuple[str, str, str, int]]:
-    """Read from the journal what of this run has reached the target: run id, name, manifest, step."""
+    """Return (run id, name, manifest, step) of each part of this run that the journal records for the target."""
     return {
         (line["run_id"], line["part"], line["manifest"], line["step"])
         for line in read_json_lines(folder.push_path)
@@ -223,13 +223,13 @@ def record_push(folder: RunFolder, part: Part, target: Target, *, commit: str) -
 def missing_parts(
     folder: RunFolder, target: Target, *, with_epochs: bool, before_step: int | None = None
 ) -> list[Part]:
-    """List what the journal lacks, oldest first: epochs whose checkpoints are here, and the end of a finished run.
+    """List what is missing in the journal, oldest first: epochs that have a checkpoint, the end of a finished run.
 
     Args:
         folder: The run folder.
-        target: Where it is pushed to.
+        target: The repository and branch.
         with_epochs: False for the end alone.
-        before_step: Epochs from this step on, and the end, are left out.
+        before_step: The step from which epochs, and the end, are omitted; None for all.
     """
     epochs = epochs_to_push(folder, target) if with_epochs else []
     if before_step is not None:
@@ -240,9 +240,9 @@ def missing_parts(
 
 
 def note_pushed(folder: RunFolder, target: Target, *, with_epochs: bool) -> None:
-    """Give status.json the exit status 0, once a finished run of which something was not pushed is on the Hub."""
+    """Set the exit status in status.json from 3 to 0 once all parts of a finished run are pushed."""
     status = read_json(folder.status_path)
-    is_behind = status.get("exit_status") == STATUS_NOT_PUSHED and folder.is_finished
-    if is_behind and not missing_parts(folder, target, with_epochs=with_epochs):
+    was_incomplete = status.get("exit_status") == STATUS_NOT_PUSHED and folder.is_finished
+    if was_incomplete and not missing_parts(folder, target, with_epochs=with_epochs):
         message = f"trained {status['step']:,} updates; all is pushed to {target.repo_id}"
         folder.write_status("finished", exit_status=0, message=message, step=status["step"])

@@ -1,7 +1,7 @@
-"""The publisher: pushes a run's epochs in order, each in a child process, while training goes on.
+"""Push a run's epochs in order, each in a child process, while training continues.
 
-One thread on the main process starts one child after the other and waits for it; nothing of the network happens in
-the process that trains. What cannot be pushed stays queued and is tried again; what goes wrong is said, never raised.
+One thread on the main process starts one child after another and waits for it: the training process itself does not
+use the network. A part that cannot be pushed stays queued and is tried again. Errors are logged, never raised.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from mtloop.hub.upload import DONE, LOST
 from mtloop.run_folder import RunFolder
 
 FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0
-# A push that fails for a reason that may be its own is given up after so many attempts, and with it all later ones.
+# After so many attempts that failed for an unknown reason, pushing stops.
 MAX_DOUBTFUL = 8
 NOT_IN_TIME = "not uploaded in time"
-# After a signal: SIGKILL often follows it within 30 s, and the save has taken some of them.
+# After a signal: SIGKILL often follows within 30 s, part of which the save has used.
 GRACE_S = 10.0
 SLICE_S, PROGRESS_EVERY_S = 0.5, 15.0
 
 
 @dataclass
 class Attempts:
-    """How often the part at the head of the queue was tried, and when it may be tried again."""
+    """Count the failed attempts at the first part of the queue, and hold the time of the next one."""
 
     num_failed: int = 0
     num_doubtful: int = 0
@@ -54,12 +54,12 @@ class Publisher:
 
     Attributes:
         folder: The run folder.
-        target: Where to.
-        say: Prints a line; called from the background thread too.
-        push_timeout_s: Seconds after which a push is cut off and begun again; each time twice as long.
-        with_training: Whether epochs go with what a resume needs.
-        overwrite: Whether tags of other runs give way.
-        outcomes: What became of each part: "" when it is on the Hub, else why not.
+        target: The repository and branch.
+        say: Prints a line; also called from the background thread.
+        push_timeout_s: Seconds after which a push is stopped and started again; doubled each time.
+        with_training: Whether epochs include the state of training, to resume from.
+        overwrite: Whether to replace tags of other runs.
+        outcomes: The result of each part: "" if it is on the Hub, else the reason why not.
     """
 
     folder: RunFolder
@@ -89,21 +89,21 @@ class Publisher:
                 self._thread.start()
 
     def push_missing(self, *, with_epochs: bool, before_step: int | None = None) -> None:
-        """Queue what the journal lacks, as missing_parts lists it."""
+        """Queue the parts that missing_parts lists."""
         for part in missing_parts(self.folder, self.target, with_epochs=with_epochs, before_step=before_step):
             self.push(part)
 
     def is_awaited(self, path: Path) -> bool:
-        """Whether a folder is still to be pushed: rotation leaves it alone."""
+        """Return True if a folder is still to be pushed: it must not be removed."""
         return any(outcome and part.folder == path for part, outcome in list(self.outcomes.items()))
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the queue at most so long; return whether there is still something to wait for."""
+        """Wait for the queue to become empty; return False once it is, or pushing has stopped."""
         with self._changed:
             return not self._changed.wait_for(lambda: self._is_stopped or not self._queue, timeout_s)
 
     def hurry(self) -> None:
-        """Try again now: the end of the run is waiting. What the server asks for is kept."""
+        """Make the next attempt now, unless the server asked to wait: the end of the run depends on it."""
         with self._changed:
             if not self._attempts.is_asked_to_wait:
                 self._attempts.not_before = 0.0
@@ -111,17 +111,17 @@ class Publisher:
 
     @property
     def not_before(self) -> float:
-        """When the next attempt may be made, on the clock of time.monotonic()."""
+        """Return the earliest time of the next attempt, on the clock of time.monotonic()."""
         return self._attempts.not_before
 
     @property
     def head(self) -> str:
-        """The name of the part that is being pushed, and how many are left."""
+        """Return the name of the part that is being pushed, and the number of parts left."""
         with self._changed:
             return f"{self._queue[0].name}, {len(self._queue)} left" if self._queue else "nothing left"
 
     def close(self) -> list[str]:
-        """End the push that is under way, and push no more.
+        """Kill the current push, and stop pushing.
 
         Returns:
             A line, name and reason, for each part that is not on the Hub.
@@ -133,7 +133,7 @@ class Publisher:
                     self._child.kill()
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(timeout=10.0)  # a child that was killed is gone; a disk may hang
+            self._thread.join(timeout=10.0)  # the child is killed, but a disk may hang
         return [f"{part.name}: {reason}" for part, reason in self.outcomes.items() if reason]
 
     def _work(self) -> None:
@@ -147,12 +147,12 @@ class Publisher:
                 part = self._queue[0]
             try:
                 answer = self._attempt(part)
-            except Exception as error:  # a disk that is full, a process that cannot be started
+            except Exception as error:  # a full disk, or no new process
                 answer = {"verdict": DOUBTFUL, "reason": reason_of(error), "wait_s": 0.0}
-            self._settle(part, answer)
+            self._process(part, answer)
 
     def _attempt(self, part: Part) -> dict[str, Any]:
-        """Run one child, and return its answer."""
+        """Run one child process, and return its answer."""
         if reason := loss_of(part):
             return {"verdict": LOST, "reason": reason, "wait_s": 0.0}
         timeout_s = self.push_timeout_s * 2**self._attempts.num_cut
@@ -172,34 +172,38 @@ class Publisher:
             "request_timeout_s": min(REQUEST_TIMEOUT_S, timeout_s),
             "parent": os.getpid(),
         }
-        # Files and not pipes: a loader worker forked meanwhile would keep a pipe open for as long as it lives.
-        with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as errors:
-            asked.write(json.dumps(job).encode() + b"\n")
-            asked.seek(0)
+        # Files, not pipes: a loader worker forked meanwhile would keep a pipe open.
+        with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            stdin.write(json.dumps(job).encode() + b"\n")
+            stdin.seek(0)
             with self._changed:
                 if self._is_stopped:
                     return {"verdict": RETRY, "reason": NOT_IN_TIME, "wait_s": 0.0}
-                self._child = start_upload(asked, told, errors)
+                self._child = start_upload(stdin, stdout, stderr)
             try:
                 self._child.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 self._child.wait()
                 self._attempts.num_cut += 1
-                reason = f"cut off after {timeout_s:g} s (--push_timeout)"
+                reason = f"stopped after {timeout_s:g} s (--push_timeout)"
                 return {"verdict": RETRY, "reason": reason, "wait_s": 0.0}
-            told.seek(0)
+            stdout.seek(0)
             with contextlib.suppress(ValueError):
-                answer: dict[str, Any] = json.loads(told.read())
+                answer: dict[str, Any] = json.loads(stdout.read())
                 return answer
             if self._is_stopped:
                 return {"verdict": RETRY, "reason": NOT_IN_TIME, "wait_s": 0.0}
-            errors.seek(0)
-            last = without_token(errors.read().decode(errors="replace")).strip().rpartition("\n")[2]
-            return {"verdict": DOUBTFUL, "reason": last or f"it ended with {self._child.returncode}", "wait_s": 0.0}
+            stderr.seek(0)
+            last = without_token(stderr.read().decode(errors="replace")).strip().rpartition("\n")[2]
+            return {
+                "verdict": DOUBTFUL,
+                "reason": last or f"the child exited with {self._child.returncode}",
+                "wait_s": 0.0,
+            }
 
-    def _settle(self, part: Part, answer: dict[str, Any]) -> None:
-        """Take an answer in: the part leaves the queue, or is tried again, or nothing is pushed any more."""
+    def _process(self, part: Part, answer: dict[str, Any]) -> None:
+        """Process an answer: remove the part from the queue, schedule the next attempt, or stop pushing."""
         verdict, reason = answer["verdict"], answer["reason"]
         with self._changed:
             self._child = None
@@ -222,10 +226,10 @@ class Publisher:
                 self._is_stopped = True
             self._changed.notify_all()
         if not is_over:
-            self._tell(part, verdict, reason, attempts, will_retry=will_retry)
+            self._log(part, verdict, reason, attempts, will_retry=will_retry)
 
-    def _tell(self, part: Part, verdict: str, reason: str, attempts: Attempts, *, will_retry: bool) -> None:
-        """Say what came of a push: nothing of the second failure and all that follow it."""
+    def _log(self, part: Part, verdict: str, reason: str, attempts: Attempts, *, will_retry: bool) -> None:
+        """Log the result of a push; of several failures in a row only the first."""
         with contextlib.suppress(OSError, ValueError):  # standard output may be closed
             if verdict == DONE:
                 self.say(f"pushed to {self.target.repo_id}: {part.name}")
@@ -233,26 +237,26 @@ class Publisher:
                 self.say(f"NOT PUSHED to the Hub: {part.name}: {reason}")
             elif not will_retry:
                 self.say(
-                    f"NOT PUSHED to the Hub, which gets nothing more of this run: {part.name}: {reason}. Training goes "
-                    f"on; push the rest with: {push_command(self.folder)}"
+                    f"NOT PUSHED to the Hub, and pushing stops: {part.name}: {reason}. Training continues; push the "
+                    f"rest with: {push_command(self.folder)}"
                 )
             elif attempts.num_failed == 1:
-                self.say(f"not yet pushed to the Hub: {part.name}: {reason}; it is tried again")
+                self.say(f"not yet pushed to the Hub: {part.name}: {reason}; trying again")
 
     def _record(self, part: Part, commit: str) -> None:
         try:
             record_push(self.folder, part, self.target, commit=commit)
         except OSError as error:  # the next start finds it on the Hub
-            self.say(f"{self.folder.push_path}: cannot be written ({reason_of(error)}); the push itself has arrived")
+            self.say(f"{self.folder.push_path}: cannot write to it ({reason_of(error)}). The push itself succeeded.")
 
 
 @dataclass
 class Drain:
-    """Waits for a publisher's queue in short slices, so that its caller can look at signals in between.
+    """Wait for a publisher's queue at the end of a run, in short slices between which the caller can check for signals.
 
     Attributes:
-        publisher: Whose queue.
-        timeout_s: Seconds to wait at most.
+        publisher: The publisher.
+        timeout_s: The longest wait, in seconds.
         say: Prints a line.
     """
 
@@ -268,11 +272,11 @@ class Drain:
         self.publisher.hurry()
 
     def shorten(self) -> None:
-        """Leave no more than the grace of a signal."""
+        """Reduce the wait to the grace period of a signal."""
         self._deadline = min(self._deadline, time.monotonic() + GRACE_S)
 
     def wait(self) -> bool:
-        """Wait for one slice; return whether to go on waiting."""
+        """Wait for one slice; return True to wait again."""
         now = time.monotonic()
         if now >= self._deadline or self.publisher.not_before >= self._deadline:
             return False
@@ -284,11 +288,11 @@ class Drain:
         return is_busy
 
     def finish(self) -> list[str]:
-        """End what is still under way, print each part's outcome, and return a line for each one not on the Hub."""
+        """Stop pushing, print the result of each part, and return a line for each one not on the Hub."""
         unpushed = self.publisher.close()
         target = self.publisher.target
-        if arrived := [part.name for part, reason in self.publisher.outcomes.items() if not reason]:
-            self.say(f"on the Hub at {target.url}: {', '.join(arrived)}")
+        if names := [part.name for part, reason in self.publisher.outcomes.items() if not reason]:
+            self.say(f"on the Hub at {target.url}: {', '.join(names)}")
         for line in unpushed:
             self.say(f"NOT PUSHED to the Hub: {line}")
         if unpushed:
@@ -296,22 +300,22 @@ class Drain:
         return unpushed
 
 
-def start_upload(asked: Any, told: Any, errors: Any) -> subprocess.Popen[bytes]:
-    """Start the child process of a push, which gets the token through its environment and no signal of a terminal."""
+def start_upload(stdin: Any, stdout: Any, stderr: Any) -> subprocess.Popen[bytes]:
+    """Start the child process of a push: the token is in its environment, and a terminal's signals do not reach it."""
     paths = [str(Path(mtloop.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if token := get_token():
         environment["HF_TOKEN"] = token
     return subprocess.Popen(
         [sys.executable, "-m", "mtloop.hub.upload"],
-        stdin=asked,
-        stdout=told,
-        stderr=errors,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
         env=environment,
         start_new_session=True,
     )
 
 
 def push_command(folder: RunFolder) -> str:
-    """The command that pushes what is missing."""
+    """Return the command that pushes what is missing."""
     return f"python -m mtloop push {folder.path}"

@@ -1,11 +1,11 @@
-"""One push, as a process of its own: `python -m mtloop.hub.upload` reads a job and says how it went.
+"""Push one part of a run in a child process: `python -m mtloop.hub.upload` reads a job and writes the answer.
 
 The job is a line of JSON on standard input, the answer one on standard output; the token comes from HF_TOKEN. The
-process can be killed at any instant. It ends with the process that started it, so that a run that was killed leaves
-nobody behind who pushes what its successor pushes too.
+process can be killed at any instant. It exits when the process that started it is gone, so that a killed run leaves no
+push behind that its successor makes again.
 
-No part is committed twice: each is looked up first, and the commit names the one that it was looked up in as its
-parent, so that the Hub refuses it (412) when anything has come onto the branch since.
+No part is committed twice: it is first looked up in the history, whose newest commit becomes the parent of the new
+one, so that the Hub rejects it (412) if the branch has changed since.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from mtloop.hub.client import DOUBTFUL, STOP, reason_of, settle_client, verdict_of
+from mtloop.hub.client import DOUBTFUL, STOP, configure_client, reason_of, verdict_of
 
 DONE, LOST = "done", "lost"
-# What from_pretrained would read beside, or in place of, what is pushed.
+# Files of an earlier model that from_pretrained would read in addition to, or instead of, those of the push.
 REPLACED = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -46,11 +46,11 @@ KEY_LINES = ("Mtloop-Run: ", "Mtloop-Part: ", "Mtloop-Manifest: ")
 
 
 class Refused(Exception):
-    """The repository is not this run's to push to."""
+    """Raised if the repository holds a tag of another run."""
 
 
 class Lost(Exception):
-    """What should be pushed is not as it was saved, and never will be."""
+    """Raised for a file that is missing or has changed since it was saved: no later attempt can succeed."""
 
 
 def read_key(description: str) -> tuple[str, ...]:
@@ -61,13 +61,12 @@ def read_key(description: str) -> tuple[str, ...]:
 
 
 def push(job: dict[str, Any]) -> dict[str, Any]:
-    """Commit a part unless it is there, and tag it.
+    """Commit a part unless it is already committed, and tag it.
 
     Args:
         job: repo_id, revision; key (run id, part, manifest); message, description; files: path in the repository ->
-            {"path": local file, "sha256": as it was saved or None} or {"text": content}; tag (None for none) and
-            tags: those that are named as epochs of the branch match `tag_prefix` and a number; overwrite: whether
-            tags of other runs give way.
+            {"path": local file, "sha256": as it was saved or None} or {"text": content}; tag (None for none);
+            tag_prefix of the branch's epochs; overwrite: whether to replace tags of other runs.
 
     Returns:
         commit, and is_new: whether it was made now.
@@ -84,7 +83,7 @@ def push(job: dict[str, Any]) -> dict[str, Any]:
     own = {commit_id for commit_id, key in keys.items() if key and key[0] == wanted[0]}
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
     if job["tag"] in tags and tags[job["tag"]] not in own and not job["overwrite"]:
-        raise Refused(f"the tag {job['tag']} is of another run: give --hub_revision BRANCH, or --hub_overwrite")
+        raise Refused(f"the tag {job['tag']} belongs to another run. Give --hub_revision BRANCH, or --hub_overwrite")
     is_new = commit is None
     if commit is None:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -103,7 +102,7 @@ def push(job: dict[str, Any]) -> dict[str, Any]:
         if job["overwrite"] and is_epoch_tag(tag, job["tag_prefix"]) and target not in own:
             api.delete_tag(repo_id, tag=tag)
     if job["tag"] is not None and tags.get(job["tag"]) != commit:
-        if tags.get(job["tag"]) in own:  # the epoch was trained anew: create_tag moves none
+        if tags.get(job["tag"]) in own:  # the epoch was trained again; create_tag does not move a tag
             api.delete_tag(repo_id, tag=job["tag"])
         api.create_tag(repo_id, tag=job["tag"], revision=commit)
     return {"commit": commit, "is_new": is_new}
@@ -114,25 +113,25 @@ def is_epoch_tag(tag: str, prefix: str) -> bool:
 
 
 def additions(files: dict[str, dict[str, Any]]) -> list[CommitOperationAdd]:
-    """Name the files of a commit; the client reads and hashes each.
+    """List the files of a commit; the client reads and hashes each.
 
     Raises:
-        Lost: for a file that is gone or has another content than was saved.
+        Lost: for a file that is missing or has changed since it was saved.
     """
     operations = []
     for name, file in files.items():
         try:
             operation = CommitOperationAdd(name, file["text"].encode() if "text" in file else file["path"])
         except (OSError, ValueError) as error:
-            raise Lost(f"{file.get('path', name)} cannot be read ({error})") from error
+            raise Lost(f"cannot read {file.get('path', name)} ({error})") from error
         if file.get("sha256") not in (None, operation.upload_info.sha256.hex()):
-            raise Lost(f"{file['path']} has another content than was saved (sha256)")
+            raise Lost(f"{file['path']} has changed since it was saved (sha256)")
         operations.append(operation)
     return operations
 
 
 def deletions(there: list[str], job: dict[str, Any]) -> list[CommitOperationDelete]:
-    """Name what the repository holds of an earlier model and this part does not replace."""
+    """List the files of an earlier model in the repository that this part does not replace."""
     return [
         CommitOperationDelete(name, is_folder=False)
         for name in there
@@ -141,7 +140,7 @@ def deletions(there: list[str], job: dict[str, Any]) -> list[CommitOperationDele
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Push, and say how it went: verdict, reason, and wait_s where the server asks to wait."""
+    """Push, and return verdict, reason, wait_s (of Retry-After, else 0), and what `push` returns."""
     try:
         return {"verdict": DONE, "reason": "", "wait_s": 0.0, **push(job)}
     except Lost as error:
@@ -155,15 +154,15 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def follow_parent(parent: int) -> None:
-    """End this process, at once, when the one that started it is gone."""
+    """Exit at once when the process that started this one is gone."""
     while os.getppid() == parent:
         time.sleep(0.1)
     os._exit(1)
 
 
 def main() -> None:
-    """Read the job, do it, print the answer, and leave whatever thread of the client still hangs."""
-    # Signals that are meant for the run may reach its children too; this one lives and dies with its parent.
+    """Read the job, push, print the answer, and exit without waiting for threads of the client."""
+    # Signals to the run may reach its children too; this one ends with its parent.
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -172,7 +171,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     if os.name == "posix":
         threading.Thread(target=follow_parent, args=(job["parent"],), daemon=True).start()
-    settle_client(job["request_timeout_s"])
+    configure_client(job["request_timeout_s"])
     sys.stdout.write(json.dumps(answer(job)) + "\n")
     sys.stdout.flush()
     os._exit(0)

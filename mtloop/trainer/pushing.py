@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from mtloop.config.settings import Config
 from mtloop.hub.parts import Part, Target, epoch_part, final_part
-from mtloop.hub.preflight import OutOfReach, check_hub
+from mtloop.hub.preflight import HubUnreachable, check_hub
 from mtloop.hub.publisher import Drain, Publisher
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
@@ -38,10 +38,10 @@ def resolve_target(config: Config, folder: RunFolder, runtime: Runtime, *, is_re
                 run_id=record["run_id"],
                 base_model=config.model.model_name_or_path,
             )
-        except OutOfReach as error:
+        except HubUnreachable as error:
             if not is_resumed or "/" not in (hub.hub_model_id or ""):
                 raise
-            runtime.say(f"{error}; training goes on, and what cannot be pushed yet is queued")
+            runtime.say(f"{error} Training continues; pushes are queued until the Hub can be reached.")
             return Target(repo_id=str(hub.hub_model_id), revision=hub.hub_revision, license=hub.hub_license)
 
     target = runtime.on_main(settle)

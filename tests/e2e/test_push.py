@@ -193,7 +193,7 @@ def test_a_hub_that_refuses_stops_the_pushing_and_the_same_command_completes_it(
     server.fail("/commit/main", 403)
     training = Training(server, tmp_path / "run")
     assert training.end() == 3, training.output[-3000:]
-    assert training.output.count("which gets nothing more of this run") == 1 and titles(server) == []
+    assert training.output.count("NOT PUSHED to the Hub, and pushing stops") == 1 and titles(server) == []
     assert len([request for request in server.requests if "/commit/" in request]) == 1
     again = Training(server, tmp_path / "run")
     assert again.end() == 0
@@ -288,7 +288,7 @@ def test_other_data_than_the_checkpoint_of_the_hub_was_trained_on_are_refused(se
 def test_a_token_that_may_not_write_is_refused_before_anything_is_loaded(server, tmp_path):
     training = Training(server, tmp_path / "run", token=READ_TOKEN)
     assert training.end() == 2
-    assert "--push_to_hub: the token may not write to 'tester/demo' (status 403)" in training.output
+    assert "--push_to_hub: the token cannot write to 'tester/demo' (status 403)" in training.output
     assert READ_TOKEN not in training.output and "rows loaded" not in training.output
 
 

@@ -474,7 +474,7 @@ def test_the_average_is_pushed_with_its_own_hashes(averaged_run):
     assert files["model.safetensors"]["sha256"] == hashes(averaged_run.final_dir)["model.safetensors"]
     assert {operation.path_in_repo for operation in additions(files)} == set(files)
     (averaged_run.final_dir / "model.safetensors").write_bytes(b"the median")
-    with pytest.raises(Lost, match="another content than was saved"):
+    with pytest.raises(Lost, match="has changed since it was saved"):
         additions(files_of(averaged_run, part, with_training=False))
 
 

@@ -155,7 +155,7 @@ def test_a_fault_that_passes_loses_and_doubles_nothing(server, open_publisher, t
     if name.startswith("429"):
         assert time.monotonic() - start >= 1.0
     if name in ("silence", "a slow drip"):
-        assert any("cut off after 3 s (--push_timeout); it is tried again" in line for line in publisher.said)
+        assert any("stopped after 3 s (--push_timeout); trying again" in line for line in publisher.said)
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_a_refusal_stops_the_pushing_with_one_line_and_the_rest_is_pushed_later(
     unpushed = push_all(publisher)
     assert [line.partition(": ")[0] for line in unpushed] == ["epoch 1", "epoch 2", "epoch 3", "final"]
     assert reason in unpushed[0] and unpushed[1].endswith("not tried yet")
-    loud = [line for line in publisher.said if "which gets nothing more of this run" in line]
+    loud = [line for line in publisher.said if "NOT PUSHED to the Hub, and pushing stops" in line]
     assert len(loud) == 1 and f"python -m mtloop push {folder.path}" in loud[0]
     assert WRITE_TOKEN not in "".join(publisher.said) and titles(server) == []
     server.heal()
@@ -213,8 +213,8 @@ def test_a_file_that_is_not_as_it_was_saved_is_not_pushed(server, open_publisher
     (folder.checkpoints_dir / "step_20" / "source.spm").unlink()
     publisher = open_publisher(folder)
     unpushed = push_all(publisher)
-    assert len(unpushed) == 2 and "model.safetensors has another content than was saved" in unpushed[0]
-    assert "source.spm cannot be read" in unpushed[1]
+    assert len(unpushed) == 2 and "model.safetensors has changed since it was saved" in unpushed[0]
+    assert "source.spm (Provided path" in unpushed[1]
     assert titles(server) == EPOCHS[2:]
 
 
@@ -263,7 +263,7 @@ def test_tags_of_another_run_stay_unless_they_may_be_replaced(server, open_publi
     mine = make_run(tmp_path / "mine", epochs=1)
     publisher = open_publisher(mine)
     (line,) = push_all(publisher)
-    assert "the tag epoch-1 is of another run: give --hub_revision BRANCH, or --hub_overwrite" in line
+    assert "the tag epoch-1 belongs to another run. Give --hub_revision BRANCH, or --hub_overwrite" in line
     assert titles(server) == EPOCHS
     assert push_all(open_publisher(mine, overwrite=True)) == []
     assert titles(server) == [*EPOCHS, EPOCHS[0]]
@@ -428,7 +428,7 @@ def test_a_journal_that_cannot_be_written_is_told_and_the_push_stands(server, op
     while publisher.wait(1):
         pass
     assert publisher.close() == [] and titles(server) == EPOCHS[:1]
-    assert any("push.jsonl: cannot be written" in line for line in said)
+    assert any("push.jsonl: cannot write to it" in line for line in said)
 
 
 def test_parts_are_known_by_run_and_content(tmp_path):
