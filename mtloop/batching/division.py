@@ -1,4 +1,4 @@
-"""How an update is divided over ranks and micro-batches, and rows into the batches of an evaluation.
+"""Divide an update over ranks and micro-batches, and the rows of an evaluation into batches.
 
 Shape letters: N sentences, n of an update, B of a micro-batch.
 """
@@ -24,7 +24,7 @@ class MicroBatch:
     Attributes:
         sentence_ids: int64 [B].
         num_real: How many of them count, the first; the rest are copies that keep the ranks in step or fill a shape.
-        shape: What the rows are padded to, None for their own longest.
+        shape: Shape that the rows are padded to, None for the longest row.
     """
 
     sentence_ids: Ids
@@ -55,8 +55,8 @@ def divide_update(
         sentence_ids: int64 [n], the update, from EpochPlan.sentence_ids.
         source_lengths: int32 [N] of the whole corpus.
         target_lengths: int32 [N] of the whole corpus.
-        max_tokens: Padded tokens of a micro-batch at most; a row above it stands alone.
-        overhead: What a micro-batch costs beyond its padded tokens, in tokens.
+        max_tokens: Padded tokens of a micro-batch at most; a longer row is a micro-batch by itself.
+        overhead: Cost of a micro-batch beyond its padded tokens, in tokens.
         rank: This rank, from 0.
         num_ranks: How many ranks share the update.
 
@@ -92,8 +92,8 @@ def cut_at_least_cost(sources: Ids, targets: Ids, *, max_tokens: int, overhead: 
     Args:
         sources: int64 [n], lengths.
         targets: int64 [n], lengths, descending.
-        max_tokens: Cap on a run's rows x (longest source + longest target); a row above it is a run of its own.
-        overhead: What a run costs beyond that, in tokens.
+        max_tokens: Cap on a run's rows x (longest source + longest target); a longer row is a run by itself.
+        overhead: Cost of a run beyond that, in tokens.
 
     Returns:
         int64 [number of runs + 1], ascending from 0 to n.
@@ -139,7 +139,7 @@ def cut_by_tokens(sentence_ids: Ids, *lengths: Lengths, max_tokens: int) -> list
     Args:
         sentence_ids: int64 [n], in the order to keep.
         lengths: One int32 [N] a side (source alone, or source and target).
-        max_tokens: Cap of a run; one row above it is a run of its own.
+        max_tokens: Cap of a run; a longer row is a run by itself.
     """
     runs = []
     start = 0

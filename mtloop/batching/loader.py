@@ -1,6 +1,6 @@
-"""A plan and encoded rows -> tensors: collation, prefetch, placement.
+"""Turn a plan and encoded rows into tensors: collation, prefetch, placement.
 
-Must not know texts, tokenizers or how the plan came to be. Shape letters: B sentences, S source tokens, T target
+Must not know texts, tokenizers or how the plan is made. Shape letters: B sentences, S source tokens, T target
 tokens.
 """
 
@@ -27,12 +27,12 @@ from mtloop.batching.plan import Budget, EpochPlan, count_updates, plan_epoch
 from mtloop.batching.shapes import Shape
 
 Batch = dict[str, Tensor]
-IGNORE_INDEX = -100  # a label that counts for nothing
+IGNORE_INDEX = -100  # a label that the loss ignores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What one optimizer step trains on.
+    """Sentences of one optimizer step.
 
     Attributes:
         sentence_ids: int64 [n], the whole update, the same on every rank.
@@ -99,7 +99,7 @@ def collate(
 
 @dataclass(kw_only=True)
 class _Updates(TorchDataset[list[Batch]]):
-    """One rank's micro-batches of the updates of an epoch, by update number: what a loader worker computes."""
+    """One rank's micro-batches of the updates of an epoch, by update number; computed by a loader worker."""
 
     encoded: Dataset
     plan: EpochPlan
@@ -115,7 +115,7 @@ class _Updates(TorchDataset[list[Batch]]):
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave stopping to the trainer: a loader worker that dies of TERM takes the trainer with it before it can save."""
+    """Ignore stop signals: a loader worker that dies of TERM would end the trainer before it can save."""
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):  # Windows has the first two
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -129,10 +129,10 @@ class TrainLoader:
         encoded: Columns input_ids and labels, N rows.
         source_lengths: int32 [N].
         target_lengths: int32 [N].
-        budget: What an update holds over all ranks.
+        budget: Size of an update over all ranks.
         max_tokens_per_micro_batch: Padded tokens, source and target.
-        micro_batch_overhead: What a micro-batch costs beyond its padded tokens, in tokens.
-        shapes: What micro-batches are padded to, from choose_shapes; [] for their own longest row.
+        micro_batch_overhead: Cost of a micro-batch beyond its padded tokens, in tokens.
+        shapes: Shapes that micro-batches are padded to, from choose_shapes; [] for their longest row.
         pad_id: The tokenizer's padding id.
         seed: The run's seed.
         rank: This rank.
@@ -160,7 +160,7 @@ class TrainLoader:
         return count_updates(self.target_lengths, self.budget)
 
     def halve(self) -> bool:
-        """Halve what goes through the model at once; False, and nothing is changed, where that is a row already.
+        """Halve the limit of a micro-batch; return False, and change nothing, if it is a single row already.
 
         The updates stay as they are: an update is divided into more micro-batches.
         """
@@ -213,7 +213,7 @@ class TrainLoader:
     def updates(self, *, epoch: int, cursor: int) -> Generator[Update, None, None]:
         """Yield updates without end, from update `cursor` of epoch `epoch` (both 0-based) on.
 
-        After halve() the next update is divided by the lower limit: what was prepared ahead is dropped.
+        After halve() the next update is divided by the lower limit; prefetched updates are dropped.
         """
         while True:
             plan = self._plan(epoch)

@@ -75,7 +75,7 @@ def plan_epoch(target_lengths: Lengths, budget: Budget, *, seed: int, epoch: int
 
     Args:
         target_lengths: int32 [N], tokens of each target, special tokens included: what the loss counts.
-        budget: What one update holds, over all ranks.
+        budget: Size of an update over all ranks.
         seed: The run's seed.
         epoch: 0-based; each epoch has its own order.
 

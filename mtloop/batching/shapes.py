@@ -23,7 +23,7 @@ MAX_SHAPES = 8
 WORTH_A_SHAPE = 0.05
 # An evaluation compiles several programs a shape (encoder, decoding, loss) and is a small part of a run.
 MAX_EVALUATION_SHAPES = 3
-# What a batch of an evaluation costs beyond its tokens, in tokens: without it a list of one-row shapes would win.
+# Cost of an evaluation batch beyond its tokens, in tokens: without it shapes of one row would be chosen.
 EVALUATION_OVERHEAD = 64
 # Lengths are multiples of this where the model allows: the rows of a TPU's tile. Multiples of 4 win one point.
 LENGTH_STEP = 8
@@ -36,7 +36,7 @@ ROW_DIVISORS = (1, 2, 3, 4, 6, 8)
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """What a micro-batch is padded to: rows, source tokens and target tokens of a row."""
+    """Shape that a micro-batch is padded to: rows, source tokens and target tokens of a row."""
 
     rows: int
     source: int
@@ -67,9 +67,9 @@ def choose_shapes(
     Args:
         source_lengths: int32 [N].
         target_lengths: int32 [N].
-        budget: What one update holds, over all ranks: an update of few rows must not be padded to many.
-        max_tokens: Padded tokens of a micro-batch at most; a row above it stands alone.
-        overhead: What a micro-batch costs beyond its padded tokens, in tokens.
+        budget: Size of an update over all ranks: an update of few rows must not be padded to many.
+        max_tokens: Padded tokens of a micro-batch at most; a longer row is a micro-batch by itself.
+        overhead: Cost of a micro-batch beyond its padded tokens, in tokens.
         num_ranks: How many ranks share each micro-batch's shape.
         longest: Source and target tokens that no row may be padded beyond: the model may have no more positions.
         max_shapes: How many at most; 1 gives one shape for all.
@@ -93,7 +93,7 @@ def choose_evaluation_shapes(source_lengths: Lengths, target_lengths: Lengths, *
     Args:
         source_lengths: int32 [N].
         target_lengths: int32 [N].
-        max_tokens: Padded tokens of a batch at most, both sides together; a row above it stands alone.
+        max_tokens: Padded tokens of a batch at most, both sides together; a longer row is a batch by itself.
     """
     longest = int(source_lengths.max()), int(target_lengths.max())
     return _best_chain(

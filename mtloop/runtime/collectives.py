@@ -1,4 +1,4 @@
-"""Sums, rows, objects, errors and signals between ranks: part of Runtime. Must not know data or models."""
+"""Exchange sums, rows, objects, errors and signals between ranks: a part of Runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtloop.errors import RunFailed, UserError
 from mtloop.runtime.signals import Interrupted, StopSignals
 
 T = TypeVar("T")
-# Asking the ranks whether one was told to stop is a host sync: free on a CPU, not on an accelerator.
+# To agree on a stop signal is a host sync: free on a CPU, not on an accelerator.
 STOP_CHECK_EVERY_ON_ACCELERATOR = 10
 
 
@@ -32,7 +32,7 @@ class Collectives:
 
     @property
     def is_xla(self) -> bool:
-        """Whether every new shape costs a compilation, and every number that is read a wait."""
+        """Return True on XLA: each new shape costs a compilation, each number read a wait."""
         return self.device.type == "xla"
 
     @property
@@ -83,7 +83,7 @@ class Collectives:
         return gather_object(items)
 
     def broadcast(self, value: T) -> T:
-        """Hand main's value to every rank. Collective."""
+        """Return main's value on every rank. Collective."""
         if self.num_ranks == 1:
             return value
         if self.is_xla:
@@ -116,13 +116,13 @@ class Collectives:
             raise error
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Do work on the main process alone and hand its result, or its error, to every rank. Collective."""
+        """Do work on the main process alone; return its result, or raise its error, on every rank. Collective."""
         result, error = attempt(work, when=self.is_main)
         self.raise_together(error)
         return self.broadcast(result)  # type: ignore[return-value]  # None only where work itself returns None
 
     def one_first(self, work: Callable[[], T]) -> T:
-        """Do work on one process of each machine first, so that the others find what it cached. Collective."""
+        """Do work on one process of each machine first, so that the others find its cached files. Collective."""
         is_first = self.accelerator.is_local_main_process
         result, error = attempt(work, when=is_first)
         self.raise_together(error)
@@ -147,14 +147,14 @@ class Collectives:
         return int(self.accelerator.reduce(numbers, reduction="sum").max()) or None  # host sync
 
     def is_any(self, mine: bool) -> bool:
-        """Whether it is so on any rank; the same answer on every one. Collective, and a host sync."""
+        """Return True on every rank if `mine` is true on any. Collective, and a host sync."""
         if self.num_ranks == 1:
             return mine
         num_ranks = self.accelerator.reduce(torch.tensor(int(mine), device=self.device), reduction="sum")
         return int(num_ranks) > 0
 
     def stop_if_told(self) -> None:
-        """Abandon what is going on if any rank was told to stop. Collective.
+        """Raise Interrupted on every rank if any rank got a stop signal. Collective.
 
         Raises:
             Interrupted: on every rank.
@@ -164,7 +164,7 @@ class Collectives:
 
 
 def exchange(accelerator: Accelerator, value: T) -> list[T]:
-    """Hand every rank's value to every rank, pickled into tensors of few shapes. Collective, and a host sync.
+    """Return the values of all ranks, pickled into tensors of few shapes. Collective, and a host sync.
 
     Returns:
         The values in rank order.

@@ -11,7 +11,7 @@ import torch
 
 from mtloop.errors import ProcessFailed
 
-# Of gloo and NCCL: no type of its own tells these errors from other RuntimeErrors.
+# Messages of gloo and NCCL, whose errors have no type of their own.
 LOST_PEER = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -28,34 +28,35 @@ LOST_PEER = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no memory left for a tensor."""
+    """Return True if the device or the host had no memory left for a tensor."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def explain(error: BaseException) -> ProcessFailed | None:
-    """Turn an error that one process alone may meet into one line; None for one that is not known.
+    """Explain in one line an error that may occur in a single process; None for an unknown one.
 
     Returns:
-        What the process should report before it ends; its status is 1.
+        The error to report before the process ends with status 1.
     """
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
         return ProcessFailed(
-            "out of memory; the same command goes on from the newest checkpoint, in training with half of "
-            "--max_tokens_per_micro_batch; in an evaluation lower --eval_max_tokens: results are the same"
+            "out of memory. Run the same command: it resumes from the newest checkpoint, in training with half of "
+            "--max_tokens_per_micro_batch. In an evaluation lower --eval_max_tokens; the results stay the same."
         )
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
-        return ProcessFailed(f"--deterministic: {text.partition(',')[0][:120]}; leave it out")
+        return ProcessFailed(f"--deterministic: {text.partition(',')[0][:120]}. Leave out --deterministic.")
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         return ProcessFailed(
-            f"a loader worker died ({text[:120]}); out of memory? Lower --dataloader_num_workers; the same command "
-            "goes on from the newest checkpoint"
+            f"--dataloader_num_workers: a loader worker died, possibly for lack of memory ({text[:120]}). Lower the "
+            "number; the same command resumes from the newest checkpoint."
         )
     is_distributed = isinstance(error, RuntimeError) and torch.distributed.is_available()
     if is_distributed and any(words in text for words in LOST_PEER):
         what = "did not answer within --process_timeout" if "imed out" in text or "Timeout" in text else "ended"
         return ProcessFailed(
-            f"another process of the run {what}; the same command goes on from the newest checkpoint", is_lost_peer=True
+            f"another process of the run {what}. Run the same command: it resumes from the newest checkpoint.",
+            is_lost_peer=True,
         )
     return None
 
@@ -80,7 +81,7 @@ def choose_interface() -> None:
 
 
 def _own_address(peer: str) -> str | None:
-    """Return the address that this machine speaks to `peer` from; None where it cannot tell."""
+    """Return the local address of connections to `peer`; None if unknown."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -91,11 +92,11 @@ def _own_address(peer: str) -> str | None:
 
 
 def could_not_meet() -> str:
-    """Say in one line that the processes did not find one another, and what to look at."""
+    """Describe in one line that the processes could not connect, and what to check."""
     where = f"{os.environ.get('MASTER_ADDR', '?')} port {os.environ.get('MASTER_PORT', '?')}"
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "that of the machine's own name")
     return (
-        f"the processes of the run did not meet at {where}; does --main_process_ip name the "
-        "first machine, and is every port open between the machines? On CPUs they speak over the network interface "
-        f"{interface}: GLOO_SOCKET_IFNAME chooses another"
+        f"the processes of the run could not connect at {where}. Check that --main_process_ip names the first machine "
+        "and that all ports are open between the machines. On CPUs they use the network interface "
+        f"{interface}; GLOO_SOCKET_IFNAME selects another."
     )

@@ -30,27 +30,27 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def flag(name: str) -> bool:
-    """Whether an environment variable is set to a yes."""
+    """Return True if an environment variable is set to 1, true or yes."""
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
 def check_environment(*, is_cpu: bool, shard_model: bool) -> None:
-    """Refuse what a launch file or a shell asks for and accelerate would get wrong, silently or after a long wait."""
+    """Refuse launches that accelerate would run wrongly, silently or after a long wait."""
     asked = [name for name in ("fsdp", "deepspeed") if flag(f"ACCELERATE_USE_{name.upper()}")]
     if is_cpu and asked and not shard_model:
         raise UserError(
-            f"{asked[0]}: the launch file asks for it, no accelerator is here; pick accelerate_configs/multi_cpu.yaml "
-            "or cpu.yaml, or add --shard_model to shard over processes on the CPU all the same"
+            f"{asked[0]}: the launch file asks for it, but this machine has no accelerator. Use "
+            "accelerate_configs/multi_cpu.yaml or cpu.yaml, or add --shard_model to shard over processes on the CPU."
         )
     if (world_size := os.environ.get("WORLD_SIZE", "1")) != "1" and "MASTER_ADDR" not in os.environ:
         raise UserError(
-            f"WORLD_SIZE is {world_size} but no launcher set MASTER_ADDR: start with `accelerate launch` and a file of "
-            "accelerate_configs/, or unset WORLD_SIZE"
+            f"WORLD_SIZE: set to {world_size} without MASTER_ADDR. Start with `accelerate launch` and a file of "
+            "accelerate_configs/, or unset WORLD_SIZE."
         )
 
 
 def use_deterministic_algorithms(is_wanted: bool) -> None:
-    """Have torch take the algorithm that gives the same bits every time, or fail where it has none; or no longer.
+    """Make torch use deterministic algorithms, and raise an error where it has none; or stop doing so.
 
     On a GPU the gradients of embeddings and attention are otherwise summed in the order in which threads arrive.
     """
@@ -61,7 +61,7 @@ def use_deterministic_algorithms(is_wanted: bool) -> None:
 
 
 def complete_fp16(accelerator: Accelerator) -> None:
-    """Give accelerate what it leaves out for fp16 on a CPU, silently: autocast, and a scaler for the loss.
+    """Add autocast and the loss scaler that accelerate silently omits for fp16 on a CPU.
 
     Before prepare(), which hands both on. Torch has them there since 2.3.
     """
@@ -71,7 +71,7 @@ def complete_fp16(accelerator: Accelerator) -> None:
 
 
 def has_accelerator() -> bool:
-    """Whether anything but a CPU is here to train on."""
+    """Return True if this machine has an accelerator."""
     # torch_xla and others register themselves with torch.accelerator; TPUs are seen through PJRT_DEVICE.
     return (
         torch.accelerator.is_available()
@@ -81,7 +81,7 @@ def has_accelerator() -> bool:
 
 
 def set_threads(cpu_threads: int | None) -> int:
-    """Give this process its share of the cores; plain `accelerate launch` leaves every process one thread."""
+    """Set the number of threads to this process's share of the cores; plain `accelerate launch` sets one."""
     num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
@@ -95,7 +95,7 @@ def set_threads(cpu_threads: int | None) -> int:
 
 
 def available_memory() -> int:
-    """Bytes of the host's memory that this process may still take: the machine's, or what its container leaves it."""
+    """Return the bytes of host memory still available to this process, within the limit of its container."""
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):  # no control group of version 2, or one without a limit ("max")
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
@@ -104,7 +104,7 @@ def available_memory() -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take of the memory that a device computes in."""
+    """Return the bytes of memory still available to this process on a device."""
     if device.type != "cuda":  # a CPU, and what shares its memory; the processes of a machine divide it
         return available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -112,7 +112,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: every batch allocates and frees the same hundreds of megabytes."""
+    """Make glibc keep freed memory: every batch allocates and frees the same hundreds of megabytes."""
     with contextlib.suppress(OSError, AttributeError):  # no glibc: macOS, Windows, musl
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
@@ -120,7 +120,7 @@ def keep_freed_memory() -> None:
 
 
 def avoid_planned_attention() -> None:
-    """Leave out cuDNN's attention kernels: cuDNN plans on the host for every new shape, and here every batch has one.
+    """Disable cuDNN's attention kernels: cuDNN plans on the host for every new shape, and every batch has a new one.
 
     On an H200 (torch 2.11, 6 + 6 layers, 45,700 padded tokens an update) that took 5 ms a call, 180 ms of an update of
     394 ms, of which the device computed for 73 ms. torch's memory-efficient kernels take any shape and mask.
@@ -131,7 +131,7 @@ def avoid_planned_attention() -> None:
 def asked_precision(flag_value: str | None) -> Any:
     """Return the precision to train in: the flag's, else the launch file's, else "auto".
 
-    The launcher exports "no" whether or not its file says so: fp32 has to be asked for by the flag.
+    The launcher exports "no" whether or not its file sets it: fp32 must be set by the flag.
     """
     of_file = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return flag_value or ("auto" if of_file == "no" else of_file)
@@ -154,27 +154,27 @@ def build_adamw(groups: list[dict[str, Any]], **options: Any) -> AdamW:
     return AdamW(groups, fused=devices <= {"cpu", "cuda"}, **options)
 
 
-# What the launcher exports of fsdp_config, the only values that hold here, and why; what is not listed is read below
-# (reshard_after_forward, activation_checkpointing) or has no meaning in FSDP2. An option that is left out is fine.
+# Options of fsdp_config that the launcher exports, with the only supported value and the reason. Options not listed are
+# read below (reshard_after_forward, activation_checkpointing) or have no meaning in FSDP2. Absent options are fine.
 FSDP_OPTIONS = {
     "FSDP_VERSION": ("2", "FSDP1 is not supported"),
     "FSDP_AUTO_WRAP_POLICY": ("TRANSFORMER_BASED_WRAP", "the units are the layers of encoder and decoder"),
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": ("", "the layers are found in the model that is loaded: leave it out"),
-    "FSDP_IGNORED_MODULES": ("", "all parameters are sharded: leave it out"),
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": ("", "the layers are found in the loaded model"),
+    "FSDP_IGNORED_MODULES": ("", "all parameters are sharded"),
     "FSDP_SHARDING_STRATEGY": ("FULL_SHARD", "FSDP2 shards parameters, gradients and optimizer state"),
     "FSDP_STATE_DICT_TYPE": ("FULL_STATE_DICT", "a checkpoint holds whole tensors, so that any processes resume it"),
-    "FSDP_OFFLOAD_PARAMS": ("false", "parameters in CPU memory are not supported; take more GPUs"),
+    "FSDP_OFFLOAD_PARAMS": ("false", "parameters in CPU memory are not supported"),
     "FSDP_FORWARD_PREFETCH": ("false", "FSDP2 has no such option"),
     "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "every process reads the weights itself"),
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": ("false", "activations in CPU memory are not supported"),
 }
 # The same of deepspeed_config.
 DEEPSPEED_OPTIONS = {
-    "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("", "DeepSpeed's own engine is not used; give zero_stage 2 or 3 alone"),
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("", "DeepSpeed's engine is not used, only zero_stage 2 or 3"),
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("none", "optimizer state in CPU memory is not supported"),
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("none", "parameters in CPU memory are not supported"),
-    "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": ("", "the layers are found in the model that is loaded: leave it out"),
-    "ACCELERATE_GRADIENT_CLIPPING": ("", "give --max_grad_norm to train.py and leave it out there"),
+    "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": ("", "the layers are found in the loaded model"),
+    "ACCELERATE_GRADIENT_CLIPPING": ("", "use --max_grad_norm of train.py"),
 }
 LAUNCHED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
@@ -184,7 +184,7 @@ class Sharding:
     """How a model is sharded.
 
     Attributes:
-        name: What the user is told.
+        name: Printed name.
         reshard_after_forward: Whether the whole parameters of a layer are given up between its forward and backward.
         activation_checkpointing: Whether a layer's backward computes its forward again.
     """
@@ -195,7 +195,7 @@ class Sharding:
 
 
 def asked_sharding(hardware: HardwareConfig, precision: str | None) -> Sharding | None:
-    """Return what --shard_model or the launch file asks for, None where neither does.
+    """Return the sharding that --shard_model or the launch file asks for, else None.
 
     Raises:
         UserError: for an option of the launch file that would not be kept, and for fp16.
@@ -205,7 +205,7 @@ def asked_sharding(hardware: HardwareConfig, precision: str | None) -> Sharding 
         return None
     if (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         raise UserError(
-            "--mixed_precision fp16: a sharded model is not trained with a gradient scaler; give bf16 or no"
+            "--mixed_precision: a sharded model cannot be trained with a gradient scaler (got fp16). Give bf16 or no."
         )
     if not is_launched:
         return Sharding()
@@ -222,13 +222,13 @@ def _zero_stage() -> Sharding:
     """Read the stage: FSDP2 shards the same things, and keeps checkpoints and invariants that the engine would not.
 
     Source: Rajbhandari et al. 2020, "ZeRO", section 5: stage 2 shards optimizer state and gradients, stage 3 parameters
-    too. A parameter's part that AdamW updates is its rank's in both; what differs is when the whole one is given up.
+    too. In both AdamW updates the rank's part of a parameter; they differ in when the whole parameter is freed.
     """
     _check_options(DEEPSPEED_OPTIONS)
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     if stage not in ("2", "3"):
         raise UserError(
-            f"deepspeed: zero_stage {stage} of the launch file: give 2 or 3, or pick accelerate_configs/multi_gpu.yaml"
+            f"deepspeed: zero_stage of the launch file must be 2 or 3 (got {stage}). Or use multi_gpu.yaml."
         )
     return Sharding(name=f"ZeRO stage {stage} by FSDP2, without DeepSpeed's engine", reshard_after_forward=stage == "3")
 
@@ -239,13 +239,13 @@ def _check_options(options: Mapping[str, tuple[str, str]]) -> None:
             continue
         option = variable.lower().removeprefix("accelerate_").removeprefix("deepspeed_")
         whose = "" if option.startswith("fsdp") else "deepspeed: "
-        remedy = f"; give {value}" if value else ""
-        raise UserError(f"{whose}{option} {given} of the launch file: {reason}{remedy}")
+        remedy = f"Set it to {value}" if value else "Leave it out"
+        raise UserError(f"{whose}{option} {given} of the launch file: {reason}. {remedy}.")
 
 
 @contextlib.contextmanager
 def hidden_from_accelerate() -> Iterator[None]:
-    """Let accelerate set up plain data parallelism although the launch file asks for more: sharding is done here."""
+    """Make accelerate set up plain data parallelism although the launch file asks for sharding, which is done here."""
     values = {name: os.environ.pop(name) for name in LAUNCHED if name in os.environ}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Keep what libraries print out of the output."""
+"""Silence the progress bars and warnings of libraries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 def silence_libraries() -> None:
-    """Keep the libraries' progress bars and advice out of the output for good; their errors still show."""
+    """Silence the libraries' progress bars and warnings for the rest of the process; errors are still shown."""
     import datasets
     import transformers
 
@@ -24,7 +24,7 @@ def silence_libraries() -> None:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' progress bars and advice out of the output meanwhile: a program may want them elsewhere."""
+    """Silence the libraries' progress bars and warnings inside the context."""
     import datasets
     import transformers
 

@@ -1,6 +1,6 @@
-"""Runtime: the only constructor of Accelerator. Launch, precision, placement, seeds.
+"""Construct the Accelerator and hold the runtime: launch, precision, placement, seeds.
 
-Every other module takes a Runtime and never asks accelerate or torch.distributed itself. Must not know data or models.
+Other modules take a Runtime and do not call accelerate or torch.distributed. Must not know data or models.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MICRO_BATCH_OVERHEADS = {"cpu": 200, "cuda": 50_000, "xla": 150}
 
 
 class Runtime(Collectives):
-    """Where and with whom this process runs.
+    """Device, precision and ranks of this process.
 
     Attributes:
         accelerator: The Accelerator of the process.
@@ -69,11 +69,11 @@ class Runtime(Collectives):
         num_ranks: How many processes share the run.
         is_main: Whether this is rank 0.
         device: Where tensors go.
-        precision: "no", "bf16" or "fp16": what autocast uses.
-        can_choose_precision: Whether it is "auto" on a CPU: "no", until the trainer has measured.
+        precision: "no", "bf16" or "fp16", for autocast.
+        can_choose_precision: Whether the precision is "auto" on a CPU: "no" until the trainer has measured it.
         sharding: How the model is sharded over the ranks, None where each holds a whole one.
         num_threads: CPU threads of this process.
-        signals: Whether this process was told to stop.
+        signals: Stop signals of this process.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Runtime(Collectives):
         project_dir: str | None = None,
         report_to: str | None = None,
     ) -> None:
-        """Start the processes' common ground.
+        """Initialize the process group.
 
         Collective: every rank constructs one, once.
 
@@ -93,8 +93,8 @@ class Runtime(Collectives):
             report_to: Tracker for accelerate's log_with; None for no tracker.
 
         Raises:
-            UserError: for a launch that cannot be what was wanted (process counts that disagree, FSDP on a CPU, ...).
-            ProcessFailed: for processes that do not find one another.
+            UserError: for an invalid launch (process counts that disagree, FSDP on a CPU, ...).
+            ProcessFailed: if the processes cannot connect.
         """
         self.signals = StopSignals()
         is_cpu = hardware.use_cpu or flag("ACCELERATE_USE_CPU") or not has_accelerator()
@@ -116,7 +116,9 @@ class Runtime(Collectives):
                 self.accelerator = self._accelerator(hardware, precision, is_cpu, project_dir, report_to)
         except ValueError as error:
             problem = " ".join(str(error).split())
-            raise UserError(f"--mixed_precision {precision or 'of the launch file'}: {problem}") from error
+            raise UserError(
+                f"--mixed_precision {precision or 'of the launch file'}: {problem}. Give another precision."
+            ) from error
         except RuntimeError as error:
             failure = explain(error)
             if failure is None or not failure.is_lost_peer:
@@ -158,17 +160,18 @@ class Runtime(Collectives):
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size != self.num_ranks and not self.is_xla:  # XLA's launcher exports none
             raise UserError(
-                f"WORLD_SIZE is {world_size} but accelerate runs {self.num_ranks} process(es): every one would train "
-                "alone; start with `accelerate launch` and a file of accelerate_configs/, or unset WORLD_SIZE"
+                f"WORLD_SIZE: set to {world_size}, but accelerate runs {self.num_ranks} process(es), each of which "
+                "would train alone. Start with `accelerate launch` and a file of accelerate_configs/, or unset "
+                "WORLD_SIZE."
             )
         if hardware.expect_processes is not None and hardware.expect_processes != self.num_ranks:
             raise UserError(
-                f"--expect_processes {hardware.expect_processes}: the launch started {self.num_ranks}; "
-                "give accelerate launch the matching --config_file or --num_processes"
+                f"--expect_processes: the launch started {self.num_ranks} process(es) (expected "
+                f"{hardware.expect_processes}). Give accelerate launch the matching --config_file or --num_processes."
             )
 
     def describe(self) -> str:
-        """Say in one line what the run computes on."""
+        """Describe in one line the hardware of the run."""
         text = f"device {self.device.type}"
         if self.device.type == "cuda":
             text += f" ({torch.cuda.get_device_name(self.device)})"
@@ -178,12 +181,12 @@ class Runtime(Collectives):
         text += f" · precision {'to be measured' if self.can_choose_precision else precision}"
         text += f" · sharded ({self.sharding.name})" if self.sharding is not None else ""
         if self.device.type == "cpu" and self._is_gpu_launch:
-            text += " · the launch file asks for a GPU, none is here"
+            text += " · the launch file asks for a GPU, but none is available"
         return text
 
     @property
     def _is_gpu_launch(self) -> bool:
-        """Guess whether a GPU was meant: the launcher passes on neither its file's name nor distributed_type.
+        """Guess whether the launch file is for a GPU: the launcher exports neither its name nor distributed_type.
 
         Of accelerate_configs/ the GPU files alone name GPUs or a half precision.
         """
@@ -198,7 +201,7 @@ class Runtime(Collectives):
             for line in lines:
                 tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read the output has gone (`| head`): training goes on without a listener
+        except BrokenPipeError:  # the reader of the output has ended (`| head`): train on without output
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the rest of the process
 
     def seed_update(self, step: int) -> None:
@@ -210,7 +213,7 @@ class Runtime(Collectives):
         random.seed(seed)  # layer drop in some models
 
     def end_program(self) -> None:
-        """On XLA compile and start what was traced so far, so that every update is made of the same few programs."""
+        """Compile and start the traced program on XLA, so that every update consists of the same few programs."""
         if self.is_xla:
             end_program()
 
@@ -232,10 +235,10 @@ class Runtime(Collectives):
         return self.is_xla
 
     def check_generation(self, *, num_beams: int, max_length_ratio: float | None, max_length: int) -> None:
-        """Print what the device makes of the generation settings.
+        """Check the generation settings for the device, and print advice.
 
         Raises:
-            UserError: for settings that it does not support.
+            UserError: for unsupported settings.
         """
         if self.is_xla:
             lines = check_generation(num_beams=num_beams, max_length_ratio=max_length_ratio, max_length=max_length)
@@ -262,7 +265,7 @@ class Runtime(Collectives):
         return torch.stack(scalars).tolist() if scalars else []
 
     def place_batches(self, loader: Any) -> Any:
-        """Move a loader's tensors to the device without sharding it: each rank's loader holds its own batches."""
+        """Move a loader's tensors to the device without sharding it: each rank's loader has its own batches."""
         return prepare_data_loader(loader, self.device, num_processes=1, process_index=0, put_on_device=True)
 
     def place_model(self, model: Any, units: Callable[[Any], list[torch.nn.Module]]) -> None:
@@ -278,7 +281,7 @@ class Runtime(Collectives):
         if self.sharding is None:
             model.to(self.device)
             if self.is_xla:
-                model.tie_weights()  # on its way there each name got a parameter of its own
+                model.tie_weights()  # the move gave each name a separate parameter
         else:
             shard(model, self.sharding, units(model), device=self.device, is_bf16=self.precision == "bf16")
 
@@ -288,13 +291,13 @@ class Runtime(Collectives):
         """Have accelerate wrap a placed model (data parallelism, autocast) and its optimizer. Collective."""
         if self.sharding is None:
             return self.accelerator.prepare(model, optimizer)
-        # evaluation_mode: autocast, and no data parallelism around what is sharded.
+        # evaluation_mode: autocast, without data parallelism around the sharded model.
         wrapped = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         return wrapped, self.accelerator.prepare_optimizer(optimizer, device_placement=False)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Compute in the run's precision; until the outermost of these ends, each weight is cast only once."""
-        if self.can_choose_precision:  # accelerate knows of "no"
+        if self.can_choose_precision:  # accelerate has "no"
             return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16")
         return self.accelerator.autocast()
 
@@ -329,7 +332,7 @@ class Runtime(Collectives):
         return torch.tensor([value]).to(self.device)
 
     def close(self) -> None:
-        """End trackers and the process group, and give signals and settings back: a notebook goes on after the run."""
+        """End trackers and the process group, restore signals and settings: a notebook continues after the run."""
         self.signals.restore()
         use_deterministic_algorithms(False)
         if self.num_ranks > 1:
@@ -338,8 +341,8 @@ class Runtime(Collectives):
             time.sleep(0.2)
         try:
             self.accelerator.end_training()
-        except Exception as error:  # a tracker's service may be away: the run itself is over and saved
-            self.say(f"tracking did not end well: {type(error).__name__}: {error}")
+        except Exception as error:  # a tracker's service may be unavailable: the run is over and saved
+            self.say(f"the tracker could not be closed: {type(error).__name__}: {error}")
             self.accelerator.state.destroy_process_group()
         # accelerate keeps device and precision for the process's life; a notebook may start another run with others.
         AcceleratorState._reset_state(reset_partial_state=True)

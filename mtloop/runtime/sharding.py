@@ -1,8 +1,8 @@
-"""Sharded models: FSDP2 of torch, with whole tensors in and out. The only module that knows DTensors.
+"""Shard a model with torch's FSDP2, with whole tensors in and out. The only module with DTensors.
 
 Each rank holds its part of every parameter, gradient and optimizer state; the parts of a unit are gathered for its
-forward and for its backward. accelerate is not told of it: it has FSDP2 on GPUs alone and takes the model apart in its
-own way; this is the same on a CPU over gloo, where it can be tested. Must not know data, files or model families.
+forward and for its backward. Accelerate's FSDP2 is not used: it supports GPUs only and splits the model differently.
+This is the same on a CPU over gloo, where it can be tested. Must not know data, files or model families.
 """
 
 from __future__ import annotations
@@ -52,12 +52,14 @@ def shard(
 
 def _checkpoint_activations(model: Any) -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
-        raise UserError(f"fsdp_activation_checkpointing: a {model.config.model_type} model has none; set it to false")
+        raise UserError(
+            f"fsdp_activation_checkpointing: a {model.config.model_type} model does not support it. Set it to false."
+        )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def is_sharded(model: object) -> bool:
-    """Whether a model was sharded: its forward is then collective, and generate() as well."""
+    """Return True if a model is sharded: its forward and generate() are collective then."""
     return isinstance(model, FSDPModule)
 
 
@@ -68,7 +70,7 @@ def set_gradient_sync(model: nn.Module, *, enabled: bool) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor whole, from the ranks' parts where it is sharded. Collective then."""
+    """Return the whole tensor of a sharded one. Collective then."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -80,8 +82,8 @@ def gathered(state: Any, *, is_kept: bool, copy: Callable[[Tensor], Tensor] = Te
 
     Args:
         state: Dicts and lists of values; of a model with keep_vars=True, so that tied weights are known as one.
-        is_kept: Whether this rank wants them; they are None in what it gets otherwise.
-        copy: What becomes of the tensors that are whole already.
+        is_kept: Whether this rank keeps the tensors; otherwise they are None.
+        copy: Applied to tensors that are whole already.
     """
     known: dict[int, Tensor | None] = {}
 

@@ -1,7 +1,7 @@
-"""Stop signals of one process, and the launcher that may die above it. Must not know other ranks.
+"""Handle the stop signals of one process, and the death of its launcher. Must not know other ranks.
 
-A signal is noted and acted upon where the trainer asks, between updates and between batches of an evaluation. Before
-the training begins there is nothing to save: the signal then ends the process's work where it is.
+A signal is stored; the trainer checks it between updates and between batches of an evaluation. Before training there
+is nothing to save: the signal then ends the process at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOBODY = 0  # no process has this id
 
 
 class Interrupted(KeyboardInterrupt):
-    """A stop signal ended what was going on. No Exception: libraries must not take it for an error of theirs."""
+    """Raised for a stop signal. Not an Exception: libraries must not handle it as an error."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -39,7 +39,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Notes the signals that ask a run to stop.
+    """Store the signals that stop a run.
 
     Attributes:
         number: The first signal that came, None before it.
@@ -110,7 +110,7 @@ class StopSignals:
             is_over.set()
 
     def restore(self) -> None:
-        """Give the signals back: a notebook goes on after the run."""
+        """Restore the signal handlers: a notebook continues after the run."""
         for number, handler in self._old_handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
         self._old_handlers.clear()

@@ -15,7 +15,7 @@ from mtloop.errors import UserError
 
 
 def end_program() -> None:
-    """Compile, where it is new, and start what was traced so far."""
+    """Compile the program traced so far, if it is new, and start it."""
     import torch_xla
 
     torch_xla.sync()
@@ -43,10 +43,10 @@ def num_compilations() -> int:
 
 
 class DeviceAdamW(AdamW):
-    """AdamW whose step is one program for a device that compiles what it is given: no number in it is a constant.
+    """AdamW whose step is one program for a device that compiles: no number in it is a constant.
 
-    Its state has the names and values of torch's own, so that a checkpoint goes from one to the other. found_inf, fp32
-    scalar, leaves all as it is where it is 1. State and gradients are there from the start: a first step that makes
+    Its state has the names and values of torch's AdamW, so that checkpoints are interchangeable. Where found_inf, fp32
+    scalar, is 1, weights and state stay unchanged. State and gradients exist from the start: a first step that creates
     them would be another program.
     """
 

@@ -1,7 +1,7 @@
 """One child of a selfcheck: `python -m mtloop.selfcheck.child JOB.json`, plainly or under `accelerate launch`.
 
 A job is {"config": YAML file, "work_dir": folder, "tasks": [{"kind": ..., "name": ..., "flags": [...], ...}]}. Each
-task trains or evaluates in a run folder of its own, work_dir/name, and leaves work_dir/name.json.
+task trains or evaluates in its run folder, work_dir/name, and writes work_dir/name.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mtloop.trainer.run import Run
 from mtloop.trainer.setup import build_run, resolve_budget
 from mtloop.trainer.step import UpdateStats, train_step
 
-# A corpus of 200 rows has no 8,000 pieces: the first size that it has is taken.
+# A corpus of 200 rows does not have 8,000 tokens: the first possible size is used.
 VOCAB_SIZES = (4_000, 2_000, 1_000, 504, 320, 200, 120)
 NUM_PROBED = 4
 
@@ -64,7 +64,7 @@ def main(job_path: str) -> int:
 
 
 def build(config: Config, runtime: Runtime) -> Run:
-    """Build a run as train.py does, with as many pieces as its few rows have."""
+    """Build a run as train.py does, with the largest vocabulary that its few rows allow."""
     sizes = [size for size in VOCAB_SIZES if size < (config.model.vocab_size or 0)]
     while True:
         folder, stored = claim_folder(config, runtime)
@@ -77,7 +77,7 @@ def build(config: Config, runtime: Runtime) -> Run:
 
 
 def record_of(run: Run, update: Update, stats: UpdateStats) -> dict[str, Any]:
-    """What an update was made of. Collective."""
+    """Return the record of an update. Collective."""
     (loss_sum,) = run.runtime.sum_over_ranks(stats.loss_sum)
     return {
         "step": run.state.step + 1,
@@ -125,7 +125,7 @@ def updates_of(run: Run) -> Iterator[Update]:
 
 
 def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
-    """Tell the parent what a start, an update and the translation of a sentence take. Collective."""
+    """Write the seconds of a start, an update and an evaluation for the parent. Collective."""
     few = min(NUM_PROBED, len(run.valid.rows))
     report = evaluate_rows(run, run.valid.first(few))
     seconds = {

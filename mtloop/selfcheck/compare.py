@@ -1,6 +1,6 @@
-"""What child runs wrote -> rows of the table: equal or not, with the figures. Pure: no files, no processes.
+"""Compare the results of child runs: rows of the table, equal or not, with the figures. Pure functions.
 
-A record is what an update was made of: step, epoch, ids (sentence indices of all ranks), loss, grad_norm and
+A record describes an update: step, epoch, ids (sentence indices of all ranks), loss, grad_norm and
 num_micro_batches (by rank).
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Record = dict[str, Any]
-TOLERANCE = 1e-5  # of loss and gradient norm, relative: what fp32 sums in another order may differ by
+TOLERANCE = 1e-5  # of loss and gradient norm, relative: fp32 sums in another order differ by this
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def compare_evaluations(name: str, left: dict[str, Any], right: dict[str, Any]) 
 
 
 def _difference(left: float, right: float) -> float:
-    """Relative; infinite where either is not a finite number: two NaNs are no agreement."""
+    """Return the relative difference; infinite if either number is not finite."""
     if not (math.isfinite(left) and math.isfinite(right)):
         return math.inf
     return abs(left - right) / max(abs(left), abs(right), 1e-12) if left != right else 0.0

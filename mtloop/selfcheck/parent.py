@@ -1,4 +1,4 @@
-"""The parent of a selfcheck: it starts the children, tells how long it will take, and prints the table."""
+"""Run a selfcheck: start the children, estimate the time, and compare their results."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def shrink(config: Config) -> Config:
 
 @dataclass
 class Selfcheck:
-    """Four children, and what they found.
+    """Four child processes and their results.
 
     Attributes:
-        config: What every child starts from.
+        config: Configuration of every child.
         launch: Flags for `accelerate launch`.
-        work_dir: Where children write.
+        work_dir: Folder that the children write to.
     """
 
     config: Config
@@ -96,7 +96,7 @@ class Selfcheck:
         """
         config_path = self.work_dir / "config.yaml"
         config_path.write_text(to_yaml(self.config), encoding="utf-8")
-        print("selfcheck: two updates and some translations first, to say how long it will take ...", flush=True)
+        print("selfcheck: measuring two updates and a few translations to estimate the time ...", flush=True)
         random = ["--dropout", str(DROPOUT)]
         checkpoint = str(self.work_dir / "all" / "checkpoints" / f"step_{NUM_UPDATES}")
         self._start("all processes", [
@@ -105,7 +105,7 @@ class Selfcheck:
             {"kind": "run", "name": "whole", "flags": random, "log": "whole"},
         ])  # fmt: skip
         everyone = self.results["all"]
-        # What was settled for all processes holds for one: the sentences of an update given per device, warm-up, beams.
+        # Values resolved for all processes are used for one: sentences of an update, warm-up, beams.
         config_path.write_text(everyone["config"], encoding="utf-8")
         threads = ["--cpu_threads", str(everyone["num_threads"])]
         most = str(ONE_MICRO_BATCH)
@@ -141,7 +141,7 @@ class Selfcheck:
             compare_updates(f"updates on {processes}", one["records"], everyone["records"]),
             compare_updates("killed and resumed: updates", whole, joined, is_bitwise=everyone["device"] == "cpu"),
         ]
-        if everyone["device"] == "cpu":  # an accelerator's sums have no fixed order
+        if everyone["device"] == "cpu":  # sums on an accelerator do not have a fixed order
             steps = f"killed after update {killed[-1]['step']}, resumed after {resumed[0]['step'] - 1}"
             digests = (results[name]["sha256"] for name in ("whole", "broken"))
             rows.append(compare_weights("killed and resumed: weights", *digests, steps=steps))
@@ -156,7 +156,7 @@ class Selfcheck:
     def _start(
         self, what: str, tasks: list[dict[str, Any]], *, is_launched: bool = True, is_killed: bool = False
     ) -> None:
-        """Run one child to its end and take over what it wrote."""
+        """Run one child to its end and read its results."""
         job_path = self.work_dir / "job.json"
         tasks[0]["started"] = time.time()
         for task in tasks[1:]:
@@ -190,7 +190,7 @@ class Selfcheck:
         print(f"done: {what}", flush=True)
 
     def _wait(self, child: subprocess.Popen) -> int:
-        """Wait for a child; say how long all will take once the first has measured it."""
+        """Wait for a child; print the estimated time once the first has measured it."""
         probe_path = self.work_dir / "probe.json"
         deadline = time.monotonic() + CHILD_TIMEOUT_S
         while child.poll() is None:
@@ -198,7 +198,9 @@ class Selfcheck:
                 print(estimate(json.loads(probe_path.read_text(encoding="utf-8"))), flush=True)
                 probe_path.unlink()
             if time.monotonic() > deadline:
-                raise RunFailed(f"a child did not end within {CHILD_TIMEOUT_S:g} s")
+                raise RunFailed(
+                    f"selfcheck: a child did not end within {CHILD_TIMEOUT_S:g} s. Give a smaller --model_size."
+                )
             time.sleep(0.1)
         return child.returncode
 
@@ -209,23 +211,23 @@ class Selfcheck:
             raise (UserError if error["status"] == 2 else RunFailed)(error["message"])
         lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         print(*(f"    {line}" for line in lines[-15:]), sep="\n", file=sys.stderr)
-        raise RunFailed(f"the child on {what} failed; its last lines stand above")
+        raise RunFailed(f"selfcheck: the child on {what} failed. See its last lines above.")
 
 
 def choose_save_step(updates_per_epoch: int) -> int:
-    """The step to save at: neither it nor the next one ends an epoch, so that the resume begins within one."""
+    """Return the step to save at: neither it nor the next ends an epoch, so that the resume begins within one."""
     steps = [step for step in range(8, 13) if step % updates_per_epoch and (step + 1) % updates_per_epoch]
     return steps[0] if steps else 8  # of one or two updates an epoch: at the end of one
 
 
 def estimate(seconds: dict[str, float]) -> str:
-    """Say how long a selfcheck takes, from what a start, an update and an evaluation took."""
+    """Estimate the time of a selfcheck from the seconds of a start, an update and an evaluation."""
     # All processes: 20 updates, 20 with dropout, 10 before the kill and 12 after it. One process: twice 20.
     num_updates = 62 + 40 * seconds["num_ranks"]
     num_evaluations = 3 + seconds["num_ranks"]
     parts = (4 * seconds["start"], num_updates * seconds["update"], num_evaluations * seconds["evaluation"])
     return (
-        f"this takes about {_minutes(sum(parts))}: 4 starts of {seconds['start']:.0f} s, some {num_updates:.0f} "
+        f"this takes about {_minutes(sum(parts))}: 4 starts of {seconds['start']:.0f} s, about {num_updates:.0f} "
         f"updates of {seconds['update']:.2f} s, {num_evaluations:.0f} evaluations of up to "
         f"{seconds['evaluation']:.0f} s"
     )
@@ -242,7 +244,7 @@ def _free_port() -> int:
 
 
 def _end_processes(child: subprocess.Popen) -> None:
-    """Leave no process behind: ranks have sessions of their own, and a launcher of one process orphans its trainer."""
+    """Kill all processes of a child: ranks have separate sessions, and the launcher may orphan its trainer."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(child.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -21,31 +21,31 @@ from mtloop.runtime.sharding import is_sharded
 from mtloop.trainer.recovery import forward_and_backward, set_micro_batch_limit
 from mtloop.trainer.run import Run
 
-# bf16 is chosen from this gain on: what is about as fast is better exact.
+# bf16 is chosen from this gain on: at about the same speed fp32 is better.
 MIN_GAIN = 1.1
-# What measuring may take: seconds, and a share of the run. It is some five forwards and backwards at least, so a run of
+# Limits of the measurement: seconds, and a share of the run. It takes at least five forwards and backwards, so a run of
 # fewer than 250 is not measured.
 MAX_SECONDS, MAX_SHARE, MIN_FORWARDS = 5.0, 0.02, 250
 MAX_ROUNDS = 5
-# Every so many-th row is tried first: where bf16 is computed in software, ten times as slowly, that is enough.
+# Every PART_STEP-th row is tried first: where bf16 is computed in software, ten times as slowly, that is enough.
 PART_STEP, HOPELESS = 8, 0.5
-# A warm-up in bf16 of so many seconds, and so many times fp32's, is not the making of kernels any more.
+# A warm-up in bf16 longer than this, in seconds and relative to fp32, is not due to the creation of kernels.
 SLOW_WARMUP_S, SLOW_WARMUP = 2.0, 5.0
-# In so many updates a typical micro-batch is looked for.
+# A typical micro-batch is looked for in so many updates.
 NUM_UPDATES_READ = 16
-# Two forwards and backwards tell what a token costs and what all of them cost together.
+# Two forwards and backwards give the memory of a token and the fixed part.
 PROBE_TOKENS = (1_024, 4_096)
 SHARE_OF_MEMORY = 0.9
-# What the backward holds at its highest, over what the forward has saved for it, on a CPU: measured 1.2 to 1.4.
+# Peak memory of the backward over the tensors saved by the forward, on a CPU: measured 1.2 to 1.4.
 BACKWARD_ON_CPU = 1.5
-# Larger forwards are no faster: beyond what the caches hold on a CPU, beyond what fills it on a GPU.
+# Larger forwards are not faster: they exceed the caches of a CPU, and a GPU is busy already.
 MAX_TOKENS_ON_CPU, MAX_TOKENS = 8_192, 131_072
 
 
 def choose_precision(run: Run) -> None:
-    """Choose fp32 or bf16 where the launch leaves it open: main's verdict, kept with the run. Collective.
+    """Choose fp32 or bf16 where the launch does not set it: main measures, and the run stores it. Collective.
 
-    Before a checkpoint is read: the precision is part of what a bitwise resume needs.
+    Called before a checkpoint is read: a bitwise resume needs the same precision.
     """
     runtime = run.runtime
     if not runtime.can_choose_precision:
@@ -60,7 +60,7 @@ def choose_precision(run: Run) -> None:
 
 
 def describe(name: str, gain: float | None) -> str:
-    """Say in one line what was chosen, and by how much."""
+    """Describe in one line the chosen precision and its gain."""
     if gain is None:
         return "precision fp32: the run is too short to try bf16"
     if name == "no":
@@ -120,9 +120,9 @@ def _compare(run: Run, ids: NDArray[np.int64], *, limit_s: float) -> tuple[float
 
 
 def choose_micro_batches(run: Run) -> None:
-    """Take the budget that this hardware was found to have room for before, or look for it. Collective.
+    """Use the limit stored for this hardware, or under auto measure it. Collective.
 
-    Before a checkpoint is read: what a micro-batch holds is part of what a bitwise resume needs.
+    Called before a checkpoint is read: a bitwise resume needs the same limit.
     """
     asked = run.config.batch.max_tokens_per_micro_batch
     hardware = run.checkpointer.identity["hardware"]
@@ -139,7 +139,7 @@ def choose_micro_batches(run: Run) -> None:
 
 
 def probe(run: Run) -> int:
-    """Find the largest budget that this rank's device has room for, by two forwards and backwards of its longest row.
+    """Find the largest limit that fits into this rank's memory, by two forwards and backwards of its longest row.
 
     Leaves neither weights nor gradients changed. Collective where the model is sharded.
     """
@@ -163,12 +163,12 @@ def probe(run: Run) -> int:
     fixed = max(0.0, used[0] - a_token * smallest)
     if not run.optimizer.state_dict()["state"]:  # AdamW's two moments come with the first step
         fixed += sum(8 * p.numel() for p in run.model.parameters() if p.requires_grad)
-    room = SHARE_OF_MEMORY * free_memory(run.runtime.device) - fixed
-    return int(min(most, max(smallest, room / max(a_token, 1.0))))
+    available = SHARE_OF_MEMORY * free_memory(run.runtime.device) - fixed
+    return int(min(most, max(smallest, available / max(a_token, 1.0))))
 
 
 def _bytes_of(run: Run, batch: Batch) -> float:
-    """Measure the memory that a forward and backward take beyond what is held before them."""
+    """Measure the additional memory of a forward and backward."""
     device = run.runtime.device
     with_exchange = is_sharded(run.model)
     if device.type == "cuda":

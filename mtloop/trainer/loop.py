@@ -1,4 +1,4 @@
-"""Train a model: the loop on one screen. Knows the order of events; the modules below do the work."""
+"""Train a model: the loop, on one screen. The other modules of the package do the work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run pushes and when. Main alone has a publisher; what says Collective is called by every rank."""
+"""Push a run to the Hub: its epochs and its end. Only main has a publisher."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mtloop.trainer.run import Run
 
 
 def resolve_target(config: Config, folder: RunFolder, runtime: Runtime, *, is_resumed: bool) -> Target | None:
-    """Find where a run is pushed to, None without --push_to_hub; the first time the Hub itself is asked. Collective.
+    """Return the repository of a run, None without --push_to_hub. Checks the Hub the first time. Collective.
 
     Raises:
-        UserError: on every rank, as check_hub does. A run that resumes goes on where the Hub is only out of reach.
+        UserError: on every rank, as check_hub. A resumed run continues if the Hub is only unreachable.
     """
     if not config.hub.push_to_hub:
         return None
 
-    def settle() -> Target:
+    def resolve() -> Target:
         hub, record = config.hub, folder.run_record
         stored = record.get("hub")
         if stored is not None:
@@ -44,14 +44,14 @@ def resolve_target(config: Config, folder: RunFolder, runtime: Runtime, *, is_re
             runtime.say(f"{error} Training continues; pushes are queued until the Hub can be reached.")
             return Target(repo_id=str(hub.hub_model_id), revision=hub.hub_revision, license=hub.hub_license)
 
-    target = runtime.on_main(settle)
+    target = runtime.on_main(resolve)
     what = "the end of the run" if config.hub.hub_strategy == "end" else "each epoch"
-    runtime.say(f"{what} is pushed to {target.repo_id}, branch {target.revision}")
+    runtime.say(f"pushing {what} to {target.repo_id}, branch {target.revision}")
     return target
 
 
 def open_publisher(config: Config, folder: RunFolder, runtime: Runtime, target: Target | None) -> Publisher | None:
-    """Make main's publisher and note in run.json where it pushes to; None elsewhere and without a target."""
+    """Create the publisher on main and store its target in run.json; None elsewhere and without a target."""
     if target is None or not runtime.is_main:
         return None
     if folder.run_record.get("hub") != asdict(target):
@@ -67,7 +67,7 @@ def open_publisher(config: Config, folder: RunFolder, runtime: Runtime, target: 
 
 
 def queue_earlier(run: Run) -> None:
-    """Queue the epochs before the one that the run goes on from, and that one, which the journal lacks."""
+    """Queue the epochs up to the resumed one that the journal lacks."""
     if run.publisher is not None:
         # One whose evaluation was cut short is saved again after it is made.
         before_step = run.state.step + (0 if run.is_evaluation_pending else 1)
@@ -75,9 +75,9 @@ def queue_earlier(run: Run) -> None:
 
 
 def push_of_epoch(run: Run) -> Callable[[], None]:
-    """Return what queues the checkpoint of this step, where it ends an epoch and nothing of it is still to be made.
+    """Return a function that queues the checkpoint of this step if it ends an epoch and its evaluation is done.
 
-    To be called once the checkpoint stands, by when the loop may have gone on.
+    To be called once the checkpoint is written; the loop may be further on by then.
     """
     path = run.checkpointer.path
     is_due = run.state.is_epoch_end and _with_epochs(run) and not run.is_evaluation_pending
@@ -102,20 +102,20 @@ def _with_epochs(run: Run) -> bool:
 def _push(run: Run, part: Part | None) -> None:
     assert run.publisher is not None
     if part is None:
-        run.runtime.say("a checkpoint just saved cannot be read back, and is not pushed")
+        run.runtime.say("the checkpoint just saved cannot be read back; it is not pushed")
         return
     run.publisher.push(part)
 
 
 def drain(publisher: Publisher | None, runtime: Runtime, *, timeout_s: float, stop_signal: int | None) -> list[str]:
-    """Wait for the pushes, at most `timeout_s` seconds and after a signal its grace. Collective.
+    """Wait for the pushes: at most `timeout_s` seconds, shorter after a signal. Collective.
 
     Returns:
         A line for each part that is not on the Hub, the same on every rank.
     """
     waiting = Drain(publisher, timeout_s, runtime.say) if publisher is not None else None
     is_told = False
-    # In slices: ranks that waited for all of it in one collective would lose patience (--process_timeout).
+    # In slices: a single collective could exceed --process_timeout.
     while runtime.on_main(lambda: waiting is not None and waiting.wait()):
         if not is_told and (stop_signal or runtime.agree_on_signal()):
             is_told = True
@@ -131,7 +131,7 @@ def drain_alone(run: Run, error: Exception) -> None:
         return
     waiting = Drain(publisher, run.config.hub.push_timeout, runtime.say)
     if publisher.wait(0.0):
-        runtime.say(f"the run has failed ({type(error).__name__}: {error}); its pushes are still under way")
+        runtime.say(f"the run has failed ({type(error).__name__}: {error}); waiting for its pushes")
     while waiting.wait():
         if runtime.signals.check() is not None:
             waiting.shorten()

@@ -49,7 +49,7 @@ def log(run: Run, stats: UpdateStats) -> None:
     """Record the update just made. Collective, and a host sync: the only copy of losses to the host."""
     report_nonfinite(run)
     (loss_sum,) = run.runtime.sum_over_ranks(stats.loss_sum)
-    run.seconds_since_log += run.watch.lap()  # what the device had left to do
+    run.seconds_since_log += run.watch.lap()  # the device's remaining work
     record = {
         "step": run.state.step,
         "epoch": epoch_of(run),
@@ -70,7 +70,7 @@ def log(run: Run, stats: UpdateStats) -> None:
 
 
 def together(run: Run, work: Callable[[], None]) -> None:
-    """Do what main alone may fail in (its disk): every rank raises then, and none is left waiting. Collective."""
+    """Do work in which main alone may fail (its disk); every rank raises then. Collective."""
     run.runtime.raise_together(attempt(work)[1])
 
 
@@ -114,7 +114,7 @@ def evaluate_rows(run: Run, data: EvaluationSet) -> Report:
 
 
 def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
-    """Write and print what an evaluation found. Main writes; elsewhere nothing happens."""
+    """Write and print the results of an evaluation on main."""
     if not run.runtime.is_main:
         return
     step = run.state.step
@@ -173,9 +173,9 @@ def check_eval_engine(config: Config, model_config: Any) -> None:
     try:
         from mtloop.generation.conversion import refusal
     except ImportError as error:
-        raise UserError(f"{FLAG}: not installed here ({error}); pip install ctranslate2") from error
+        raise UserError(f"{FLAG}: CTranslate2 is not installed ({error}). Run pip install ctranslate2.") from error
     if reason := refusal(model_config):
-        raise UserError(f"{FLAG}: {reason}; leave the flag out")
+        raise UserError(f"{FLAG}: {reason}. Leave out --eval_engine.")
 
 
 def live_engine(run: Run) -> TransformersEngine:
@@ -216,7 +216,7 @@ def eval_engine(run: Run) -> Iterator[Engine]:
 
 
 def _convert(run: Run, weights: dict[str, Tensor], folder: Path) -> None:
-    """Convert a copy of the weights, made on the host from what a checkpoint would hold; the model is not touched."""
+    """Convert a copy of the weights, made on the host as for a checkpoint; the model is unchanged."""
     from mtloop.generation.conversion import convert
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -229,7 +229,9 @@ def _convert(run: Run, weights: dict[str, Tensor], folder: Path) -> None:
         )
         shutil.rmtree(folder / "copy")
     except OSError as error:
-        raise RunFailed(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise RunFailed(
+            f"{folder}: cannot be written ({error.strerror or error}). Free disk space and run the same command."
+        ) from error
 
 
 def compare_engines(run: Run, engine: Engine, data: EvaluationSet) -> None:

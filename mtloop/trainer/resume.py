@@ -19,12 +19,12 @@ from mtloop.runtime.ranks import Runtime
 from mtloop.trainer.report import epoch_of
 from mtloop.trainer.run import Run
 
-# What one machine writes, another that shares its disk over a network may see later: NFS keeps attributes for 3 s.
+# Files may be visible on another machine with a delay: NFS caches attributes for 3 s.
 VISIBLE_WITHIN_S = 10.0
 
 
 def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | None]:
-    """Create the run folder, or recognise it as this run's, and lock it until RunFolder.unlock().
+    """Create the run folder, or check that it belongs to this run, and lock it until RunFolder.unlock().
 
     Collective.
 
@@ -32,8 +32,8 @@ def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | 
         The folder, and the configuration stored there (None in a new one).
 
     Raises:
-        UserError: when it cannot be written, is in use, holds another run and --allow_changed is not given, or is not
-            the same folder on every machine.
+        UserError: if it cannot be written, is in use, holds another run without --allow_changed, or is not the same
+            folder on every machine.
     """
     assert config.output.output_dir is not None
     folder = RunFolder(Path(config.output.output_dir))
@@ -60,7 +60,7 @@ def claim_folder(config: Config, runtime: Runtime) -> tuple[RunFolder, Config | 
 
 
 def check_shared(folder: RunFolder, runtime: Runtime, *, wait_s: float = VISIBLE_WITHIN_S) -> None:
-    """Prove that every process sees the folder that main writes in: on a machine of its own it may have another.
+    """Check that every process sees the folder that main writes to.
 
     Collective.
 
@@ -74,7 +74,7 @@ def check_shared(folder: RunFolder, runtime: Runtime, *, wait_s: float = VISIBLE
     """
     if runtime.num_ranks == 1:
         return
-    # A name that nobody has asked for before: a network file system remembers for a while what was not there.
+    # A new name: network file systems cache for a while that a file did not exist.
     word = runtime.broadcast(uuid.uuid4().hex)
     probe = folder.path / f".tmp-probe-{word}"
     runtime.on_main(lambda: probe.write_text(word))
@@ -99,20 +99,20 @@ def await_word(path: Path, word: str, *, rank: int, wait_s: float) -> None:
                 return
         time.sleep(0.1)
     raise UserError(
-        f"--output_dir {path.parent}: process {rank} on {socket.gethostname()} does not see there what process 0 "
-        f"writes ({path.parent.absolute()}); give the absolute path of a folder that all machines share"
+        f"--output_dir {path.parent}: process {rank} on {socket.gethostname()} cannot read the files that process 0 "
+        f"writes ({path.parent.absolute()}). Give the absolute path of a folder that all machines share."
     )
 
 
 def restore(run: Run) -> None:
-    """Go on from the checkpoint that is asked for, else from the newest sound one, else from nothing. Collective."""
+    """Restore the requested checkpoint, else the newest valid one, else nothing. Collective."""
     asked = run.config.output.resume_from_checkpoint
     path = run.runtime.on_main(lambda: choose_checkpoint(run.folder, asked, run.runtime.say))
     if path is not None:
         check_origin(run, run.checkpointer.restore(path))
         run.runtime.say(f"resumed from {path}: step {run.state.step:,} of {run.total_steps:,}, epoch {epoch_of(run)}")
 
-    def settle_folder() -> None:
+    def update_folder() -> None:
         run.checkpointer.drop_later()
         run.folder.drop_after(run.state.step if path is not None else -1)
         if run.different:
@@ -120,23 +120,23 @@ def restore(run: Run) -> None:
             run.folder.write_data(run.data_report)
             run.folder.write_config(run.config)
 
-    run.runtime.on_main(settle_folder)
+    run.runtime.on_main(update_folder)
     if run.different:
-        run.runtime.say(f"goes on changed from step {run.state.step:,}: {'; '.join(run.different)}")
+        run.runtime.say(f"continuing from step {run.state.step:,} with changed settings: {'; '.join(run.different)}")
 
 
 def check_origin(run: Run, record: dict[str, Any]) -> None:
-    """Compare a checkpoint that was just read with the run that takes it over: its data and its plan.
+    """Check the data, plan and base model of a checkpoint against those of the run.
 
     Raises:
-        UserError: for one of another run on other data, without --allow_changed.
+        UserError: for a checkpoint of other data or another base model, without --allow_changed.
     """
     mine, theirs = run.checkpointer.identity, record.get("fingerprints", {})
     asked = run.config.output.resume_from_checkpoint or ""
     if record.get("plan_version") != PLAN_VERSION:
         raise UserError(
-            f"--output_dir {run.folder.path}: the run was begun by an mtloop that drew other updates; give a new "
-            "--output_dir, and the checkpoint as --model_name_or_path to start from its weights"
+            f"--output_dir {run.folder.path}: the run was started by a version of mtloop that drew other updates. Give "
+            "a new --output_dir, and the checkpoint as --model_name_or_path to start from its weights."
         )
     base, base_then = (prints.get("base_model") for prints in (mine["fingerprints"], theirs))
     if base is not None and base != base_then and run.config.output.allow_changed:
@@ -145,20 +145,20 @@ def check_origin(run: Run, record: dict[str, Any]) -> None:
         )
     elif base is not None and base != base_then:
         raise UserError(
-            f"--model_name_or_path {run.config.model.model_name_or_path}: these are not the weights that the adapter "
-            f"was trained beside (fingerprint {str(base_then)[:12]}, now {base[:12]}); give those back (name@revision "
-            "names them for good), or --allow_changed"
+            f"--model_name_or_path {run.config.model.model_name_or_path}: the adapter was trained on other weights "
+            f"(fingerprint {str(base_then)[:12]}, now {base[:12]}). Give those weights (name@revision pins them), or "
+            "--allow_changed."
         )
     is_foreign = record.get("run_id", mine["run_id"]) != mine["run_id"]
     if is_foreign or asked.startswith(HUB):  # this machine's data may not be that of the one that pushed
         changed = [name for name in ("data", "tokenizer") if theirs[name] != mine["fingerprints"][name]]
         if changed and not run.config.output.allow_changed:
             raise UserError(
-                f"--resume_from_checkpoint {asked}: it was trained on other {' and '.join(changed)}; give the same, or "
-                "--allow_changed"
+                f"--resume_from_checkpoint {asked}: it was trained with other {' and '.join(changed)}. Give the same, "
+                "or --allow_changed."
             )
     if is_foreign:
-        run.runtime.say("the checkpoint is of another run")
+        run.runtime.say("the checkpoint belongs to another run")
     if theirs.get("plan", mine["fingerprints"]["plan"]) != mine["fingerprints"]["plan"] and run.state.cursor:
-        run.runtime.say(f"the updates of an epoch have changed: epoch {run.state.epoch + 1} begins again")
+        run.runtime.say(f"the updates of an epoch have changed: restarting epoch {run.state.epoch + 1}")
         run.state.cursor = 0

@@ -1,4 +1,4 @@
-"""Hold the parts of a run, and tell what is due at a step."""
+"""Hold the parts of a run and decide what is due at a step."""
 
 from __future__ import annotations
 

@@ -49,19 +49,19 @@ def build_loader(
 
 
 def micro_batch_tokens(config: Config) -> int:
-    """The budget of a micro-batch; under auto the default, until the trainer has found what there is room for."""
+    """Return the limit of a micro-batch; under auto the default, until the trainer has measured it."""
     asked = config.batch.max_tokens_per_micro_batch
     return asked if isinstance(asked, int) else MICRO_BATCH_TOKENS
 
 
 def choose_padding(config: Config, train_set: Encoded, budget: Budget, *, overhead: int, num_ranks: int) -> list[Shape]:
-    """Choose the shapes that --pad_to asks for; none where each micro-batch is padded to its own longest row."""
+    """Choose the shapes for --pad_to; none if each micro-batch is padded to its longest row."""
     if config.batch.pad_to == "longest":
         return []
     if config.batch.max_tokens_per_micro_batch == AUTO:
         raise UserError(
-            f"--max_tokens_per_micro_batch {AUTO}: with --pad_to {config.batch.pad_to} the shapes are chosen before "
-            "anything is computed; give a number"
+            f"--max_tokens_per_micro_batch: expected a number with --pad_to {config.batch.pad_to}, whose shapes are "
+            f"chosen before anything is computed (got {AUTO!r}). Give a number, for example {MICRO_BATCH_TOKENS}."
         )
     return choose_shapes(
         train_set.source_lengths,
@@ -83,7 +83,7 @@ def resolve_steps(config: Config, loader: TrainLoader) -> tuple[Config, int, int
 
 
 def describe_plan(config: Config, loader: TrainLoader, total_steps: int, warmup: int) -> list[str]:
-    """Say what will be trained, and what forwards are padded to where that is not their own longest row."""
+    """Describe the updates of the run, and the shapes that micro-batches are padded to."""
     batch = config.batch
     size = f"about {batch.tokens_per_update:,} target tokens" if batch.tokens_per_update else ""
     if batch.sentences_per_update:
@@ -140,10 +140,10 @@ def build_scheduler(
 ) -> LRScheduler:
     """Build the per-update schedule of the learning rate, warm-up included.
 
-    It is not to be prepared by accelerate, which would step it once per process.
+    Do not pass it to accelerate's prepare(), which would step it once per process.
 
     Raises:
-        UserError: for arguments in lr_scheduler_kwargs that the schedule does not take, or lacks.
+        UserError: for unknown or missing arguments in lr_scheduler_kwargs.
     """
     extra = json.loads(config.lr_scheduler_kwargs) if config.lr_scheduler_kwargs else {}
     try:
@@ -156,6 +156,6 @@ def build_scheduler(
         )
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"--lr_scheduler_type {config.lr_scheduler_type}: {error}; give what it needs as a JSON object in "
-            "--lr_scheduler_kwargs"
+            f"--lr_scheduler_type {config.lr_scheduler_type}: {error}. Give its arguments as a JSON object in "
+            "--lr_scheduler_kwargs."
         ) from error

@@ -1,7 +1,6 @@
-"""From a configuration to a Run: data, tokenizer, model, optimizer and the rest, in the order they need one another.
+"""Build a Run from a configuration: data, tokenizer, model, optimizer and the rest, in order of dependency.
 
-Knows that order and nothing of how the parts work. What it settles (budgets, beams, warm-up) goes into the
-configuration that is stored.
+Knows only the order. Resolved values (budgets, beams, warm-up) go into the stored configuration.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from mtloop.trainer.schedule import build_loader, build_optimizer, build_schedul
 from mtloop.trainer.setup_data import Pair, build_tokenizer, encode_corpus, resolve_pairs
 from mtloop.trainer.tracking import Tracker
 
-# Of these versions the last digit of a number may depend.
+# Results may depend on these versions in the last digit.
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy")
 
 
 def resolve_budget(config: Config, stored: Config | None, *, num_ranks: int) -> Config:
-    """Turn per-device numbers into sentences per update, once; a resume keeps all that was settled at the start.
+    """Convert per-device numbers to sentences per update; a resume keeps the values resolved at the start.
 
-    What --allow_changed lets through is settled anew.
+    With changed settings (--allow_changed) they are resolved again.
     """
     if stored is not None and not differences(stored, config):
         return changed(
@@ -51,7 +50,7 @@ def resolve_budget(config: Config, stored: Config | None, *, num_ranks: int) -> 
             num_beams=stored.evaluation.num_beams,
         )
     batch = config.batch
-    # A stored configuration that starts another run holds both: the number of the update is then settled already.
+    # A stored configuration that starts another run has both: sentences per update are resolved already.
     if batch.per_device_train_batch_size is None or batch.sentences_per_update is not None:
         return config
     accumulation = batch.gradient_accumulation_steps or 1
@@ -64,8 +63,8 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     Collective.
 
     Args:
-        config: Resolved, with its budget settled.
-        stored: What the folder held before, None for a new run.
+        config: Resolved, after resolve_budget.
+        stored: Configuration found in the folder, None for a new run.
         folder: Claimed.
         runtime: The ranks.
 
@@ -132,10 +131,10 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
 
 
 def find_changes(config: Config, stored: Config, folder: RunFolder, report: dict[str, Any]) -> list[str]:
-    """List the settings and the data that are not those of the run that goes on.
+    """List settings and data that differ from those of the resumed run.
 
     Raises:
-        UserError: for other data without --allow_changed; other settings are refused before, by claim_folder.
+        UserError: for other data without --allow_changed; claim_folder has checked the settings.
     """
     return differences(stored, config) + folder.check_data(report, allow_changed=config.output.allow_changed)
 
@@ -149,7 +148,7 @@ def identify(
     base: str | None,
     hardware: str,
 ) -> dict[str, Any]:
-    """What a checkpoint's manifest says of its run, beside the step: JSON values."""
+    """Return the entries of a checkpoint's manifest that describe the run: JSON values."""
     batch = config.batch
     plan = [report["fingerprint"], batch.tokens_per_update, batch.sentences_per_update, config.hardware.seed]
     return {
@@ -175,12 +174,12 @@ def identify(
 
 
 def load_corpora(config: Config, runtime: Runtime, recorded: dict[str, Any]) -> list[Corpus]:
-    """Load the rows of each pair, once a machine, and say what was dropped. Collective.
+    """Load the rows of each pair, once a machine, and print the numbers of dropped rows. Collective.
 
     Args:
         config: Of the run.
         runtime: The ranks.
-        recorded: What data.json holds of a run that is resumed: its rows come from where they came from then.
+        recorded: Content of data.json of a resumed run: rows are read from the same sources.
     """
     names = config.data.pair_names or ("",)
 
@@ -203,7 +202,7 @@ def load_corpora(config: Config, runtime: Runtime, recorded: dict[str, Any]) -> 
 def prepare_model(
     config: Config, tokenizer: PreTrainedTokenizerBase, pairs: list[Pair], runtime: Runtime
 ) -> tuple[PreTrainedModel, Config]:
-    """Load or build the model and settle how it generates. Collective."""
+    """Load or build the model and configure its generation. Collective."""
     data, evaluation = config.data, config.evaluation
     max_generated = evaluation.val_max_target_length or data.max_target_length
     longest_target = max(data.max_target_length, max_generated)
@@ -253,20 +252,20 @@ def start_trackers(config: Config, runtime: Runtime) -> bool:
     settings = {name: value for name, value in flat(config).items() if isinstance(value, (int, float, str, bool))}
     try:
         runtime.accelerator.init_trackers("mtloop", config=settings)
-    except Exception as error:  # a tracker's service may be away: training goes on without it
+    except Exception as error:  # its service may be unavailable: train without it
         runtime.say(f"tracking is off: {type(error).__name__}: {error}")
         return False
     if runtime.is_main and not runtime.accelerator.trackers:
-        runtime.say(f"tracking is off: --report_to {config.output.report_to}: no such tracker is installed")
+        runtime.say(f"tracking is off: --report_to {config.output.report_to}: this tracker is not installed")
         return False
     return True
 
 
 def describe_model(model: PreTrainedModel) -> str:
-    """Say in one line what the model is."""
+    """Describe the model in one line."""
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     num_parameters = sum(p.numel() for p in model.parameters())
     return (
         f"model: {model.config.model_type}, {num_parameters:,} parameters, {num_trainable:,} of them trainable, "
-        f"{model.config.vocab_size:,} pieces"
+        f"{model.config.vocab_size:,} tokens"
     )

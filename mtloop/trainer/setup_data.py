@@ -1,4 +1,4 @@
-"""The tokenizer of a run, its encoded splits, and what was cut or left out for its length."""
+"""Build the tokenizer of a run and encode its splits; count truncated and dropped rows."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from mtloop.tokenization.training import train_tokenizer
 def build_tokenizer(
     config: Config, corpora: list[Corpus], folder: RunFolder, runtime: Runtime, *, is_new: bool
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that is named, or train one on the training split; set to the first pair. Collective."""
+    """Load the named tokenizer, or train one on the training split; it is set to the first pair. Collective."""
     model, data = config.model, config.data
     source_lang, target_lang = data.languages[0]
     if model.train_tokenizer:
         if is_new or not folder.tokenizer_dir.is_dir():
-            runtime.say(f"training a tokenizer of {model.vocab_size:,} pieces ...")
+            runtime.say(f"training a tokenizer with {model.vocab_size:,} tokens ...")
             targets = list(dict.fromkeys(str(target) for _, target in data.languages))
 
             def train() -> None:
@@ -57,9 +57,9 @@ def build_tokenizer(
         name = str(folder.tokenizer_dir)
     else:
         named = model.tokenizer_name or model.model_name_or_path
-        assert named is not None  # config checks it
+        assert named is not None
         if (Path(named) / "final" / "config.json").is_file() and not (Path(named) / "config.json").exists():
-            raise UserError(f"--model_name_or_path {named}: a run folder; its model is {Path(named) / 'final'}")
+            raise UserError(f"--model_name_or_path: {named} is a run folder. Give its model, {Path(named) / 'final'}.")
         name = named
     return runtime.one_first(
         lambda: load_tokenizer(
@@ -77,14 +77,14 @@ def _texts(corpora: list[Corpus]) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A pair of languages of a run, and how its rows are encoded.
+    """Language pair of a run and the encoding of its rows.
 
     Attributes:
-        name: As en-fr; "" where the run has but one.
-        target_lang: As it was given; None where columns are named instead.
-        corpus: Its rows.
-        tokenizer: Set to its languages.
-        prefix: Put before every source; None where nothing is.
+        name: For example en-fr; "" if the run has a single pair.
+        target_lang: As given; None where columns are named instead.
+        corpus: Rows of the pair.
+        tokenizer: Set to the languages of the pair.
+        prefix: Prepended to every source; None for nothing.
     """
 
     name: str
@@ -98,18 +98,17 @@ class Pair:
 def resolve_pairs(
     config: Config, corpora: list[Corpus], tokenizer: PreTrainedTokenizerBase, runtime: Runtime
 ) -> tuple[list[Pair], Config]:
-    """Find how each pair is encoded; of a single one the prefix goes into the configuration. Collective.
+    """Resolve the tokenizer and prefix of each pair; of a single one the prefix goes into the config. Collective.
 
     Raises:
-        UserError: a language that the tokenizer does not have; several target languages for a model that cannot be told
-            which is wanted.
+        UserError: for a language unknown to the tokenizer, or several target languages for a model of one.
     """
     data = config.data
     model_config = runtime.one_first(lambda: load_config(config.model, tokenizer))
     if len({target for _, target in data.languages}) > 1 and not can_tell_pairs_apart(model_config, tokenizer):
         raise UserError(
-            f"--pairs {data.pairs}: this {model_config.model_type} cannot be told which language is wanted; give "
-            "mBART, M2M100, NLLB, mT5, a multilingual Marian, or train from scratch with --train_tokenizer"
+            f"--pairs {data.pairs}: this {model_config.model_type} model has one target language. Give an mBART, "
+            "M2M100, NLLB, mT5 or multilingual Marian model, or train from scratch with --train_tokenizer."
         )
     pairs = []
     for (source_lang, target_lang), corpus in zip(data.languages, corpora, strict=True):
@@ -132,7 +131,7 @@ def resolve_pairs(
 
 
 def _described(pair: Pair, *, is_given: bool) -> str:
-    """Say what is chosen for a pair: the tokenizer's own codes, and what is put before every source."""
+    """Describe the encoding of a pair: the tokenizer's language codes and the prefix."""
     parts = []
     if hasattr(pair.tokenizer, "src_lang") and hasattr(pair.tokenizer, "tgt_lang"):
         parts.append(f"languages {pair.tokenizer.src_lang} to {pair.tokenizer.tgt_lang}")
@@ -144,7 +143,7 @@ def _described(pair: Pair, *, is_given: bool) -> str:
 def encode_corpus(
     config: Config, pairs: list[Pair], runtime: Runtime
 ) -> tuple[Dataset, Encoded, EvaluationSet, EvaluationSet | None, dict[str, Any]]:
-    """Tokenise every split, once a machine, and count what was cut or left out for its length.
+    """Tokenize every split, once a machine; count truncated and dropped rows.
 
     Collective.
 
@@ -210,7 +209,7 @@ def _encode_pair(config: Config, pair: Pair, runtime: Runtime) -> tuple[Split, S
 
 
 def _join(splits: list[Split]) -> Split:
-    """Put the rows of all pairs after one another."""
+    """Concatenate the rows of all pairs."""
     if len(splits) == 1:
         return splits[0]
     encoded = [one for _, one in splits]
@@ -245,7 +244,7 @@ def _evaluation_set(name: str, pairs: list[Pair], splits: list[Split]) -> Evalua
 
 
 def _merged(pairs: list[Pair], reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """One report of all pairs, shaped like that of one, and each pair's own under "pairs"."""
+    """Merge the reports of all pairs; each pair's report is kept under "pairs"."""
     counts: dict[str, Any] = {}
     for report in reports:
         for split, of_pair in report["counts"].items():
@@ -271,12 +270,14 @@ def _sum(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def drop_long(rows: Dataset, encoded: Encoded, report: dict[str, Any], *, is_wanted: bool) -> tuple[Dataset, Encoded]:
-    """Leave over-long training rows out where --drop_long is given, and count them."""
+    """Drop and count training rows that are too long where --drop_long is given."""
     if not is_wanted or not encoded.is_long.any():
         return rows, encoded
     kept = np.flatnonzero(~encoded.is_long)
     if len(kept) == 0:
-        raise UserError("--drop_long: every row is over --max_source_length or --max_target_length; raise them")
+        raise UserError(
+            "--drop_long: every row is longer than --max_source_length or --max_target_length. Raise these lengths."
+        )
     counts = report["counts"]["train"]
     counts["dropped"]["too_long"] = int(encoded.is_long.sum())
     counts["kept"] = len(kept)

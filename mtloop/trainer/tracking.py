@@ -1,6 +1,6 @@
-"""What a user sees and other programs read while a run goes on: bar, table, metrics.jsonl, trackers, curves.
+"""Show and record a run: progress bar, table, metrics.jsonl, trackers, curves.
 
-Writes on the main process only. Must not know models or data; it is handed numbers.
+Writes on the main process only. Must not know models or data.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GAIN_WIDTH = 33  # of a BLEU with its difference from the start
 
 @dataclass
 class Stopwatch:
-    """Seconds of training alone: whoever evaluates or saves calls skip() afterwards."""
+    """Measure seconds of training alone: call skip() after an evaluation or a save."""
 
     last: float = field(default_factory=time.perf_counter)
 
@@ -75,7 +75,7 @@ class Tracker:
     _has_header: bool = False
 
     def open_bar(self, step: int) -> None:
-        """Show the bar, from `step` on; where standard error is no terminal, log_update prints lines instead."""
+        """Show the bar, from `step` on; without a terminal on standard error log_update prints lines instead."""
         if self.runtime.is_main and sys.stderr.isatty():
             self._bar = tqdm(
                 total=self.total_steps, initial=step, unit="update", dynamic_ncols=True, smoothing=0.05, mininterval=0.5
@@ -119,9 +119,9 @@ class Tracker:
             }
             try:
                 self.runtime.accelerator.log(numbers, step=record["step"])
-            except Exception as error:  # whatever a tracker raises, training goes on without it
+            except Exception as error:  # trackers raise anything: train without it
                 self.uses_trackers = False
-                self.runtime.say(f"tracking stops, training goes on: {type(error).__name__}: {error}")
+                self.runtime.say(f"tracking failed, training continues: {type(error).__name__}: {error}")
 
     def _print_row(self, name: str, record: dict[str, Any], *, epoch: float) -> None:
         has_gain = "bleu_gain" in record
@@ -175,7 +175,9 @@ class Tracker:
                     record |= {"pair": pairs[number]} if pairs else {}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
-            raise RunFailed(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise RunFailed(
+                f"{path}: cannot be written ({error.strerror or error}). Free disk space and run the same command."
+            ) from error
 
     def close_bar(self) -> None:
         if self._bar is not None:
@@ -190,7 +192,7 @@ class Tracker:
             from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the notebook we may run in
         except ImportError:
             return
-        # A loss that was not finite stands as null: one would spoil the running mean of all that follow.
+        # A loss that is not finite is stored as null: one would spoil the running mean of all that follow.
         updates = updates_of(records)
         evaluations = [record for record in evaluations_of(records) if record["eval_loss"] is not None]
         figure = Figure(figsize=(11, 4), layout="constrained")
@@ -214,7 +216,7 @@ class Tracker:
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last twentieth of all values: at least 1, at most 20, or the curve lags behind what it shows."""
+    """Return the mean over the last twentieth of all values: at least 1, at most 20 of them, so that it lags little."""
     window = min(20, max(1, len(values) // 20))
     sums = np.cumsum(np.insert(values, 0, 0.0))
     ends = np.arange(1, len(values) + 1)

@@ -87,7 +87,7 @@ def test_a_rank_that_fails_alone_ends_the_others(tmp_path, fault, flags, message
     assert (status["status"], status["exit_status"]) == ("failed", 1) and message in status["message"]
     (line,) = errors_of(done)  # of rank 0, which has lost its peer
     assert line.startswith("mtloop: error: process 0: another process of the run")
-    assert "the same command goes on from the newest checkpoint" in line
+    assert "Run the same command: it resumes from the newest checkpoint" in line
     if fault == "die":
         assert_goes_on(tmp_path, 20)
 
@@ -109,7 +109,7 @@ def test_no_number_on_one_rank_changes_the_weights_of_none(tmp_path):
     done, status = fail(tmp_path, "nan")
     assert len(digests(tmp_path)) == 1  # of both ranks, before and after
     (line,) = errors_of(done)
-    assert "step 5: the gradient norm is nan, the weights are left as they were; " in line
+    assert "step 5: the gradient norm is nan, the weights are unchanged; " in line
     assert "rows of the training data, the first: " in line and "--skip_nonfinite" in line
     assert (status["status"], status["exit_status"]) == ("failed", 1)
     assert [(tmp_path / "signs" / f"status_{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
@@ -120,7 +120,7 @@ def test_no_number_is_tolerated_as_often_as_asked(tmp_path):
     done, status = fail(tmp_path, "nan", "--skip_nonfinite", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(digests(tmp_path)) == 1
-    assert "step 5: the gradient norm is nan, the weights are left as they were" in done.stdout
+    assert "step 5: the gradient norm is nan, the weights are unchanged" in done.stdout
     assert status["status"] == "finished"
 
 
@@ -131,7 +131,7 @@ def test_memory_that_gives_out_on_one_rank_halves_the_budget_on_all(tmp_path):
     done, status = fail(tmp_path, "memory", *flags)
     assert done.returncode == 0 and status["status"] == "finished", done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if "out of memory" in line]
-    assert lines[0].startswith("step 21: out of memory; --max_tokens_per_micro_batch is 2,048 from here on, not 4,096")
+    assert lines[0].startswith("step 21: out of memory; continuing with --max_tokens_per_micro_batch 2,048 (was 4,096)")
     plain = run(start_command("train.py", *FLAGS, *flags, "--output_dir", tmp_path / "plain", num_processes=2))
     assert plain.returncode == 0, plain.stderr[-3000:]
     losses = []

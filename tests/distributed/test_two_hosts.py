@@ -203,8 +203,8 @@ def test_a_cut_cable_ends_both_machines_and_the_same_command_goes_on(hosts, tmp_
     for rank, host in enumerate(hosts):
         (error,) = host.errors()
         assert error == (
-            f"mtloop: error: process {rank}: another process of the run did not answer within --process_timeout; the "
-            "same command goes on from the newest checkpoint"
+            f"mtloop: error: process {rank}: another process of the run did not answer within --process_timeout. Run "
+            "the same command: it resumes from the newest checkpoint."
         )
     status = json.loads((folder / "status.json").read_text())
     assert (status["status"], status["exit_status"]) == ("failed", 1)
@@ -222,7 +222,7 @@ def test_a_folder_that_is_not_the_same_on_both_is_refused(hosts):
     assert wait_for_end(hosts, start(hosts, "--max_train_steps", "2", "--output_dir", "runs/mine"), 90) == [1, 1]
     (error,) = hosts[0].errors()
     assert error.startswith("mtloop: error: --output_dir runs/mine: process 1 on ")
-    assert str(hosts[1].home / "runs" / "mine") in error and error.endswith("a folder that all machines share")
+    assert str(hosts[1].home / "runs" / "mine") in error and error.endswith("a folder that all machines share.")
     assert hosts[1].errors() == []
     assert not list((hosts[0].home / "runs" / "mine").glob(".tmp-*"))
     assert not (hosts[1].home / "runs").exists()
@@ -237,6 +237,6 @@ def test_machines_that_cannot_reach_each_other_say_what_to_look_at(hosts, tmp_pa
     for rank, host in enumerate(hosts):
         (error,) = host.errors()
         assert error.startswith(
-            f"mtloop: error: process {rank}: the processes of the run did not meet at 10.0.0.1 port"
+            f"mtloop: error: process {rank}: the processes of the run could not connect at 10.0.0.1 port"
         )
-        assert error.endswith("network interface lo: GLOO_SOCKET_IFNAME chooses another")
+        assert error.endswith("network interface lo; GLOO_SOCKET_IFNAME selects another.")

@@ -282,7 +282,7 @@ def test_other_data_than_the_checkpoint_of_the_hub_was_trained_on_are_refused(se
     flags = ["--resume_from_checkpoint", f"hub:{REPO}", "--max_train_samples", "200"]
     second = Training(server, tmp_path / "elsewhere", *flags, push=[])
     assert second.end() == 2
-    assert "it was trained on other data" in second.output and "--allow_changed" in second.output
+    assert "it was trained with other data" in second.output and "--allow_changed" in second.output
 
 
 def test_a_token_that_may_not_write_is_refused_before_anything_is_loaded(server, tmp_path):

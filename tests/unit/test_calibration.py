@@ -198,5 +198,5 @@ def test_a_number_that_is_given_holds_whatever_was_found(new_run, monkeypatch):
 
 
 def test_auto_needs_shapes_that_may_change(new_run):
-    with pytest.raises(UserError, match="--max_tokens_per_micro_batch auto: with --pad_to buckets"):
+    with pytest.raises(UserError, match="--max_tokens_per_micro_batch: expected a number with --pad_to buckets"):
         new_run(max_tokens_per_micro_batch="auto", pad_to="buckets")

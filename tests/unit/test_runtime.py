@@ -113,11 +113,15 @@ def test_auto_on_a_processor_is_fp32_until_the_trainer_has_measured(fresh_accele
     ("environment", "flags", "words"),
     [
         ({"ACCELERATE_USE_FSDP": "true"}, {}, ["fsdp", "multi_cpu.yaml", "--shard_model"]),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {"shard_model": True}, ["fsdp_version 1", "give 2"]),
-        ({}, {"shard_model": True, "mixed_precision": "fp16"}, ["--mixed_precision fp16", "bf16"]),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"},
+            {"shard_model": True},
+            ["fsdp_version 1", "Set it to 2"],
+        ),
+        ({}, {"shard_model": True, "mixed_precision": "fp16"}, ["--mixed_precision: ", "(got fp16)", "bf16"]),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["deepspeed", "multi_cpu.yaml", "--shard_model"]),
-        ({"WORLD_SIZE": "2"}, {}, ["WORLD_SIZE is 2", "accelerate launch"]),
-        ({}, {"expect_processes": 2}, ["--expect_processes 2", "started 1", "--num_processes"]),
+        ({"WORLD_SIZE": "2"}, {}, ["WORLD_SIZE: set to 2", "accelerate launch"]),
+        ({}, {"expect_processes": 2}, ["--expect_processes: the launch started 1", "(expected 2)", "--num_processes"]),
     ],
 )
 def test_a_launch_that_cannot_be_meant_is_refused_in_one_line(fresh_accelerate, monkeypatch, environment, flags, words):
@@ -139,7 +143,7 @@ def test_a_world_that_accelerate_does_not_see_is_refused(runtime, monkeypatch):
     # As in the launches where every process believes it is alone: accelerate's state says 1, the environment 2.
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(UserError, match=r"^WORLD_SIZE is 2 but accelerate runs 1 process"):
+    with pytest.raises(UserError, match=r"^WORLD_SIZE: set to 2, but accelerate runs 1 process"):
         start()
 
 
@@ -168,7 +172,9 @@ def test_description_is_one_line_and_says_what_the_launch_file_could_not_have(fr
     assert start(mixed_precision="no").describe() == f"{text} fp32"
     assert start(mixed_precision="auto").describe() == f"{text} to be measured"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # what single_gpu.yaml comes to
-    assert start(mixed_precision="no").describe() == f"{text} fp32 · the launch file asks for a GPU, none is here"
+    assert (
+        start(mixed_precision="no").describe() == f"{text} fp32 · the launch file asks for a GPU, but none is available"
+    )
 
 
 def test_deterministic_algorithms_are_asked_for_until_the_end_of_the_run(fresh_accelerate, monkeypatch):
@@ -179,7 +185,9 @@ def test_deterministic_algorithms_are_asked_for_until_the_end_of_the_run(fresh_a
     with pytest.raises(RuntimeError) as caught:
         torch.empty(3).put_(torch.tensor([0]), torch.ones(1))
     failure = explain(caught.value)
-    assert str(failure) == "--deterministic: put_ does not have a deterministic implementation; leave it out"
+    assert (
+        str(failure) == "--deterministic: put_ does not have a deterministic implementation. Leave out --deterministic."
+    )
     runtime.close()
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -429,7 +437,7 @@ def test_a_tracker_that_cannot_be_closed_does_not_fail_a_run_that_is_over(runtim
     runtime.accelerator.trackers = [BrokenTracker()]
     runtime.close()
     runtime.accelerator.trackers = []
-    assert "tracking did not end well: ConnectionError: the service is away" in capsys.readouterr().out
+    assert "the tracker could not be closed: ConnectionError: the service is away" in capsys.readouterr().out
 
 
 def test_avoid_planned_attention_leaves_the_other_kernels():

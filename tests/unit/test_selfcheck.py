@@ -139,7 +139,7 @@ def test_the_kill_falls_within_an_epoch(updates_per_epoch):
 def test_the_estimate_adds_up():
     text = estimate({"start": 10, "update": 0.5, "evaluation": 4, "num_ranks": 2})
     # 4 * 10 + (62 + 80) * 0.5 + 5 * 4 = 131 s
-    assert text.startswith("this takes about 2 min: 4 starts of 10 s, some 142 updates of 0.50 s, 5 evaluations")
+    assert text.startswith("this takes about 2 min: 4 starts of 10 s, about 142 updates of 0.50 s, 5 evaluations")
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def test_a_folder_that_a_process_does_not_share_is_refused(tmp_path, found):
     with pytest.raises(UserError) as caught:
         await_word(tmp_path / "probe", "word", rank=1, wait_s=0.2)
     message = str(caught.value)
-    assert message.startswith(f"--output_dir {tmp_path}: process 1 on {socket.gethostname()} does not see there")
-    assert message.endswith("give the absolute path of a folder that all machines share") and "\n" not in message
+    assert message.startswith(f"--output_dir {tmp_path}: process 1 on {socket.gethostname()} cannot read the files")
+    assert message.endswith("Give the absolute path of a folder that all machines share.") and "\n" not in message
 
 
 # the budget
@@ -209,7 +209,7 @@ def test_a_tracker_that_is_not_installed_is_named(fresh_accelerate, tmp_path, ca
         pytest.skip("aim is installed here")
     runtime = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1), project_dir=str(tmp_path), report_to="aim")
     assert not start_trackers(config_of(with_tracking=True, report_to="aim"), runtime)
-    assert "tracking is off: --report_to aim: no such tracker is installed" in capsys.readouterr().out
+    assert "tracking is off: --report_to aim: this tracker is not installed" in capsys.readouterr().out
 
 
 def test_without_the_flag_there_is_no_tracker(runtime, capsys):
@@ -222,7 +222,7 @@ def test_without_the_flag_there_is_no_tracker(runtime, capsys):
 
 def test_a_model_that_cannot_tell_pairs_apart_is_refused(new_run):
     flags = {"source_lang": None, "target_lang": None}
-    with pytest.raises(UserError, match="--pairs en-fr,fr-en: this marian cannot be told which language is wanted"):
+    with pytest.raises(UserError, match="--pairs en-fr,fr-en: this marian model has one target language"):
         new_run(**flags, pairs="en-fr,fr-en")
     many_to_one = new_run("one", **flags, pairs="en-fr,English-fr")  # one target needs no telling
     assert len(many_to_one.loader.encoded) == 2 * 54 and many_to_one.config.data.source_prefix is None

@@ -267,7 +267,9 @@ def test_a_tracker_that_fails_is_left_alone_and_training_goes_on(runtime, tmp_pa
     # Numbers alone, and the step once.
     assert failing.logged[0][1] == {name: value for name, value in update(1).items() if name != "step"}
     assert [record["step"] for record in strict_records(tracker)] == [1, 2, 3]
-    assert capsys.readouterr().out.count("tracking stops, training goes on: ConnectionError: the service is away") == 1
+    assert (
+        capsys.readouterr().out.count("tracking failed, training continues: ConnectionError: the service is away") == 1
+    )
 
 
 def test_tensorboard_files_hold_what_was_logged(fresh_accelerate, tmp_path):

@@ -138,7 +138,7 @@ def test_the_stored_configuration_starts_the_same_run_elsewhere(finished, tmp_pa
         ({"vocab_size": 100}, "--vocab_size: 100: give a multiple of 8"),
         ({"vocab_size": 8000}, "--vocab_size"),
         ({"learning_rat": 1}, "--learning_rat: no such flag, did you mean --learning_rate?"),
-        ({"expect_processes": 3}, "--expect_processes 3"),
+        ({"expect_processes": 3}, "--expect_processes: the launch started 1 process(es) (expected 3)"),
         ({"max_source_length": 5000, "config_name": "nowhere", "model_size": None}, "--config_name nowhere"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"no_such": 1}'}, "--lr_scheduler"),
     ],
@@ -212,7 +212,7 @@ def test_the_command_line_is_read_only_where_it_is_ours(program, is_ours, capsys
     assert main() == 2
     message = capsys.readouterr().err
     assert ("--no_such_flag_at_all: no such flag" in message) == is_ours
-    assert ("WORLD_SIZE is 2" in message) != is_ours
+    assert ("WORLD_SIZE: set to 2" in message) != is_ours
 
 
 def test_arguments_that_are_handed_in_win_over_the_command_line(capsys, monkeypatch):
@@ -229,7 +229,7 @@ def test_a_finished_run_is_made_longer_with_allow_changed(pairs_path, tmp_path, 
     assert main(longer) == 2
     assert "--max_train_steps: 4 in the run folder, 6 asked" in capsys.readouterr().err
     assert main({**longer, "allow_changed": True}) == 0
-    assert "goes on changed from step 4" in capsys.readouterr().out
+    assert "continuing from step 4 with changed settings" in capsys.readouterr().out
     assert [line["step"] for line in metrics_of(folder) if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert status_of(folder)["step"] == 6
     assert main(longer) == 0 and "nothing to do" in capsys.readouterr().out

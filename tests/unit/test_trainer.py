@@ -644,8 +644,8 @@ def test_changed_data_is_refused_or_let_through_and_the_epoch_begins_again(new_r
     capsys.readouterr()
     train(run)
     output = capsys.readouterr().out
-    assert "the updates of an epoch have changed: epoch 1 begins again" in output
-    assert "goes on changed from step 2: --max_train_steps" in output
+    assert "the updates of an epoch have changed: restarting epoch 1" in output
+    assert "continuing from step 2 with changed settings: --max_train_steps" in output
     assert (run.state.step, run.state.epoch, run.state.cursor) == (8, 2, 0)  # 6 updates of 3 an epoch
     (change,) = run.folder.run_record["changes"]
     assert [line.split(" (")[0] for line in change["changed"]][1:] == ["the source of train has changed"]
@@ -661,10 +661,10 @@ def test_a_checkpoint_of_another_run_is_taken_if_its_data_are_the_same(new_run, 
     asked = {"resume_from_checkpoint": str(other.folder.checkpoints_dir / "step_3"), "max_train_steps": 5}
     run = new_run("mine", **asked)
     train(run)
-    assert "the checkpoint is of another run" in capsys.readouterr().out and run.state.step == 5
+    assert "the checkpoint belongs to another run" in capsys.readouterr().out and run.state.step == 5
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"data": json.loads(pairs_path.read_text())["data"][:40]}))
-    with pytest.raises(UserError, match="--resume_from_checkpoint .*step_3: it was trained on other data"):
+    with pytest.raises(UserError, match="--resume_from_checkpoint .*step_3: it was trained with other data"):
         train(new_run("third", **asked, train_file=path))
     train(new_run("fourth", **asked, train_file=path, allow_changed=True))
 
@@ -678,7 +678,7 @@ def test_a_run_begun_with_other_updates_is_refused(new_run):
     record = read_manifest(path)
     del record["plan_version"]
     write_manifest(path, record)
-    with pytest.raises(UserError, match=r"--output_dir .*old: .*drew other updates; give a new --output_dir") as caught:
+    with pytest.raises(UserError, match=r"--output_dir .*old: .*drew other updates. Give a new --output_dir") as caught:
         train(new_run("old", **flags))
     assert "\n" not in str(caught.value)
 
