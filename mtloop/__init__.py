@@ -13,11 +13,22 @@ __all__ = ["Translator", "main"]
 __version__ = "0.1.0"  # the only place: pyproject.toml and --version read it
 
 
-def main(config: Any = None) -> int:
-    """Train as the configuration says, and return the exit status (mtloop.cli.commands.train.main)."""
+def main(config: Any = None, metrics: Any = ()) -> int:
+    """Train with this configuration, or run the command that the first word of a list names; return the exit status.
+
+    Args:
+        config: As in mtloop.cli.commands.train.main, or a list such as ["evaluate", "--model", "runs/mine"].
+        metrics: Functions of the user's that score translations, as in mtloop.cli.commands.train.main.
+    """
+    if isinstance(config, (list, tuple)) and config:
+        from mtloop.cli.main import command_files
+        from mtloop.cli.main import main as run_command
+
+        if config[0] in command_files():
+            return run_command(config, metrics)
     from mtloop.cli.commands.train import main as train
 
-    return train(config)
+    return train(config, metrics)
 
 
 def program() -> str:

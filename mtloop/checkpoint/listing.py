@@ -14,7 +14,6 @@ from mtloop.run_folder import RunFolder
 
 NEWEST = (None, "latest", "True", "true")
 HUB = "hub:"
-METRICS = ("bleu", "chrf", "eval_loss")
 
 
 def list_checkpoints(folder: RunFolder) -> list[tuple[int, Path]]:
@@ -169,7 +168,7 @@ def choose_last(folder: RunFolder, number: int) -> list[Path]:
     return (ends if len(ends) >= number else existing)[-number:]
 
 
-def choose_best(folder: RunFolder, number: int, metric: str) -> list[Path]:
+def choose_best(folder: RunFolder, number: int, metric: str, *, is_greater_better: bool) -> list[Path]:
     """Choose the checkpoints with the best scores during training, in the order of their steps; of equals the later.
 
     Raises:
@@ -178,7 +177,7 @@ def choose_best(folder: RunFolder, number: int, metric: str) -> list[Path]:
     scores = folder.metrics.scores(metric)
     scored = [(step, path) for step, path in list_checkpoints(folder) if step in scores]
     _check_enough("--best", number, [path for _, path in scored], f"evaluated checkpoints in {folder.checkpoints_dir}")
-    sign = -1 if metric == "eval_loss" else 1
+    sign = 1 if is_greater_better else -1
     best = sorted(scored, key=lambda one: (sign * scores[one[0]], one[0]))[-number:]
     return [path for _, path in sorted(best)]
 

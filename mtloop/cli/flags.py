@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mtloop.config.fields import separate
 from mtloop.config.training import HardwareConfig
 from mtloop.errors import UserError
+from mtloop.evaluation.metrics import METRICS, Metric
+from mtloop.evaluation.selection import choose_metrics
 
 if TYPE_CHECKING:
     from mtloop.runtime.ranks import Runtime
@@ -23,6 +26,26 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--use_cpu", action="store_true", help="although an accelerator is present")
     add("--cpu_threads", type=int, metavar="N", help="CPU threads a process (none: the cores shared out)")
     add("--trust_remote_code", action="store_true", help="run code that the model's repository brings along")
+
+
+def add_metrics_flag(parser: argparse.ArgumentParser, *default: str) -> None:
+    """Add which scores are computed."""
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=list(default),
+        metavar="NAME",
+        help=f"scores of the translations, of {', '.join(METRICS)} ({' '.join(default)})",
+    )
+
+
+def chosen_metrics(given: argparse.Namespace) -> tuple[Metric, ...]:
+    """Return the metrics of --metrics, and those that were passed to main().
+
+    Raises:
+        UserError: naming the flag.
+    """
+    return choose_metrics(separate(given.metrics), given.functions)
 
 
 def check_counts(given: argparse.Namespace, *names: str) -> None:

@@ -24,22 +24,28 @@ from mtloop.errors import UserError
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
+    from mtloop.evaluation.selection import Functions
+
 COMMANDS = "mtloop.cli.commands"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, metrics: Functions = ()) -> int:
     """Run the command that the first word names.
+
+    Args:
+        argv: The words; None for those of the command line.
+        metrics: Functions of the user's that score translations, as in mtloop.main.
 
     Returns:
         Its exit status: 0 done; 1 it failed; 2 a mistake of the user, in one line; 130 Ctrl-C; others as it says.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    return reported(lambda: _run(words))
+    return reported(lambda: _run(words, metrics))
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], functions: Functions) -> int:
     prog = mtloop.program()
-    commands = _commands()
+    commands = command_files()
     if not words or words[0].startswith("-"):
         return _describe(prog, commands, words)
     name, *rest = words
@@ -50,10 +56,13 @@ def _run(words: list[str]) -> int:
     command = importlib.import_module(f"{COMMANDS}.{name}")
     try:
         if hasattr(command, "parse"):
-            return command.run(command.parse(rest)) or 0
-        parser = Parser(prog=f"{prog} {name}", description=command.__doc__, allow_abbrev=False)
-        command.add_flags(parser)
-        return command.run(parser.parse(rest)) or 0
+            given = command.parse(rest)
+        else:
+            parser = Parser(prog=f"{prog} {name}", description=command.__doc__, allow_abbrev=False)
+            command.add_flags(parser)
+            given = parser.parse(rest)
+        given.functions = functions
+        return command.run(given) or 0
     except SystemExit as error:  # --help
         if isinstance(error.code, str):
             raise
@@ -73,7 +82,7 @@ def _takes_output() -> bool:
     return True
 
 
-def _commands() -> dict[str, Traversable]:
+def command_files() -> dict[str, Traversable]:
     """Return the file of each command by its name."""
     modules = (file for file in files(COMMANDS).iterdir() if file.name.endswith(".py") and file.name[0] != "_")
     return {file.name[: -len(".py")]: file for file in sorted(modules, key=lambda file: file.name)}

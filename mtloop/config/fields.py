@@ -113,6 +113,17 @@ def files(value: Any) -> str:
     return "" if is_list and not any(not_empty(item) for item in value) else "give one file or more"
 
 
+def names(value: Any) -> str:
+    """Accept a list of at least one name; an item may be several with commas between."""
+    is_list = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    return "" if is_list and separate(value) else "give one name or more, with commas or spaces between"
+
+
+def separate(items: list[str]) -> list[str]:
+    """Split each item at its commas."""
+    return [name.strip() for item in items for name in item.split(",") if name.strip()]
+
+
 def choices_of(hint: Any) -> tuple[Any, ...]:
     """Return the values that a `Literal[...]` or `Literal[...] | None` admits, () for any other type."""
     for part in (hint, *get_args(hint)):

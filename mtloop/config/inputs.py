@@ -13,7 +13,9 @@ from mtloop.config.fields import (
     between_zero_and_one,
     files,
     multiple_of_eight,
+    names,
     not_empty,
+    separate,
     setting,
 )
 from mtloop.errors import FieldError
@@ -211,16 +213,6 @@ PARTS = ("encoder", "decoder", "embeddings")
 ALL_LINEAR = "all-linear"
 
 
-def names(value: Any) -> str:
-    """Accept a list of at least one name; an item may be several with commas between."""
-    is_list = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-    return "" if is_list and _separate(value) else "give one name or more, with commas or spaces between"
-
-
-def _separate(items: list[str]) -> list[str]:
-    return [name.strip() for item in items for name in item.split(",") if name.strip()]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig(Group):
     """What of the model is trained."""
@@ -257,7 +249,7 @@ class TuningConfig(Group):
         super().__post_init__()
         for name in ("freeze", "lora_target_modules"):
             if value := getattr(self, name):
-                object.__setattr__(self, name, list(dict.fromkeys(_separate(value))))
+                object.__setattr__(self, name, list(dict.fromkeys(separate(value))))
         for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
             if getattr(self, name) and not self.lora_rank:
                 raise FieldError(name, f"{_shown(getattr(self, name))}: only with --lora_rank N")

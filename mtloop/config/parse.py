@@ -28,7 +28,7 @@ VERSION_LINE = f"mtloop {mtloop.__version__}"
 FLAG = re.compile(r"--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 UNSET = object()
 
-LIST_FIELDS = frozenset({"train_file", "validation_file", "test_file", "freeze", "lora_target_modules"})
+LIST_FIELDS = frozenset({"train_file", "validation_file", "test_file", "freeze", "lora_target_modules", "metrics"})
 # One of these families says how large an update is; a flag of one replaces a recipe's of another.
 BUDGET_FAMILIES = (
     ("tokens_per_update",),

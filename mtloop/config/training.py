@@ -11,8 +11,10 @@ from mtloop.config.fields import (
     at_least_or_auto,
     below_one,
     between,
+    names,
     not_empty,
     number_or_auto,
+    separate,
     setting,
     zero_or_more,
     zero_to_inf,
@@ -220,8 +222,14 @@ class EvaluationConfig(Group):
     eval_engine: Literal["generate", "ctranslate2"] = setting(
         "generate", "translates in evaluations: generate(), or CTranslate2 on a converted copy (faster; its package)"
     )
-    metric_for_best_model: Literal["bleu", "chrf", "eval_loss"] = setting(
-        "bleu", "score that picks the best checkpoint", same_run=True
+    metrics: list[str] | None = setting(
+        None, "scores of the translations; `mtloop evaluate --help` lists them (none: bleu chrf)", check=names
+    )
+    metric_for_best_model: str = setting(
+        "bleu",
+        "score that selects the best checkpoint: one of --metrics, or eval_loss",
+        same_run=True,
+        check=not_empty,
     )
     early_stopping_patience: int | None = setting(
         None, "evaluations without a better score before the run stops (none: never)", check=at_least(1)
@@ -234,6 +242,8 @@ class EvaluationConfig(Group):
     def __post_init__(self) -> None:
         """Refuse two ways to end, and what the engine does not have."""
         super().__post_init__()
+        if self.metrics is not None:
+            object.__setattr__(self, "metrics", list(dict.fromkeys(separate(self.metrics))))
         if self.eval_engine == "ctranslate2" and self.max_length_ratio is not None:
             raise FieldError("eval_engine", "ctranslate2: --max_length_ratio is of generate alone; leave one out")
         if self.average_last is not None and self.load_best_model_at_end:

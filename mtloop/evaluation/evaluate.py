@@ -18,7 +18,19 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching.division import MicroBatch, plan_evaluation, plan_static_evaluation
-from mtloop.evaluation.scores import QUICK_METRICS, Scores, Tally, mean_scores, scores_of, tally
+from mtloop.evaluation.metrics import (
+    DEFAULT_METRICS,
+    LOSS,
+    METRICS,
+    Counted,
+    Metric,
+    Score,
+    Texts,
+    mean_scores,
+    scores_of,
+    tally,
+)
+from mtloop.evaluation.selection import check_best_metric
 from mtloop.generation.engine import Engine
 from mtloop.generation.generate import deal_batches
 from mtloop.model.loss import batch_loss_sum
@@ -96,45 +108,59 @@ class Report:
     Attributes:
         loss_per_token: Cross-entropy in nats per target token, unsmoothed; None where it was not asked for.
         perplexity: exp of it; likewise.
-        scores: BLEU, chrF and their signatures; of several pairs the mean.
-        pair_scores: Those of each pair by name; {} where there is one.
+        scores: By the metric's name; of several pairs the mean.
+        pair_scores: The scores of each pair, by the pair's name; {} if there is one pair.
         num_sentences: Rows translated, each once.
         time_s: Seconds of the whole evaluation.
         sentences_per_s: Rows over the seconds spent translating.
         hypotheses: By row; on the main process only, empty elsewhere.
-        counted: What the scores are made of, to be resampled: by the pair's name, "" where there is one; on the main
-            process only, {} elsewhere.
+        counted: Scores with their statistics, to be resampled: by the pair's name, "" if there is one pair, and the
+            metric's; on the main process only, {} elsewhere.
     """
 
     loss_per_token: float | None
     perplexity: float | None
-    scores: Scores
+    scores: dict[str, Score]
     num_sentences: int
     time_s: float
     sentences_per_s: float
     hypotheses: list[str]
-    pair_scores: dict[str, Scores] = field(default_factory=dict)
-    counted: dict[str, Tally] = field(default_factory=dict)
+    pair_scores: dict[str, dict[str, Score]] = field(default_factory=dict)
+    counted: dict[str, dict[str, Counted]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
-        """The entries of a metrics line."""
+        """Return the entries of a metrics line; `user_metrics` holds the direction of each metric of the user's."""
+        scores: dict[str, Any] = {}
+        for name, score in self.scores.items():
+            scores[name] = score.value
+            if score.signature:
+                scores[f"{name}_signature"] = score.signature
+        own = {name: score.greater_is_better for name, score in self.scores.items() if name not in METRICS}
         return {
             "eval_loss": self.loss_per_token,
             "perplexity": self.perplexity,
-            "bleu": self.scores.bleu,
-            "bleu_signature": self.scores.bleu_signature,
-            "chrf": self.scores.chrf,
-            "chrf_signature": self.scores.chrf_signature,
+            **scores,
             "num_sentences": self.num_sentences,
             "eval_time_s": self.time_s,
             "sentences_per_s": self.sentences_per_s,
-            **{f"bleu_{name}": scores.bleu for name, scores in self.pair_scores.items()},
-            **{f"chrf_{name}": scores.chrf for name, scores in self.pair_scores.items()},
+            **{
+                f"{name}_{pair}": of_pair[name].value
+                for name in self.scores
+                for pair, of_pair in self.pair_scores.items()
+            },
+            **({"user_metrics": own} if own else {}),
         }
 
-    def score_of(self, metric: str) -> float:
-        """The number that `--metric_for_best_model` names."""
-        return float(self.metrics()[metric])
+    def best_score(self, metric: str) -> tuple[float, bool]:
+        """Return the value of `--metric_for_best_model`, and whether a greater one is better.
+
+        Raises:
+            UserError: naming the metrics that were computed.
+        """
+        if metric == LOSS and self.loss_per_token is not None:
+            return self.loss_per_token, False
+        check_best_metric(metric, list(self.scores))
+        return self.scores[metric].value, self.scores[metric].greater_is_better
 
 
 def evaluate(
@@ -146,7 +172,7 @@ def evaluate(
     max_tokens: int | None = None,
     target_lang: str | None,
     max_length_ratio: float | None = None,
-    metrics: Sequence[str] = QUICK_METRICS,
+    metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> Report:
     """Translate and score every row; compute the loss of a model on them too.
 
@@ -161,7 +187,7 @@ def evaluate(
         max_tokens: Padded source tokens of a batch at most; None for what default_max_tokens finds.
         target_lang: Chooses sacreBLEU's tokenizer for languages without spaces.
         max_length_ratio: As in generate_rows.
-        metrics: Names of what is counted.
+        metrics: Applied to the translations.
     """
     network = model if model is not None else getattr(engine, "network", None)
     was_training = network is not None and network.training
@@ -178,14 +204,14 @@ def evaluate(
     if network is not None:
         network.train(was_training)
 
-    def count_all() -> tuple[list[str], dict[str, Tally]]:
+    def count_all() -> tuple[list[str], dict[str, dict[str, Counted]]]:
         hypotheses = tokenizer.batch_decode([row.tolist() for row in pieces], skip_special_tokens=True)
         return hypotheses, count_pairs(data, hypotheses, target_lang, metrics=metrics)
 
     hypotheses: list[str] = []
     error = None
-    counted: dict[str, Tally] = {}
-    scores: dict[str, Scores] = {}
+    counted: dict[str, dict[str, Counted]] = {}
+    scores: dict[str, dict[str, Score]] = {}
     if runtime.is_main:
         try:
             hypotheses, counted = count_all()
@@ -239,16 +265,20 @@ def count_pairs(
     hypotheses: list[str],
     target_lang: str | None,
     *,
-    metrics: Sequence[str] = QUICK_METRICS,
-) -> dict[str, Tally]:
-    """Count what the metrics are made of for N hypotheses, by the pair's name; "" where there is one."""
-    references = data.rows["target"][:]
+    metrics: Sequence[Metric] = DEFAULT_METRICS,
+) -> dict[str, dict[str, Counted]]:
+    """Apply the metrics to N hypotheses: by the pair's name, "" if there is one pair, and the metric's."""
+    sources, references = data.rows["source"][:], data.rows["target"][:]
+
+    def count(rows: slice, language: str | None) -> dict[str, Counted]:
+        texts = Texts(
+            sources=sources[rows], hypotheses=hypotheses[rows], references=references[rows], target_lang=language
+        )
+        return tally(texts, metrics)
+
     if not data.parts:
-        return {"": tally(hypotheses, references, target_lang, names=metrics)}
-    return {
-        part.name: tally(hypotheses[part.rows], references[part.rows], part.target_lang, names=metrics)
-        for part in data.parts
-    }
+        return {"": count(slice(None), target_lang)}
+    return {part.name: count(part.rows, part.target_lang) for part in data.parts}
 
 
 def _translate(

@@ -17,11 +17,10 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from mtloop.evaluation.scores import sentence_chrf
-from mtloop.evaluation.significance import score_text
+from mtloop.evaluation.metrics import sentence_chrf
+from mtloop.evaluation.significance import p_value_texts, score_text
 from mtloop.evaluation.test_sets import Verdict
 
-METRICS = {"BLEU": "BLEU", "chrF2": "chrF", "TER": "TER, lower is better"}
 _MARKS = r"!-/:-@\[-`{-~«»“”‘’…。、，！？：；（）「」"
 _WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # kana and Chinese characters
 # Spaces, single marks, single characters of scripts without spaces, and the runs between: words.
@@ -102,26 +101,33 @@ def _head(verdicts: Sequence[Verdict], model: str, baseline: str | None) -> str:
             *(f"<dt>{what}</dt><dd>{html.escape(name)}</dd>" for what, name in names),
             '</dl>\n<div class="wide"><table>',
             f"<tr>{''.join(titles)}</tr>",
-            *(_score_row(verdict, metric) for verdict in verdicts for metric in METRICS),
+            *(_score_row(verdict, metric) for verdict in verdicts for metric in verdict.scores),
             f'</table></div>\n<p class="note">± is half of the 95 % confidence interval, by bootstrap. {marked}</p>',
             *(
-                f'<p class="note">{name} <code>{html.escape(interval.signature)}</code></p>'
-                for name, interval in verdicts[0].scores.items()
+                f'<p class="note">{interval.metric.label or interval.metric.title} '
+                f"<code>{html.escape(interval.signature)}</code></p>"
+                for interval in verdicts[0].scores.values()
+                if interval.signature
             ),
         ]
     )
 
 
-def _score_row(verdict: Verdict, metric: str) -> str:
-    found, others = verdict.scores[metric], verdict.baseline_scores
-    cells = [score_text(found.score, found.half_width)]
-    if others is not None:
-        other = others[metric]
-        chance = "too few rows" if found.p_value is None else f"{found.p_value:.3f}"
-        cells += [score_text(other.score, other.half_width), f"{found.score - other.score:+.2f}", chance]
+def _score_row(verdict: Verdict, name: str) -> str:
+    found = verdict.scores[name]
+    metric = found.metric
+    cells = [score_text(found.score, found.half_width, decimals=metric.decimals)]
+    if verdict.baseline_scores is not None:
+        other = verdict.baseline_scores[name]
+        cells += [
+            score_text(other.score, other.half_width, decimals=metric.decimals),
+            f"{verdict.gain(name):+.{metric.decimals}f}",
+            *(p_value_texts(found.half_width, found.p_value) or [""]),
+        ]
     first = ""
-    if metric == next(iter(METRICS)):
-        span = f'rowspan="{len(METRICS)}"'
-        name = html.escape(verdict.test_set.name)
-        first = f'<td class="name" {span}>{name}</td><td {span}>{len(verdict.hypotheses):,}</td>'
-    return f'<tr>{first}<td class="name">{METRICS[metric]}</td>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+    if name == next(iter(verdict.scores)):
+        span = f'rowspan="{len(verdict.scores)}"'
+        set_name = html.escape(verdict.test_set.name)
+        first = f'<td class="name" {span}>{set_name}</td><td {span}>{len(verdict.hypotheses):,}</td>'
+    title = html.escape(metric.title + ("" if metric.greater_is_better else ", lower is better"))
+    return f'<tr>{first}<td class="name">{title}</td>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datasets import Dataset
 
 from mtloop.evaluation.evaluate import EvaluationSet, Report, evaluate
-from mtloop.evaluation.scores import QUICK_METRICS
+from mtloop.evaluation.metrics import DEFAULT_METRICS, Metric
 from mtloop.evaluation.significance import Interval, score_text
 from mtloop.generation.engine import Engine
 from mtloop.runtime.ranks import Runtime
@@ -60,7 +60,9 @@ class ScoredModel:
     max_tokens: int
     max_length_ratio: float | None = None
 
-    def evaluate(self, test_set: TestSet, *, metrics: Sequence[str] = QUICK_METRICS, few: int | None = None) -> Report:
+    def evaluate(
+        self, test_set: TestSet, *, metrics: Sequence[Metric] = DEFAULT_METRICS, few: int | None = None
+    ) -> Report:
         """Translate and score a test set, or its first rows, in its own languages. Collective."""
         engine = self.engine
         if test_set.source_lang is not None:
@@ -105,9 +107,9 @@ class Verdict:
     Attributes:
         test_set: The rows.
         hypotheses: N translations of the model.
-        scores: By metric: BLEU, chrF2, TER.
-        baseline_hypotheses: Likewise of the baseline; None without one.
-        baseline_scores: Likewise.
+        scores: By the metric's name.
+        baseline_hypotheses: N translations of the baseline; None without one.
+        baseline_scores: By the metric's name; None without a baseline.
     """
 
     test_set: TestSet
@@ -116,8 +118,17 @@ class Verdict:
     baseline_hypotheses: list[str] | None = None
     baseline_scores: dict[str, Interval] | None = None
 
-    def text(self, metric: str) -> str:
-        """Write a score, with its difference from the baseline if there is one."""
-        found, others = self.scores[metric], self.baseline_scores
-        gain = None if others is None else found.score - others[metric].score
-        return score_text(found.score, found.half_width, gain=gain, p_value=found.p_value)
+    def gain(self, name: str) -> float | None:
+        """Return the difference from the baseline in a metric; None without one."""
+        return None if self.baseline_scores is None else self.scores[name].score - self.baseline_scores[name].score
+
+    def text(self, name: str) -> str:
+        """Format a score, with its difference from the baseline if there is one."""
+        found = self.scores[name]
+        return score_text(
+            found.score,
+            found.half_width,
+            gain=self.gain(name),
+            p_value=found.p_value,
+            decimals=found.metric.decimals,
+        )

@@ -24,6 +24,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from mtloop.atomic import read_json, read_json_lines
 from mtloop.config.inputs import split_revision
 from mtloop.config.settings import DEFAULTS, Config, flat, is_from_scratch
+from mtloop.evaluation.metrics import Metric, metrics_of
 from mtloop.evaluation.significance import recorded_text
 from mtloop.hub.parts import MAIN_BRANCH, Part, Target, lines_until, manifest_of
 from mtloop.languages import base_code, translation_task
@@ -32,8 +33,6 @@ from mtloop.run_folder import RunFolder
 
 NUM_EXAMPLES, NUM_WIDGETS = 10, 3
 MAX_EXAMPLE_LENGTH = 300
-TITLES = {"bleu": "BLEU", "chrf": "chrF"}
-SIGNATURE = "_signature"
 # Settings of one machine or of the push: they say nothing of how the model was trained.
 UNTOLD = {"output_dir", "overwrite_cache", "resume_from_checkpoint", "allow_changed", "preprocessing_num_workers"}
 FILE_SETTINGS = {"train_file", "validation_file", "test_file", "model_name_or_path", "tokenizer_name", "config_name"}
@@ -98,9 +97,10 @@ class Facts:
         return self.scores or self.epochs[-1][1]
 
     @property
-    def metrics(self) -> list[str]:
+    def metrics(self) -> list[Metric]:
         """Every metric that an evaluation of the run recorded."""
-        return list(dict.fromkeys(metric for line in evaluations_of(self.lines) for metric in metrics_of(line)))
+        found = {metric.name: metric for line in evaluations_of(self.lines) for metric in metrics_of(line)}
+        return list(found.values())
 
     @property
     def has_intervals(self) -> bool:
@@ -182,7 +182,6 @@ def render(facts: Facts) -> str:
         revision_argument="" if is_main else f', revision="{target.revision}"',
         is_from_scratch=is_from_scratch(facts.config),
         metrics_of=metrics_of,
-        title=title_of,
         number=number_text,
         score=recorded_text,
         cell=escape,
@@ -205,7 +204,7 @@ def _metadata(facts: Facts) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="translation",
         tags=["translation", "mtloop"],
-        metrics=facts.metrics or None,
+        metrics=[metric.name for metric in facts.metrics] or None,
         model_name=facts.target.repo_id.split("/")[-1],
         eval_results=_eval_results(facts) or None,
         widget=[{"text": facts.source_text(row)} for row in facts.examples[:NUM_WIDGETS]] or None,
@@ -223,25 +222,16 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
             dataset_name=name,
             dataset_config=pair or facts.config.data.dataset_config_name,
             dataset_split=split,
-            metric_type=metric,
-            metric_name=title_of(metric),
-            metric_value=round(value, 2),
-            metric_config=line[metric + SIGNATURE].rpartition(": ")[2],
+            metric_type=metric.name,
+            metric_name=metric.title,
+            metric_value=round(value, metric.decimals),
+            metric_config=line.get(f"{metric.name}_signature", "").rpartition(": ")[2] or None,
         )
         for split, line in facts.scored_splits
         for pair in facts.config.data.pair_names or ("",)
         for metric in metrics_of(line)
-        if (value := line[f"{metric}_{pair}" if pair else metric]) is not None
+        if (value := line[f"{metric.name}_{pair}" if pair else metric.name]) is not None
     ]
-
-
-def metrics_of(line: Mapping[str, Any]) -> list[str]:
-    """List the metrics of an evaluation: what it recorded a signature of."""
-    return [key.removesuffix(SIGNATURE) for key in line if key.endswith(SIGNATURE)]
-
-
-def title_of(metric: str) -> str:
-    return TITLES.get(metric, metric)
 
 
 def epoch_rows(lines: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float | None]]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mtloop.evaluation.metrics import metrics_of
+
 Record = dict[str, Any]
 TOLERANCE = 1e-5  # of loss and gradient norm, relative: fp32 sums in another order differ by this
 
@@ -62,17 +64,19 @@ def compare_weights(name: str, left: str, right: str, *, steps: str) -> Row:
 
 
 def compare_evaluations(name: str, left: dict[str, Any], right: dict[str, Any]) -> Row:
-    """Compare two evaluations of the same weights: every row once, the same hypotheses, BLEU and loss."""
+    """Compare two evaluations of the same weights: every row once, the same hypotheses, scores and loss."""
     pairs = list(zip(left["hypotheses"], right["hypotheses"], strict=False))
     others = sum(a != b for a, b in pairs)
     loss = _difference(left["eval_loss"], right["eval_loss"])
     counts = {left["num_sentences"], right["num_sentences"], len(left["hypotheses"]), len(right["hypotheses"])}
-    is_equal = len(counts) == 1 and not others and left["bleu"] == right["bleu"] and loss <= TOLERANCE
+    scores = [(metric.title, left[metric.name], right[metric.name]) for metric in metrics_of(left)]
+    is_equal = len(counts) == 1 and not others and all(a == b for _, a, b in scores) and loss <= TOLERANCE
+    title, *values = scores[0]
     return Row(
         name,
         is_equal,
-        f"{left['num_sentences']} and {right['num_sentences']} sentences, {others} hypotheses differ; BLEU "
-        f"{left['bleu']:.2f} and {right['bleu']:.2f}, loss within {loss:.1e}",
+        f"{left['num_sentences']} and {right['num_sentences']} sentences, {others} hypotheses differ; {title} "
+        f"{values[0]:.2f} and {values[1]:.2f}, loss within {loss:.1e}",
     )
 
 

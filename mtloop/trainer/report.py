@@ -16,7 +16,7 @@ from mtloop.batching.loader import Update
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import RunFailed, UserError, renamed
 from mtloop.evaluation.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
-from mtloop.evaluation.scores import Tally
+from mtloop.evaluation.metrics import Counted
 from mtloop.evaluation.significance import resample
 from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions
 from mtloop.generation.engines import TransformersEngine
@@ -83,8 +83,8 @@ def evaluate_and_record(run: Run) -> Report:
     """Evaluate on the validation rows, record, and update the best score. Collective."""
     report_nonfinite(run)
     report = evaluate_on(run, run.valid)
-    metric = run.config.evaluation.metric_for_best_model
-    run.state.record_score(report.score_of(metric), is_greater_better=metric != "eval_loss")
+    score, is_greater_better = report.best_score(run.config.evaluation.metric_for_best_model)
+    run.state.record_score(score, is_greater_better=is_greater_better)
     return report
 
 
@@ -110,6 +110,7 @@ def evaluate_rows(run: Run, data: EvaluationSet) -> Report:
             max_tokens=config.eval_max_tokens,
             max_length_ratio=config.max_length_ratio,
             target_lang=run.config.data.target_lang,
+            metrics=run.metrics,
         )
 
 
@@ -120,7 +121,7 @@ def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
     step = run.state.step
     rows = list(zip(data.rows["index"][:], data.rows["source"][:], data.rows["target"][:], strict=True))
     record = {"step": step, "epoch": epoch_of(run), "train_time_s": run.state.train_time_s}
-    record |= {**report.metrics(), **chance(run, data, rows, report)}
+    record |= {**report.metrics(), **significance(run, data, rows, report)}
     run.tracker.log_evaluation(data.name, record, epoch=epoch_of(run), pairs=list(report.pair_scores))
     pairs = [part.name for part in data.parts for _ in range(part.rows.start, part.rows.stop)]
     run.tracker.write_hypotheses(step, rows, report.hypotheses, name=data.name, pairs=pairs)
@@ -128,33 +129,36 @@ def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
     run.tracker.print_samples([(rows[i][1], rows[i][2], report.hypotheses[i]) for i in chosen])
 
 
-def chance(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]], report: Report) -> dict[str, Any]:
-    """Say what chance makes of BLEU and chrF: half of the 95 % confidence interval, by bootstrap.
+def significance(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]], report: Report) -> dict[str, Any]:
+    """Compute half of the 95 % confidence interval of each metric that can be resampled, by bootstrap.
 
-    And, on the validation rows of a pretrained model that was evaluated before training, the difference from that and
-    its p-value. Of several pairs, each pair's own. The same numbers after a resume: all is computed from the run folder
-    and the report.
+    On the validation rows of a pretrained model that was evaluated before training, also the difference from that
+    evaluation and its p-value. With several pairs, for each pair. The numbers are the same after a resume: they are
+    computed from the run folder and the report.
     """
     start = counted_at_start(run, data, rows) if data.name != "test" and run.state.step > 0 else {}
     record: dict[str, Any] = {}
     for pair, counted in report.counted.items():
         found, before = resample(counted, start.get(pair))
-        for metric, name in (("bleu", "BLEU"), ("chrf", "chrF2")):
-            key = f"{metric}_{pair}" if pair else metric
-            record[f"{key}_ci"] = found[name].half_width
+        for name, interval in found.items():
+            if interval.half_width is None:
+                continue
+            key = f"{name}_{pair}" if pair else name
+            record[f"{key}_ci"] = interval.half_width
             if before is not None:
-                record[f"{key}_gain"] = found[name].score - before[name].score
-                record[f"{key}_p_value"] = found[name].p_value
+                record[f"{key}_gain"] = interval.score - before[name].score
+                record[f"{key}_p_value"] = interval.p_value
     return record
 
 
-def counted_at_start(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]]) -> dict[str, Tally]:
-    """Count what the pretrained model made of the same rows before training; {} where it was not asked."""
+def counted_at_start(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]]) -> dict[str, dict[str, Counted]]:
+    """Count the statistics of the pretrained model's translations before training; {} if it was not evaluated."""
     if not run.counted_at_start and not is_from_scratch(run.config):
         stored = read_json_lines(run.folder.hypotheses_dir / "step_0.jsonl")
         if [(line.get("index"), line.get("source"), line.get("reference")) for line in stored] == rows:
             hypotheses = [line["hypothesis"] for line in stored]
-            run.counted_at_start = count_pairs(data, hypotheses, run.config.data.target_lang)
+            metrics = [metric for metric in run.metrics if metric.count is not None]
+            run.counted_at_start = count_pairs(data, hypotheses, run.config.data.target_lang, metrics=metrics)
     return run.counted_at_start
 
 
@@ -242,7 +246,7 @@ def compare_engines(run: Run, engine: Engine, data: EvaluationSet) -> None:
     few = data.first(NUM_COMPARED)
     max_tokens, target_lang = run.config.evaluation.eval_max_tokens, run.config.data.target_lang
     found, expected = (
-        evaluate(one, few, run.runtime, max_tokens=max_tokens, target_lang=target_lang).hypotheses
+        evaluate(one, few, run.runtime, max_tokens=max_tokens, target_lang=target_lang, metrics=()).hypotheses
         for one in (engine, live_engine(run))
     )
     num_same = sum(one == other for one, other in zip(found, expected, strict=True))

@@ -20,7 +20,7 @@ from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
 from mtloop.config.settings import Config
 from mtloop.evaluation.evaluate import EvaluationSet
-from mtloop.evaluation.scores import Tally
+from mtloop.evaluation.metrics import DEFAULT_METRICS, Counted, Metric
 from mtloop.hub.publisher import Publisher
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
@@ -84,6 +84,7 @@ class Run:
     checkpointer: Checkpointer
     tracker: Tracker
     total_steps: int
+    metrics: tuple[Metric, ...] = DEFAULT_METRICS
     publisher: Publisher | None = None
     data_report: dict[str, Any] = field(default_factory=dict)
     different: list[str] = field(default_factory=list)
@@ -92,7 +93,7 @@ class Run:
     recovery: Recovery = field(default_factory=Recovery)
     observers: list[Callable[[Run, Update, Any], None]] = field(default_factory=list)
     stop_signal: int | None = None
-    counted_at_start: dict[str, Tally] = field(default_factory=dict)
+    counted_at_start: dict[str, dict[str, Counted]] = field(default_factory=dict)
     has_compared_engines: bool = False
     tokens_since_log: int = 0
     seconds_since_log: float = 0.0

@@ -20,6 +20,9 @@ from mtloop.checkpoint.state import TrainState
 from mtloop.config.settings import Config, changed, differences, flat
 from mtloop.config.yaml_file import to_yaml
 from mtloop.data.load import Corpus, describe, load_corpus
+from mtloop.evaluation.evaluate import EvaluationSet
+from mtloop.evaluation.metrics import Metric
+from mtloop.evaluation.selection import Functions, choose_metrics, try_functions
 from mtloop.model.adapters import base_fingerprint, choose_trained
 from mtloop.model.generation_config import check_positions, configure_generation, position_limit
 from mtloop.model.loading import build_model, layers_of, load_model
@@ -57,7 +60,7 @@ def resolve_budget(config: Config, stored: Config | None, *, num_ranks: int) -> 
     return changed(config, sentences_per_update=batch.per_device_train_batch_size * accumulation * num_ranks)
 
 
-def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> Run:
+def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime, own: Functions = ()) -> Run:
     """Build all parts of a run and store its configuration and data report.
 
     Collective.
@@ -67,6 +70,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
         stored: Configuration found in the folder, None for a new run.
         folder: Claimed.
         runtime: The ranks.
+        own: Functions of the user's that score translations.
 
     Raises:
         UserError: for a mistake in data, tokenizer, model or flags; on every rank.
@@ -75,6 +79,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     tokenizer = build_tokenizer(config, corpora, folder, runtime, is_new=stored is None)
     pairs, config = resolve_pairs(config, corpora, tokenizer, runtime)
     train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
+    metrics = choose_run_metrics(config, own, valid, runtime)
     different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
     model, config = prepare_model(config, tokenizer, pairs, runtime)
     check_eval_engine(config, model.config)
@@ -92,6 +97,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     if stored is None:
         runtime.on_main(lambda: folder.start_run(config, report))
     record = runtime.on_main(lambda: folder.run_record)
+    is_tracked = start_trackers(config, runtime)
     identity = identify(config, loader, report, record, base=base, hardware=runtime.describe())
     state = TrainState()
     unwrapped = runtime.accelerator.unwrap_model(wrapped_model)
@@ -120,14 +126,23 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
             num_epochs_kept=config.evaluation.average_last or 0,
             identity=identity,
         ),
-        tracker=Tracker(
-            folder=folder, runtime=runtime, total_steps=total_steps, uses_trackers=start_trackers(config, runtime)
-        ),
+        tracker=Tracker(folder=folder, runtime=runtime, total_steps=total_steps, uses_trackers=is_tracked),
         total_steps=total_steps,
+        metrics=metrics,
         state=state,
         data_report=report,
         different=different,
     )
+
+
+def choose_run_metrics(
+    config: Config, functions: Functions, valid: EvaluationSet, runtime: Runtime
+) -> tuple[Metric, ...]:
+    """Return the metrics of a run; the user's functions are tried on a few rows. Collective."""
+    metrics = choose_metrics(config.evaluation.metrics, functions)
+    if functions:
+        runtime.on_main(lambda: try_functions(metrics, valid.rows, config.evaluation.metric_for_best_model))
+    return metrics
 
 
 def find_changes(config: Config, stored: Config, folder: RunFolder, report: dict[str, Any]) -> list[str]:

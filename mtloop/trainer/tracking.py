@@ -17,24 +17,16 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from mtloop.errors import RunFailed
+from mtloop.evaluation.metrics import metrics_of
 from mtloop.evaluation.significance import recorded_text
 from mtloop.metrics_log import VALID, evaluations_of, updates_of
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
 
-TABLE_COLUMNS = (
-    ("epoch", 7),
-    ("step", 7),
-    ("train loss", 10),
-    ("eval loss", 9),
-    ("perplexity", 10),
-    ("BLEU", 13),
-    ("chrF", 6),
-    ("tokens/s", 8),
-    ("sent/s", 7),
-    ("time", 8),
-)
-GAIN_WIDTH = 33  # of a BLEU with its difference from the start
+COLUMNS_BEFORE = (("epoch", 7), ("step", 7), ("train loss", 10), ("eval loss", 9), ("perplexity", 10))
+COLUMNS_AFTER = (("tokens/s", 8), ("sent/s", 7), ("time", 8))
+# Of a score alone, with its interval, and with its difference from the start too.
+SCORE_WIDTH, INTERVAL_WIDTH, GAIN_WIDTH = 6, 13, 33
 
 
 @dataclass
@@ -101,9 +93,11 @@ class Tracker:
         self._write(record, split=name)
         self._print_row(name, record, epoch=epoch)
         for pair in pairs:
-            self.runtime.say(
-                f"  {pair}: BLEU {recorded_text(record, f'bleu_{pair}')}, chrF {record[f'chrf_{pair}']:.2f}"
-            )
+            texts = [
+                f"{metric.title} {recorded_text(record, metric, pair=pair, is_short=number > 0)}"
+                for number, metric in enumerate(metrics_of(record))
+            ]
+            self.runtime.say(f"  {pair}: {', '.join(texts)}")
 
     def _write(self, record: dict[str, Any], *, split: str = VALID) -> None:
         if not self.runtime.is_main:
@@ -124,8 +118,12 @@ class Tracker:
                 self.runtime.say(f"tracking failed, training continues: {type(error).__name__}: {error}")
 
     def _print_row(self, name: str, record: dict[str, Any], *, epoch: float) -> None:
-        has_gain = "bleu_gain" in record
-        columns = [(title, GAIN_WIDTH if title == "BLEU" and has_gain else width) for title, width in TABLE_COLUMNS]
+        # The first metric has its interval: with those of all, a row would be too wide for a terminal.
+        first, *others = metrics_of(record)
+        width = GAIN_WIDTH if f"{first.name}_gain" in record else INTERVAL_WIDTH
+        scores = [(first.title, max(width, len(first.title)))]
+        scores += [(metric.title, max(SCORE_WIDTH, len(metric.title))) for metric in others]
+        columns = [*COLUMNS_BEFORE, *scores, *COLUMNS_AFTER]
         if not self._has_header:
             self._has_header = True
             self.runtime.say("", "  ".join(title.rjust(width) for title, width in columns))
@@ -137,8 +135,8 @@ class Tracker:
             f"{latest['loss']:.4f}" if latest else "-",
             f"{record['eval_loss']:.4f}",
             f"{record['perplexity']:,.2f}" if record["perplexity"] < 1e6 else f"{record['perplexity']:.1e}",
-            recorded_text(record, "bleu"),
-            f"{record['chrf']:.2f}",
+            recorded_text(record, first),
+            *(recorded_text(record, metric, is_short=True) for metric in others),
             f"{latest['tokens_per_s']:,.0f}" if latest else "-",
             f"{record['sentences_per_s']:,.1f}",
             f"{elapsed // 3600}:{elapsed // 60 % 60:02}:{elapsed % 60:02}",
@@ -185,7 +183,7 @@ class Tracker:
             self._bar = None
 
     def draw_curves(self) -> None:
-        """Draw loss and BLEU over updates into curves.png, where matplotlib is installed; otherwise do nothing."""
+        """Draw the loss and the first metric into curves.png; do nothing without matplotlib."""
         if not self.runtime.is_main or not (records := self.folder.metrics.lines()):
             return
         try:
@@ -208,8 +206,15 @@ class Tracker:
         )
         left.set(title="Loss", xlabel="update", ylabel="nats per target token")
         left.legend()
-        right.plot(eval_steps, [record["bleu"] for record in evaluations], "o-", color="#2e8b57")
-        right.set(title="Validation BLEU", xlabel="update", ylabel="BLEU", ylim=(0, 100))
+        for metric in metrics_of(evaluations[-1] if evaluations else {})[:1]:
+            scored = [record for record in evaluations if record.get(metric.name) is not None]
+            right.plot(
+                [record["step"] for record in scored],
+                [record[metric.name] for record in scored],
+                "o-",
+                color="#2e8b57",
+            )
+            right.set(title=f"Validation {metric.title}", xlabel="update", ylabel=metric.title, ylim=metric.limits)
         for axes in (left, right):
             axes.grid(alpha=0.3)
         figure.savefig(self.folder.path / "curves.png", dpi=120)

@@ -13,7 +13,7 @@ MAX_SHOWN = 10
 
 def evaluate_warm(scored: ScoredModel, test_set: TestSet) -> Report:
     """Evaluate on a test set, after a few of its rows to warm up. Collective."""
-    scored.evaluate(test_set, few=NUM_WARM_UP)
+    scored.evaluate(test_set, few=NUM_WARM_UP, metrics=())
     return scored.evaluate(test_set)
 
 
@@ -27,8 +27,8 @@ def compare(test_set: TestSet, generate: Report, exported: Report) -> dict[str, 
     ]
 
     def of_engine(report: Report) -> dict[str, float]:
-        scores = report.scores
-        return {"bleu": scores.bleu, "chrf": scores.chrf, "sentences_per_s": report.sentences_per_s}
+        scores = {name: score.value for name, score in report.scores.items()}
+        return {**scores, "sentences_per_s": report.sentences_per_s}
 
     return {
         "test_set": test_set.name,
@@ -38,7 +38,6 @@ def compare(test_set: TestSet, generate: Report, exported: Report) -> dict[str, 
         "generate": of_engine(generate),
         "ctranslate2": of_engine(exported),
         "factor": exported.sentences_per_s / generate.sentences_per_s,
-        "bleu_signature": exported.scores.bleu_signature,
-        "chrf_signature": exported.scores.chrf_signature,
+        **{f"{name}_signature": score.signature for name, score in exported.scores.items()},
         "differing": differing[:MAX_SHOWN],
     }

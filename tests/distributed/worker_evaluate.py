@@ -54,11 +54,13 @@ def main() -> None:
     assert is_sharded(model) == shard_model
     engine = TransformersEngine(model, tokenizer, asked=EngineOptions(), max_source_length=64)
     report = evaluate(engine, data, runtime, model=model, max_tokens=MAX_TOKENS, target_lang="fr")
-    numbers = (report.loss_per_token, report.scores.bleu, report.time_s)
+    numbers = (report.loss_per_token, report.scores["bleu"].value, report.time_s)
     # The same numbers on every rank, the clock's included: what is decided from them must be the same.
     assert len(set(runtime.gather_objects([numbers]))) == 1
     if runtime.is_main:
-        record = {"loss": report.loss_per_token, **asdict(report.scores), "hyps": report.hypotheses}
+        scores = {name: asdict(score) for name, score in report.scores.items()}
+        bleu_sums = report.counted[""]["bleu"].statistics.rows.sum(axis=0).tolist()
+        record = {"loss": report.loss_per_token, "scores": scores, "bleu_sums": bleu_sums, "hyps": report.hypotheses}
         num_batches = len(plan_evaluation(data.source_lengths, max_tokens=MAX_TOKENS))
         out.write_text(json.dumps({**record, "num_batches": num_batches}))
     runtime.close()

@@ -187,17 +187,16 @@ def test_collate_pads_as_the_collator_of_the_course(tokenizer, model_dir):
 
 
 @pytest.mark.parametrize(
-    ("hypothesis", "bleu", "bp"),  # the numbers that the chapter prints
+    ("hypothesis", "bleu"),  # the numbers that the chapter prints
     [
-        ("This plugin lets you translate web pages between several languages automatically.", 46.750470, 0.920044),
-        ("This This This This", 1.683603, 0.105399),
-        ("This plugin", 0.0, 0.004087),
+        ("This plugin lets you translate web pages between several languages automatically.", 46.750470),
+        ("This This This This", 1.683603),
+        ("This plugin", 0.0),
     ],
 )
-def test_score_gives_the_bleu_of_the_course(hypothesis, bleu, bp):
+def test_score_gives_the_bleu_of_the_course(hypothesis, bleu):
     reference = "This plugin allows you to automatically translate web pages between several languages."
-    found = score([hypothesis], [reference])
-    assert (found.bleu, found.bp) == pytest.approx((bleu, bp), abs=1e-6)
+    assert score([hypothesis], [reference])["bleu"].value == pytest.approx(bleu, abs=1e-6)
 
 
 def test_kde4_en_fr_is_the_trainer_of_the_course(hub, trainer_run):

@@ -297,7 +297,7 @@ import json, sys
 from huggingface_hub import snapshot_download
 from mtloop.config.training import HardwareConfig
 from mtloop.data.demo.grammar import demo_pairs
-from mtloop.evaluation.scores import scores_of, tally
+from mtloop.evaluation.metrics import DEFAULT_METRICS, Texts, tally
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 folder = snapshot_download(sys.argv[1])
 tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
@@ -306,7 +306,9 @@ hypotheses = []
 for start in range(0, len(pairs), 50):
     batch = tokenizer([source for source, _ in pairs[start : start + 50]], return_tensors="pt", padding=True)
     hypotheses += tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True)
-print(json.dumps(scores_of(tally(hypotheses, [reference for _, reference in pairs], "fr")).bleu))
+sources, references = zip(*pairs)
+texts = Texts(sources=sources, hypotheses=hypotheses, references=references, target_lang="fr")
+print(json.dumps(tally(texts, DEFAULT_METRICS)["bleu"].score))
 """
 
 

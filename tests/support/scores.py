@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtloop.evaluation.scores import QUICK_METRICS, Scores, scores_of, tally
+from mtloop.evaluation.metrics import Counted, Score, Texts, scores_of, tally
+from mtloop.evaluation.selection import choose_metrics
 from mtloop.evaluation.significance import NUM_RESAMPLES, Interval, resample
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], target_lang: str | None = None) -> Scores:
-    """Return BLEU and chrF."""
-    return scores_of(tally(hypotheses, references, target_lang))
+def counted(
+    hypotheses: Sequence[str], references: Sequence[str], target_lang: str | None = None, *, names: str = "bleu chrf"
+) -> dict[str, Counted]:
+    """Apply the metrics of these names to hypotheses whose sources do not matter."""
+    texts = Texts(sources=references, hypotheses=hypotheses, references=references, target_lang=target_lang)
+    return tally(texts, choose_metrics(names.split()))
 
 
-def score_ter(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """Return TER and its signature."""
-    counted = tally(hypotheses, references, names=("TER",))
-    return counted.total("TER").score, counted.signature("TER")
+def score(
+    hypotheses: Sequence[str], references: Sequence[str], target_lang: str | None = None, *, names: str = "bleu chrf"
+) -> dict[str, Score]:
+    """Return the scores by name."""
+    return scores_of(counted(hypotheses, references, target_lang, names=names))
+
+
+def bleu_sums(
+    hypotheses: Sequence[str], references: Sequence[str], target_lang: str | None = None
+) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+    """Return the tokens of hypotheses and references, and the matching and all n-grams, n = 1..4."""
+    statistics = counted(hypotheses, references, target_lang)["bleu"].statistics
+    assert statistics is not None
+    sys_len, ref_len, *counts = statistics.rows.sum(axis=0).tolist()
+    return sys_len, ref_len, tuple(counts[:4]), tuple(counts[4:])
 
 
 def score_with_intervals(
@@ -28,7 +43,6 @@ def score_with_intervals(
     num_resamples: int = NUM_RESAMPLES,
 ) -> tuple[dict[str, Interval], dict[str, Interval] | None]:
     """Return BLEU, chrF and TER with their intervals, and those of a baseline."""
-    names = (*QUICK_METRICS, "TER")
-    system = tally(hypotheses, references, target_lang, names=names)
-    other = None if baseline is None else tally(baseline, references, target_lang, names=names)
+    system = counted(hypotheses, references, target_lang, names="bleu chrf ter")
+    other = None if baseline is None else counted(baseline, references, target_lang, names="bleu chrf ter")
     return resample(system, other, num_resamples=num_resamples)

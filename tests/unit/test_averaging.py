@@ -170,18 +170,24 @@ def test_the_last_and_the_best_are_chosen(tmp_path):
     assert names(choose_last(folder, 2)) == ["step_30", "step_40"]
     assert names(choose_last(folder, 5)) == ["step_10", "step_20", "step_30", "step_35", "step_40"]
     shutil.rmtree(between)
-    assert names(choose_best(folder, 2, "bleu")) == ["step_20", "step_30"]  # step_90 is gone
+    assert names(choose_best(folder, 2, "bleu", is_greater_better=True)) == ["step_20", "step_30"]  # step_90 is gone
     lines.insert(0, evaluation(4, bleu=50.0))  # an earlier try at the step: the last line counts
     lines.append(evaluation(1, bleu=50.0))
     folder.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert names(choose_best(folder, 2, "bleu")) == ["step_20", "step_30"]  # of equal ones the later
-    assert names(choose_best(folder, 2, "eval_loss")) == ["step_30", "step_40"]  # 5 - epoch: lower is better
-    assert names(choose_best(folder, 4, "chrf")) == ["step_10", "step_20", "step_30", "step_40"]
+    assert names(choose_best(folder, 2, "bleu", is_greater_better=True)) == [
+        "step_20",
+        "step_30",
+    ]  # of equal ones the later
+    assert names(choose_best(folder, 2, "eval_loss", is_greater_better=False)) == [
+        "step_30",
+        "step_40",
+    ]  # 5 - epoch: lower is better
+    assert names(choose_best(folder, 4, "chrf", is_greater_better=True)) == ["step_10", "step_20", "step_30", "step_40"]
     with pytest.raises(UserError, match=r"--best: 4 evaluated .*: step_10, .* \(got 5\). Give at most 4"):
-        choose_best(folder, 5, "bleu")
+        choose_best(folder, 5, "bleu", is_greater_better=True)
     folder.metrics.path.unlink()
     with pytest.raises(UserError, match=r"--best: 0 .*: none \(got 2\). An average needs two or more"):
-        choose_best(folder, 2, "bleu")
+        choose_best(folder, 2, "bleu", is_greater_better=True)
     with pytest.raises(UserError, match=r"--last: 4 checkpoints in .* \(got 5\). Give at most 4"):
         choose_last(folder, 5)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mtloop.config.training import EvaluationConfig
+from mtloop.errors import UserError
 from mtloop.evaluation.evaluate import (
     MAX_TOKENS,
     MIN_TOKENS,
@@ -91,19 +92,24 @@ def test_the_report_holds_the_scores_of_plain_translations_against_raw_reference
         marian_tokenizer.decode(ids, skip_special_tokens=True)
         for ids in marian_tokenizer(text_target=data.rows["target"][:])["input_ids"]
     ]
-    assert report.scores.bleu > 10  # 16 rows are known by heart
-    assert report.scores.bleu < score(hypotheses, round_trip, "fr").bleu
+    bleu = report.scores["bleu"]
+    assert bleu.value > 10  # 16 rows are known by heart
+    assert bleu.value < score(hypotheses, round_trip, "fr")["bleu"].value
     assert report.num_sentences == len(hypotheses) == 24
     assert report.loss_per_token == pytest.approx(loss_by_brute_force(tiny_model, data), abs=1e-6)
     assert report.perplexity == pytest.approx(math.exp(report.loss_per_token))
     assert report.time_s > 0 and report.sentences_per_s >= 24 / report.time_s  # translating is a part of it
     metrics = report.metrics()
-    assert [report.score_of(name) for name in ("bleu", "chrf", "eval_loss")] == [
-        report.scores.bleu,
-        report.scores.chrf,
-        report.loss_per_token,
+    assert [report.best_score(name) for name in ("bleu", "chrf", "eval_loss")] == [
+        (bleu.value, True),
+        (report.scores["chrf"].value, True),
+        (report.loss_per_token, False),
     ]
-    assert metrics["bleu_signature"] == report.scores.bleu_signature
+    with pytest.raises(
+        UserError, match=r"^--metric_for_best_model: .*\(got 'ter'\)\. .*--metrics, .* bleu, chrf, eval_loss\.$"
+    ):
+        report.best_score("ter")
+    assert metrics["bleu_signature"] == bleu.signature and "user_metrics" not in metrics
 
 
 @pytest.mark.parametrize("is_training", [True, pytest.param(False, marks=pytest.mark.slow)])

@@ -11,6 +11,7 @@ import pytest
 
 from mtloop.cli.test_sets import _named, fill_settings, load_own_rows
 from mtloop.config.parse import parse_config
+from mtloop.evaluation.metrics import METRICS
 from mtloop.evaluation.significance import MIN_ROWS, Interval
 from mtloop.evaluation.test_sets import Verdict as FoundScores
 from mtloop.run_folder import stored_config
@@ -50,9 +51,10 @@ def sacrebleu(folder, *flags):
 def test_intervals_are_those_of_sacrebleu(tmp_path):
     told = json.loads(sacrebleu(tmp_path, "-i", "good", "--confidence", "-f", "json"))
     found, baseline = score_with_intervals(GOOD, REFERENCES, "en")
-    assert baseline is None and set(found) == {"BLEU", "chrF2", "TER"}
+    assert baseline is None and set(found) == {"bleu", "chrf", "ter"}
+    by_label = {one.metric.label or one.metric.title: one for one in found.values()}
     for line in told:
-        interval = found[line["name"]]
+        interval = by_label[line["name"]]
         assert interval.score == pytest.approx(line["score"], abs=1e-4)
         assert interval.mean == pytest.approx(line["confidence_mean"], abs=1e-4)
         assert interval.half_width == pytest.approx(line["confidence_var"], abs=1e-4)
@@ -64,7 +66,7 @@ def test_the_paired_test_is_that_of_sacrebleu(tmp_path):
     # Its JSON fails on its own numbers (sacreBLEU 2.6): its table is read.
     lines = sacrebleu(tmp_path, "-i", "bad", "good", "near", "--paired-bs", "-f", "text").splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
-    names = ["BLEU", "chrF2", "TER"]
+    names = ["bleu", "chrf", "ter"]
     theirs = {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows if row[0]}
     for system, p_values, hypotheses in (("good", rows[3], GOOD), ("near", rows[5], NEAR)):
         found, baseline = score_with_intervals(hypotheses, REFERENCES, "en", baseline=BAD)
@@ -75,23 +77,23 @@ def test_the_paired_test_is_that_of_sacrebleu(tmp_path):
             ):
                 assert f"{interval.score:.4f} ({interval.mean:.4f} ± {interval.half_width:.4f})" == cell
             assert f"(p = {found[name].p_value:.4f})" == p_value.rstrip("*") and baseline[name].p_value is None
-    assert found["BLEU"].p_value > 0.05  # of near; both sides of the line were compared
+    assert found["bleu"].p_value > 0.05  # of near; both sides of the line were compared
 
 
 def test_a_system_that_is_its_baseline_does_not_differ():
     found, baseline = score_with_intervals(GOOD, REFERENCES, baseline=GOOD, num_resamples=50)
-    assert found["BLEU"].score == baseline["BLEU"].score and found["BLEU"].p_value == 1.0
+    assert found["bleu"].score == baseline["bleu"].score and found["bleu"].p_value == 1.0
 
 
 def test_a_score_is_shown_with_its_difference():
     def interval(score, p_value=None):
-        return Interval(score=score, mean=score, half_width=1.2, signature="s", p_value=p_value)
+        return Interval(metric=METRICS["bleu"], score=score, mean=score, half_width=1.2, signature="s", p_value=p_value)
 
     def line(score, p_value, baseline):
-        scores = {"BLEU": interval(score, p_value)}
-        others = {"BLEU": interval(baseline)}
+        scores = {"bleu": interval(score, p_value)}
+        others = {"bleu": interval(baseline)}
         verdict = FoundScores(test_set=None, hypotheses=[], scores=scores, baseline_scores=others)
-        return verdict.text("BLEU")
+        return verdict.text("bleu")
 
     assert line(52.9, 0.001, 39.2) == "52.90 ± 1.20 (+13.70, p = 0.001)"
     assert line(39.0, 0.3, 39.2) == "39.00 ± 1.20 (-0.20, p = 0.300)"
@@ -103,7 +105,7 @@ def test_too_few_rows_have_no_p_value():
         references = [f"this is sentence number {number} of them" for number in range(num_rows)]
         baseline = ["this is a sentence", *references[1:]]
         found, _ = score_with_intervals(references, references, baseline=baseline, num_resamples=20)
-        assert (found["BLEU"].p_value is not None) == has_p_value
+        assert (found["bleu"].p_value is not None) == has_p_value
 
 
 def test_a_test_set_has_a_name_and_files():
@@ -136,7 +138,7 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
     again, _ = score_with_intervals(
         [row["hypothesis"] for row in rows], [row["reference"] for row in rows], "fr", num_resamples=50
     )
-    assert again["BLEU"].score == found["scores"]["BLEU"]["score"]
+    assert again["bleu"].score == found["scores"]["BLEU"]["score"]
     assert found["scores"]["BLEU"]["signature"] in out
     path = tmp_path / "out" / "page.html"
     text = path.read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ import subprocess
 import pytest
 from datasets import Dataset
 
+from mtloop.evaluation.metrics import sentence_chrf
 from mtloop.evaluation.page import differing, page
-from mtloop.evaluation.scores import sentence_chrf
 from mtloop.evaluation.test_sets import TestSet as Rows
 from mtloop.evaluation.test_sets import Verdict as FoundScores
 from tests.support.scores import score_with_intervals
@@ -101,7 +101,7 @@ def test_nothing_is_loaded_from_anywhere():
 def test_the_table_says_scores_intervals_and_differences():
     one = verdict(name="news")
     text = page([one], model="runs/mine", baseline="team/old")
-    bleu, other = one.scores["BLEU"], one.baseline_scores["BLEU"]
+    bleu, other = one.scores["bleu"], one.baseline_scores["bleu"]
     cells = [f"{bleu.score:.2f} ± {bleu.half_width:.2f}", f"{other.score:.2f} ± {other.half_width:.2f}"]
     cells += [f"{bleu.score - other.score:+.2f}", "too few rows"]
     assert '<td class="name">BLEU</td>' + "".join(f"<td>{cell}</td>" for cell in cells) in text

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 from safetensors import SafetensorError
 
 from mtloop.atomic import new_folder
-from mtloop.checkpoint.listing import METRICS, choose_best, choose_last, choose_named
-from mtloop.cli.flags import add_model_flags, start_runtime
+from mtloop.checkpoint.listing import choose_best, choose_last, choose_named
+from mtloop.cli.flags import add_metrics_flag, add_model_flags, chosen_metrics, start_runtime
 from mtloop.cli.test_sets import (
     add_test_set_flags,
     check_test_sets,
@@ -29,15 +29,15 @@ from mtloop.cli.test_sets import (
 )
 from mtloop.config.settings import Config
 from mtloop.errors import UserError
-from mtloop.evaluation.scores import Scores
+from mtloop.evaluation.metrics import LOSS, Metric, Score, metric_named, metrics_of
 from mtloop.evaluation.significance import score_text
+from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder, stored_config
 from mtloop.tables import aligned
 
 if TYPE_CHECKING:
     from mtloop.evaluation.test_sets import ScoredModel, TestSet
     from mtloop.runtime.ranks import Runtime
-    from mtloop.translate.interpolation import Line
 
 WAYS = ("last", "best", "checkpoints", "interpolate")
 
@@ -53,13 +53,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="average the checkpoints of the last N epochs (of any updates where fewer end an epoch)",
     )
     add("--best", type=int, metavar="N", help="average the N that scored best on the validation rows in training")
-    add("--metric", choices=METRICS, help="of --best (none: the run's --metric_for_best_model)")
+    add("--metric", metavar="NAME", help="of --best: a score of the run, or eval_loss (none: the run's "
+        "--metric_for_best_model)")  # fmt: skip
     add("--checkpoints", nargs="+", metavar="C", help="average these: step_N, epoch_N, best, or folders")
     add("--interpolate", metavar="W,W...", help="score (1 - W) x base + W x fine-tuned at each weight W, 0 to 1")
     add("--base", metavar="M", help="of --interpolate (none: the run's --model_name_or_path)")
     add("--weight", type=float, metavar="W", help="with -o: write the model at this weight between base and RUN")
     add("-o", "--output", metavar="OUT", help="the folder to write: a model that loads")
     add("--evaluate", action="store_true", help="score the average and each of its checkpoints (--test_set does, too)")
+    add_metrics_flag(parser, "bleu", "chrf")
     add_test_set_flags(parser, without="the run's own validation rows, which are always scored")
     add_model_flags(parser)
 
@@ -105,6 +107,7 @@ def _weight(flag: str, text: str | float) -> float:
 def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
     weights = _check(given)
+    metrics = chosen_metrics(given)
     if given.weight is not None:
         _weight("--weight", given.weight)
     chosen = [] if given.is_line else _choose(given)
@@ -113,9 +116,9 @@ def run(given: argparse.Namespace) -> None:
         trained = stored_config(str(given.model or chosen[-1]))
         fill_settings(given, trained)
         if given.is_line:
-            _interpolate(given, weights, trained, runtime)
+            _interpolate(given, weights, metrics, trained, runtime)
         else:
-            _average_checkpoints(given, chosen, trained, runtime)
+            _average_checkpoints(given, chosen, metrics, trained, runtime)
     finally:
         runtime.close()
 
@@ -131,14 +134,27 @@ def _choose(given: argparse.Namespace) -> list[Path]:
     if given.last is not None:
         return choose_last(folder, given.last)
     stored = folder.stored_config()
-    given.metric = given.metric or (stored.evaluation.metric_for_best_model if stored is not None else METRICS[0])
-    return choose_best(folder, given.best, given.metric)
+    given.metric = given.metric or (stored.evaluation.metric_for_best_model if stored is not None else "bleu")
+    is_greater_better = {LOSS: False}
+    for line in evaluations_of(folder.metrics.lines()):
+        is_greater_better |= {metric.name: metric.greater_is_better for metric in metrics_of(line)}
+    if given.metric not in is_greater_better:
+        raise UserError(
+            f"--metric: the run was not scored with it (got {given.metric!r}). Give one of "
+            f"{', '.join(is_greater_better)}."
+        )
+    return choose_best(folder, given.best, given.metric, is_greater_better=is_greater_better[given.metric])
 
 
 def _average_checkpoints(
-    given: argparse.Namespace, chosen: list[Path], trained: Config | None, runtime: Runtime
+    given: argparse.Namespace,
+    chosen: list[Path],
+    metrics: Sequence[Metric],
+    trained: Config | None,
+    runtime: Runtime,
 ) -> None:
     from mtloop.checkpoint.averaging import average_into, check_valid
+    from mtloop.checkpoint.restore import load_weights
 
     test_sets = runtime.one_first(lambda: _load_rows(given, trained)) if given.evaluate else []
 
@@ -163,7 +179,13 @@ def _average_checkpoints(
         told = [f"{name}{_told(given.metric, known, path)}" for name, path in named]
         runtime.say(f"{given.output or 'average'}: the average of {', '.join(told)}")
         if test_sets:
-            _score(given, [*chosen, out], test_sets, trained, runtime)
+            scored = open_model(_way(given), str(out), given, runtime, trained=trained, engine="transformers")
+            network = cast(Any, scored.engine).network
+            names = [*_names(given, chosen), "average"]
+            weights = [
+                (name, partial(load_weights, network, path)) for name, path in zip(names, [*chosen, out], strict=True)
+            ]
+            print_scores("model", scored, weights, test_sets, metrics)
 
 
 def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
@@ -188,46 +210,29 @@ def _told(metric: str | None, known: dict[int, float], path: Path) -> str:
     return f" ({metric} {known[step]:.4g})" if step in known else ""
 
 
-def _score(
-    given: argparse.Namespace, paths: list[Path], test_sets: list[TestSet], trained: Config | None, runtime: Runtime
-) -> None:
-    """Print the scores of each checkpoint and, last, of their average. Collective."""
-    from mtloop.checkpoint.restore import load_weights
-
-    scored = open_model(_way(given), str(paths[-1]), given, runtime, trained=trained, engine="transformers")
-    names = [*_names(given, paths[:-1]), "average"]
-    network = cast(Any, scored.engine).network
-    weights = [(name, partial(load_weights, network, path)) for name, path in zip(names, paths, strict=True)]
-    runtime.say(*scores_table("model", _score_each(scored, weights, test_sets), test_sets))
-
-
 def _way(given: argparse.Namespace) -> str:
     """Return the flag that names the checkpoints."""
     return next(f"--{way}" for way in WAYS if getattr(given, way) is not None)
 
 
-def _score_each(
-    scored: ScoredModel, weights: Sequence[tuple[str, Callable[[], None]]], test_sets: list[TestSet]
-) -> dict[str, list[Scores]]:
-    """Put one set of weights after another into the model, and score it; by name, on each test set. Collective."""
-    found: dict[str, list[Scores]] = {}
-    for name, put in weights:
-        put()
-        found[name] = []
-        for test_set in test_sets:
-            scored.runtime.say(f"{name}: translating {len(test_set.rows):,} rows of {test_set.name} ...")
-            found[name].append(scored.evaluate(test_set).scores)
-    return found
-
-
-def _interpolate(given: argparse.Namespace, weights: list[float], trained: Config | None, runtime: Runtime) -> None:
+def _interpolate(
+    given: argparse.Namespace,
+    weights: list[float],
+    metrics: Sequence[Metric],
+    trained: Config | None,
+    runtime: Runtime,
+) -> None:
     from mtloop.translate.interpolation import Line, base_of
 
     base = base_of(given, trained)
     test_sets = runtime.one_first(lambda: _load_rows(given, trained)) if weights else []
     line = Line(given, base, runtime)
     if weights:
-        score_line(line, weights, test_sets, trained, given, runtime)
+        scored = open_model("RUN", given.model, given, runtime, trained=trained, engine="transformers")
+        network = cast(Any, scored.engine).network
+        ends = {0.0: " (base)", 1.0: " (fine-tuned)"}
+        points = [(f"{weight:g}{ends.get(weight, '')}", partial(line.put, network, weight)) for weight in weights]
+        print_scores("weight", scored, points, test_sets, metrics)
     if given.output is not None:
         runtime.on_main(lambda: _write(Path(given.output), lambda folder: line.write(folder, given.weight)))
         runtime.say(f"{given.output}: {1 - given.weight:.4g} x {base} + {given.weight:.4g} x {given.model}")
@@ -257,31 +262,46 @@ def _write(out: Path, fill: Callable[[Path], None]) -> None:
         raise UserError(f"-o {out}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
-def scores_table(title: str, found: dict[str, list[Scores]], test_sets: list[TestSet]) -> list[str]:
-    """Write scores as a table: BLEU and chrF on each test set, the best BLEU of each marked, and the signatures."""
-    lines = [[title, *(f"{one.name} {metric}" for one in test_sets for metric in ("BLEU", "chrF"))]]
-    best = [max(scores[column].bleu for scores in found.values()) for column in range(len(test_sets))]
+def print_scores(
+    title: str,
+    scored: ScoredModel,
+    weights: Sequence[tuple[str, Callable[[], None]]],
+    test_sets: list[TestSet],
+    metrics: Sequence[Metric],
+) -> None:
+    """Put one set of weights after another into a model and print its scores on each test set. Collective.
+
+    Args:
+        title: Heads the column of names.
+        scored: The model.
+        weights: The name of each set, and what puts it into the model.
+        test_sets: The rows.
+        metrics: To score with.
+    """
+    found: dict[str, list[dict[str, Score]]] = {}
+    for name, put in weights:
+        put()
+        found[name] = []
+        for test_set in test_sets:
+            scored.runtime.say(f"{name}: translating {len(test_set.rows):,} rows of {test_set.name} ...")
+            found[name].append(scored.evaluate(test_set, metrics=metrics).scores)
+    scored.runtime.say(*scores_table(title, found, [one.name for one in test_sets]))
+
+
+def scores_table(title: str, found: dict[str, list[dict[str, Score]]], names: list[str]) -> list[str]:
+    """Format scores as a table: on each test set, the best of the first metric marked; and the signatures."""
+    own = next(iter(found.values()))[0]
+    metrics = [metric_named(name, score.greater_is_better) for name, score in own.items()]
+    main = metrics[0]
+    lines = [[title, *(f"{name} {metric.title}" for name in names for metric in metrics)]]
+    choose = max if main.greater_is_better else min
+    best = [choose(of_sets[column][main.name].value for of_sets in found.values()) for column in range(len(names))]
     for name, of_sets in found.items():
         cells = [name]
-        for scores, highest in zip(of_sets, best, strict=True):
-            cells += [f"{'*' if scores.bleu == highest else ''}{score_text(scores.bleu)}", score_text(scores.chrf)]
+        for scores, best_value in zip(of_sets, best, strict=True):
+            texts = [score_text(scores[metric.name].value, decimals=metric.decimals) for metric in metrics]
+            texts[0] = f"*{texts[0]}" if scores[main.name].value == best_value else texts[0]
+            cells += texts
         lines.append(cells)
-    first = next(iter(found.values()))[0]
-    signatures = [f"BLEU: {first.bleu_signature}", f"chrF: {first.chrf_signature}"]
-    return ["", *aligned(lines), "", "* the best BLEU", *signatures]
-
-
-def score_line(
-    line: Line,
-    weights: list[float],
-    test_sets: list[TestSet],
-    trained: Config | None,
-    given: argparse.Namespace,
-    runtime: Runtime,
-) -> None:
-    """Print the scores at each weight, as the fine-tuned model searches. Collective."""
-    scored = open_model("RUN", given.model, given, runtime, trained=trained, engine="transformers")
-    network = cast(Any, scored.engine).network
-    ends = {0.0: " (base)", 1.0: " (fine-tuned)"}
-    points = [(f"{weight:g}{ends.get(weight, '')}", partial(line.put, network, weight)) for weight in weights]
-    runtime.say(*scores_table("weight", _score_each(scored, points, test_sets), test_sets))
+    signatures = [f"{metric.title}: {own[metric.name].signature}" for metric in metrics if own[metric.name].signature]
+    return ["", *aligned(lines), "", f"* the best {main.title}", *signatures]

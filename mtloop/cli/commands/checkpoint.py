@@ -11,10 +11,10 @@ from mtloop.atomic import discard, read_json_lines
 from mtloop.checkpoint.listing import epoch_ends, epoch_of, find_corruption, link_names, list_checkpoints
 from mtloop.checkpoint.manifest import CorruptCheckpoint, check_sizes, read_manifest
 from mtloop.errors import UserError
+from mtloop.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
+from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder
 from mtloop.tables import aligned
-
-COLUMNS = ("checkpoint", "step", "epoch", "BLEU", "MB", "pushed", "names", "state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Entry:
         path: Its folder.
         step: Its update.
         epoch: Epochs done, and updates of the next one.
-        bleu: Of the evaluation at this step; None without one.
+        score: The first metric of the evaluation at this step; "-" without one.
         num_bytes: Of all its files, as they are.
         is_pushed: Whether the Hub has it.
         names: latest, best.
@@ -36,7 +36,7 @@ class Entry:
     path: Path
     step: int
     epoch: str
-    bleu: float | None
+    score: str
     num_bytes: int
     is_pushed: bool
     names: tuple[str, ...]
@@ -45,9 +45,17 @@ class Entry:
 
     @property
     def cells(self) -> list[str]:
-        bleu = "-" if self.bleu is None else f"{self.bleu:.2f}"
         size, pushed = f"{self.num_bytes / 1e6:,.1f}", "yes" if self.is_pushed else "no"
-        return [self.path.name, f"{self.step:,}", self.epoch, bleu, size, pushed, " ".join(self.names), self.state]
+        return [
+            self.path.name,
+            f"{self.step:,}",
+            self.epoch,
+            self.score,
+            size,
+            pushed,
+            " ".join(self.names),
+            self.state,
+        ]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -73,21 +81,26 @@ def run(given: argparse.Namespace) -> int:
 
 def list_entries(folder: RunFolder, *, is_hashing: bool) -> list[Entry]:
     """Describe every checkpoint, by step, then those set aside as damaged; with is_hashing every byte is read."""
-    bleus = folder.metrics.scores("bleu")
+    metric = shown_metric(folder)
+    scores = {step: f"{score:.{metric.decimals}f}" for step, score in folder.metrics.scores(metric.name).items()}
     pushed = {line.get("manifest") for line in read_json_lines(folder.push_path)}
     steps = list_checkpoints(folder)
     aside = sorted(
         (int(path.name.removeprefix("damaged_step_")), path) for path in folder.checkpoints_dir.glob("damaged_step_*")
     )
     return [
-        _describe(folder, step, path, bleu=bleus.get(step), pushed=pushed, is_hashing=is_hashing)
+        _describe(folder, step, path, score=scores.get(step, "-"), pushed=pushed, is_hashing=is_hashing)
         for step, path in (*steps, *aside)
     ]
 
 
-def _describe(
-    folder: RunFolder, step: int, path: Path, *, bleu: float | None, pushed: set[Any], is_hashing: bool
-) -> Entry:
+def shown_metric(folder: RunFolder) -> Metric:
+    """Return the first metric of the run's evaluations."""
+    evaluations = evaluations_of(folder.metrics.lines())
+    return (metrics_of(evaluations[-1]) if evaluations else list(DEFAULT_METRICS))[0]
+
+
+def _describe(folder: RunFolder, step: int, path: Path, *, score: str, pushed: set[Any], is_hashing: bool) -> Entry:
     record: dict[str, Any] = {}
     try:
         record = read_manifest(path)
@@ -103,7 +116,7 @@ def _describe(
         path=path,
         step=step,
         epoch=f"{record['epoch']}{cursor}" if record else "?",
-        bleu=bleu,
+        score=score,
         num_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         is_pushed="sha256" in record and record["sha256"] in pushed,
         names=tuple(link.name for link in links if link.is_symlink() and link.resolve() == path.resolve()),
@@ -120,11 +133,13 @@ def _open(run: Path) -> RunFolder:
 
 
 def _show(run: Path, action: str) -> int:
-    entries = list_entries(_open(run), is_hashing=action == "verify")
+    folder = _open(run)
+    entries = list_entries(folder, is_hashing=action == "verify")
     if not entries:
         print(f"{run}: no checkpoint yet")
         return 0
-    print("\n".join(aligned([COLUMNS, *(entry.cells for entry in entries)], left=1)))
+    columns = ("checkpoint", "step", "epoch", shown_metric(folder).title, "MB", "pushed", "names", "state")
+    print("\n".join(aligned([columns, *(entry.cells for entry in entries)], left=1)))
     damaged = sum(bool(entry.damage) for entry in entries)
     if action == "verify":
         print(f"{len(entries)} checkpoint(s): {len(entries) - damaged} verified, {damaged} damaged")

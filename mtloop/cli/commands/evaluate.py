@@ -1,6 +1,6 @@
 """Score models on test sets, with confidence intervals.
 
-Translate test sets and score them with sacreBLEU: BLEU, chrF and TER, 95 % confidence intervals by bootstrap, and the
+Translate test sets and score them: BLEU, chrF, TER and others, with 95 % confidence intervals by bootstrap, and the
 difference from a baseline with its p-value.
 """
 
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import write_json, write_json_lines, write_text
-from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
+from mtloop.cli.flags import add_metrics_flag, add_model_flags, check_counts, chosen_metrics, start_runtime
 from mtloop.cli.test_sets import (
     add_test_set_flags,
     check_test_sets,
@@ -24,18 +23,16 @@ from mtloop.cli.test_sets import (
 )
 from mtloop.config.settings import Config
 from mtloop.errors import UserError
-from mtloop.evaluation.scores import QUICK_METRICS
-from mtloop.evaluation.significance import resample
+from mtloop.evaluation.significance import NUM_RESAMPLES, resample
 from mtloop.run_folder import stored_config
 from mtloop.tables import aligned
 
 if TYPE_CHECKING:
     from mtloop.evaluation.evaluate import Report
+    from mtloop.evaluation.metrics import Metric
+    from mtloop.evaluation.significance import Interval
     from mtloop.evaluation.test_sets import TestSet, Verdict
     from mtloop.runtime.ranks import Runtime
-
-
-METRICS = (*QUICK_METRICS, "TER")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +46,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--baseline", metavar="M", help="another model, to compare with")
     add_test_set_flags(parser, without="the run's own validation and test rows")
-    add("--num_resamples", type=int, default=1000, metavar="N", help="of the bootstrap (1000)")
+    add_metrics_flag(parser, "bleu", "chrf", "ter")
+    add("--num_resamples", type=int, default=NUM_RESAMPLES, metavar="N", help=f"of the bootstrap ({NUM_RESAMPLES})")
     add("-o", "--output", metavar="DIR", help="a folder for report.json and the hypotheses of each test set")
     add("--compare", metavar="FILE.html", help="a page with every sentence, its translations and chrF, in one "
         "file that needs no network; with --baseline, by gain and loss")  # fmt: skip
@@ -78,15 +76,16 @@ def _check(given: argparse.Namespace) -> None:
 def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
     _check(given)
+    metrics = chosen_metrics(given)
     runtime = start_runtime(given)
     try:
         trained = stored_config(given.model)
         fill_settings(given, trained)
         test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
-        of_model = _reports(given, "--model", given.model, test_sets, trained, runtime)
+        of_model = _reports(given, "--model", given.model, test_sets, metrics, trained, runtime)
         of_baseline: list[Report] | list[None] = [None] * len(test_sets)
         if given.baseline is not None:
-            of_baseline = _reports(given, "--baseline", given.baseline, test_sets, trained, runtime)
+            of_baseline = _reports(given, "--baseline", given.baseline, test_sets, metrics, trained, runtime)
         runtime.on_main(lambda: _conclude(given, test_sets, of_model, of_baseline))
     finally:
         runtime.close()
@@ -97,6 +96,7 @@ def _reports(
     flag: str,
     model: str,
     test_sets: list[TestSet],
+    metrics: Sequence[Metric],
     trained: Config | None,
     runtime: Runtime,
 ) -> list[Report]:
@@ -105,7 +105,7 @@ def _reports(
     reports = []
     for test_set in test_sets:
         runtime.say(f"{flag.removeprefix('--')}: translating {len(test_set.rows):,} rows of {test_set.name} ...")
-        reports.append(scored.evaluate(test_set, metrics=METRICS))
+        reports.append(scored.evaluate(test_set, metrics=metrics))
     return reports
 
 
@@ -140,13 +140,15 @@ def _conclude(
 
 def verdict_table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:
     """Write the scores as a table, and the signatures below it."""
-    rows = [["test set", "rows", "BLEU", "chrF", "TER"]]
+    metrics = [interval.metric for interval in verdicts[0].scores.values()]
+    rows = [["test set", "rows", *(metric.title for metric in metrics)]]
     for verdict in verdicts:
-        cells = [verdict.text(metric) for metric in METRICS]
+        cells = [verdict.text(metric.name) for metric in metrics]
         rows.append([verdict.test_set.name, f"{len(verdict.hypotheses):,}", *cells])
     what = "score ± half of the 95 % confidence interval"
     what += " (difference from the baseline, p-value of the paired bootstrap)" if has_baseline else ""
-    signatures = [f"{name}: {interval.signature}" for name, interval in verdicts[0].scores.items()]
+    intervals = [interval for interval in verdicts[0].scores.values() if interval.signature]
+    signatures = [f"{one.metric.label or one.metric.title}: {one.signature}" for one in intervals]
     return ["", *aligned(rows), "", what, *signatures]
 
 
@@ -161,8 +163,8 @@ def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> 
         test_set = verdict.test_set
         report["test_sets"][test_set.name] = {
             "num_sentences": len(verdict.hypotheses),
-            "scores": {name: asdict(interval) for name, interval in verdict.scores.items()},
-            "baseline_scores": {name: asdict(one) for name, one in (verdict.baseline_scores or {}).items()},
+            "scores": _records(verdict.scores),
+            "baseline_scores": _records(verdict.baseline_scores or {}),
         }
         others: Sequence[str | None] = verdict.baseline_hypotheses or [None] * len(verdict.hypotheses)
         rows = zip(test_set.sources, test_set.references, verdict.hypotheses, others, strict=True)
@@ -172,6 +174,10 @@ def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> 
             written.append({**row, **({} if other is None else {"baseline": other})})
         write_json_lines(folder / f"{test_set.name}.jsonl", written)
     write_json(folder / "report.json", report)
+
+
+def _records(scores: Mapping[str, Interval]) -> dict[str, Any]:
+    return {one.metric.label or one.metric.title: one.record() for one in scores.values()}
 
 
 def _write_page(path: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> None:

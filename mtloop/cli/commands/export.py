@@ -24,6 +24,8 @@ from mtloop.cli.test_sets import (
     open_model,
 )
 from mtloop.errors import UserError
+from mtloop.evaluation.metrics import metrics_of
+from mtloop.evaluation.significance import recorded_text
 from mtloop.generation import RECORD_NAME
 from mtloop.run_folder import run_above, stored_config
 from mtloop.tables import aligned
@@ -193,10 +195,11 @@ def _publish(partial: Path, target: Path) -> None:
 
 def parity_table(report: dict[str, Any]) -> list[str]:
     """Write a report as a table, and what it comes to below it."""
-    rows = [["", "BLEU", "chrF", "sentences/s"]]
+    metrics = metrics_of(report["generate"])
+    rows = [["", *(metric.title for metric in metrics), "sentences/s"]]
     for name in ("generate", "ctranslate2"):
         found = report[name]
-        rows.append([name, *(f"{found[key]:.2f}" for key in ("bleu", "chrf")), f"{found['sentences_per_s']:.1f}"])
+        rows.append([name, *(recorded_text(found, metric) for metric in metrics), f"{found['sentences_per_s']:.1f}"])
     same, whole, factor = report["num_identical"], report["num_sentences"], report["factor"]
     return [
         *aligned(rows),

@@ -30,24 +30,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_processes", metavar="N", help="processes, as for `accelerate launch`")
 
 
-def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Read the flags of the launcher; what is left is for train.py."""
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read the flags of the launcher; the rest are those of train.py."""
     parser = Parser(prog=f"{mtloop.program()} selfcheck", description=__doc__, allow_abbrev=False)
     add_flags(parser)
-    return parser.parse_known_args(words)
+    given, rest = parser.parse_known_args(words)
+    return argparse.Namespace(**vars(given), train_flags=rest)
 
 
-def run(parsed: tuple[argparse.Namespace, list[str]]) -> int:
+def run(given: argparse.Namespace) -> int:
     """Run the command; return 1 if something differs."""
-    given, rest = parsed
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     work_dir = Path(tempfile.mkdtemp(prefix="mtloop-selfcheck-"))
     try:
         if given.config_file is not None and not Path(given.config_file).is_file():
             raise UserError(f"--config_file {given.config_file}: no such file; accelerate_configs/ has some")
-        launch = [f"--{name}={value}" for name, value in vars(given).items() if value is not None]
-        rows = Selfcheck(config=shrink(resolve(parse_config(rest))), launch=launch, work_dir=work_dir).run()
+        flags = {"config_file": given.config_file, "num_processes": given.num_processes}
+        launch = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+        rows = Selfcheck(
+            config=shrink(resolve(parse_config(given.train_flags))), launch=launch, work_dir=work_dir
+        ).run()
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
     lines = aligned([[row.name, "equal" if row.is_equal else "NOT EQUAL", row.figures] for row in rows], left=3)

@@ -6,6 +6,7 @@ configuration is read before anything heavy is imported, so that --help and mist
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from mtloop.config.settings import Config, differences, resolve, resolved_lines
 from mtloop.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
+    from mtloop.evaluation.selection import Functions
     from mtloop.run_folder import RunFolder
     from mtloop.runtime.ranks import Runtime
 
@@ -29,7 +31,7 @@ DEMO_LINE = (
 )
 
 
-def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None) -> int:
+def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None, metrics: Functions = ()) -> int:
     """Train as the configuration says.
 
     Collective: every process of a launch calls it.
@@ -38,6 +40,9 @@ def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None) -> in
         config: A Config, a mapping of flag names to values, or a list of flags. None reads the command line when the
             program is train.py (the XLA launcher calls main() without arguments), and means the demo anywhere else: a
             notebook's own arguments are never parsed.
+        metrics: Functions that take the lists sources, hypotheses and references, and return a number or a dict of
+            numbers. A function's name names its score; lower scores are better if its attribute greater_is_better is
+            False.
 
     Returns:
         The exit status: 0 done, already finished, or saved on USR1; 1 the run failed; 2 the user's mistake; 3 trained,
@@ -47,21 +52,22 @@ def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None) -> in
         SystemExit: with the status where it is not 0, under the XLA launcher.
     """
     status = reported(
-        lambda: _train(config_from(_own_arguments() if config is None else config)), interrupted=BEFORE_TRAINING
+        lambda: _train(config_from(_own_arguments() if config is None else config), metrics),
+        interrupted=BEFORE_TRAINING,
     )
     if status and config is None and _is_train_py() and "FORK_LAUNCHED" in os.environ:
         raise SystemExit(status)  # the XLA launcher drops what it is given back: a failed run would end with 0
     return status
 
 
-def parse(words: Sequence[str]) -> Config:
+def parse(words: Sequence[str]) -> argparse.Namespace:
     """Read the flags of train.py."""
-    return config_from(words)
+    return argparse.Namespace(config=config_from(words))
 
 
-def run(config: Config) -> int:
+def run(given: argparse.Namespace) -> int:
     """Run the command. Collective: every process of a launch calls it."""
-    return main(config)
+    return main(given.config, given.functions)
 
 
 def _own_arguments() -> list[str]:
@@ -72,11 +78,14 @@ def _is_train_py() -> bool:
     return os.path.basename(sys.argv[0]) == "train.py"
 
 
-def _train(asked: Config) -> int:
+def _train(asked: Config, functions: Functions) -> int:
+    from mtloop.evaluation.selection import check_selection
     from mtloop.runtime.launch import asked_precision
     from mtloop.runtime.quiet import silence_libraries
     from mtloop.runtime.ranks import Runtime
 
+    evaluation = asked.evaluation
+    check_selection(evaluation.metric_for_best_model, evaluation.metrics, functions)
     silence_libraries()
     config = resolve(asked)
     output = config.output
@@ -93,7 +102,7 @@ def _train(asked: Config) -> int:
         runtime.say(*resolved_lines(asked, config))
         if output.report_to != "all" and not output.with_tracking:
             runtime.say("--report_to has no effect without --with_tracking")
-        return _train_in_folder(config, runtime)
+        return _train_in_folder(config, runtime, functions)
 
     try:
         # Reported before the end of the ranks' common ground: the launcher kills those that are left of a failed run.
@@ -102,7 +111,7 @@ def _train(asked: Config) -> int:
         runtime.close()
 
 
-def _train_in_folder(config: Config, runtime: Runtime) -> int:
+def _train_in_folder(config: Config, runtime: Runtime, functions: Functions) -> int:
     from mtloop.checkpoint.listing import HUB
     from mtloop.trainer.resume import claim_folder
     from mtloop.trainer.setup import resolve_budget
@@ -123,7 +132,7 @@ def _train_in_folder(config: Config, runtime: Runtime) -> int:
             return _push_rest(config, folder, runtime)
         config = resolve_budget(config, stored, num_ranks=runtime.num_ranks)
         _note(folder, runtime, "running")
-        return _note_failure(lambda: _build_and_train(config, stored, folder, runtime), folder, runtime)
+        return _note_failure(lambda: _build_and_train(config, stored, folder, runtime, functions), folder, runtime)
     finally:
         folder.unlock()
 
@@ -181,14 +190,20 @@ def _goes_back(config: Config, folder: RunFolder) -> bool:
     return asked is not None and (newest is None or asked.resolve() != newest.resolve())
 
 
-def _build_and_train(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime) -> int:
+def _build_and_train(
+    config: Config,
+    stored: Config | None,
+    folder: RunFolder,
+    runtime: Runtime,
+    functions: Functions,
+) -> int:
     from mtloop.hub.parts import STATUS_NOT_PUSHED
     from mtloop.trainer.loop import train
     from mtloop.trainer.pushing import drain, drain_alone, open_publisher, resolve_target
     from mtloop.trainer.setup import build_run
 
     target = resolve_target(config, folder, runtime, is_resumed=stored is not None)
-    run = build_run(config, stored, folder, runtime)
+    run = build_run(config, stored, folder, runtime, functions)
     run.publisher = open_publisher(config, folder, runtime, target)
     if run.publisher is not None:
         run.checkpointer.is_awaited = run.publisher.is_awaited

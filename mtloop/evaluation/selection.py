@@ -1,0 +1,135 @@
+"""Select the metrics of a run: built-in ones by name, and functions of the user's.
+
+Must not know models, files or ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mtloop.errors import UserError
+from mtloop.evaluation.metrics import DEFAULT_METRICS, LOSS, METRICS, RESERVED, Metric, Texts, tally
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Function = Callable[..., Any]
+Functions = Sequence[Function]
+NUM_TRIED = 8
+
+
+def choose_metrics(names: Sequence[str] | None, functions: Functions = ()) -> tuple[Metric, ...]:
+    """Return the metrics of these names, and the user's functions as metrics.
+
+    Args:
+        names: Values of --metrics; None for the default ones.
+        functions: Called with sources, hypotheses and references; return a number or a dict of numbers.
+
+    Raises:
+        UserError: for an unknown name, and for what is not a function with a usable name.
+    """
+    chosen = {one.name: one for one in DEFAULT_METRICS} if names is None else {}
+    for name in names or ():
+        if name not in METRICS:
+            raise UserError(f"--metrics: unknown metric (got {name!r}). Give one or more of {', '.join(METRICS)}.")
+        chosen[name] = METRICS[name]
+    if isinstance(functions, str) or not isinstance(functions, Sequence):
+        raise UserError(f"metrics: expected a list of functions (got {functions!r}). Write metrics=[my_metric].")
+    for function in functions:
+        if not callable(function):
+            raise UserError(
+                f"metrics: expected functions (got {function!r}). Give built-in metrics with --metrics, "
+                f"for example --metrics {','.join(METRICS)}."
+            )
+        name = _checked_name(getattr(function, "__name__", type(function).__name__))
+        if name in chosen:
+            raise UserError(f"metrics: two metrics have one name (got {name!r}). Rename one of the functions.")
+        chosen[name] = Metric(
+            name=name,
+            title=name,
+            compute=partial(_call, function, name),
+            greater_is_better=bool(getattr(function, "greater_is_better", True)),
+        )
+    return tuple(chosen.values())
+
+
+def check_best_metric(metric: str, names: Sequence[str]) -> None:
+    """Refuse a --metric_for_best_model that is not computed.
+
+    Raises:
+        UserError: naming what is computed.
+    """
+    if metric != LOSS and metric not in names:
+        remedy = "Add it to --metrics" if metric in METRICS else "Pass its function to mtloop.main"
+        raise UserError(
+            f"--metric_for_best_model: this run does not compute it (got {metric!r}). {remedy}, or give one of "
+            f"{', '.join([*names, LOSS])}."
+        )
+
+
+def check_selection(best: str, names: Sequence[str] | None, functions: Functions) -> None:
+    """Check --metrics, --metric_for_best_model and the user's functions, as far as no function needs to be called.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    metrics = choose_metrics(names, functions)
+    if not functions:  # a function may return several scores, which have their own names
+        check_best_metric(best, [one.name for one in metrics])
+
+
+def try_functions(metrics: Sequence[Metric], rows: Dataset, best: str) -> None:
+    """Call the user's functions on a few rows with the references as translations, before anything is trained.
+
+    Raises:
+        UserError: A function failed, or none of the scores is called `best`.
+    """
+    few = rows[:NUM_TRIED]
+    texts = Texts(sources=few["source"], hypotheses=few["target"], references=few["target"])
+    own = tally(texts, [one for one in metrics if one.name not in METRICS])
+    check_best_metric(best, [*(one.name for one in metrics if one.name in METRICS), *own])
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][\w.+-]*", name):
+        raise UserError(f"metrics: a metric needs a name (got {name!r}). Define its function with def.")
+    if name in METRICS or name in RESERVED:
+        raise UserError(f"metrics: the name is already in use by mtloop (got {name!r}). Rename the function.")
+    return name
+
+
+def _call(function: Function, name: str, texts: Texts) -> float | dict[str, float]:
+    """Call a user's function.
+
+    Raises:
+        UserError: It raised, or returned something else than a number or a dict of numbers.
+    """
+    try:
+        result = function(list(texts.sources), list(texts.hypotheses), list(texts.references))
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"metrics: {name} raised {reason} ({os.path.basename(frame.filename)}:{frame.lineno}). "
+            f"Correct the function; it was called with {len(texts.hypotheses)} sources, hypotheses and references."
+        ) from error
+    if isinstance(result, Mapping):
+        return {_checked_name(key): _number(value, f"{name}[{key!r}]") for key, value in result.items()}
+    return _number(result, name)
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        if isinstance(value, (str, bytes, bool)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several elements raises RuntimeError
+        kind = " ".join(repr(value).split())[:60]
+        raise UserError(
+            f"metrics: {name} returned no number (got {kind}). Return a number, or a dict of numbers."
+        ) from None
