@@ -1,6 +1,6 @@
-"""Measures -> the report: lengths, what is odd with which rows, and what validation shares with training.
+"""Make the report from the measures: lengths, suspicious rows, and the rows of validation that are also in train.
 
-Owns the rules (what counts as suspicious) and the report's JSON. Must not know texts but for the few that it shows.
+Owns the rules for suspicious rows and the report's JSON. Must not know texts, except those of the examples.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from mtloop.corpus_report.measure import SPLITS, Measures
 
 PERCENTILES = (50, 90, 95, 99)
 NUM_EXAMPLES = 3
-# Shorter pairs say nothing: "What?" is "Qu'est-ce que c'est ?".
+# The ratio of shorter pairs is meaningless: "What?" is "Qu'est-ce que c'est ?".
 MIN_CHARACTERS = 20
-# In robust standard deviations of the logarithm of the ratio. On KDE English-French 5 leaves 0.4 % of the rows, nearly
-# all of them wrong or very free; of 3, half are good translations.
+# In robust standard deviations of the logarithm of the ratio. On KDE English-French, 5 finds 0.4 % of the rows, nearly
+# all of them wrong or very free translations; half of what 3 finds are good translations.
 MAX_DEVIATIONS = 5.0
-# Of a corpus whose ratios are all alike, such as copies: a factor of 1.6 either way is never suspicious.
+# For a corpus with nearly constant ratios, such as copies: a factor below 1.6 is never suspicious.
 MIN_DEVIATION = 0.1
 ALL = "all"
 
 
 @dataclass(frozen=True)
 class Band:
-    """Which ratios of target to source characters are usual.
+    """The usual ratios of target to source characters; others are suspicious.
 
     Attributes:
         median: Of the rows with at least MIN_CHARACTERS on a side.
-        lowest: Below it a ratio is suspicious.
-        highest: Above it a ratio is suspicious.
+        lowest: The lowest usual ratio.
+        highest: The highest usual ratio.
     """
 
     median: float
@@ -45,13 +45,13 @@ class Band:
 
 @dataclass(frozen=True)
 class Finding:
-    """Rows that share an oddity.
+    """The rows that are suspicious for one reason.
 
     Attributes:
-        name: Its key in the report.
+        name: The key in the report.
         is_found: bool [N].
-        severity: float [N], what is shown first; None for the order of the rows.
-        rows_per_source: Examples with the same source, at most.
+        severity: float [N], by which the examples are sorted; None for the order of the rows.
+        rows_per_source: The maximum of examples with the same source.
     """
 
     name: str
@@ -106,7 +106,7 @@ def lengths(rows: Measures, *, has_tokens: bool) -> dict[str, dict[str, dict[str
 
 
 def find(rows: Measures, data: DataConfig, band: Band | None, *, has_tokens: bool) -> Iterator[Finding]:
-    """Yield what is odd, in the order of the report."""
+    """Yield the findings, in the order of the report."""
     _, first, inverse, counts = np.unique(rows.pair_key, return_index=True, return_inverse=True, return_counts=True)
     is_repeat = np.arange(len(rows)) != first[inverse]
     yield Finding("duplicate_pairs", is_repeat, counts[inverse])
@@ -127,7 +127,7 @@ def find(rows: Measures, data: DataConfig, band: Band | None, *, has_tokens: boo
 
 
 def targets_per_source(rows: Measures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the number of each row's source, and how many different targets each of these sources has."""
+    """Return the number of each row's source, and the number of different targets of each source."""
     _, inverse = np.unique(rows.source_key, return_inverse=True)
     _, first = np.unique(rows.pair_key, return_index=True)
     return inverse, np.bincount(inverse[first], minlength=inverse.max() + 1)
@@ -139,12 +139,12 @@ def length_ratio(rows: Measures) -> NDArray[np.float64]:
 
 
 def is_measurable(rows: Measures) -> NDArray[np.bool_]:
-    """Whether a side is long enough for its row's ratio to mean something."""
+    """Return True for the rows with at least MIN_CHARACTERS on a side."""
     return np.maximum(rows.source_characters, rows.target_characters) >= MIN_CHARACTERS
 
 
 def ratio_band(rows: Measures) -> Band | None:
-    """Return the usual ratios: median and median absolute deviation of the logarithm; None where no row has a say.
+    """Return the usual ratios, from median and median absolute deviation of the logarithm; None if all rows are short.
 
     Source: Leys et al. 2013, Detecting outliers; 1.4826 makes the deviation that of a normal distribution.
     """
@@ -157,7 +157,7 @@ def ratio_band(rows: Measures) -> Band | None:
 
 
 def shared(rows: Measures, train: Measures) -> dict[str, float]:
-    """Return the share of rows whose source, or pair, also stands in train: as it is, and by its letters alone."""
+    """Return the share of rows whose source, or pair, is also in train: unchanged, and compared by letters alone."""
     keys = {
         "sources": "source_key",
         "pairs": "pair_key",
@@ -170,11 +170,11 @@ def shared(rows: Measures, train: Measures) -> dict[str, float]:
 
 
 def pick(finding: Finding, rows: Measures) -> list[int]:
-    """Return the rows to show: the worst first, else in the order of rows; few of one source, no pair twice."""
+    """Return the rows of the examples, the most severe first; few with the same source, no pair twice."""
     found = np.flatnonzero(finding.is_found)
     _, first, inverse = np.unique(rows.source_key[found], return_index=True, return_inverse=True)
     severity = np.zeros(len(found)) if finding.severity is None else finding.severity[found]
-    # Rows of one source together, sources of the same severity in the order of their first row.
+    # Rows with the same source are adjacent; sources of the same severity are in the order of their first row.
     order = found[np.lexsort((found, first[inverse], -severity))]
     chosen: list[int] = []
     per_source: dict[int, int] = {}
@@ -191,7 +191,7 @@ def pick(finding: Finding, rows: Measures) -> list[int]:
 
 
 def example(measures: Measures, splits: Mapping[str, Dataset], row: int) -> dict[str, Any]:
-    """Return a row as the report shows it."""
+    """Return a row of the report's examples."""
     split = SPLITS[measures.split[row]]
     texts = splits[split][int(measures.position[row])]
     return {"split": split, "index": texts["index"], "source": texts["source"], "target": texts["target"]}

@@ -1,6 +1,6 @@
-"""Rows -> a few numbers a row: lengths, 64-bit keys of the texts, and what a look at one row alone tells.
+"""Measure rows: lengths, 64-bit keys of the texts, and properties of a single row.
 
-Texts are read a batch at a time and not kept: some 80 bytes a row stay in memory. Shape letter: N rows.
+Texts are read in batches and not kept: about 80 bytes a row stay in memory. Shape letter: N rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mtloop.tokenization.encoding import encode_rows
 
 SPLITS = ("train", "valid", "test")
 _BATCH_SIZE = 10_000
-# Lengths are counted whole; this is the config's largest limit.
+# Nothing is truncated before it is counted: this is the largest limit of the config.
 _LONGEST = 65_536
 _NO_LETTERS = r"[^\pL\pM]+"
 _REPLACEMENT = "\ufffd"
@@ -28,24 +28,24 @@ _REPLACEMENT = "\ufffd"
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """What is known of N rows, ordered by their index, then their split.
+    """The measures of N rows, ordered by their index, then their split.
 
-    Keys are Python's own 64-bit hashes: equal where the texts are, within this process. Two different texts of a
-    million share one with a probability of 3e-8.
+    Keys are Python's 64-bit hashes: equal for equal texts, within this process. Among a million texts, two different
+    ones share a key with a probability of 3e-8.
 
     Attributes:
         split: int8 [N], position in SPLITS.
-        position: int64 [N], where the row stands in its split.
+        position: int64 [N], in the split.
         index: int64 [N], the row's number in its source as loaded.
         source_key, pair_key: int64 [N], of the texts as they are.
-        source_letters_key, pair_letters_key: int64 [N], of the texts lower-cased and without all that is no letter.
+        source_letters_key, pair_letters_key: int64 [N], of the letters of the texts, lower-cased.
         source_words, target_words, source_characters, target_characters: int32 [N].
-        source_tokens, target_tokens: int32 [N] with special tokens, uncut; zeros without a tokenizer.
-        is_copy: bool [N], the target is the source.
+        source_tokens, target_tokens: int32 [N] with special tokens, not truncated; zeros without a tokenizer.
+        is_copy: bool [N], the target equals the source.
         has_source_newline: bool [N].
         has_one_newline: bool [N], one side has newlines and the other has none.
         has_outer_space: bool [N], a side begins or ends with white space.
-        has_replacement: bool [N], a side has U+FFFD, which stands for what could not be decoded.
+        has_replacement: bool [N], a side has U+FFFD, which replaces bytes that could not be decoded.
     """
 
     split: NDArray[np.int8]
@@ -76,11 +76,11 @@ class Measures:
 
 
 def measure(splits: Mapping[str, Dataset], tokens: Mapping[str, tuple[NDArray[np.int32], ...]]) -> Measures:
-    """Look at every row once.
+    """Measure every row.
 
     Args:
         splits: Rows with index, source and target, by names of SPLITS.
-        tokens: By split, what count_tokens returned; empty without a tokenizer.
+        tokens: The result of count_tokens by split; empty without a tokenizer.
     """
     parts = []
     for name, rows in splits.items():
@@ -98,7 +98,7 @@ def measure(splits: Mapping[str, Dataset], tokens: Mapping[str, tuple[NDArray[np
 def count_tokens(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataConfig
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return the tokens of each source and target, prefix and special tokens included: two int32 [N]."""
+    """Return the number of tokens of each source and target, prefix and special tokens included: two int32 [N]."""
     encoded = encode_rows(
         rows,
         tokenizer,

@@ -1,12 +1,18 @@
-"""The report for a human: lines for a terminal, and a picture. Must not know where the numbers come from."""
+"""Show the report as lines for a terminal and as a picture, and search the rows for a pattern.
+
+Must not know how the numbers are computed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from numpy.typing import NDArray
 
 from mtloop.corpus_report.findings import ALL, MIN_CHARACTERS, PERCENTILES, Band, is_measurable, length_ratio
@@ -18,21 +24,23 @@ _TITLES = {
     "several_targets": "rows whose source has other targets too",
     "target_is_source": "target = source",
     "newline_in_source": "newline in the source",
-    "newline_on_one_side": "newline on one side alone",
+    "newline_on_one_side": "newline on one side only",
     "outer_space": "a side begins or ends with white space",
     "replacement_character": "U+FFFD on a side: badly decoded",
     "odd_length_ratio": "suspicious length ratio",
     "long_source": "source over --max_source_length {max_source_length}",
     "long_target": "target over --max_target_length {max_target_length}",
 }
-# What an example must show of its texts.
+# The character that an example of a finding must show.
 _SIGNS = {"newline_in_source": "\n", "newline_on_one_side": "\n", "replacement_character": "\ufffd"}
 _SHARED = {
     "sources": "same source",
     "pairs": "same pair",
-    "sources_by_letters": "same source but for case and what is no letter",
-    "pairs_by_letters": "same pair but for case and what is no letter",
+    "sources_by_letters": "same source, ignoring case and all but letters",
+    "pairs_by_letters": "same pair, ignoring case and all but letters",
 }
+_BATCH_SIZE = 10_000
+_LONGEST_MATCH = 300
 _BLUE, _RED = "#1f5fa8", "#d1495b"
 
 
@@ -41,7 +49,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     titles = {name: title.format(**report["limits"]) for name, title in _TITLES.items()}
     lines = ["", *_length_lines(report), "", *_finding_lines(report, titles)]
     for split, shares in report["shared_with_train"].items():
-        lines += ["", f"of the {split} rows, so many also stand in train:"]
+        lines += ["", f"share of the {split} rows that are also in train:"]
         lines += [f"  {_percent(share):>7}  {_SHARED[name]}" for name, share in shares.items()]
     examples = list(_example_lines(report, titles))
     return [*lines, "", *examples] if examples else lines
@@ -69,7 +77,7 @@ def _finding_lines(report: dict[str, Any], titles: dict[str, str]) -> Iterator[s
         rows.append([titles[name], *(f"{counts[scope]:,}" for scope in scopes), share])
         if name == "several_targets":
             number = report["sources_with_several_targets"]
-            rows.append(["  so many such sources", *(f"{number[scope]:,}" for scope in scopes), ""])
+            rows.append(["  number of such sources", *(f"{number[scope]:,}" for scope in scopes), ""])
     yield from aligned(rows, left=1)
     if (band := report["length_ratio"]) is not None:
         yield (
@@ -90,18 +98,57 @@ def _example_lines(report: dict[str, Any], titles: dict[str, str]) -> Iterator[s
 
 
 def one_line(text: str, *, near: int = 0, longest: int = 100) -> str:
-    """Show a text on one line of a terminal: what cannot be seen as Python writes it, and outer spaces in quotes.
+    """Return a text as one line for a terminal: invisible characters escaped, and quoted if it has outer spaces.
 
     Args:
         text: The text.
-        near: The character that must be seen, in a text that is cut.
-        longest: Characters after which it is cut.
+        near: The position that must be visible if the text is truncated.
+        longest: The longest text that is not truncated, in characters.
     """
     start = 0 if near < longest * 3 // 4 else near - longest // 2
     cut = text[start : start + longest]
     visible = "".join(c if c.isprintable() or c == "\xa0" else repr(c)[1:-1] for c in cut)
     visible = ("... " if start else "") + visible + (" ..." if start + longest < len(text) else "")
     return f"'{visible}'" if text != text.strip() else visible
+
+
+def matches(
+    splits: Mapping[str, Dataset], pattern: re.Pattern[str], *, max_shown: int
+) -> tuple[int, list[dict[str, Any]]]:
+    """Find the rows with the pattern in the source or the target.
+
+    Returns:
+        Their number, and the first of them in the order of the rows' index: split, index, source, reference.
+    """
+    num_found = 0
+
+    def found() -> Iterator[tuple[int, int, str, dict[str, Any]]]:
+        nonlocal num_found
+        for number, (split, rows) in enumerate(splits.items()):
+            for batch in rows.iter(_BATCH_SIZE):
+                for index, source, target in zip(batch["index"], batch["source"], batch["target"], strict=True):
+                    if pattern.search(source) or pattern.search(target):
+                        num_found += 1
+                        row = {"split": split, "index": index, "source": source, "reference": target}
+                        yield index, number, split, row
+
+    chosen = heapq.nsmallest(max_shown, found(), key=lambda match: match[:2])
+    return num_found, [row for *_, row in chosen]
+
+
+def match_lines(rows: list[dict[str, Any]], pattern: re.Pattern[str], num_found: int, *, num_rows: int) -> list[str]:
+    """Return the lines of the matches: source, reference and, if there is one, hypothesis."""
+    fewer = f", the first {len(rows):,} shown (--max_shown)" if len(rows) < num_found else ""
+    lines = [f"{pattern.pattern!r}: {num_found:,} of {num_rows:,} rows{fewer}"]
+    for row in rows:
+        lines += ["", f"{row['split']} {row['index']}"]
+        for name in ("source", "reference", "hypothesis"):
+            if name in row:
+                place = pattern.search(row[name])
+                lines.append(
+                    f"  {name:<10}  {one_line(row[name], near=place.start() if place else 0, longest=_LONGEST_MATCH)}"
+                )
+    return lines
 
 
 def _percent(share: float) -> str:
@@ -115,13 +162,13 @@ def draw(path: Path, measures: Measures, band: Band | None, limits: dict[str, in
         path: The PNG file.
         measures: Of N rows.
         band: The usual ratios.
-        limits: max_source_length and max_target_length where tokens were counted; None draws words.
+        limits: max_source_length and max_target_length if tokens were counted; None draws words.
 
     Returns:
-        Whether matplotlib is installed.
+        False if matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the notebook we may run in
+        from matplotlib.figure import Figure  # not pyplot: a notebook may have chosen its backend
     except ImportError:
         return False
     figure = Figure(figsize=(14, 4), layout="constrained")
@@ -150,5 +197,5 @@ def draw(path: Path, measures: Measures, band: Band | None, limits: dict[str, in
 
 
 def _whole_bins(longest: int) -> NDArray[np.float64]:
-    """Edges between whole numbers, some 50, equally wide on a logarithmic axis where that is possible."""
+    """Return about 50 edges between whole numbers, as equally wide on a logarithmic axis as possible."""
     return np.unique(np.geomspace(1, longest + 1, 50).round()) - 0.5

@@ -219,7 +219,7 @@ def _load_tokenizer(subject: Subject, given: argparse.Namespace) -> PreTrainedTo
 
 def _grep(given: argparse.Namespace, pattern: re.Pattern[str], corpus: Corpus, translator: Any = None) -> None:
     """Show the pairs that match. Collective where a translator is given."""
-    from mtloop.corpus_report.matches import match_lines, matches
+    from mtloop.corpus_report.show import match_lines, matches
 
     splits = _splits(corpus)
     num_found, rows = matches(splits, pattern, max_shown=given.max_shown)
