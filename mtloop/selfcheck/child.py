@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ def train_updates(task: dict[str, Any], config: Config, runtime: Runtime, work_d
     built_s = time.time() - task["started"]
     records: list[dict[str, Any]] = []
     seconds: list[float] = []
-    for update in updates_of(run):
+    for update in run.updates():
         start = time.perf_counter()
         stats = train_step(run, update)
         records.append(record_of(run, update, stats))
@@ -116,12 +115,6 @@ def train_updates(task: dict[str, Any], config: Config, runtime: Runtime, work_d
         "config": to_yaml(run.config),
         "checkpoint": str(run.checkpointer.path),
     }
-
-
-def updates_of(run: Run) -> Iterator[Update]:
-    """All updates of a run, from its first."""
-    for update, _ in zip(run.loader.updates(epoch=0, cursor=0), range(run.total_steps), strict=False):
-        yield update
 
 
 def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
