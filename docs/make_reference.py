@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the code: flags of every command, files of a run folder, statuses, model families.
+"""Write docs/reference.md from the code: flags of every command, files of a run folder, statuses, metrics, families.
 
     python docs/make_reference.py
 
@@ -24,6 +24,7 @@ from mtloop.cli.parser import Parser
 from mtloop.cli.status import status_of
 from mtloop.config.fields import choices_of
 from mtloop.config.settings import GROUPS
+from mtloop.evaluation.metrics import DEFAULT_METRICS, METRICS, Metric
 from mtloop.hub.parts import STATUS_NOT_PUSHED
 from mtloop.model.families import FAMILIES, Family
 from mtloop.run_folder import RUN_FILES
@@ -32,7 +33,7 @@ PAGE = Path(__file__).with_name("reference.md")
 HEAD = """\
 # Reference
 
-All flags, the files of a run folder, exit statuses and model families.
+All flags, the files of a run folder, exit statuses, metrics and model families.
 
 Generated from the code by `python docs/make_reference.py`.
 
@@ -40,6 +41,7 @@ Generated from the code by `python docs/make_reference.py`.
 - [Commands](#commands): {commands}
 - [Files of a run folder](#files-of-a-run-folder)
 - [Exit statuses](#exit-statuses)
+- [Metrics](#metrics)
 - [Model families](#model-families)
 
 ## Training
@@ -81,6 +83,9 @@ def page() -> str:
         _table(("path", "content"), ((f"`{path}`", text) for path, text in RUN_FILES.items())),
         "## Exit statuses\n",
         _table(("status", "meaning"), STATUSES),
+        "## Metrics\n",
+        "Values of `--metrics`. The default ones of training are marked ●; `mtloop evaluate` adds `ter`.\n",
+        _table(("name", "title", "better", "confidence interval"), map(_metric, METRICS.values())),
         "## Model families\n",
         "Families that are not listed train too, where `AutoModelForSeq2SeqLM` loads them.\n",
         _table(
@@ -149,6 +154,12 @@ def _family(name: str, row: Family) -> tuple[str, ...]:
     if row.ctranslate2_needs:
         export += f", from transformers {row.ctranslate2_needs[1]}"
     return f"`{name}`", LANGUAGES[row.source_prefix], f"`{layers}`", export
+
+
+def _metric(metric: Metric) -> tuple[str, ...]:
+    mark = " ●" if metric in DEFAULT_METRICS else ""
+    direction = "greater" if metric.greater_is_better else "lower"
+    return f"`{metric.name}`{mark}", metric.title, direction, "" if metric.count is None else "yes"
 
 
 def _first_line(documented: object) -> str:

@@ -29,13 +29,16 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_metrics_flag(parser: argparse.ArgumentParser, *default: str) -> None:
-    """Add which scores are computed."""
+    """Add which scores are computed, and list them below the flags."""
+    titles = [one.title + ("" if one.greater_is_better else ", lower is better") for one in METRICS.values()]
+    known = [f"{name} ({title})" for name, title in zip(METRICS, titles, strict=True)]
+    parser.epilog = f"metrics: {'; '.join(known)}. Functions: mtloop.main([...], metrics=[function])."
     parser.add_argument(
         "--metrics",
         nargs="+",
         default=list(default),
         metavar="NAME",
-        help=f"scores of the translations, of {', '.join(METRICS)} ({' '.join(default)})",
+        help=f"scores of the translations, listed below ({' '.join(default)})",
     )
 
 
