@@ -294,3 +294,12 @@ register(
         limits=_PERCENT,
     )
 )
+register(
+    Metric(
+        name="chrf_pp",
+        title="chrF++",
+        label="chrF2++",
+        count=sacrebleu_statistics(lambda _: CHRF(word_order=2)),
+        limits=_PERCENT,
+    )
+)

@@ -223,3 +223,9 @@ def test_a_metric_of_the_registry_is_in_every_place(first_word, runtime, tmp_pat
 def test_the_flags_list_the_registry(first_word, capsys):
     assert main(["evaluate", "--help"]) == 0
     assert "first_word" in capsys.readouterr().out
+
+
+def test_chrf_pp_is_chrf_with_words_and_word_pairs():
+    found = score(SYSTEM, WANTED, names="chrf_pp")["chrf_pp"]
+    assert found.value == CHRF(word_order=2).corpus_score(SYSTEM, [WANTED]).score != score(SYSTEM, WANTED)["chrf"].value
+    assert "|nw:2|" in found.signature
