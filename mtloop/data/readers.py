@@ -128,7 +128,7 @@ class Records:
 
 
 def record_rows(files: tuple[InputFile, ...], kind: str, columns: Columns, version: int) -> Iterator[dict[str, Any]]:
-    """Yield the packed rows of files whose rows have named columns; `version` only distinguishes cached results.
+    """Yield the packed rows of files with named columns; `version` only distinguishes cached results.
 
     Raises:
         UserError: naming file and line of the first malformed row, or a column that no row of a file has.

@@ -30,7 +30,7 @@ RAW_FEATURES = Features(
     {"index": Value("int64"), "source": Value("string"), "target": Value("string"), "reason": Value("int8")}
 )
 TRANSLATION = "translation"
-# Stands for a "translation" that is not an object: any value of another type than str would do.
+# The texts of a "translation" that is not an object: any value of another type than str would do.
 NOT_A_TEXT = 0
 # Every rank loads the corpus, the first one alone and the others after it: what is younger than this process can be
 # shared even with --overwrite_cache.

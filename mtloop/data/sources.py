@@ -45,7 +45,7 @@ def load_files(flag: str, patterns: list[str], columns: Columns, store: Store) -
 
 
 def load_records(files: tuple[InputFile, ...], kind: str, columns: Columns, store: Store) -> LoadedSplit:
-    """Load files whose rows have named columns.
+    """Load files with named columns.
 
     Raises:
         UserError: see `record_rows`.
@@ -187,7 +187,7 @@ def _convert(
     packed = store.convert(rows.select_columns(wanted), columns)
     content, files = local
     if content is None:
-        # The addresses hold the repository and its commit.
+        # The URLs hold the repository and its commit.
         urls = sorted(rows.info.download_checksums or [rows._fingerprint])
         content = {"kind": "hub", "config": rows.info.config_name, "urls": urls}
     origin = {"name": name, "config": rows.info.config_name, "split": split}
@@ -196,7 +196,7 @@ def _convert(
 
 
 def _named_error(name: str, config_name: str | None, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {first_line(error.__cause__ or error)}"
+    reason = reason_of(error)
     if "scripts are no longer" in str(error):
         remedy = (
             "The datasets library runs no loading scripts, and --trust_remote_code does not change this: try "
@@ -235,11 +235,7 @@ def download_progress() -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the type and the first line of the error that caused this one."""
+    """Return the type of an error and the first line of its cause, or of itself."""
     cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {first_line(cause)}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return str(error).strip().partition("\n")[0]
+    first_line = str(cause).strip().partition("\n")[0]
+    return f"{type(cause).__name__}: {first_line}"

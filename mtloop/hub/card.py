@@ -1,6 +1,6 @@
-"""Write the model card: README.md of what is pushed, from the run folder alone.
+"""Write the model card, README.md of a push, from the run folder alone.
 
-Owns what is known of a run for a reader of its card (`Facts`); card.md.jinja owns the text. Must not know the network.
+Owns the facts of a run that a card shows (`Facts`); card.md.jinja owns the text. Must not know the network.
 
 Source: the metadata of https://huggingface.co/docs/hub/model-cards, written by huggingface_hub's ModelCardData and
 EvalResult.
@@ -33,27 +33,33 @@ from mtloop.run_folder import RunFolder
 
 NUM_EXAMPLES, NUM_WIDGETS = 10, 3
 MAX_EXAMPLE_LENGTH = 300
-# Settings of one machine or of the push: they say nothing of how the model was trained.
-UNTOLD = {"output_dir", "overwrite_cache", "resume_from_checkpoint", "allow_changed", "preprocessing_num_workers"}
+# Settings of one machine or of the push, which do not describe how the model was trained.
+OMITTED_SETTINGS = {
+    "output_dir",
+    "overwrite_cache",
+    "resume_from_checkpoint",
+    "allow_changed",
+    "preprocessing_num_workers",
+}
 FILE_SETTINGS = {"train_file", "validation_file", "test_file", "model_name_or_path", "tokenizer_name", "config_name"}
 
 
 def write_card(folder: RunFolder, part: Part, target: Target) -> str:
-    """Write README.md of a part for the place that it is pushed to."""
+    """Return README.md of a part for the target of its push."""
     return render(collect(folder, part, target))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a run: all of it is in the run folder.
+    """The facts of a run that a card shows, all read from the run folder.
 
     Attributes:
-        part: Which weights.
-        target: Where they go.
+        part: The part that is pushed.
+        target: The repository and branch.
         config: Resolved.
         data: data.json.
         lines: metrics.jsonl up to the part's step.
-        record: The manifest of the checkpoint; {} if it is gone.
+        record: The manifest of the checkpoint; {} if it no longer exists.
         examples: index, source, reference, hypothesis of some validation rows; empty without an evaluation.
         tokenizer: tokenizer_config.json.
         tasks: task_specific_params of the model's config: the prefix of each pair's sources.
@@ -71,14 +77,14 @@ class Facts:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """The newest evaluation of these weights or earlier ones, for an average of the average; {} without one."""
+        """Return the newest evaluation up to these weights; for an average, its own; {} without one."""
         if self.part.average_of:
             return self._last_of("average")
         return next((line for line in reversed(evaluations_of(self.lines)) if line["step"] <= self.part.step), {})
 
     @property
     def scored_splits(self) -> list[tuple[str, dict[str, Any]]]:
-        """(name of the split, evaluation); the test rows are scored at the end of the run alone."""
+        """Return (name of the split, evaluation); the test rows are scored only at the end of the run."""
         test_scores = self._last_of("test") if self.part.epoch is None else {}
         return [(split, line) for split, line in (("validation", self.scores), ("test", test_scores)) if line]
 
@@ -87,18 +93,18 @@ class Facts:
 
     @cached_property
     def epochs(self) -> list[tuple[str, dict[str, Any], float | None]]:
-        """The rows of the table of results, as epoch_rows lists them; an average comes last."""
+        """Return the rows of the table of results, as epoch_rows lists them; an average is last."""
         rows = epoch_rows(self.lines)
         return [*rows, ("average", self.scores, None)] if rows and self.part.average_of and self.scores else rows
 
     @property
     def newest(self) -> dict[str, Any]:
-        """The evaluation whose signatures are shown, and whose scores by pair."""
+        """Return the evaluation from which the signatures and the scores of each pair are shown."""
         return self.scores or self.epochs[-1][1]
 
     @property
     def metrics(self) -> list[Metric]:
-        """Every metric that an evaluation of the run recorded."""
+        """Return every metric that an evaluation of the run recorded."""
         found = {metric.name: metric for line in evaluations_of(self.lines) for metric in metrics_of(line)}
         return list(found.values())
 
@@ -124,22 +130,22 @@ class Facts:
 
     @property
     def tokenizer_codes(self) -> tuple[str, str] | None:
-        """The pair in the codes of a tokenizer that is told the languages; None with any other."""
+        """Return the pair in the tokenizer's codes; None for a tokenizer that does not take languages."""
         if not self.tokenizer.get("src_lang") or not self.config.data.languages[0][0]:
             return None
         return self.tokenizer["src_lang"], self.tokenizer["tgt_lang"]
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings that differ from the defaults, without the paths of this machine."""
+        """Return the settings that differ from the defaults, without the paths of this machine."""
         return {
             name: _setting_text(name, value)
             for name, value in flat(self.config).items()
-            if value != DEFAULTS[name] and name not in UNTOLD and not name.startswith(("hub_", "push_"))
+            if value != DEFAULTS[name] and name not in OMITTED and not name.startswith(("hub_", "push_"))
         }
 
     def source_text(self, row: Mapping[str, Any]) -> str:
-        """Return what the model is given for a row: its source, after the prefix of its pair."""
+        """Return the model's input for a row: the prefix of its pair and its source."""
         prefix = self.config.data.source_prefix
         if "pair" in row:
             source_lang, _, target_lang = row["pair"].partition("-")
@@ -148,7 +154,7 @@ class Facts:
 
 
 def collect(folder: RunFolder, part: Part, target: Target) -> Facts:
-    """Read what a card needs."""
+    """Read the facts from the run folder."""
     config = folder.stored_config()
     assert config is not None  # a run that has a checkpoint has its configuration
     lines = lines_until(folder, part)
@@ -235,13 +241,13 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
 
 
 def epoch_rows(lines: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float | None]]:
-    """List (label, evaluation, mean logged training loss) of each epoch, that before the training first.
+    """Return (label, evaluation, mean logged training loss) of each epoch, after the evaluation before training.
 
-    An epoch with several evaluations is shown by its last.
+    Of several evaluations in an epoch the last is used.
     """
 
     def epoch_of(line: dict[str, Any]) -> int:
-        return -int(-line["epoch"] // 1)  # the epoch that an update is part of, from 1; 0 before the first
+        return -int(-line["epoch"] // 1)  # the epoch of an update, from 1; 0 before the first
 
     losses: dict[int, float] = {}
     for epoch, logged in groupby(updates_of(lines), key=epoch_of):
@@ -256,7 +262,7 @@ def epoch_rows(lines: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any
 
 
 def choose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pick rows evenly over the data: the same ones for every epoch."""
+    """Return rows at regular intervals: the same ones for every epoch."""
     return rows[:: max(1, len(rows) // NUM_EXAMPLES)][:NUM_EXAMPLES]
 
 
@@ -269,14 +275,14 @@ def language_of(code: str | None) -> str | None:
 
 
 def hub_name(name: str | None) -> str | None:
-    """Return the Hub's name of what a flag names, without a revision; None for a local folder."""
+    """Return a name on the Hub without its revision; None for a local folder."""
     if not name or Path(name).exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return None
     return split_revision(name)[0]
 
 
 def dataset_id(config: Config) -> str | None:
-    """Return the Hub's name of the data set; None for files, the demo, and archives of OPUS."""
+    """Return the name of the data set on the Hub; None for files, the demo, and archives of OPUS."""
     name = config.data.dataset_name
     if name == "kde4":
         return "Helsinki-NLP/kde4"
@@ -284,7 +290,7 @@ def dataset_id(config: Config) -> str | None:
 
 
 def data_name(config: Config) -> str:
-    """Name the data in a few words, without a path."""
+    """Return a short name of the data, without a path."""
     data = config.data
     if data.dataset_name == "demo":
         return "mtloop demo"
@@ -292,7 +298,7 @@ def data_name(config: Config) -> str:
 
 
 def linked(name: str | None) -> str:
-    """Link a model of the Hub; name a local one without its path."""
+    """Return a link to a model of the Hub, or the name of a local one without its path."""
     on_hub = hub_name(name)
     return (
         f"[{on_hub}](https://huggingface.co/{on_hub})" if on_hub else f"the local model {escape(Path(name or '').name)}"
@@ -300,7 +306,7 @@ def linked(name: str | None) -> str:
 
 
 def escape(text: str) -> str:
-    """Write a text for a cell of a table: one line in which no Markdown or HTML takes effect."""
+    """Return a text for a cell of a table: one line without effective Markdown or HTML."""
     one_line = " ".join(text.split())
     if len(one_line) > MAX_EXAMPLE_LENGTH:
         one_line = one_line[: MAX_EXAMPLE_LENGTH - 1] + "…"
@@ -312,7 +318,7 @@ def number_text(value: float | None, digits: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as 2 h 5 min, 3 min 20 s or 12 s."""
+    """Return seconds as 2 h 5 min, 3 min 20 s or 12 s."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole // 60 % 60} min"
@@ -320,7 +326,7 @@ def duration(seconds: float) -> str:
 
 
 def _setting_text(name: str, value: Any) -> str:
-    if name in FILE_SETTINGS:  # where files lie is private
+    if name in FILE_SETTINGS:  # the folders of files are private
         values = value if isinstance(value, (list, tuple)) else [value]
         return " ".join(one if hub_name(one) == split_revision(one)[0] else Path(one).name for one in values)
     return str(value)

@@ -77,7 +77,7 @@ def test_the_table_says_what_chance_makes_of_the_scores(tmp_path):
     text = card_of(folder).text
     assert "| before training | 0 |  | 5.0000 | 1.00 ± 1.20 | 11.00 ± 0.90 |" in text
     assert "| **40.00 ± 1.20 (+19.00, p = 0.001)** | 50.00 ± 0.90 (-0.50, p = 0.250) |" in text
-    assert "± is half of the 95 % confidence interval by bootstrap;" in text
+    assert "± is half of the 95 % confidence interval, by bootstrap." in text
 
 
 def test_rows_of_evaluations_within_epochs():
@@ -187,7 +187,7 @@ def test_card_lists_every_recorded_metric(tmp_path):
     assert "| BLEU | chrF | same_words |" in card.text
     assert "| before training | 0 |  | 5.0000 | 1.00 | 11.00 |  |" in card.text  # it was not recorded there
     assert "| **40.00** | 50.00 | 0.50 |" in card.text
-    assert "- same_words (a function of the author's; lower is better)" in card.text
+    assert "- same_words (computed by a user's function; lower is better)" in card.text
     assert card.data.metrics == ["bleu", "chrf", "same_words"] and card.data.eval_results[-1].metric_value == 0.5
 
 

@@ -1,7 +1,7 @@
-"""Drawing of sentence pairs: fills the slots of a pattern with words that go together.
+"""Draw the pairs of the corpus: fill the slots of a pattern with words that go together.
 
-Owns which words may stand together and all use of randomness. Must not know what a sentence says. Only `Random.random`
-is used: its sequence is the same in every version of Python, which that of `choice` or `shuffle` need not be.
+Owns the combinations of words and all use of randomness. Must not know the sentences. Only `Random.random` is used: its
+sequence is the same in every version of Python, which is not guaranteed for `choice` or `shuffle`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Slots = dict[str, object]
 NUM_TRAIN = 12_000
 NUM_VALID = 1_000
 
-# sha256 of the JSON of each split's pairs: a run whose rows are cached need not draw 13,168 pairs to find them.
+# sha256 of the JSON of each split's pairs: a run with cached rows need not draw the 13,168 pairs.
 PAIRS_SHA256 = {
     "train": "2b873a109ec23dbb694a3d1088de2be04898bb30a8677a33257f90da6d63a35d",
     "validation": "67589bec6afc057874aef50871618990d37fa53576a50dab31f07b68b7518a49",
@@ -43,7 +43,7 @@ _NOT_CONTENT = re.compile(r"[^a-z0-9%]+")
 
 _PLURAL_SHARE, _OTHER_PLURAL_SHARE, _ADJECTIVE_SHARE, _SUFFIX_SHARE = 0.35, 0.2, 0.55, 0.2
 _ANY_TAGS = "DEUHSGTK"
-# The slot of the noun that each verb is about; the same for each predicate adjective, with the marks it needs one of.
+# The slot of the object of each verb; the slot of the subject of each predicate adjective, and its possible marks.
 _OBJECT = {"v": "o", "w": "y"}
 _SUBJECT = {
     "q": ("o", "?+-~"),
@@ -60,7 +60,7 @@ def demo_pairs(split: str) -> list[tuple[str, str]]:
 
     Args:
         split: "train" (`NUM_TRAIN` pairs) or "validation" (`NUM_VALID` pairs). No source occurs twice, in one split
-            or in both, not even with other case, spacing or punctuation.
+            or in both, even ignoring case, spacing and punctuation.
 
     Returns:
         (English, French) pairs; the list is the caller's own.
@@ -153,14 +153,14 @@ def _predicates(tags: str, marks: str) -> list[Adjective]:
 
 
 def _excluded_marks(forms: frozenset[str]) -> str:
-    """Return the marks of the adjectives that read wrongly in these forms: "a next file", "create a damaged file"."""
+    """Return the marks of the adjectives that are wrong in these forms: "a next file", "create a damaged file"."""
     if "a" in forms:
         return "~!-"
     return "~!" if forms & {"", "no", "this", "your", "each", "which"} else "~"
 
 
 class _Draw:
-    """One filling of a pattern; the slots are drawn in a fixed order."""
+    """The words drawn for one pattern; the slots are drawn in a fixed order."""
 
     def __init__(self, rng: Random, pattern: Pattern):
         self._rng = rng
@@ -170,7 +170,7 @@ class _Draw:
         self._phrases: dict[str, Phrase] = {}
 
     def bindings(self) -> tuple[Slots, Slots]:
-        """Return what the English and the French template are formatted with."""
+        """Return the slots of the English and the French template."""
         pattern = self._pattern
         self._draw_action("v", pattern.o or _ANY_TAGS + "P", pattern.verbs)
         self._draw_action("w", _ANY_TAGS, ())
@@ -224,7 +224,7 @@ class _Draw:
         return any(slot == _SUBJECT[other][0] for other in self._forms if other in _SUBJECT)
 
     def _adjective(self, noun: Noun, excluded_marks: str, verb: Verb | None) -> Adjective | None:
-        """Draw an adjective that is not the verb's own participle: no "lock the locked file"."""
+        """Draw an adjective other than the verb's participle: no "lock the locked file"."""
         words = _adjectives(_tags(noun), excluded_marks)
         words = [word for word in words if verb is None or word.french[0] != verb.done[0]]
         return _pick(self._rng, words) if words else None

@@ -1,9 +1,9 @@
-"""The sentence patterns: an English and a French template over the same slots.
+"""Define the sentence patterns: an English and a French template with the same slots.
 
-Owns the sentences. Must not know how words are drawn or inflected. Slots: v a verb and o its object, w another verb and
+Must not know how words are drawn or inflected. Slots: v a verb and o its object, w another verb and
 y its object; x, z further things; p people; t, u attributes of o; q, s adjectives after "to be" for o and t, fit and
 unfit such that say whether o is fit for use, once and because the same for x; app, menu, button, key, number, how, when
-and reason constants. After a colon stands a form that phrases.py explains.
+and reason constants. A colon precedes a form, which phrases.py defines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pattern:
-    """A template pair and what may fill it.
+    """A template pair and the words that may fill it.
 
     `o`, `x` and `z` name the tags (words.py) of which the nouns in these slots need one, "" for any; `number` is
     "singular", "plural" or "any" for o; `verbs` are the only verbs that v may be, () for all.

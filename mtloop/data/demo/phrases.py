@@ -1,4 +1,4 @@
-"""Noun phrases and verbs in English and French, as the format fields of a pattern.
+"""Inflect noun phrases and verbs in English and French, as the format fields of a pattern.
 
 Owns determiners, agreement, the place of adjectives, elision and contraction. Must not know which patterns exist or how
 words are drawn. In a pattern `{o:the}` formats a phrase as "the file" / "le fichier", `{v:done}` a verb as the
@@ -68,7 +68,7 @@ _SENTENCE_START = re.compile(r"(?:^|[.?!] )(\w)")
 
 @dataclass(frozen=True)
 class Phrase:
-    """What a noun phrase says, in no language yet; `suffix` is "" or a placeholder that names the thing."""
+    """The content of a noun phrase, in no language yet; `suffix` is "" or a placeholder for the name of the thing."""
 
     noun: Noun
     adjective: Adjective | None = None
@@ -102,7 +102,7 @@ class EnglishPhrase:
 
 
 class FrenchPhrase:
-    """The French side of `EnglishPhrase`, with the same format specifications and those that French needs besides."""
+    """The French side of `EnglishPhrase`, with the same format specifications and some for French alone."""
 
     def __init__(self, phrase: Phrase):
         self._phrase = phrase
@@ -159,14 +159,14 @@ class FrenchVerb:
 
 
 def starts_with_vowel(french: str) -> bool:
-    """Return whether French elides before these words: a vowel or a mute h."""
+    """Return True if French elides before these words: before a vowel or a mute h."""
     return bool(_STARTS_WITH_VOWEL.match(french))
 
 
 def join_french(text: str) -> str:
     """Elide (le image -> l'image) and contract (de le fichier -> du fichier) the words of a French sentence.
 
-    An object pronoun after "de" or "à" would be contracted too: a pattern must not put one there.
+    An object pronoun after "de" or "à" would also be contracted: a pattern must not have one there.
     """
     text = _ELISION.sub(lambda found: f"{found.group(1) or found.group(2)}'", text)
     return _CONTRACTION.sub(lambda found: _CONTRACTED[found.group(1)] + " ", text)

@@ -1,7 +1,7 @@
-"""The closed vocabulary of the embedded corpus: every content word with its one translation.
+"""Define the closed vocabulary of the embedded corpus: every content word with its one translation.
 
-Owns the word tables and the few rules that inflect their regular entries. Must not know the patterns or how a sentence
-is put together. Tags say which words go together, so that songs are played and printers are connected:
+Owns the word tables and the rules that inflect their regular entries. Must not know the patterns. Tags define which
+words go together, so that songs are played and printers are connected:
 D documents, E elements of a document, U user interface, H hardware, S settings, G software, T tasks, P people,
 A attributes; C what things are in, W what they are shown on, L what they are connected to, K storage devices, M media,
 X text, I images, R software that runs.
@@ -105,7 +105,7 @@ resume = reprendre | repris/reprise | reprise f | T; invite = inviter | invité 
 block = bloquer | bloqué | blocage m | P; authorize = autoriser | autorisé | autorisation f | P
 """
 
-# One entry: english = [marks]french forms TAGS. Marks: < stands before the noun, = is invariable, ! only with a
+# One entry: english = [marks]french forms TAGS. Marks: < precedes the noun, = is invariable, ! only with a
 # definite article, ? may also follow "to be", ~ only follows "to be", + and - may follow it too and say that a thing is
 # or is not fit for use.
 _ADJECTIVES = """
