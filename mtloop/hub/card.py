@@ -34,7 +34,7 @@ from mtloop.run_folder import RunFolder
 NUM_EXAMPLES, NUM_WIDGETS = 10, 3
 MAX_EXAMPLE_LENGTH = 300
 # Settings of one machine or of the push, which do not describe how the model was trained.
-OMITTED_SETTINGS = {
+OMITTED = {
     "output_dir",
     "overwrite_cache",
     "resume_from_checkpoint",
