@@ -164,8 +164,7 @@ def open_model(
         UserError: naming the flag.
     """
     from mtloop.evaluation.test_sets import ScoredModel
-    from mtloop.generation.engine import EngineOptions
-    from mtloop.generation.engines import TransformersEngine, open_engine
+    from mtloop.generation.engine import EngineOptions, TransformersEngine, open_engine
 
     names = ("source_lang", "target_lang", "source_prefix", "num_beams", "trust_remote_code")
     asked = EngineOptions(**{name: getattr(given, name) for name in names})

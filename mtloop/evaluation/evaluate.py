@@ -32,7 +32,7 @@ from mtloop.evaluation.metrics import (
 )
 from mtloop.evaluation.selection import check_best_metric
 from mtloop.generation.engine import Engine
-from mtloop.generation.generate import deal_batches
+from mtloop.generation.generate import SearchOptions, deal_batches
 from mtloop.model.loss import batch_loss_sum
 from mtloop.runtime.launch import free_memory
 from mtloop.runtime.ranks import Runtime
@@ -186,7 +186,7 @@ def evaluate(
         model: Unwrapped; the model whose loss is wanted; None for no loss.
         max_tokens: Padded source tokens of a batch at most; None for what default_max_tokens finds.
         target_lang: Chooses sacreBLEU's tokenizer for languages without spaces.
-        max_length_ratio: As in generate_rows.
+        max_length_ratio: As in SearchOptions.
         metrics: Applied to the translations.
     """
     network = model if model is not None else getattr(engine, "network", None)
@@ -299,9 +299,9 @@ def _translate(
             if runtime.is_xla
             else plan_evaluation(data.source_lengths[rows], max_tokens=max_tokens),
             runtime,
-            max_length_ratio=max_length_ratio,
+            SearchOptions(max_length_ratio=max_length_ratio),
         )
-        pieces += [best.pieces for best, *_ in found]
+        pieces += [best.tokens for best, *_ in found]
     return pieces
 
 

@@ -52,7 +52,7 @@ class ScoredModel:
         engine: The model.
         runtime: The ranks.
         max_tokens: Padded source tokens of a batch, at most.
-        max_length_ratio: As in generate_rows.
+        max_length_ratio: As in SearchOptions.
     """
 
     engine: Engine

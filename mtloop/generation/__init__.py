@@ -1,7 +1,7 @@
-"""The search for translations: generate(), greedy search in fixed shapes, CTranslate2, and one interface of engines.
+"""Search for translations: transformers' generate, greedy search in fixed shapes, CTranslate2, one interface.
 
-Imports nothing, so that a command can tell an export from a model at once.
+Imports nothing, so that a command can recognize an export without loading torch.
 """
 
-# The file of an export; a folder with it is one.
+# The file that marks a folder as an export.
 RECORD_NAME = "mtloop_export.json"

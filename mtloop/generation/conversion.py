@@ -1,13 +1,13 @@
-"""A model of transformers -> a folder of CTranslate2: weights, vocabulary, tokenizer and generation settings.
+"""Convert a model of transformers to a folder of CTranslate2: weights, vocabulary, tokenizer and generation settings.
 
-CTranslate2's loaders bring the weights alone. What surrounds them is settled here, because as of CTranslate2 4.8 and
-transformers 5.24 its own converter
+CTranslate2's loaders read the weights only. The rest is done here, because the converter of CTranslate2 4.8, with
+transformers 5.24,
 
-- refuses BART, mBART and Pegasus (their configs no longer say normalize_before),
+- refuses BART, mBART and Pegasus (their configs no longer have normalize_before),
 - scales the outputs of mT5 and of T5 v1.1, which transformers does not (tie_word_embeddings is always true there),
-- starts Marian from a zero embedding, although training moves the padding piece's where embeddings are tied,
-- takes the padding piece of M2M100 to be number 1, behind which positions begin,
-- refuses tables with more rows than the tokenizer has pieces.
+- starts Marian from a zero embedding, although training changes the padding token's if embeddings are tied,
+- assumes that the padding token of M2M100, after which positions begin, has id 1,
+- refuses embeddings with more rows than the tokenizer has tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mtloop.model.families import FAMILIES, family_of
 from mtloop.model.generation_config import position_limit
 from mtloop.tokenization.loading import target_language_token
 
-# Settings of a generation config that CTranslate2 has no name for, with what means nothing.
+# Settings of a generation config that CTranslate2 does not support, with the values that have no effect.
 FOREIGN_SETTINGS: dict[str, tuple[Any, ...]] = {
     "encoder_no_repeat_ngram_size": (None, 0),
     "encoder_repetition_penalty": (None, 1.0),
@@ -42,8 +42,8 @@ FOREIGN_SETTINGS: dict[str, tuple[Any, ...]] = {
     "renormalize_logits": (None, False),
 }
 
-# Likewise, of those by which pieces are struck out: generate's beam search norms before, CTranslate2 after.
-STRIKING_SETTINGS: dict[str, tuple[Any, ...]] = {
+# The same for settings that forbid tokens: generate's beam search normalizes before, CTranslate2 after.
+FORBIDDING_SETTINGS: dict[str, tuple[Any, ...]] = {
     "min_length": (None, 0),
     "repetition_penalty": (None, 1.0),
     "no_repeat_ngram_size": (None, 0),
@@ -51,15 +51,15 @@ STRIKING_SETTINGS: dict[str, tuple[Any, ...]] = {
 
 
 def refusal(model_config: Any) -> str:
-    """Say why a model cannot be converted; "" if it can."""
+    """Return the reason why a model cannot be converted, "" if it can."""
     kind, family = model_config.model_type, family_of(model_config)
     if family.ctranslate2_loader is None:
         convertible = ", ".join(name for name, row in FAMILIES.items() if row.ctranslate2_loader)
-        return f"no conversion of a {kind} to CTranslate2; it takes {convertible}"
+        return f"a model of type {kind} cannot be converted to CTranslate2 (only {convertible})"
     attribute, since = family.ctranslate2_needs or (None, None)
     if attribute and not hasattr(model_config, attribute):
         return (
-            f"transformers {version('transformers')} computes {kind} otherwise than CTranslate2 does; pip install -U "
+            f"transformers {version('transformers')} computes {kind} differently from CTranslate2; pip install -U "
             f"transformers, {since} or later"
         )
     return ""
@@ -77,32 +77,33 @@ def convert(
     """Write the export of a model into a new folder.
 
     Args:
-        network: The model, its generation config settled. It cannot be used afterwards: CTranslate2 scales the weights
-            in place when it quantises, and reads them from the CPU's memory.
+        network: The model, with a configured generation config. It cannot be used afterwards: CTranslate2 reads the
+            weights from the CPU's memory and scales them in place when it quantizes.
         tokenizer: Set to its languages.
-        model: As the user named it.
+        model: Its name, as the user gave it.
         target: Must not exist.
         quantization: One of CTranslate2's; None keeps fp32.
-        origin: Run id and step of the model, where they are known.
+        origin: Run id and optimizer step of the model, if known.
 
     Returns:
         The record, not yet written.
 
     Raises:
-        UserError: a model that CTranslate2 does not take.
+        UserError: A model that CTranslate2 does not support.
     """
     network = network.cpu()
     if reason := refusal(network.config):
-        raise UserError(f"--model {model}: {reason}")
+        raise UserError(f"--model {model}: {reason}. Translate with transformers instead.")
     search = search_of(network, tokenizer)
     config = network.config.to_dict()
     converter = _Converter(network, tokenizer, search)
     try:
         converter.convert(str(target), quantization=quantization)
-    except (ValueError, KeyError, AttributeError, RuntimeError) as error:  # whatever its loaders stumble over
+    except (ValueError, KeyError, AttributeError, RuntimeError) as error:  # anything its loaders raise
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
-            f"--model {model}: CTranslate2 {version('ctranslate2')} cannot convert it ({reason})"
+            f"--model {model}: CTranslate2 {version('ctranslate2')} cannot convert it ({reason}). "
+            "Translate with transformers instead."
         ) from error
     tokenizer.save_pretrained(target / TOKENIZER_DIR)
     type(network.config).from_dict(config).save_pretrained(target / TOKENIZER_DIR)  # tells AutoTokenizer the class
@@ -117,21 +118,21 @@ def convert(
 
 
 def differences(network: PreTrainedModel) -> list[str]:
-    """Tell, a line for each, which generation settings of a model do not mean the same to CTranslate2."""
+    """Return a line for each generation setting of a model that CTranslate2 ignores or applies differently."""
     found = network.generation_config
 
     def held(settings: dict[str, tuple[Any, ...]]) -> list[str]:
         return [name for name, unset in settings.items() if getattr(found, name, None) not in unset]
 
-    lines = [f"{name}: CTranslate2 has nothing like it, and goes without" for name in held(FOREIGN_SETTINGS)]
+    lines = [f"{name}: not supported by CTranslate2, which ignores it" for name in held(FOREIGN_SETTINGS)]
     if found.num_beams != 1:
-        what = "CTranslate2 weighs it otherwise among several beams: translations may differ"
-        lines += [f"{name}: {what}" for name in held(STRIKING_SETTINGS)]
+        effect = "CTranslate2 applies it differently among several beams: translations may differ"
+        lines += [f"{name}: {effect}" for name in held(FORBIDDING_SETTINGS)]
     return lines
 
 
 def search_of(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Search:
-    """Put a settled generation config into the terms of an export."""
+    """Return a configured generation config in the form of an export."""
     found = cast(Any, network.generation_config)
     ends = found.eos_token_id if isinstance(found.eos_token_id, list) else [found.eos_token_id]
     return Search(
@@ -153,7 +154,7 @@ def search_of(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> S
 
 
 class _Converter(Converter):
-    """CTranslate2's converter of a model that is in memory already."""
+    """CTranslate2's converter for a model that is already in memory."""
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, search: Search) -> None:
         self._network, self._tokenizer, self._search = network, tokenizer, search
@@ -163,26 +164,26 @@ class _Converter(Converter):
     def _load(self) -> Any:
         config = cast(Any, self._network.config)
         encoder = self._network.get_encoder()
-        # What a norm before each block and one behind the embedding leave in the model.
+        # The loaders read these; the modules show which norms the model has.
         config.normalize_before = hasattr(encoder, "layer_norm")
         config.normalize_embedding = hasattr(encoder, "layernorm_embedding")
         family = family_of(config)
         assert family.ctranslate2_loader is not None
         if family.positions == "extended":
-            self._lay_positions_out()
+            self._extend_positions()
         spec: Any = getattr(loaders, family.ctranslate2_loader)().get_model_spec(self._network)
         if family.positions == "relative":
             is_scaled = getattr(config, "scale_decoder_outputs", False)
             spec.decoder.scale_outputs = config.d_model**-0.5 if is_scaled else OPTIONAL
         else:
             self.num_positions = len(spec.encoder.position_encodings.encodings)
-        self._name_pieces(spec)
+        self._name_tokens(spec)
         return spec
 
-    def _lay_positions_out(self) -> None:
-        """Make M2M100's table of sines, which transformers extends as needed, as long as any text may be.
+    def _extend_positions(self) -> None:
+        """Make M2M100's table of sines, which transformers extends as needed, as long as the longest text.
 
-        It begins behind the number of the padding piece; the loader takes that to be 1 and reads `offset`.
+        It begins after the padding token's id; the loader assumes that it is 1 and reads `offset`.
         """
         num_positions = max(cast(Any, self._network.config).max_position_embeddings, self._search.max_length)
         for side in (self._network.get_encoder(), self._network.get_decoder()):
@@ -190,13 +191,13 @@ class _Converter(Converter):
             table.offset = table.padding_idx + 1
             table.make_weights(num_positions + table.offset, table.embedding_dim, table.padding_idx)
 
-    def _name_pieces(self, spec: Any) -> None:
+    def _name_tokens(self, spec: Any) -> None:
         tokenizer, search = cast(Any, self._tokenizer), self._search
         vocabulary = {**tokenizer.get_vocab(), **getattr(tokenizer, "lang_token_to_id", {})}
         own_target = getattr(tokenizer, "target_encoder", {}) if getattr(tokenizer, "separate_vocabs", False) else {}
         (num_sources,), num_targets = spec.get_source_vocabulary_size(), spec.get_target_vocabulary_size()
-        targets = _pieces(own_target or vocabulary, num_targets)
-        spec.register_source_vocabulary(_pieces(vocabulary, num_sources))
+        targets = _tokens(own_target or vocabulary, num_targets)
+        spec.register_source_vocabulary(_tokens(vocabulary, num_sources))
         spec.register_target_vocabulary(targets)
         spec.config.unk_token = tokenizer.unk_token
         spec.config.bos_token = tokenizer.bos_token or tokenizer.pad_token
@@ -204,7 +205,7 @@ class _Converter(Converter):
         spec.config.decoder_start_token = None if search.starts_with_language else targets[search.decoder_start_id]
 
 
-def _pieces(vocabulary: Mapping[str, int], num_rows: int) -> list[str]:
-    """Return a name for each row of a table; those beyond the tokenizer's pieces get one that no text has."""
-    by_id = {number: piece for piece, number in vocabulary.items()}
+def _tokens(vocabulary: Mapping[str, int], num_rows: int) -> list[str]:
+    """Return a name for each row of the embeddings; rows without a token get a name that no text contains."""
+    by_id = {token_id: token for token, token_id in vocabulary.items()}
     return [by_id.get(row, f"<spare {row}>") for row in range(num_rows)]

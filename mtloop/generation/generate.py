@@ -1,6 +1,7 @@
-"""The only caller of model.generate: a sorted plan in, hypotheses by row index out, over all ranks.
+"""Translate rows with model.generate over all ranks: planned batches in, hypotheses by row index out.
 
-Must not know references, scores or files. Shape letters: B sentences, S source tokens, T generated tokens.
+The only caller of model.generate. Must not know references, scores or files. Shape letters: B sentences, S source
+tokens, T generated tokens.
 """
 
 from __future__ import annotations
@@ -24,31 +25,59 @@ from mtloop.runtime.failures import is_out_of_memory
 from mtloop.runtime.ranks import Runtime
 from mtloop.runtime.sharding import is_sharded
 
-# Fills the gathered table where a rank has fewer rows or shorter ones; no row index and no piece is negative.
+# Pads the gathered table where a rank has fewer or shorter rows; no row index and no token id is negative.
 NOTHING = -1
-# What max_length_ratio always leaves: one word may become several, and a label of one piece a sentence.
-SPARE_PIECES = 10
-# Of a batch: row indices [B], pieces [B x n_best, T], and scores [B x n_best] where they are wanted.
+# Tokens that max_length_ratio always allows: one word may become several, and a one-token label a sentence.
+SPARE_TOKENS = 10
+# Of a batch: row indices [B], token ids [B x n_best, T], and scores [B x n_best] if asked for.
 Answer = tuple[NDArray[np.int64], Tensor, Tensor | None]
 
-
 T = TypeVar("T")
-# Row indices, or those of a batch of given shape.
+# Row indices, or those of a batch of a given shape.
 Planned = NDArray[np.int64] | MicroBatch
 
 
-def share_batches(batches: Sequence[T], runtime: Runtime, *, filler: T | None = None) -> Iterator[T]:
-    """Yield this rank's share of globally formed batches, every num_ranks-th.
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options of a search that are not in the model's generation config.
 
-    Collective, to the end: between batches the ranks agree whether they were told to stop.
+    Attributes:
+        n_best: Translations of each row, at most the model's beams; more than one needs scores.
+        with_scores: Whether to return scores; otherwise they may be 0.
+        max_length_ratio: Ends a translation at this many times the tokens of its source plus SPARE_TOKENS, the decoder
+            start included; None applies only the maximum length of the generation config.
+    """
+
+    n_best: int = 1
+    with_scores: bool = False
+    max_length_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One translation of one row.
+
+    Attributes:
+        tokens: int64 [T], special tokens included.
+        score: Log-probability in nats per generated token, with beam search as it ranks them.
+    """
+
+    tokens: NDArray[np.int64]
+    score: float
+
+
+def share_batches(batches: Sequence[T], runtime: Runtime, *, filler: T | None = None) -> Iterator[T]:
+    """Yield this rank's share of the global batches, every num_ranks-th.
+
+    Collective, to the end: between batches the ranks agree whether a signal asked them to stop.
 
     Args:
         batches: The same on every rank.
         runtime: The ranks.
-        filler: What a rank with one batch less ends with, where every rank must get equally many.
+        filler: Yielded last on a rank with one batch fewer, if all ranks must get the same number.
 
     Raises:
-        Interrupted: on every rank.
+        Interrupted: On every rank.
     """
     for number in range(0, len(batches), runtime.num_ranks):
         runtime.stop_if_told()
@@ -61,12 +90,12 @@ def share_batches(batches: Sequence[T], runtime: Runtime, *, filler: T | None = 
 def deal_batches(
     batches: Sequence[Planned], encoded: Dataset, runtime: Runtime, *, pad_id: int, in_step: bool = False
 ) -> Iterable[tuple[NDArray[np.int64], Batch]]:
-    """Yield this rank's share of globally formed batches with the row indices of each; share_batches says more.
+    """Yield this rank's share of the global batches with the row indices of each; see share_batches.
 
-    A batch of given shape may have more rows than indices: copies, whose labels count nothing. With in_step, for a
-    model whose forward is collective, a rank without a batch gets one of another's rows, and no row indices.
+    A batch of a given shape may have more rows than indices: copies, whose labels do not count. With in_step, for a
+    model whose forward is collective, a rank without a batch gets a batch of one row, and no row indices.
 
-    The batches stay as they were formed: at equal threads every rank count computes the same tensors.
+    The batches are the same for any number of ranks: with equal threads all compute the same tensors.
     """
     nothing: Planned | None = np.empty(0, dtype=np.int64) if in_step else None
     for planned in share_batches(batches, runtime, filler=nothing):
@@ -80,78 +109,47 @@ def deal_batches(
         yield row_ids, {name: tensor.to(runtime.device) for name, tensor in batch.items()}
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    """One translation of one row.
-
-    Attributes:
-        pieces: int64 [T], special tokens included.
-        score: Log-probability in nats per generated token, with beam search as it ranks them.
-    """
-
-    pieces: NDArray[np.int64]
-    score: float
-
-
 def generate_rows(
     model: PreTrainedModel,
     encoded: Dataset,
     batches: Sequence[Planned],
     runtime: Runtime,
+    options: SearchOptions,
     *,
     pad_id: int,
-    n_best: int = 1,
-    with_scores: bool = False,
-    options: dict[str, Any] | None = None,
-    max_length_ratio: float | None = None,
+    overrides: dict[str, Any] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Translate every row exactly once.
-
-    Collective: every rank calls it with the same batches.
+    """Translate every row exactly once. Collective: every rank passes the same batches.
 
     Args:
-        model: Unwrapped, in eval mode; its generation config says how to search.
+        model: Unwrapped, in eval mode, with a configured generation config.
         encoded: Columns input_ids and labels, N rows.
         batches: Row indices of each batch, from plan_evaluation; together each of the N rows once.
-        runtime: The ranks to share the work with.
+        runtime: The ranks that share the work.
+        options: What to return.
         pad_id: The tokenizer's padding id.
-        n_best: Translations of each row, at most the model's beams; more than one only with scores.
-        with_scores: Whether the scores are wanted; without, they are 0.
-        options: What differs from the model's generation config.
-        max_length_ratio: Ends a translation at this many times its source's tokens and SPARE_PIECES more, the decoder's
-            start included; None for the generation config's longest alone.
+        overrides: Settings that replace those of the generation config.
 
     Returns:
         N lists of n_best hypotheses, best first, by row index; the same on every rank.
 
     Raises:
-        RuntimeError: when a row came back not exactly once.
+        RuntimeError: A row was not translated exactly once.
     """
-    assert with_scores or n_best == 1
-    answers = _generate(
-        model,
-        encoded,
-        batches,
-        runtime,
-        pad_id=pad_id,
-        n_best=n_best,
-        with_scores=with_scores,
-        options=options,
-        max_length_ratio=max_length_ratio,
-    )
-    if with_scores:
-        return gather_n_best(answers, len(encoded), runtime, n_best=n_best)
+    assert options.with_scores or options.n_best == 1
+    dealt = deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=is_sharded(model))
+    answers = _generate(model, dealt, runtime, options, overrides or {})
+    if options.with_scores:
+        return gather_n_best(answers, len(encoded), runtime, n_best=options.n_best)
     return [[Hypothesis(row, 0.0)] for row in _by_row_index(_gather(answers, runtime), len(encoded))]
 
 
 def gather_n_best(answers: Iterable[Answer], num_rows: int, runtime: Runtime, *, n_best: int) -> list[list[Hypothesis]]:
-    """Bring together what each rank found for its share of the rows.
-
-    Collective.
+    """Gather the hypotheses of all ranks. Collective.
 
     Args:
-        answers: This rank's batches: row indices [B], pieces [B x n_best, T] with the translations of a row side by
-            side, best first, and scores [B x n_best].
+        answers: This rank's batches: row indices [B], token ids [B x n_best, T] with the translations of a row in
+            order, best first, and scores [B x n_best].
         num_rows: N, of all ranks.
         runtime: The ranks.
         n_best: Translations of each row.
@@ -160,7 +158,7 @@ def gather_n_best(answers: Iterable[Answer], num_rows: int, runtime: Runtime, *,
         N lists of n_best hypotheses, by row index; the same on every rank.
 
     Raises:
-        RuntimeError: when a row came back not exactly once.
+        RuntimeError: A row was not translated exactly once.
     """
     rows = _by_row_index(_gather(answers, runtime, n_best=n_best), num_rows * n_best)
     found = [Hypothesis(row[1:], float(row[:1].view(np.float64)[0])) for row in rows]
@@ -170,55 +168,52 @@ def gather_n_best(answers: Iterable[Answer], num_rows: int, runtime: Runtime, *,
 @torch.no_grad()
 def _generate(
     model: PreTrainedModel,
-    encoded: Dataset,
-    batches: Sequence[Planned],
+    dealt: Iterable[tuple[NDArray[np.int64], Batch]],
     runtime: Runtime,
-    *,
-    pad_id: int,
-    n_best: int = 1,
-    with_scores: bool = False,
-    options: dict[str, Any] | None = None,
-    max_length_ratio: float | None = None,
+    options: SearchOptions,
+    overrides: dict[str, Any],
 ) -> Iterator[Answer]:
     """Translate this rank's share, batch by batch."""
-    options = dict(options or {})
-    rules = rules_of(model.generation_config, options) if runtime.is_xla and not with_scores else None
-    if with_scores:
-        options |= {"num_return_sequences": n_best, "return_dict_in_generate": True, "output_scores": True}
+    settings, n_best = dict(overrides), options.n_best
+    rules = rules_of(model.generation_config, settings) if runtime.is_xla and not options.with_scores else None
+    if options.with_scores:
+        settings |= {"num_return_sequences": n_best, "return_dict_in_generate": True, "output_scores": True}
     in_step = is_sharded(model)
     if in_step:
-        assert not with_scores, "a sharded model is evaluated, not asked for its n best"
-        options["synced_gpus"] = True  # a rank whose sentences are done goes on until all ranks' are
+        assert not options.with_scores, "a sharded model is evaluated, never asked for scores"
+        settings["synced_gpus"] = True  # a rank that is done continues until all ranks are
     else:
-        options |= {"custom_generate": search, "use_cache": True, "cache_implementation": "dynamic"}
+        settings |= {"custom_generate": search, "use_cache": True, "cache_implementation": "dynamic"}
 
     def translate(input_ids: Tensor, attention_mask: Tensor) -> Found:
-        if max_length_ratio is not None:
-            options["stopping_criteria"] = StoppingCriteriaList([LengthRatio(attention_mask, max_length_ratio)])
-        # One autocast around a whole batch: the bf16 copies of the weights are then made once, not once a piece.
+        if options.max_length_ratio is not None:
+            criterion = LengthRatio(attention_mask, options.max_length_ratio)
+            settings["stopping_criteria"] = StoppingCriteriaList([criterion])
+        # One autocast for a whole batch: the weights are then cast to bf16 once, not once a token.
         with runtime.autocast():
             if rules is not None:
-                pieces = greedy_search(model, input_ids, attention_mask, rules, end_program=runtime.end_program).cpu()
+                tokens = greedy_search(model, input_ids, attention_mask, rules, end_program=runtime.end_program).cpu()
             else:
-                pieces = cast(Any, model).generate(input_ids=input_ids, attention_mask=attention_mask, **options)
-        return pieces if isinstance(pieces, Found) else Found(pieces, None)
+                tokens = cast(Any, model).generate(input_ids=input_ids, attention_mask=attention_mask, **settings)
+        return tokens if isinstance(tokens, Found) else Found(tokens, None)
 
     may_halve = rules is None and not in_step
-    for dealt_ids, batch in deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=in_step):
+    for dealt_ids, batch in dealt:
         inputs = (batch["input_ids"], batch["attention_mask"])
-        for row_ids, found in _translate_in_room(translate, dealt_ids, inputs, may_halve=may_halve):
+        for row_ids, found in _translate_in_parts(translate, dealt_ids, inputs, may_halve=may_halve):
             if len(row_ids):
-                yield row_ids, found.sequences[: len(row_ids) * n_best], found.scores if with_scores else None
+                scores = found.scores if options.with_scores else None
+                yield row_ids, found.sequences[: len(row_ids) * n_best], scores
 
 
-def _translate_in_room(
+def _translate_in_parts(
     translate: Callable[[Tensor, Tensor], Found],
     row_ids: NDArray[np.int64],
     inputs: tuple[Tensor, Tensor],
     *,
     may_halve: bool,
 ) -> Iterator[tuple[NDArray[np.int64], Found]]:
-    """Translate a batch at once, or by halves where the device has no room for it: the translations are the same."""
+    """Translate a batch at once, or by halves if it does not fit into memory; the translations are the same."""
     waiting = [(row_ids, inputs)]
     while waiting:
         ids, (input_ids, attention_mask) = waiting.pop()
@@ -228,7 +223,7 @@ def _translate_in_room(
             if not (may_halve and len(ids) > 1 and is_out_of_memory(error)):
                 raise
             answer = None
-        if answer is None:  # here the error is gone, and with it what it held
+        if answer is None:  # outside of the handler: the error, which holds the tensors, is freed
             if input_ids.device.type == "cuda":
                 torch.cuda.empty_cache()
             half = len(ids) // 2
@@ -239,34 +234,34 @@ def _translate_in_room(
 
 
 class LengthRatio(StoppingCriteria):
-    """Ends each translation by the length of its own source."""
+    """Ends each translation at a multiple of the length of its source."""
 
     def __init__(self, attention_mask: Tensor, ratio: float) -> None:
         """Set the bounds.
 
         Args:
             attention_mask: int64 [B, S], 1 at real tokens.
-            ratio: Pieces of a translation to a source token, at most; SPARE_PIECES come on top.
+            ratio: Maximum tokens of a translation per source token; SPARE_TOKENS are added.
         """
-        self._bounds = (attention_mask.sum(dim=1) * ratio).ceil() + SPARE_PIECES
+        self._bounds = (attention_mask.sum(dim=1) * ratio).ceil() + SPARE_TOKENS
 
     def keep_rows(self, index: Tensor) -> None:
-        """Go on with these sources, int64 [A], of the B."""
+        """Continue with these sources, int64 [A], of the B."""
         self._bounds = self._bounds[index]
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
-        """Say which of the hypotheses [B x k, T], with those of a row side by side, have come to their bound."""
+        """Return which of the hypotheses [B x k, T], those of a row in order, have reached their bound."""
         bounds = self._bounds.repeat_interleave(len(input_ids) // len(self._bounds))
         return input_ids.shape[1] >= bounds
 
 
 def _gather(answers: Iterable[Answer], runtime: Runtime, *, n_best: int = 1) -> Tensor:
-    """Gather a table from all ranks: int64 [rows x n_best, 1 or 2 + T], row number, score's bits, pieces."""
-    device = torch.device("cpu") if runtime.is_xla else runtime.device  # tables of any shape are for the host there
+    """Gather a table from all ranks: int64 [rows x n_best, 1 or 2 + T], row number, score's bits, token ids."""
+    device = torch.device("cpu") if runtime.is_xla else runtime.device  # on XLA each shape would be a program
     tables = [torch.full((0, 1), NOTHING, dtype=torch.int64, device=device)]
-    for row_ids, pieces, scores in answers:
+    for row_ids, tokens, scores in answers:
         numbers = (torch.from_numpy(row_ids)[:, None] * n_best + torch.arange(n_best)).flatten().to(device)
-        columns = [numbers[:, None], pieces.to(device)]
+        columns = [numbers[:, None], tokens.to(device)]
         if scores is not None:
             columns.insert(1, scores.cpu().double().view(torch.int64).to(device)[:, None])
         tables.append(torch.cat(columns, dim=1))
@@ -274,7 +269,7 @@ def _gather(answers: Iterable[Answer], runtime: Runtime, *, n_best: int = 1) -> 
 
 
 def _stack(tables: list[Tensor]) -> Tensor:
-    """Put tables of unequal width under one another, filled with NOTHING."""
+    """Concatenate the rows of tables of different widths, padded with NOTHING."""
     width = max(table.shape[1] for table in tables)
     return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=NOTHING) for t in tables])
 

@@ -1,8 +1,8 @@
-"""Greedy search in tensors of fixed shape, for devices that compile a program for every shape they meet.
+"""Search greedily in tensors of fixed shape, for devices that compile a program for every shape (XLA).
 
-generate() grows its tensors by a piece a step: on XLA every step is a new program. Here the pieces are written into one
-tensor, and the decoder reads a prefix of it of few widths. It keeps no cache, whose shapes differ between the families:
-the decoder sees the prefix anew in each step, which costs less than one compilation.
+generate() extends its tensors by a token a step, so that each step is a new program. Here the tokens are written into
+one tensor, and the decoder reads a prefix of it, of one of a few widths. There is no cache, whose shapes differ between
+the families: decoding the prefix again in each step costs less than one compilation.
 
 Shape letters: B sentences, S source tokens, T generated tokens, V vocabulary.
 """
@@ -20,11 +20,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mtloop.model.static_shapes import static_mask
 
-# The prefix that the decoder reads is of one of these widths, or the longest translation: half of KDE's are below 9.
+# Widths of the prefix that the decoder reads, besides the maximum length: half of KDE's translations are below 9.
 WIDTHS = (16, 64)
-# Whether all rows have ended is asked every so many steps: the host waits for the device then.
-ASK_EVERY = 8
-# What a generation config may ask of generate() beside a plain greedy search, and the value that asks for nothing.
+# Steps between checks whether all rows have ended, each a host sync.
+CHECK_EVERY = 8
+# Settings of a generation config that change a plain greedy search, with the value that has no effect.
 NOT_GREEDY = {
     "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0, "min_length": 0, "min_new_tokens": None, "suppress_tokens": None,
@@ -34,7 +34,7 @@ NOT_GREEDY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What a greedy search obeys: piece ids, and the most pieces of a translation, the first included."""
+    """The settings of a greedy search: token ids, and the maximum tokens of a translation, the first included."""
 
     first: int
     forced_second: int | None
@@ -45,9 +45,9 @@ class Rules:
     max_length: int
 
 
-def rules_of(generation: GenerationConfig, options: dict[str, Any]) -> Rules | None:
-    """Read the rules from a generation config, and what differs from it; None where it asks for more than these."""
-    asked = {**generation.to_dict(), **options}
+def rules_of(generation: GenerationConfig, overrides: dict[str, Any]) -> Rules | None:
+    """Read the rules from a generation config and its overrides; None if they need more than a plain greedy search."""
+    asked = {**generation.to_dict(), **overrides}
     forbidden = asked.get("bad_words_ids") or []
     is_plain = all(asked.get(name) in (value, None) for name, value in NOT_GREEDY.items())
     if not is_plain or any(len(words) > 1 for words in forbidden):
@@ -67,17 +67,17 @@ def rules_of(generation: GenerationConfig, options: dict[str, Any]) -> Rules | N
 def greedy_search(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, rules: Rules, *, end_program: Callable[[], None]
 ) -> Tensor:
-    """Translate greedily; the pieces are those of generate(num_beams=1).
+    """Translate greedily; the tokens are those of generate(num_beams=1).
 
     Args:
         model: In eval mode.
         input_ids: int64 [B, S].
         attention_mask: int64 [B, S].
         rules: From rules_of.
-        end_program: Called where a program may end: at the encoder's end, and at each step's.
+        end_program: Called where a program may end: after the encoder and after each step.
 
     Returns:
-        int64 [B, T] with T rules.max_length, padded behind the end of a translation, on the device.
+        int64 [B, T] with T = rules.max_length, padded after the end of a translation, on the device.
     """
     device, num_rows = input_ids.device, len(input_ids)
     attention_mask = static_mask(attention_mask)
@@ -85,8 +85,8 @@ def greedy_search(
     memory = BaseModelOutput(last_hidden_state=encoded.last_hidden_state)
     start = torch.full((num_rows, rules.max_length), rules.pad)
     start[:, 0] = rules.first
-    # Made on the host, as is each step's number: on XLA what the device makes is a constant of the program.
-    pieces, has_ended = start.to(device), torch.zeros(num_rows, dtype=torch.bool).to(device)
+    # Created on the host, as is each step's number: on XLA a tensor created on the device is a constant of the program.
+    tokens, has_ended = start.to(device), torch.zeros(num_rows, dtype=torch.bool).to(device)
     end_program()
     for step in range(rules.max_length - 1):
         width = next((width for width in WIDTHS if step < width < rules.max_length), rules.max_length)
@@ -95,29 +95,29 @@ def greedy_search(
             forced = rules.forced_last if forced is None else forced
         at = torch.tensor([step, -1 if forced is None else forced]).to(device)
         logits = model(
-            encoder_outputs=memory, attention_mask=attention_mask, decoder_input_ids=pieces[:, :width], use_cache=False
+            encoder_outputs=memory, attention_mask=attention_mask, decoder_input_ids=tokens[:, :width], use_cache=False
         ).logits
-        pieces, has_ended, is_over = _write_step(logits, pieces, has_ended, at, rules)
+        tokens, has_ended, is_over = _write_step(logits, tokens, has_ended, at, rules)
         end_program()
-        if step % ASK_EVERY == ASK_EVERY - 1 and bool(is_over):  # host sync
+        if step % CHECK_EVERY == CHECK_EVERY - 1 and bool(is_over):  # host sync
             break
-    return pieces
+    return tokens
 
 
 def _write_step(
-    logits: Tensor, pieces: Tensor, has_ended: Tensor, at: Tensor, rules: Rules
+    logits: Tensor, tokens: Tensor, has_ended: Tensor, at: Tensor, rules: Rules
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose each row's next piece and write it.
+    """Select and write the next token of each row.
 
     Args:
         logits: float [B, width, V].
-        pieces: int64 [B, T].
+        tokens: int64 [B, T].
         has_ended: bool [B].
-        at: int64 [2], the position of the last piece, and the piece that must come next or -1.
+        at: int64 [2], the position of the last token, and the token forced next or -1.
         rules: Of the search.
 
     Returns:
-        pieces and has_ended anew, and bool [] whether all rows have.
+        The new tokens and has_ended, and bool [] whether all rows have ended.
     """
     position, forced = at[:1], at[1:]
     scores = logits.index_select(1, position).squeeze(1).float()
@@ -127,8 +127,8 @@ def _write_step(
         scores = scores.masked_fill(is_forbidden.to(scores.device), -torch.inf)
     chosen = torch.where(forced >= 0, forced, scores.argmax(dim=-1))
     chosen = torch.where(has_ended, rules.pad, chosen)
-    is_next = torch.arange(pieces.shape[1]).to(pieces.device) == position + 1
-    pieces = torch.where(is_next, chosen[:, None], pieces)
+    is_next = torch.arange(tokens.shape[1]).to(tokens.device) == position + 1
+    tokens = torch.where(is_next, chosen[:, None], tokens)
     for end in rules.end:
         has_ended = has_ended | (chosen == end)
-    return pieces, has_ended, has_ended.all()
+    return tokens, has_ended, has_ended.all()

@@ -18,8 +18,7 @@ from mtloop.errors import RunFailed, UserError, renamed
 from mtloop.evaluation.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
 from mtloop.evaluation.metrics import Counted
 from mtloop.evaluation.significance import resample
-from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions
-from mtloop.generation.engines import TransformersEngine
+from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions, TransformersEngine
 from mtloop.model.adapters import merged_weights
 from mtloop.model.loading import load_model
 from mtloop.runtime.collectives import attempt

@@ -12,7 +12,7 @@ from mtloop.checkpoint.listing import model_folder
 from mtloop.checkpoint.restore import AVERAGED_NAME
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, renamed
-from mtloop.generation.engines import load_pair
+from mtloop.generation.engine import load_pair
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.encoding import have_same_tokens
 

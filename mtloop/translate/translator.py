@@ -14,9 +14,8 @@ from mtloop.batching.division import plan_evaluation
 from mtloop.checkpoint.listing import model_folder
 from mtloop.config.training import HardwareConfig
 from mtloop.errors import UserError, renamed
-from mtloop.generation.engine import Engine, EngineOptions, as_encoded
-from mtloop.generation.engines import TransformersEngine, open_engine
-from mtloop.generation.generate import Hypothesis
+from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded, open_engine
+from mtloop.generation.generate import Hypothesis, SearchOptions
 from mtloop.runtime.quiet import quiet_libraries
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.encoding import encode_side
@@ -165,14 +164,14 @@ class Translator:
         lengths = np.array([len(row) for row in ids], dtype=np.int32)
         batches = plan_evaluation(lengths, max_tokens=self.max_tokens_per_batch)
         encoded = as_encoded(ids)
-        found = self.loaded.search(encoded, batches, self.runtime, n_best=self.n_best, with_scores=True)
+        found = self.loaded.search(encoded, batches, self.runtime, SearchOptions(n_best=self.n_best, with_scores=True))
         return [
             [self._as_translation(candidate, is_source_cut=was_long) for candidate in candidates]
             for candidates, was_long in zip(found, is_long, strict=True)
         ]
 
     def _as_translation(self, candidate: Hypothesis, *, is_source_cut: bool) -> Translation:
-        pieces = candidate.pieces.tolist()
+        pieces = candidate.tokens.tolist()
         tokenizer = self.loaded.tokenizer
         # The decoder start counts, and may be the padding piece. An end proves nothing: at the limit it may be forced.
         length = 1 + sum(piece != tokenizer.pad_token_id for piece in pieces[1:])

@@ -68,8 +68,7 @@ def evaluate(given: argparse.Namespace, model_path: Path, pairs: list[tuple[str,
     from mtloop.config.training import HardwareConfig
     from mtloop.evaluation.evaluate import default_max_tokens
     from mtloop.evaluation.test_sets import ScoredModel, TestSet
-    from mtloop.generation.engine import EngineOptions
-    from mtloop.generation.engines import TransformersEngine
+    from mtloop.generation.engine import EngineOptions, TransformersEngine
     from mtloop.runtime.launch import free_memory
     from mtloop.runtime.ranks import Runtime
 

@@ -55,8 +55,8 @@ def mtloop(given: dict[str, Any], sources: list[str], targets: list[str]) -> tup
     from mtloop.config.training import HardwareConfig
     from mtloop.generation.conversion import convert
     from mtloop.generation.ctranslate2 import CTranslate2Engine
-    from mtloop.generation.engine import Engine, EngineOptions, as_encoded
-    from mtloop.generation.engines import TransformersEngine
+    from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded
+    from mtloop.generation.generate import SearchOptions
     from mtloop.runtime.ranks import Runtime
     from mtloop.tokenization.encoding import encode_side
 
@@ -75,8 +75,10 @@ def mtloop(given: dict[str, Any], sources: list[str], targets: list[str]) -> tup
             folder = Path(temporary) / "converted"
             convert(live.network, live.tokenizer, given["model"], folder, quantization=None).save(folder)
             engine = CTranslate2Engine(str(folder), asked, runtime)
-        found = engine.search(encoded, plan_evaluation(lengths, max_tokens=given["max_tokens"]), runtime)
-        pieces = [best.pieces.tolist() for best, *_ in found]
+        found = engine.search(
+            encoded, plan_evaluation(lengths, max_tokens=given["max_tokens"]), runtime, SearchOptions()
+        )
+        pieces = [best.tokens.tolist() for best, *_ in found]
         hypotheses = live.tokenizer.batch_decode(pieces, skip_special_tokens=True)
         return time.perf_counter() - start, hypotheses
 

@@ -13,8 +13,7 @@ from datasets import Dataset
 from mtloop.batching.division import plan_evaluation
 from mtloop.config.training import HardwareConfig
 from mtloop.evaluation.evaluate import EvaluationSet, evaluate
-from mtloop.generation.engine import EngineOptions
-from mtloop.generation.engines import TransformersEngine
+from mtloop.generation.engine import EngineOptions, TransformersEngine
 from mtloop.model.loading import layers_of, load_model
 from mtloop.runtime.quiet import silence_libraries
 from mtloop.runtime.ranks import Runtime

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import mtloop.generation.engines as engines
+import mtloop.generation.engine as engines
 import mtloop.trainer.setup as build
 from mtloop import main, trainer
 from mtloop.checkpoint.save import Checkpointer

@@ -20,8 +20,7 @@ from mtloop.evaluation.evaluate import (
     evaluate,
     loss_per_token,
 )
-from mtloop.generation.engine import EngineOptions
-from mtloop.generation.engines import TransformersEngine
+from mtloop.generation.engine import EngineOptions, TransformersEngine
 from tests.support.scores import score
 
 

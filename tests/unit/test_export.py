@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import ctranslate2
 import pytest
 import sentencepiece
 import torch
@@ -22,9 +23,9 @@ from transformers import (
 
 from mtloop.errors import UserError
 from mtloop.generation.conversion import convert, differences, search_of
-from mtloop.generation.ctranslate2 import Search, import_ctranslate2, read_record
-from mtloop.generation.engine import EngineOptions, as_encoded
-from mtloop.generation.engines import TransformersEngine
+from mtloop.generation.ctranslate2 import Search, read_record
+from mtloop.generation.engine import EngineOptions, TransformersEngine, as_encoded
+from mtloop.generation.generate import SearchOptions
 from mtloop.model.generation_config import configure_generation
 from mtloop.tokenization.loading import load_tokenizer, target_language_token
 from mtloop.translate.translator import Translator
@@ -104,7 +105,7 @@ def test_every_family_gives_the_log_probabilities_of_transformers(
     configure_generation(network, marian_tokenizer, num_beams=1, max_length=20, forced_bos_token_id=None)
     engine = SimpleNamespace(network=copy.deepcopy(network), tokenizer=marian_tokenizer)
     if family == "umt5" and not hasattr(network.config, "scale_decoder_outputs"):
-        with pytest.raises(UserError, match="computes umt5 otherwise than CTranslate2 does; pip install -U"):
+        with pytest.raises(UserError, match="computes umt5 differently from CTranslate2; pip install -U"):
             convert(engine.network, engine.tokenizer, "m", tmp_path / "export", quantization=None)
         return
     convert(engine.network, engine.tokenizer, "m", tmp_path / "export", quantization=None)
@@ -112,7 +113,7 @@ def test_every_family_gives_the_log_probabilities_of_transformers(
     pieces = marian_tokenizer.convert_ids_to_tokens(range(len(marian_tokenizer)))
     sources = [[pieces[number] for number in ids] for ids in rows["input_ids"]]
     targets = [[pieces[number] for number in ids[:-1]] for ids in rows["labels"]]  # it adds the end itself
-    found = import_ctranslate2().Translator(str(tmp_path / "export"), intra_threads=1).score_batch(sources, targets)
+    found = ctranslate2.Translator(str(tmp_path / "export"), intra_threads=1).score_batch(sources, targets)
     for row, scored in zip(rows, found, strict=True):
         labels = torch.tensor([row["labels"]])
         start = torch.tensor([[network.generation_config.decoder_start_token_id]])
@@ -128,7 +129,7 @@ def test_every_family_gives_the_log_probabilities_of_transformers(
 def test_a_model_of_another_family_is_refused(configs, marian_tokenizer, runtime, tmp_path, model_path):
     engine = TransformersEngine.load(str(model_path), EngineOptions(), runtime)
     engine.network.config.model_type = "prophetnet"
-    with pytest.raises(UserError, match="--model m: no conversion of a prophetnet to CTranslate2; it takes marian"):
+    with pytest.raises(UserError, match="--model m: a model of type prophetnet cannot be converted .*marian"):
         convert(engine.network, engine.tokenizer, "m", tmp_path / "export", quantization=None)
 
 
@@ -192,16 +193,19 @@ def test_lengths_mean_the_same(model_path, export, runtime, sentences, max_targe
 
 def test_an_export_is_known_by_its_folder(model_path, export, runtime, tmp_path):
     with pytest.raises(
-        UserError, match="^--engine ctranslate2: .* is no export of mtloop; make one with `mtloop export"
+        UserError, match="^--engine: ctranslate2 needs an export of mtloop .got .* Make one with `mtloop export"
     ):
         Translator(str(model_path), engine="ctranslate2", runtime=runtime)
-    with pytest.raises(UserError, match=r"^--model .*: an export to CTranslate2, .*; give the model it was made of"):
+    with pytest.raises(
+        UserError,
+        match=r"^--model .*: transformers cannot run an export to CTranslate2. Give the model it was made from",
+    ):
         Translator(str(export), engine="transformers", runtime=runtime)
     (export / "model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match=r"^--model .*: CTranslate2 4\.\S+ cannot load it \("):
         Translator(str(export), runtime=runtime)
     (export / "mtloop_export.json").write_text("{}")
-    with pytest.raises(UserError, match="mtloop_export.json is damaged .* export the model again"):
+    with pytest.raises(UserError, match="mtloop_export.json is corrupt .* Export the model again"):
         Translator(str(export), runtime=runtime)
 
 
@@ -266,8 +270,8 @@ def test_the_target_language_comes_first_and_may_be_another(request, runtime, tm
         found = theirs(sentences[:20])
         assert found == ours(sentences[:20])
         token = target_language_token(theirs.loaded.tokenizer)
-        (best,) = theirs.loaded.search(as_encoded([[token]]), [torch.tensor([0]).numpy()], runtime)[0]
-        assert token in best.pieces[:2]
+        (best,) = theirs.loaded.search(as_encoded([[token]]), [torch.tensor([0]).numpy()], runtime, SearchOptions())[0]
+        assert token in best.tokens[:2]
         tokens.append(token)
     assert tokens[0] != tokens[1]
 
@@ -368,7 +372,9 @@ def test_an_export_searches_without_the_length_ratio_of_its_run(run_command, mod
 @pytest.mark.slow
 def test_a_damaged_export_is_told_in_a_line(export, runtime):
     (export / "tokenizer" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="^--model .*export: its tokenizer/config.json cannot be read .*export again"):
+    with pytest.raises(
+        UserError, match="^--model .*export: tokenizer/config.json cannot be read .*Export the model again"
+    ):
         Translator(str(export), runtime=runtime)
 
 

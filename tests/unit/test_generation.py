@@ -10,14 +10,14 @@ from transformers import AutoModelForSeq2SeqLM
 from mtloop.batching.division import plan_evaluation, plan_static_evaluation
 from mtloop.batching.loader import collate
 from mtloop.generation import generate as generate_module
-from mtloop.generation.generate import NOTHING, _by_row_index, _stack, deal_batches, generate_rows
+from mtloop.generation.generate import NOTHING, SearchOptions, _by_row_index, _stack, deal_batches, generate_rows
 from mtloop.generation.greedy import greedy_search, rules_of
 
 NUM_ROWS = 24
 
 
-def generate_hypotheses(*arguments, **options):
-    return [best.pieces for best, *_ in generate_rows(*arguments, **options)]
+def generate_hypotheses(*arguments, pad_id, **options):
+    return [best.tokens for best, *_ in generate_rows(*arguments, SearchOptions(**options), pad_id=pad_id)]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_beams_are_searched_as_plain_generate_does(tiny_model, rows, lengths, ru
 def test_a_translation_ends_at_a_multiple_of_its_own_source(
     tiny_model, plain_pieces, rows, lengths, runtime, marian_tokenizer, monkeypatch, num_beams
 ):
-    monkeypatch.setattr(generate_module, "SPARE_PIECES", 1)
+    monkeypatch.setattr(generate_module, "SPARE_TOKENS", 1)
     model = copy.deepcopy(tiny_model)
     model.generation_config.num_beams = num_beams
     pad_id = marian_tokenizer.pad_token_id

@@ -42,7 +42,7 @@ def by_length(model, batch, options):
     """Return what search() and generate() find where each source limits its own translation."""
     both = []
     for more in (OURS, {}):
-        criteria = StoppingCriteriaList([LengthRatio(batch["attention_mask"], -0.5)])  # at most SPARE_PIECES
+        criteria = StoppingCriteriaList([LengthRatio(batch["attention_mask"], -0.5)])  # at most SPARE_TOKENS
         with torch.no_grad():
             answer = model.generate(**batch, **options, **more, stopping_criteria=criteria)
         both.append(stripped(getattr(answer, "sequences", answer), model.generation_config.pad_token_id))

@@ -70,7 +70,7 @@ def run(given: argparse.Namespace) -> None:
     _check(given)
     from mtloop.generation.ctranslate2 import import_ctranslate2
 
-    import_ctranslate2()
+    import_ctranslate2("--format ctranslate2")
     runtime = start_runtime(given)
     try:
         trained = stored_config(given.model)
@@ -105,7 +105,7 @@ def _convert(
 ) -> tuple[Record, list[Report]]:
     """Translate the test sets with the model, and convert it; it leaves the memory with this function. Collective."""
     from mtloop.generation.conversion import convert, differences
-    from mtloop.generation.engines import TransformersEngine
+    from mtloop.generation.engine import TransformersEngine
     from mtloop.translate.parity import evaluate_warm
 
     scored = open_model("--model", given.model, given, runtime, trained=trained, engine="transformers")
