@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from mtloop.cli import commands
 from mtloop.cli.parser import Parser
 from mtloop.cli.status import status_of
-from mtloop.config.fields import choices_of
+from mtloop.config.fields import default_text, kind_of, valid_values
 from mtloop.config.settings import GROUPS
 from mtloop.evaluation.metrics import DEFAULT_METRICS, METRICS, Metric
 from mtloop.hub.parts import STATUS_NOT_PUSHED
@@ -135,17 +135,15 @@ def _mark(one: Field) -> str:
 
 
 def _field_default(one: Field) -> str:
-    return "" if one.default is None or one.default is False else f"`{one.default}`"
+    text = default_text(one)
+    return text if one.default is None else "" if one.default is False else f"`{text}`"
 
 
 def _bounds(one: Field) -> str:
     """Return the values that a field takes."""
-    if choices := choices_of(one.type):
+    if choices := one.metadata["choices"]:
         return ", ".join(f"`{choice}`" for choice in choices)
-    if "bool" in str(one.type):
-        return "switch"
-    check = one.metadata.get("check")
-    return check(object()).removeprefix("give ").removesuffix(", or leave the flag out") if check else "text"
+    return "switch" if kind_of(one) is bool else valid_values(one)
 
 
 def _family(name: str, row: Family) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ class UserError(ValueError):
 
 
 class FieldError(UserError):
-    """A field holds a value it may not hold. `name` is the field, so that a reader of a file can add the line."""
+    """An invalid setting. A reader of a file adds the line of the field `name`."""
 
-    def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"--{name}: {problem}")
+    def __init__(self, name: str, problem: str, *, got: object, remedy: str = "") -> None:
+        super().__init__(f"--{name}: {problem} (got {got}). {remedy}".rstrip())
         self.name = name
 
 

@@ -228,7 +228,7 @@ def fresh_accelerate():
 @pytest.fixture
 def runtime(fresh_accelerate, request):
     """One process on the CPU, in fp32 or in the precision that the test gives as parameter."""
-    from mtloop.config.training import HardwareConfig
+    from mtloop.config.environment import HardwareConfig
     from mtloop.runtime.ranks import Runtime
 
     precision = getattr(request, "param", "no")

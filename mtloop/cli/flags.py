@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mtloop.config.environment import HardwareConfig
 from mtloop.config.fields import separate
-from mtloop.config.training import HardwareConfig
 from mtloop.errors import UserError
 from mtloop.evaluation.metrics import METRICS, Metric
 from mtloop.evaluation.selection import choose_metrics

@@ -1,164 +1,180 @@
-"""How a config field is declared and checked: its help line, its range, and whether a resumed run may change it.
+"""Declare a setting with its help, unit and bounds; read its value from text and check it.
 
-Owns the metadata keys `same_run`, `check` and `parse`. Must not know which fields exist.
+Must not know which settings exist.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal, get_args, get_origin
+import types
+from typing import Any, get_args, get_origin
 
 from mtloop.errors import FieldError
 
-Check = Callable[[Any], str]
-
-# Metadata that is ours; everything else in a field's metadata is a keyword of argparse's add_argument.
-OWN_METADATA = ("same_run", "check", "parse")
 AUTO = "auto"
+BOOLS = {
+    **dict.fromkeys(("true", "yes", "y", "t", "1"), True),
+    **dict.fromkeys(("false", "no", "n", "f", "0"), False),
+}
+
+Field = dataclasses.Field[Any]
 
 
 def setting(
     default: Any,
     help: str,
     *,
+    unset: str = "",
+    unit: str = "",
     same_run: bool = False,
-    check: Check | None = None,
-    parse: Callable[[str], Any] | None = None,
-    **options: Any,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    multiple_of: int | None = None,
+    may_be_auto: bool = False,
+    may_be_blank: bool = False,
+    is_split: bool = False,
 ) -> Any:
-    """Declare one field of a config group.
+    """Declare a field of a group of settings.
 
     Args:
-        default: The value when nobody gives one; None is explained by the help line.
-        help: What the field means, with its unit.
-        same_run: True when a run folder may only be resumed with the same value.
-        check: Takes the value, returns what to give instead, or "" when the value is fine. Not asked about None.
-        parse: Reads the flag's text where its type alone does not say how.
-        **options: Further keywords of argparse's add_argument.
+        default: The default value.
+        help: The meaning, in one line.
+        unset: The meaning of the default None.
+        unit: The unit of a number, shown as the placeholder of its value.
+        same_run: If True, a run folder can only be resumed with the same value.
+        choices: The valid words.
+        minimum: The smallest valid number; `above` excludes its bound.
+        maximum: The largest valid number, with a minimum; inf allows infinity. `below` excludes its bound.
+        above: See minimum.
+        below: See maximum.
+        multiple_of: A divisor of every valid number.
+        may_be_auto: If True, the word auto is valid as well.
+        may_be_blank: If True, blank text is valid.
+        is_split: If True, the items of a list are split at commas, and repeated ones are removed.
     """
-    metadata = {"help": help, "same_run": same_run, "check": check, "parse": parse, **options}
+    metadata = {name: value for name, value in locals().items() if name != "default"}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def is_number(value: object) -> bool:
-    """Tell whether the value is an int or a float that is not NaN; True and False are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+class Group:
+    """A group of settings, each checked when the group is created.
 
+    Attributes:
+        title: The heading of the group in --help.
+    """
 
-def at_least(lowest: int) -> Check:
-    """Accept whole numbers from `lowest` on."""
-    remedy = f"give a whole number of at least {lowest}"
-    return lambda value: "" if is_number(value) and isinstance(value, int) and value >= lowest else remedy
+    title = ""
 
+    def __post_init__(self) -> None:
+        """Check every setting.
 
-def at_least_or_auto(lowest: int) -> Check:
-    """Accept whole numbers from `lowest` on, and the word auto."""
-    return lambda value: (
-        "" if value == AUTO or at_least(lowest)(value) == "" else f"{at_least(lowest)(None)}, or {AUTO}"
-    )
-
-
-def number_or_auto(text: str) -> int | str:
-    """Read a whole number; anything else is left for the field's check."""
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
-
-def between(lowest: int, highest: int) -> Check:
-    """Accept whole numbers from `lowest` to `highest`: beyond it a machine's memory or a library gives way."""
-    remedy = f"give a whole number from {lowest} to {highest}"
-    return lambda value: "" if at_least(lowest)(value) == "" and value <= highest else remedy
-
-
-def above_zero(value: Any) -> str:
-    """Accept finite numbers above 0."""
-    return "" if is_number(value) and 0 < value < math.inf else "give a number above 0"
-
-
-def zero_or_more(value: Any) -> str:
-    """Accept finite numbers from 0 on."""
-    return "" if is_number(value) and 0 <= value < math.inf else "give 0 or a number above it"
-
-
-def zero_to_inf(value: Any) -> str:
-    """Accept numbers from 0 on, infinity among them."""
-    return "" if is_number(value) and value >= 0 else "give 0 or a number above it"
-
-
-def below_one(value: Any) -> str:
-    """Accept numbers in [0, 1)."""
-    return "" if is_number(value) and 0 <= value < 1 else "give a number from 0 to below 1"
-
-
-def between_zero_and_one(value: Any) -> str:
-    """Accept numbers in (0, 1)."""
-    return "" if is_number(value) and 0 < value < 1 else "give a share between 0 and 1, as 0.1"
-
-
-def multiple_of_eight(value: Any) -> str:
-    """Accept multiples of 8 from 8 to a million."""
-    return "" if between(8, 1_000_000)(value) == "" and value % 8 == 0 else "give a multiple of 8, as 8000"
-
-
-def not_empty(value: Any) -> str:
-    """Accept texts that are not blank."""
-    return "" if isinstance(value, str) and value.strip() else "give a name, or leave the flag out"
-
-
-def files(value: Any) -> str:
-    """Accept a list of at least one file name."""
-    is_list = isinstance(value, (list, tuple)) and len(value) > 0
-    return "" if is_list and not any(not_empty(item) for item in value) else "give one file or more"
-
-
-def names(value: Any) -> str:
-    """Accept a list of at least one name; an item may be several with commas between."""
-    is_list = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-    return "" if is_list and separate(value) else "give one name or more, with commas or spaces between"
+        Raises:
+            FieldError: naming the flag, the value and what is valid.
+        """
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.metadata["is_split"] and isinstance(value, list):
+                value = separate(value)
+                object.__setattr__(self, field.name, value)
+            check_value(field, value)
 
 
 def separate(items: list[str]) -> list[str]:
-    """Split each item at its commas."""
-    return [name.strip() for item in items for name in item.split(",") if name.strip()]
+    """Split each item at its commas; drop blank and repeated parts."""
+    parts = [part.strip() for item in items for part in item.split(",")]
+    return list(dict.fromkeys(part for part in parts if part))
 
 
-def choices_of(hint: Any) -> tuple[Any, ...]:
-    """Return the values that a `Literal[...]` or `Literal[...] | None` admits, () for any other type."""
-    for part in (hint, *get_args(hint)):
-        if get_origin(part) is Literal:
-            return get_args(part)
-    return ()
-
-
-class Group:
-    """What the config groups share: each field is checked on its own as the group is made."""
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            FieldError: A ValueError naming the field, the value and the remedy.
-        """
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            check_field(field, getattr(self, field.name))
-
-
-def check_field(field: dataclasses.Field[Any], value: Any) -> None:
-    """Check one value against its field's choices and range.
+def check_value(field: Field, value: Any) -> None:
+    """Check a value against the type, the choices and the bounds of its field.
 
     Raises:
-        FieldError: The value is none that the field takes.
+        FieldError: for an invalid value.
     """
-    if value is None:
-        if field.default is not None:
-            raise FieldError(field.name, f"None: give a value, or leave it out for {field.default!r}")
+    if value is None and field.default is None:
         return
-    choices = choices_of(field.type)
-    if choices and value not in choices:
-        raise FieldError(field.name, f"{value!r}: give one of {', '.join(map(str, choices))}")
-    check = field.metadata.get("check")
-    remedy = check(value) if check else ""
-    if remedy:
-        raise FieldError(field.name, f"{value!r}: {remedy}")
+    problem = f"expected {valid_values(field)}"
+    if value is None:
+        remedy = f"Leave it out for the default, {default_text(field)}."
+        raise FieldError(field.name, problem, got="no value", remedy=remedy)
+    if not _is_valid(field, value):
+        is_blank = value == [] or (isinstance(value, str) and not value.strip())
+        remedy = "Leave it out for the default." if is_blank else ""
+        raise FieldError(field.name, problem, got=repr(value), remedy=remedy)
+
+
+def _is_valid(field: Field, value: Any) -> bool:
+    bounds, kind = field.metadata, kind_of(field)
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is list:
+        is_text = isinstance(value, (list, tuple)) and all(isinstance(item, str) and item.strip() for item in value)
+        return is_text and len(value) > 0
+    if kind is str:
+        is_text = isinstance(value, str) and bool(value.strip() or bounds["may_be_blank"])
+        return is_text and (not bounds["choices"] or value in bounds["choices"])
+    if bounds["may_be_auto"] and value == AUTO:
+        return True
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        return False
+    return (
+        (bounds["minimum"] is None or value >= bounds["minimum"])
+        and (bounds["above"] is None or value > bounds["above"])
+        and (value < math.inf if bounds["maximum"] is None else value <= bounds["maximum"])
+        and (bounds["below"] is None or value < bounds["below"])
+        and (bounds["multiple_of"] is None or value % bounds["multiple_of"] == 0)
+    )
+
+
+def kind_of(field: Field) -> type:
+    """Return the type of a field without its None: bool, int, float, str or list."""
+    hint: Any = get_args(field.type)[0] if isinstance(field.type, types.UnionType) else field.type
+    kind: type = get_origin(hint) or hint
+    return kind
+
+
+def valid_values(field: Field) -> str:
+    """Describe the valid values of a field, as "a whole number of at least 1"."""
+    bounds, kind = field.metadata, kind_of(field)
+    if bounds["choices"]:
+        return f"one of {', '.join(bounds['choices'])}"
+    if kind in (bool, str, list):
+        return {bool: "true or false", str: "text", list: "one or more values"}[kind]
+    number = "a whole number" if kind is int else "a number"
+    if bounds["multiple_of"]:
+        number = f"a multiple of {bounds['multiple_of']}"
+    limits = [f"{name} {bounds[name]}" for name in ("above", "below") if bounds[name] is not None]
+    if bounds["maximum"] is not None:
+        limits = [f"from {bounds['minimum']} to {bounds['maximum']}"]
+    elif bounds["minimum"] is not None:
+        limits.insert(0, f"of at least {bounds['minimum']}")
+    return f"{number} {' and '.join(limits)}" + (f", or {AUTO}" if bounds["may_be_auto"] else "")
+
+
+def default_text(field: Field) -> str:
+    """Describe the default of a field."""
+    if field.default is None:
+        return str(field.metadata["unset"])
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+def help_text(field: Field) -> str:
+    """Return the help of a field with its default."""
+    return f"{field.metadata['help']} (default: {default_text(field)})"
+
+
+def read_value(field: Field, text: str) -> Any:
+    """Convert text to the type of a field; text that cannot be converted stays text, which check_value refuses."""
+    kind = kind_of(field)
+    if kind is list:
+        return [text]
+    if kind is bool:
+        return BOOLS.get(text.lower(), text)
+    if kind is str:
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        return text

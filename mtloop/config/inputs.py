@@ -1,198 +1,303 @@
-"""Model, tuning and data settings. No loading."""
+"""Settings of the model, of the trained part of it, and of the data. No loading."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from mtloop.config.fields import (
-    Group,
-    at_least,
-    below_one,
-    between,
-    between_zero_and_one,
-    files,
-    multiple_of_eight,
-    names,
-    not_empty,
-    separate,
-    setting,
-)
+from mtloop.config.fields import Group, setting
 from mtloop.errors import FieldError
+
+LEAVE_ONE_OUT = "Leave one out."
+PARTS = ("encoder", "decoder", "embeddings")
+ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Group):
     """The model and its tokenizer, loaded or built from scratch."""
 
-    _argument_group_name = "model"
+    title = "model"
 
     model_name_or_path: str | None = setting(
         None,
-        "pretrained model to fine-tune: a Hub name, name@revision or a folder (none: from scratch)",
+        "pretrained model to fine-tune: a Hub name, name@revision or a folder",
+        unset="a model from scratch",
         same_run=True,
-        check=not_empty,
     )
     config_name: str | None = setting(
         None,
-        "name, name@revision or folder whose configuration a model from scratch takes (none: --model_size)",
+        "model whose configuration a model from scratch gets: a Hub name, name@revision or a folder",
+        unset="the one of --model_size",
         same_run=True,
-        check=not_empty,
     )
     tokenizer_name: str | None = setting(
         None,
-        "name, name@revision or folder of the tokenizer (none: the model's own, or --train_tokenizer)",
+        "tokenizer: a Hub name, name@revision or a folder",
+        unset="the tokenizer of the model, or a trained one with --train_tokenizer",
         same_run=True,
-        check=not_empty,
     )
     train_tokenizer: bool = setting(False, "train a tokenizer on the training text", same_run=True)
     vocab_size: int | None = setting(
         None,
-        "pieces of the trained tokenizer, a multiple of 8 (none: 8000)",
+        "vocabulary size of the trained tokenizer, a multiple of 8",
+        unset="8000",
+        unit="tokens",
         same_run=True,
-        check=multiple_of_eight,
+        minimum=8,
+        maximum=1_000_000,
+        multiple_of=8,
     )
-    model_size: Literal["tiny", "small", "base"] | None = setting(
-        None, "size of a model built from scratch (none: --config_name or --model_name_or_path)", same_run=True
+    model_size: str | None = setting(
+        None,
+        "size of a model from scratch",
+        unset="the one of --config_name or --model_name_or_path",
+        same_run=True,
+        choices=("tiny", "small", "base"),
     )
     dropout: float | None = setting(
         None,
-        "dropout probability of the layers, 0 to below 1; 0 turns off all dropout (none: the model's own)",
+        "dropout probability of the layers; 0 turns off all dropout",
+        unset="the one of the model",
+        unit="probability",
         same_run=True,
-        check=below_one,
+        minimum=0,
+        below=1,
     )
-    trust_remote_code: bool = setting(False, "run code that comes with a model from the Hub")
+    trust_remote_code: bool = setting(False, "run Python code from the repository of the model")
 
     def __post_init__(self) -> None:
-        """Refuse values and pairs of values that contradict each other."""
+        """Refuse contradictions."""
         super().__post_init__()
         if self.model_name_or_path and self.model_size:
             raise FieldError(
-                "model_size", f"{self.model_size} builds a model, --model_name_or_path loads one: leave one out"
+                "model_size",
+                "builds a model, and --model_name_or_path loads one",
+                got=self.model_size,
+                remedy=LEAVE_ONE_OUT,
             )
         if self.model_name_or_path and self.train_tokenizer:
             raise FieldError(
-                "train_tokenizer", "a pretrained model keeps its own tokenizer: leave it or --model_name_or_path out"
+                "train_tokenizer",
+                "a pretrained model keeps its tokenizer",
+                got=f"--model_name_or_path {self.model_name_or_path}",
+                remedy=LEAVE_ONE_OUT,
             )
         if self.config_name and self.model_size:
-            raise FieldError("model_size", f"{self.model_size}: --config_name gives the size already: leave one out")
+            raise FieldError(
+                "model_size", "--config_name gives the size as well", got=self.model_size, remedy=LEAVE_ONE_OUT
+            )
         if self.tokenizer_name and self.train_tokenizer:
-            raise FieldError("train_tokenizer", f"--tokenizer_name {self.tokenizer_name} is given: leave one out")
+            raise FieldError(
+                "train_tokenizer",
+                "--tokenizer_name loads a tokenizer",
+                got=f"--tokenizer_name {self.tokenizer_name}",
+                remedy=LEAVE_ONE_OUT,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig(Group):
+    """The trained part of the model: all weights, all except frozen parts, or a LoRA adapter."""
+
+    title = "what is trained"
+
+    freeze: list[str] | None = setting(
+        None,
+        f"parts that are not trained, of {', '.join(PARTS)}, separated by commas or spaces; encoder and decoder do not "
+        "include the token embeddings, which they may share; embeddings includes positions and a tied output layer",
+        unset="no part",
+        same_run=True,
+        is_split=True,
+    )
+    lora_rank: int | None = setting(
+        None,
+        "rank of a LoRA adapter that is trained instead of the model",
+        unset="no adapter",
+        unit="rank",
+        same_run=True,
+        minimum=1,
+    )
+    lora_alpha: int | None = setting(
+        None,
+        "scale of the adapter: its output is multiplied by alpha / rank",
+        unset="twice the rank",
+        same_run=True,
+        minimum=1,
+    )
+    lora_dropout: float = setting(
+        0.0, "dropout probability of the adapter input", unit="probability", same_run=True, minimum=0, below=1
+    )
+    lora_target_modules: list[str] | None = setting(
+        None,
+        f"linear layers that get an adapter, separated by commas or spaces, or {ALL_LINEAR}",
+        unset="query and value projections of the attentions",
+        same_run=True,
+        is_split=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions, and sort the frozen parts."""
+        super().__post_init__()
+        for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+            value = getattr(self, name)
+            if value and not self.lora_rank:
+                shown = ",".join(value) if isinstance(value, list) else value
+                raise FieldError(name, "only valid with --lora_rank", got=shown, remedy="Add --lora_rank N.")
+        if not self.freeze:
+            return
+        if unknown := [part for part in self.freeze if part not in PARTS]:
+            raise FieldError("freeze", f"expected one or more of {', '.join(PARTS)}", got=unknown[0])
+        if self.lora_rank:
+            raise FieldError(
+                "freeze",
+                "with --lora_rank the whole model is frozen and only the adapter is trained",
+                got=",".join(self.freeze),
+                remedy=LEAVE_ONE_OUT,
+            )
+        object.__setattr__(self, "freeze", [part for part in PARTS if part in self.freeze])
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Group):
-    """The sentence pairs: where they come from, which are kept, how they are split."""
+    """The sentence pairs: their source, filters and splits."""
 
-    _argument_group_name = "data"
+    title = "data"
 
     dataset_name: str | None = setting(
         None,
-        "data set: demo, kde4, opus:<Corpus>/<version>, a Hub name or name@revision (none: --train_file)",
+        "data set: demo, kde4, opus:<Corpus>/<version>, a Hub name or name@revision",
+        unset="files, with --train_file",
         same_run=True,
-        check=not_empty,
     )
     dataset_config_name: str | None = setting(
-        None, "configuration of the data set, as en-fr (none: found from the languages)", same_run=True, check=not_empty
+        None, "configuration of the data set, for example en-fr", unset="found from the languages", same_run=True
     )
     train_file: list[str] | None = setting(
-        None, "training file or files (none: --dataset_name)", same_run=True, check=files
+        None, "training file or files", unset="a data set, with --dataset_name", same_run=True
     )
     validation_file: list[str] | None = setting(
-        None, "validation file or files (none: split off the training data)", same_run=True, check=files
+        None, "validation file or files", unset="split off the training data", same_run=True
     )
     test_file: list[str] | None = setting(
-        None, "test file or files, scored at the end (none: no test)", same_run=True, check=files
+        None, "test file or files, translated and scored at the end", unset="no test", same_run=True
     )
     source_lang: str | None = setting(
-        None, "language of the source, as en, de_DE or German (none: only with columns)", same_run=True, check=not_empty
+        None,
+        "source language, for example en, de_DE or German",
+        unset="required without --source_column or --pairs",
+        same_run=True,
     )
     target_lang: str | None = setting(
-        None, "language of the target, as fr, pt_BR or French (none: only with columns)", same_run=True, check=not_empty
+        None,
+        "target language, for example fr, pt_BR or French",
+        unset="required without --target_column or --pairs",
+        same_run=True,
     )
     source_column: str | None = setting(
-        None, "column of the source text (none: found from --source_lang)", same_run=True, check=not_empty
+        None, "column of the source text", unset="found from --source_lang", same_run=True
     )
     target_column: str | None = setting(
-        None, "column of the target text (none: found from --target_lang)", same_run=True, check=not_empty
+        None, "column of the target text", unset="found from --target_lang", same_run=True
     )
     pairs: str | None = setting(
         None,
-        "several pairs in one run, as en-fr,en-de,fr-en, for multilingual models (none: --source_lang, --target_lang)",
+        "several language pairs in one run, for example en-fr,en-de,fr-en, for multilingual models",
+        unset="the pair of --source_lang and --target_lang",
         same_run=True,
-        check=not_empty,
     )
     source_prefix: str | None = setting(
-        None, "text put before every source (none: what the model needs, as T5 and multilingual Marians)", same_run=True
+        None,
+        "text before every source",
+        unset="chosen by the model, for example for T5 and multilingual Marian models",
+        same_run=True,
+        may_be_blank=True,
     )
-    max_source_length: int = setting(128, "longest source, in tokens", same_run=True, check=between(1, 65_536))
-    max_target_length: int = setting(128, "longest target, in tokens", same_run=True, check=between(1, 65_536))
-    drop_long: bool = setting(False, "leave pairs over the lengths out instead of cutting them", same_run=True)
+    max_source_length: int = setting(
+        128, "maximum length of a source in tokens", unit="tokens", same_run=True, minimum=1, maximum=65_536
+    )
+    max_target_length: int = setting(
+        128, "maximum length of a target in tokens", unit="tokens", same_run=True, minimum=1, maximum=65_536
+    )
+    drop_long: bool = setting(False, "drop pairs over the maximum lengths instead of truncating them", same_run=True)
     validation_split: float = setting(
         0.1,
-        "share of the training pairs that validates when no validation data is given",
+        "fraction of the training pairs used for validation, if no validation data is given",
+        unit="fraction",
         same_run=True,
-        check=between_zero_and_one,
+        above=0,
+        below=1,
     )
-    split_seed: int = setting(20, "seed of that split", same_run=True, check=at_least(0))
+    split_seed: int = setting(20, "random seed of the validation split", unit="seed", same_run=True, minimum=0)
     max_train_samples: int | None = setting(
-        None, "training pairs used, at most (none: all)", same_run=True, check=at_least(1)
+        None, "maximum number of training pairs", unset="all pairs", unit="pairs", same_run=True, minimum=1
     )
     max_eval_samples: int | None = setting(
-        None, "validation and test pairs used, at most each (none: all)", same_run=True, check=at_least(1)
+        None,
+        "maximum number of validation pairs, and of test pairs",
+        unset="all pairs",
+        unit="pairs",
+        same_run=True,
+        minimum=1,
     )
     preprocessing_num_workers: int | None = setting(
-        None, "processes that tokenize (none: chosen from the cores)", check=at_least(1)
+        None,
+        "number of processes for tokenization",
+        unset="chosen from the number of cores",
+        unit="processes",
+        minimum=1,
     )
-    overwrite_cache: bool = setting(False, "tokenize again although a cached result exists")
+    overwrite_cache: bool = setting(False, "tokenize again instead of using cached results")
 
     def __post_init__(self) -> None:
-        """Refuse values and pairs of values that contradict each other."""
+        """Refuse contradictions."""
         super().__post_init__()
         if self.dataset_name and self.train_file:
             raise FieldError(
-                "train_file", f"{' '.join(self.train_file)}: --dataset_name {self.dataset_name} is given: leave one out"
+                "train_file",
+                f"--dataset_name {self.dataset_name} is given as well",
+                got=" ".join(self.train_file),
+                remedy=LEAVE_ONE_OUT,
             )
         for given, missing in (("source_column", "target_column"), ("target_column", "source_column")):
             if getattr(self, given) and not getattr(self, missing):
-                raise FieldError(given, f"{getattr(self, given)}: give --{missing} too")
+                raise FieldError(
+                    given, "only valid with the other column", got=getattr(self, given), remedy=f"Add --{missing}."
+                )
         if self.source_lang and self.source_lang == self.target_lang and not self.source_column:
             raise FieldError(
                 "target_lang",
-                f"{self.target_lang} is the source language too: give another, or --source_column and --target_column",
+                "the same as --source_lang",
+                got=self.target_lang,
+                remedy="Give another language, or --source_column and --target_column.",
             )
-        self._check_pairs()
+        if self.pairs:
+            self._check_pairs(self.pairs)
 
-    def _check_pairs(self) -> None:
-        if self.pairs is None:
-            return
+    def _check_pairs(self, pairs: str) -> None:
         for other in ("source_lang", "target_lang", "source_column", "source_prefix", "dataset_config_name"):
-            if getattr(self, other):
-                raise FieldError("pairs", f"{self.pairs}: --{other} {getattr(self, other)} is given: leave one out")
-        names = self.pair_names
-        for name in names:
+            if value := getattr(self, other):
+                raise FieldError("pairs", f"--{other} {value} is given as well", got=pairs, remedy=LEAVE_ONE_OUT)
+        for name in self.pair_names:
             source, _, target = name.partition("-")
             if not source or not target or "-" in target or source == target:
-                raise FieldError(
-                    "pairs", f"{self.pairs}: {name!r} is no pair: give SOURCE-TARGET,..., as en-fr,en-pt_BR"
-                )
-        if len(set(names)) < len(names):
-            raise FieldError("pairs", f"{self.pairs}: a pair stands twice")
+                raise FieldError("pairs", "expected SOURCE-TARGET,..., for example en-fr,en-pt_BR", got=repr(name))
+        if len(set(self.pair_names)) < len(self.pair_names):
+            raise FieldError("pairs", "a pair is repeated", got=pairs, remedy="Name each pair once.")
 
     @property
     def pair_names(self) -> tuple[str, ...]:
-        """The pairs of --pairs by name, as en-fr; () without."""
+        """The names of --pairs, for example en-fr; () without it."""
         return tuple(name.strip() for name in self.pairs.split(",")) if self.pairs else ()
 
     @property
     def languages(self) -> tuple[tuple[str | None, str | None], ...]:
-        """Source and target language of each pair, at least of one; (None, None) where columns are named instead."""
+        """Source and target language of each pair, of at least one; (None, None) if columns are given instead."""
         if not self.pairs:
             return ((self.source_lang, self.target_lang),)
         return tuple((name.partition("-")[0], name.partition("-")[2]) for name in self.pair_names)
 
     def of_pairs(self) -> tuple["DataConfig", ...]:
-        """Return a config for each pair alone."""
+        """Return one configuration per pair."""
         if not self.pairs:
             return (self,)
         return tuple(
@@ -202,71 +307,8 @@ class DataConfig(Group):
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Split `name@revision`; revision is None where none is given, and for a path that exists."""
+    """Split `name@revision`; revision is None for a name without one, and for an existing path."""
     if Path(name).exists():
         return name, None
     base, _, revision = name.partition("@")
     return base, revision or None
-
-
-PARTS = ("encoder", "decoder", "embeddings")
-ALL_LINEAR = "all-linear"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuningConfig(Group):
-    """What of the model is trained."""
-
-    _argument_group_name = "what is trained"
-
-    freeze: list[str] | None = setting(
-        None,
-        f"parts that stay as they are, of {', '.join(PARTS)}: an encoder or decoder without its table of pieces, which "
-        "both may share; embeddings are the tables of pieces and positions, and an output layer tied to them (none: "
-        "all is trained)",
-        same_run=True,
-        check=names,
-    )
-    lora_rank: int | None = setting(
-        None,
-        "train a LoRA adapter of this rank beside the frozen model (none: no adapter)",
-        same_run=True,
-        check=at_least(1),
-    )
-    lora_alpha: int | None = setting(
-        None, "the adapter counts alpha / rank times (none: twice the rank)", same_run=True, check=at_least(1)
-    )
-    lora_dropout: float = setting(0.0, "dropout probability of the adapter's input", same_run=True, check=below_one)
-    lora_target_modules: list[str] | None = setting(
-        None,
-        f"linear layers that get an adapter, or {ALL_LINEAR} (none: query and value projections of the attentions)",
-        same_run=True,
-        check=names,
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse values and pairs of values that contradict each other."""
-        super().__post_init__()
-        for name in ("freeze", "lora_target_modules"):
-            if value := getattr(self, name):
-                object.__setattr__(self, name, list(dict.fromkeys(separate(value))))
-        for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
-            if getattr(self, name) and not self.lora_rank:
-                raise FieldError(name, f"{_shown(getattr(self, name))}: only with --lora_rank N")
-        if self.freeze:
-            self._check_freeze(self.freeze)
-
-    def _check_freeze(self, parts: list[str]) -> None:
-        if unknown := [part for part in parts if part not in PARTS]:
-            raise FieldError("freeze", f"{unknown[0]}: no such part; give one or more of {', '.join(PARTS)}")
-        if self.lora_rank:
-            raise FieldError(
-                "freeze",
-                f"{_shown(parts)}: with --lora_rank all of the model is frozen and the adapter alone is trained: leave "
-                "one out",
-            )
-        object.__setattr__(self, "freeze", [part for part in PARTS if part in parts])
-
-
-def _shown(value: Any) -> str:
-    return ",".join(value) if isinstance(value, list) else str(value)

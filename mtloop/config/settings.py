@@ -1,22 +1,17 @@
-"""The whole configuration: its groups, the rules between them, defaults that follow from other settings."""
+"""The configuration of a run: its groups, the rules between them, and defaults that follow from other settings."""
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtloop.config.environment import HardwareConfig, HubConfig, OutputConfig
+from mtloop.config.fields import Field
 from mtloop.config.inputs import DataConfig, ModelConfig, TuningConfig
-from mtloop.config.training import (
-    BatchConfig,
-    EvaluationConfig,
-    HardwareConfig,
-    HubConfig,
-    OptimizerConfig,
-    OutputConfig,
-)
+from mtloop.config.training import BatchConfig, EvaluationConfig, OptimizerConfig
 from mtloop.errors import FieldError, UserError
 
-GROUPS: dict[str, type] = {
+GROUPS: dict[str, Any] = {
     "model": ModelConfig,
     "tuning": TuningConfig,
     "data": DataConfig,
@@ -27,15 +22,25 @@ GROUPS: dict[str, type] = {
     "hub": HubConfig,
     "hardware": HardwareConfig,
 }
-
-# Any of these says what to train or on what; without one the demo is meant.
+# One of each is required; the demo has both.
 MODEL_FIELDS = ("model_name_or_path", "config_name", "model_size")
 DATA_FIELDS = ("dataset_name", "train_file")
+
+DEFAULT_VOCAB_SIZE = 8000
+DEFAULT_SENTENCES_PER_UPDATE = 32
+# From scratch, one epoch of 20,000 KDE pairs, warm-up over a tenth: 500 tokens and a rate of 1e-3 ended at a validation
+# loss of 4.10 (BLEU 8.4); 250 tokens at 4.02 (8.2) in 1.16 of the time; at 2e-3 neither
+# 500 (6.68) nor 1,000 (6.54) learnt.
+DEFAULT_TOKENS_PER_UPDATE = 500
+BUDGETS = ("tokens_per_update", "sentences_per_update", "per_device_train_batch_size")
+# Filled from the data and the model after resolve(): a stored config holds a value where the flags of the same run
+# hold none.
+RESOLVED_LATER = ("num_warmup_steps", "num_beams", "source_prefix")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a run is told. Field names are unique over all groups: each is a flag and a YAML key."""
+    """All settings of a run. Field names are unique over all groups: each is a flag and a YAML key."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
@@ -46,29 +51,30 @@ class Config:
     output: OutputConfig = field(default_factory=OutputConfig)
     hub: HubConfig = field(default_factory=HubConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    recipe: str | None = None  # the recipe's name, or the stem of the YAML file, that it came from
+    recipe: str | None = None  # the name of the recipe, or the stem of the YAML file, that it was read from
 
 
-def group_fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+def group_fields() -> Iterator[tuple[str, Field]]:
     """Yield (group, field) for every field, in the order of --help."""
     for group, kind in GROUPS.items():
         for one in dataclasses.fields(kind):
             yield group, one
 
 
-DEFAULTS = {one.name: one.default for _, one in group_fields()}
+FIELDS: dict[str, Field] = {one.name: one for _, one in group_fields()}
+DEFAULTS = {name: one.default for name, one in FIELDS.items()}
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Return every field's value by flag name."""
+    """Return the value of every field by flag name."""
     return {one.name: getattr(getattr(config, group), one.name) for group, one in group_fields()}
 
 
 def changed(config: Config, **values: Any) -> Config:
-    """Return the config with some fields, given by flag name, replaced.
+    """Return a copy of the config with some fields, given by flag name, replaced.
 
     Raises:
-        FieldError: A value is out of range or contradicts another.
+        FieldError: if a value is invalid or contradicts another.
     """
     groups = {}
     for group, kind in GROUPS.items():
@@ -81,78 +87,82 @@ def changed(config: Config, **values: Any) -> Config:
 
 
 def is_from_scratch(config: Config) -> bool:
-    """Tell whether the model is built (from --config_name or --model_size) and not loaded."""
+    """Return True if the model is built from --config_name or --model_size instead of loaded."""
     return not config.model.model_name_or_path
 
 
 def check_complete(config: Config) -> None:
-    """Check that the config says enough to start: a model, data, a tokenizer and the languages.
+    """Check that model, data, tokenizer and languages are given, and the rules between groups.
 
     Raises:
-        UserError: Something is missing; the line says what to add.
+        UserError: naming what to add or change.
     """
     model, data = config.model, config.data
     if not any(getattr(data, name) for name in DATA_FIELDS):
-        raise UserError("no training data: give --dataset_name NAME or --train_file FILE")
+        raise UserError("--train_file: no training data is given. Add --train_file FILE or --dataset_name NAME.")
     if not any(getattr(model, name) for name in MODEL_FIELDS):
         raise UserError(
-            "no model: give --model_name_or_path NAME, or train from scratch with --train_tokenizer --model_size small"
+            "--model_name_or_path: no model is given. Add --model_name_or_path NAME, or train from scratch with "
+            "--train_tokenizer --model_size small."
         )
     if config.tuning.lora_rank and is_from_scratch(config):
         raise FieldError(
             "lora_rank",
-            f"{config.tuning.lora_rank}: an adapter needs a pretrained model beside it: give --model_name_or_path NAME",
+            "an adapter needs a pretrained model",
+            got=config.tuning.lora_rank,
+            remedy="Add --model_name_or_path NAME.",
         )
     if is_from_scratch(config) and not (model.tokenizer_name or model.train_tokenizer):
         name = "model_size" if model.model_size else "config_name"
         raise FieldError(
             name,
-            f"{getattr(model, name)}: a model from scratch needs a tokenizer: "
-            "add --train_tokenizer or --tokenizer_name NAME",
+            "a model from scratch needs a tokenizer",
+            got=getattr(model, name),
+            remedy="Add --train_tokenizer or --tokenizer_name NAME.",
         )
     if data.dataset_config_name and not data.dataset_name:
-        raise FieldError("dataset_config_name", f"{data.dataset_config_name}: only with --dataset_name")
+        raise FieldError(
+            "dataset_config_name",
+            "only valid with --dataset_name",
+            got=data.dataset_config_name,
+            remedy="Add that, or leave it out.",
+        )
     average_last, limit = config.evaluation.average_last, config.output.save_total_limit
     if average_last is not None and limit is not None and limit < average_last:
         raise FieldError(
-            "save_total_limit", f"{limit}: --average_last {average_last} needs as many checkpoints; give at least that"
+            "save_total_limit",
+            f"--average_last {average_last} needs as many checkpoints",
+            got=limit,
+            remedy=f"Give at least {average_last}.",
         )
     for name in ("source_lang", "target_lang"):
         if not getattr(data, name) and not data.source_column and not data.pairs:
-            raise FieldError(name, "not given: give a code, as en, or --source_column and --target_column, or --pairs")
+            raise FieldError(
+                name,
+                "required",
+                got="no value",
+                remedy="Give a language, for example en, or --source_column and --target_column, or --pairs.",
+            )
 
 
-DEFAULT_VOCAB_SIZE = 8000
-DEFAULT_SENTENCES_PER_UPDATE = 32
-# From scratch, one epoch of 20,000 KDE pairs, warm-up over a tenth: 500 tokens and a rate of 1e-3 ended at a validation
-# loss of 4.10 (BLEU 8.4); 250 tokens at 4.02 (8.2) in 1.16 of the time; at 2e-3 neither
-# 500 (6.68) nor 1,000 (6.54) learnt.
-DEFAULT_TOKENS_PER_UPDATE = 500
-
-BUDGETS = ("tokens_per_update", "sentences_per_update", "per_device_train_batch_size")
-# The data and the model decide these after the config was resolved: a stored config holds a number where the flags of
-# the same run hold none.
-RESOLVED_LATER = ("num_warmup_steps", "num_beams", "source_prefix")
-
-SAME_RUN = tuple(one.name for _, one in group_fields() if one.metadata["same_run"])
+# Resolution
 
 
 def resolve(config: Config) -> Config:
-    """Fill every default that follows from other fields alone; what is given stays. Idempotent.
+    """Fill every default that follows from other settings alone; given values are kept. Idempotent.
 
-    What depends on the data, the model or the launch (`num_warmup_steps`, `num_beams`, the sentences of an update given
-    per device) stays as it is.
+    Settings that depend on the data, the model or the launch are filled later: `num_warmup_steps`, `num_beams`, and the
+    sentences of an update that is given per device.
     """
-    fills = _fills(config)
     values = flat(config)
-    return changed(config, **{name: value for name, value in fills.items() if values[name] is None})
+    return changed(config, **{name: value for name, value in _fills(config).items() if values[name] is None})
 
 
 def _fills(config: Config) -> dict[str, Any]:
     from_scratch = is_from_scratch(config)
     rank = config.tuning.lora_rank
     fills: dict[str, Any] = {
-        # An adapter starts from nothing: ten times the whole model's rate, as in Hu et al. 2021 (LoRA) for GPT-2.
+        # Ten times the rate of the whole model for an adapter, as in Hu et al. 2021 (LoRA) for GPT-2.
         "learning_rate": 1e-3 if from_scratch else 2e-4 if rank else 2e-5,
         "adam_beta2": 0.98 if from_scratch else 0.999,
         "eval_on_start": not from_scratch,
@@ -170,7 +180,7 @@ def _fills(config: Config) -> dict[str, Any]:
 
 
 def run_name(config: Config) -> str:
-    """Name the run after its recipe, else after its data set, else after its first training file."""
+    """Name the run after its recipe, its data set, or its first training file."""
     if config.recipe:
         return config.recipe
     if config.data.dataset_name:
@@ -184,7 +194,7 @@ def run_name(config: Config) -> str:
 
 
 def resolved_lines(before: Config, after: Config) -> list[str]:
-    """Name every default that was filled between two configs, as `learning_rate 2e-05 (fine-tuning default)`."""
+    """List the defaults that were filled between two configs, as `learning_rate 2e-05 (fine-tuning default)`."""
     kind = "from-scratch default" if is_from_scratch(after) else "fine-tuning default"
     reasons = {
         "vocab_size": "default of a trained tokenizer",
@@ -193,53 +203,45 @@ def resolved_lines(before: Config, after: Config) -> list[str]:
     }
     if after.tuning.lora_rank:
         reasons |= {"learning_rate": "LoRA default", "lora_alpha": "twice the rank"}
-    asked = flat(before)
+    given = flat(before)
     return [
         f"{name} {_shown(value)} ({reasons.get(name, kind)})"
         for name, value in flat(after).items()
-        if asked[name] is None and value is not None
+        if given[name] is None and value is not None
     ]
 
 
 def differences(stored: Config, asked: Config) -> list[str]:
-    """Name every same-run field in which two resolved configs differ.
+    """List the same-run settings in which two resolved configs differ.
 
-    Two things that look different are not: a number that the data or the model gave (`RESOLVED_LATER`) where none was
-    asked, and a `sentences_per_update` that both derived from the same per_device_train_batch_size x
-    gradient_accumulation_steps on other numbers of processes. In both the stored number is the one to go on with.
+    Two cases are no difference, and the stored value holds: a value from the data or the model (`RESOLVED_LATER`) where
+    none is given, and a `sentences_per_update` from the same per_device_train_batch_size x gradient_accumulation_steps
+    on another number of processes.
 
     Args:
         stored: The config in the run folder.
-        asked: The config of the run that wants to go on in it.
+        asked: The config of the run that resumes.
 
     Returns:
-        Lines such as `--learning_rate: 0.001 in the run folder, 0.002 asked`; none when the run may go on.
+        Lines such as `--learning_rate: 0.001 in the run folder, 0.002 asked`.
     """
     old, new = flat(stored), flat(asked)
     lines = []
-    for name in SAME_RUN:
-        if old[name] == new[name] or (name in RESOLVED_LATER and new[name] is None):
+    for name, one in FIELDS.items():
+        if not one.metadata["same_run"] or old[name] == new[name] or (name in RESOLVED_LATER and new[name] is None):
             continue
-        if name == "sentences_per_update" and _same_device_batch(stored, asked):
+        per_device = _pairs_per_device(asked) if name == "sentences_per_update" else None
+        if per_device is not None and per_device == _pairs_per_device(stored):
             continue
-        lines.append(f"--{name}: {_shown(old[name])} in the run folder, {_asked_text(name, asked)} asked")
+        now = _shown(new[name]) if per_device is None or new[name] is not None else f"{per_device} a process"
+        lines.append(f"--{name}: {_shown(old[name])} in the run folder, {now} asked")
     return lines
 
 
-def _device_batch(config: Config) -> int | None:
-    """Return sentence pairs a process and update, None when the update is not given that way."""
+def _pairs_per_device(config: Config) -> int | None:
+    """Return the sentence pairs per process and update; None if the update is not given that way."""
     size = config.batch.per_device_train_batch_size
     return size * (config.batch.gradient_accumulation_steps or 1) if size else None
-
-
-def _same_device_batch(stored: Config, asked: Config) -> bool:
-    return _device_batch(stored) is not None and _device_batch(stored) == _device_batch(asked)
-
-
-def _asked_text(name: str, asked: Config) -> str:
-    if name == "sentences_per_update" and asked.batch.sentences_per_update is None and _device_batch(asked):
-        return f"{_device_batch(asked)} a process"
-    return _shown(flat(asked)[name])
 
 
 def _shown(value: Any) -> str:

@@ -1,27 +1,16 @@
-"""Settings of updates, optimizer, evaluation, output, the Hub and the hardware."""
+"""Settings of updates, optimizer and evaluation."""
 
 import json
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from mtloop.config.fields import (
-    Group,
-    above_zero,
-    at_least,
-    at_least_or_auto,
-    below_one,
-    between,
-    names,
-    not_empty,
-    number_or_auto,
-    separate,
-    setting,
-    zero_or_more,
-    zero_to_inf,
-)
+from mtloop.config.fields import Group, setting
+from mtloop.config.inputs import LEAVE_ONE_OUT
 from mtloop.errors import FieldError
 
-# transformers.SchedulerType without the two that are driven by a metric. The enum itself would import torch.
+MICRO_BATCH_TOKENS = 4096
+# transformers.SchedulerType without the two that follow a metric. The enum itself would import torch.
 SCHEDULES = (
     "linear",
     "cosine",
@@ -34,9 +23,8 @@ SCHEDULES = (
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 )
-MICRO_BATCH_TOKENS = 4096
 METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
-# schedule -> the arguments of which it needs one, and an example of it
+# schedule -> the arguments of which it needs one, and an example
 SCHEDULE_NEEDS = {
     "cosine_with_min_lr": (("min_lr", "min_lr_rate"), '{"min_lr_rate": 0.1}'),
     "cosine_warmup_with_min_lr": (("min_lr", "min_lr_rate"), '{"min_lr_rate": 0.1}'),
@@ -46,137 +34,168 @@ SCHEDULE_NEEDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig(Group):
-    """How much goes into one update, over all processes, and into one forward."""
+    """The size of an update over all processes, and of a forward pass on one device."""
 
-    _argument_group_name = "batches"
+    title = "batches"
 
     tokens_per_update: int | None = setting(
         None,
-        "target tokens of one update over all processes (none: 500 from scratch, else by sentences)",
+        "target tokens per update over all processes",
+        unset="500 from scratch, otherwise the update is counted in sentences",
+        unit="tokens",
         same_run=True,
-        check=at_least(1),
+        minimum=1,
     )
     sentences_per_update: int | None = setting(
         None,
-        "sentence pairs of one update over all processes (none: 32 when fine-tuning, else by tokens)",
+        "sentence pairs per update over all processes",
+        unset="32 when fine-tuning, otherwise the update is counted in tokens",
+        unit="pairs",
         same_run=True,
-        check=at_least(1),
+        minimum=1,
     )
-    # Not same_run: the product of these two and of the processes is, as sentences_per_update.
+    # Not same_run: the product of these two and the processes is, as sentences_per_update.
     per_device_train_batch_size: int | None = setting(
         None,
-        "sentence pairs a process and accumulation step: times both this is --sentences_per_update (none: not used)",
-        check=at_least(1),
+        "sentence pairs per process and accumulation step; the product over all is --sentences_per_update",
+        unset="not used",
+        unit="pairs",
+        minimum=1,
     )
     gradient_accumulation_steps: int | None = setting(
-        None, "multiplies --per_device_train_batch_size and only that (none: 1)", check=at_least(1)
+        None, "accumulation steps of --per_device_train_batch_size", unset="1", unit="steps", minimum=1
     )
     max_tokens_per_micro_batch: int | str = setting(
         MICRO_BATCH_TOKENS,
-        "padded tokens of one forward on one device: memory, not the result; auto: what the device has room for",
-        check=at_least_or_auto(1),
-        parse=number_or_auto,
+        "maximum padded tokens of one forward pass on one device; changes memory, not the result; auto measures what "
+        "fits the device",
+        unit="tokens",
+        minimum=1,
+        may_be_auto=True,
     )
     micro_batch_overhead: int | None = setting(
         None,
-        "what a forward and backward cost beyond their padded tokens, in tokens: an update is divided so that the sum "
-        "is least; speed, not the result (none: by the kind of device)",
-        check=between(0, 1_000_000),
+        "fixed cost of a forward and backward pass, in padded tokens; an update is divided for the lowest total cost; "
+        "changes speed, not the result",
+        unset="chosen by the kind of device",
+        unit="tokens",
+        minimum=0,
+        maximum=1_000_000,
     )
-    pad_to: Literal["fixed", "buckets", "longest"] | None = setting(
+    pad_to: str | None = setting(
         None,
-        "fixed: one shape for all forwards; buckets: a few; longest: each its own (none: buckets on XLA, else longest)",
+        "shapes of forward passes: fixed (one), buckets (a few), or longest (as short as possible)",
+        unset="buckets on XLA, otherwise longest",
+        choices=("fixed", "buckets", "longest"),
     )
-    dataloader_num_workers: int = setting(0, "processes a rank that prepare batches", check=at_least(0))
+    dataloader_num_workers: int = setting(
+        0, "worker processes per rank that prepare batches", unit="processes", minimum=0
+    )
 
     def __post_init__(self) -> None:
-        """Refuse values and pairs of values that contradict each other."""
+        """Refuse contradictions."""
         super().__post_init__()
         for other in ("sentences_per_update", "per_device_train_batch_size"):
-            if self.tokens_per_update and getattr(self, other):
+            if self.tokens_per_update and (value := getattr(self, other)):
                 raise FieldError(
                     "tokens_per_update",
-                    f"{self.tokens_per_update}: --{other} {getattr(self, other)} is given: leave one out",
+                    f"--{other} {value} is given as well",
+                    got=self.tokens_per_update,
+                    remedy=LEAVE_ONE_OUT,
                 )
         if self.gradient_accumulation_steps and not self.per_device_train_batch_size:
             raise FieldError(
                 "gradient_accumulation_steps",
-                f"{self.gradient_accumulation_steps}: give --per_device_train_batch_size too, or leave it out: "
-                "an update is divided into forwards of --max_tokens_per_micro_batch by itself",
+                "only valid with --per_device_train_batch_size",
+                got=self.gradient_accumulation_steps,
+                remedy="Add that, or leave it out: updates are divided by --max_tokens_per_micro_batch.",
             )
-        # A stored configuration holds both: what was asked per device, and what it came to over the processes.
+        # A stored configuration holds both: the sizes per device, and their product over the processes.
         per_device = (self.per_device_train_batch_size or 0) * (self.gradient_accumulation_steps or 1)
         if per_device and (self.sentences_per_update or 0) % per_device:
             raise FieldError(
                 "sentences_per_update",
-                f"{self.sentences_per_update}: --per_device_train_batch_size asks for multiples of {per_device}: "
-                "leave one out",
+                f"expected a multiple of {per_device}, as --per_device_train_batch_size is given as well",
+                got=self.sentences_per_update,
+                remedy=LEAVE_ONE_OUT,
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Group):
-    """AdamW, its schedule and how long it runs."""
+    """AdamW, the learning-rate schedule and the length of training."""
 
-    _argument_group_name = "optimizer"
+    title = "optimizer"
 
     learning_rate: float | None = setting(
         None,
-        "highest learning rate (none: 2e-5 when fine-tuning, 2e-4 with --lora_rank, 1e-3 from scratch)",
+        "peak learning rate",
+        unset="2e-5 when fine-tuning, 2e-4 with --lora_rank, 1e-3 from scratch",
         same_run=True,
-        check=above_zero,
+        above=0,
     )
-    weight_decay: float = setting(0.0, "AdamW weight decay", same_run=True, check=zero_or_more)
-    adam_beta1: float = setting(0.9, "decay of AdamW's first moment", same_run=True, check=below_one)
+    weight_decay: float = setting(0.0, "weight decay of AdamW", same_run=True, minimum=0)
+    adam_beta1: float = setting(0.9, "beta1 of AdamW, the decay of the first moment", same_run=True, minimum=0, below=1)
     adam_beta2: float | None = setting(
         None,
-        "decay of AdamW's second moment (none: 0.999 when fine-tuning, 0.98 from scratch)",
+        "beta2 of AdamW, the decay of the second moment",
+        unset="0.999 when fine-tuning, 0.98 from scratch",
         same_run=True,
-        check=below_one,
+        minimum=0,
+        below=1,
     )
-    adam_epsilon: float = setting(1e-8, "AdamW epsilon", same_run=True, check=above_zero)
+    adam_epsilon: float = setting(1e-8, "epsilon of AdamW", same_run=True, above=0)
     max_grad_norm: float = setting(
-        1.0, "norm to which gradients are clipped; 0 or inf never clips", same_run=True, check=zero_to_inf
+        1.0, "maximum gradient norm; 0 or inf turns clipping off", same_run=True, minimum=0, maximum=math.inf
     )
-    num_train_epochs: int = setting(3, "passes over the training pairs", same_run=True, check=at_least(1))
+    num_train_epochs: int = setting(3, "passes over the training pairs", unit="epochs", same_run=True, minimum=1)
     max_train_steps: int | None = setting(
-        None, "updates, in place of --num_train_epochs (none: all epochs)", same_run=True, check=at_least(1)
+        None, "updates, instead of --num_train_epochs", unset="all epochs", unit="steps", same_run=True, minimum=1
     )
-    lr_scheduler_type: str = setting("linear", f"schedule: {', '.join(SCHEDULES)}", same_run=True)
+    lr_scheduler_type: str = setting("linear", "learning-rate schedule", same_run=True, choices=SCHEDULES)
     lr_scheduler_kwargs: str | None = setting(
-        None, "arguments of the schedule, a JSON object (none: its own defaults)", same_run=True
+        None,
+        "arguments of the schedule, a JSON object",
+        unset="the ones of transformers",
+        same_run=True,
+        may_be_blank=True,
     )
     num_warmup_steps: int | None = setting(
         None,
-        "updates of warm-up (none: 0 when fine-tuning, from scratch a tenth of all and at most 4000)",
+        "warm-up updates",
+        unset="0 when fine-tuning; from scratch a tenth of all updates, at most 4000",
+        unit="steps",
         same_run=True,
-        check=at_least(0),
+        minimum=0,
     )
-    label_smoothing_factor: float = setting(0.0, "label smoothing, 0 to below 1", same_run=True, check=below_one)
+    label_smoothing_factor: float = setting(0.0, "label smoothing", same_run=True, minimum=0, below=1)
     skip_nonfinite: int = setting(
-        0, "updates with a non-finite gradient that are skipped before the run fails", check=at_least(0)
+        0, "updates with a non-finite gradient that are skipped before the run fails", unit="steps", minimum=0
     )
 
     def __post_init__(self) -> None:
-        """Refuse values and pairs of values that contradict each other."""
-        super().__post_init__()
+        """Refuse contradictions."""
         name = self.lr_scheduler_type
         if name in METRIC_SCHEDULES:
-            raise FieldError("lr_scheduler_type", f"{name} follows a metric: use one of {', '.join(SCHEDULES)}")
-        if name not in SCHEDULES:
-            raise FieldError("lr_scheduler_type", f"{name!r}: use one of {', '.join(SCHEDULES)}")
+            raise FieldError(
+                "lr_scheduler_type", "follows a metric", got=name, remedy=f"Give one of {', '.join(SCHEDULES)}."
+            )
+        super().__post_init__()
         given = self.schedule_arguments()
         needed, example = SCHEDULE_NEEDS.get(name, ((), ""))
         if needed and not any(argument in given for argument in needed):
             raise FieldError(
-                "lr_scheduler_type", f"{name} needs {' or '.join(needed)}: add --lr_scheduler_kwargs '{example}'"
+                "lr_scheduler_type",
+                f"needs the argument {' or '.join(needed)}",
+                got=name,
+                remedy=f"Add --lr_scheduler_kwargs '{example}'.",
             )
 
     def schedule_arguments(self) -> dict[str, Any]:
-        """Return `lr_scheduler_kwargs` as a dict, empty when not given.
+        """Return `lr_scheduler_kwargs` as a dict, empty if not given.
 
         Raises:
-            FieldError: The text is not a JSON object.
+            FieldError: if the text is not a JSON object.
         """
         if self.lr_scheduler_kwargs is None:
             return {}
@@ -185,177 +204,100 @@ class OptimizerConfig(Group):
         except ValueError:
             arguments = None
         if not isinstance(arguments, dict):
-            raise FieldError(
-                "lr_scheduler_kwargs", f"{self.lr_scheduler_kwargs!r}: give a JSON object, as '{{\"num_cycles\": 2}}'"
-            )
+            problem = "expected a JSON object, for example '{\"num_cycles\": 2}'"
+            raise FieldError("lr_scheduler_kwargs", problem, got=repr(self.lr_scheduler_kwargs))
         return arguments
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Group):
-    """When the model is evaluated, how it translates then, and what counts as best."""
+    """Evaluations during training, and the choice of the best and the final model."""
 
-    _argument_group_name = "evaluation"
+    title = "evaluation"
 
-    eval_steps: int | None = setting(None, "updates between evaluations (none: after every epoch)", check=at_least(1))
+    eval_steps: int | None = setting(
+        None, "updates between evaluations", unset="one evaluation per epoch", unit="steps", minimum=1
+    )
     eval_on_start: bool | None = setting(
-        None, "evaluate before the first update (none: yes when the model is pretrained)", nargs="?", const=True
+        None, "evaluate before the first update", unset="true when fine-tuning, false from scratch"
     )
     num_beams: int | None = setting(
-        None, "beams of the search (none: the model's own, else 4)", same_run=True, check=at_least(1)
+        None,
+        "beams of beam search; 1 is greedy search",
+        unset="the one of the model, or 4",
+        unit="beams",
+        same_run=True,
+        minimum=1,
     )
     val_max_target_length: int | None = setting(
-        None, "longest translation, in tokens (none: --max_target_length)", same_run=True, check=between(1, 65_536)
+        None,
+        "maximum length of a translation in tokens",
+        unset="--max_target_length",
+        unit="tokens",
+        same_run=True,
+        minimum=1,
+        maximum=65_536,
     )
     max_length_ratio: float | None = setting(
         None,
-        "ends a translation at this many pieces for each token of its source, and 10 (none: no such bound)",
+        "end a translation at this number of tokens per source token, plus 10",
+        unset="no such limit",
+        unit="ratio",
         same_run=True,
-        check=above_zero,
+        above=0,
     )
     eval_max_tokens: int | None = setting(
         None,
-        "padded source tokens in one evaluation batch; bounds memory "
-        "(none: 1000 on a CPU, 2000 on XLA, otherwise 2000 to 16000 depending on free memory)",
-        check=at_least(1),
+        "maximum padded source tokens of an evaluation batch; changes memory, not the result",
+        unset="1000 on a CPU, 2000 on XLA, otherwise 2000 to 16000 depending on free memory",
+        unit="tokens",
+        minimum=1,
     )
-    eval_engine: Literal["generate", "ctranslate2"] = setting(
-        "generate", "translates in evaluations: generate(), or CTranslate2 on a converted copy (faster; its package)"
+    eval_engine: str = setting(
+        "generate",
+        "program that translates in evaluations: generate() of transformers, or CTranslate2, which is faster and an "
+        "optional package",
+        choices=("generate", "ctranslate2"),
     )
     metrics: list[str] | None = setting(
-        None, "scores of the translations; `mtloop evaluate --help` lists them (none: bleu chrf)", check=names
+        None,
+        "scores of the translations, separated by commas or spaces; `mtloop evaluate --help` lists them",
+        unset="bleu chrf",
+        is_split=True,
     )
     metric_for_best_model: str = setting(
-        "bleu",
-        "score that selects the best checkpoint: one of --metrics, or eval_loss",
-        same_run=True,
-        check=not_empty,
+        "bleu", "score that decides the best checkpoint: one of --metrics, or eval_loss", same_run=True
     )
     early_stopping_patience: int | None = setting(
-        None, "evaluations without a better score before the run stops (none: never)", check=at_least(1)
+        None,
+        "stop after this number of evaluations without a better score",
+        unset="no early stopping",
+        unit="evaluations",
+        minimum=1,
     )
-    load_best_model_at_end: bool = setting(False, "end with the best checkpoint's weights instead of the last ones")
+    load_best_model_at_end: bool = setting(False, "end with the weights of the best checkpoint instead of the last")
     average_last: int | None = setting(
-        None, "end with the average of this many last epochs' weights (none: the last ones)", check=at_least(2)
+        None,
+        "end with the average of the weights of this number of last epochs",
+        unset="the last weights",
+        unit="epochs",
+        minimum=2,
     )
 
     def __post_init__(self) -> None:
-        """Refuse two ways to end, and what the engine does not have."""
+        """Refuse contradictions."""
         super().__post_init__()
-        if self.metrics is not None:
-            object.__setattr__(self, "metrics", list(dict.fromkeys(separate(self.metrics))))
         if self.eval_engine == "ctranslate2" and self.max_length_ratio is not None:
-            raise FieldError("eval_engine", "ctranslate2: --max_length_ratio is of generate alone; leave one out")
+            raise FieldError(
+                "eval_engine",
+                "--max_length_ratio is only valid with generate",
+                got=self.eval_engine,
+                remedy=LEAVE_ONE_OUT,
+            )
         if self.average_last is not None and self.load_best_model_at_end:
             raise FieldError(
-                "average_last", f"{self.average_last}: --load_best_model_at_end ends with another model; leave one out"
+                "average_last",
+                "--load_best_model_at_end chooses another final model",
+                got=self.average_last,
+                remedy=LEAVE_ONE_OUT,
             )
-
-
-# The values of accelerate.utils.LoggerType, which would import torch.
-TRACKERS = (
-    "all",
-    "aim",
-    "clearml",
-    "comet_ml",
-    "dvclive",
-    "mlflow",
-    "swanlab",
-    "tensorboard",
-    "trackio",
-    "wandb",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputConfig(Group):
-    """The run folder, its checkpoints and the log."""
-
-    _argument_group_name = "output"
-
-    output_dir: str | None = setting(
-        None, "the run folder (none: runs/ and the recipe's or data's name)", check=not_empty
-    )
-    save_steps: int | None = setting(
-        None, "updates between checkpoints (none: only at the end of each epoch)", check=at_least(1)
-    )
-    save_total_limit: int | None = setting(
-        None, "checkpoints kept; the best one is never deleted (none: all)", check=at_least(1)
-    )
-    resume_from_checkpoint: str | None = setting(
-        None,
-        "go on from latest, best, epoch_N, step_N, a folder or hub:NAME[@REVISION] (none: the newest there is)",
-        check=not_empty,
-    )
-    allow_changed: bool = setting(
-        False, "go on in a run folder although settings, data or tokenizer changed; run.json notes what did"
-    )
-    logging_steps: int = setting(10, "updates between log lines", check=at_least(1))
-    with_tracking: bool = setting(False, "report to a tracker")
-    report_to: str = setting("all", f"tracker, used with --with_tracking: {', '.join(TRACKERS)}", check=not_empty)
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown tracker."""
-        super().__post_init__()
-        # TrainingArguments' word for no tracker: harmless in a copied command line, a contradiction with tracking on.
-        if self.report_to == "none":
-            if self.with_tracking:
-                raise FieldError("report_to", "none: leave --with_tracking out to report nowhere")
-        elif self.report_to not in TRACKERS:
-            raise FieldError("report_to", f"{self.report_to!r}: give one of {', '.join(TRACKERS)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubConfig(Group):
-    """Publishing to the Hugging Face Hub. The token comes from HF_TOKEN or `hf auth login`, never from here."""
-
-    _argument_group_name = "hub"
-
-    push_to_hub: bool = setting(False, "push the model to the Hub while training goes on")
-    hub_model_id: str | None = setting(
-        None, "repository, name or owner/name (none: the run folder's name)", check=not_empty
-    )
-    hub_private_repo: bool = setting(False, "create the repository as a private one")
-    hub_revision: str = setting("main", "branch that is pushed to", check=not_empty)
-    hub_license: str | None = setting(None, "license for the card (none: the base model's)", check=not_empty)
-    hub_strategy: Literal["every_save", "end", "checkpoint"] = setting(
-        "every_save",
-        "every_save: each epoch and the end; end: the end alone; checkpoint: as every_save, with what a resume needs",
-    )
-    hub_overwrite: bool = setting(False, "let the tags of another run in the repository give way")
-    push_timeout: float = setting(
-        600.0,
-        "seconds after which a push is cut off and tried again, and that the end of the run waits for pushes",
-        check=above_zero,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardwareConfig(Group):
-    """Seed, precision, processes."""
-
-    _argument_group_name = "hardware"
-
-    seed: int = setting(42, "seed of the weights, the order of the data and dropout", same_run=True, check=at_least(0))
-    mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = setting(
-        None,
-        "arithmetic of forward and backward; auto: the best that a GPU has, on a CPU the faster of fp32 and bf16, "
-        "measured (none: what the launch file says, auto if that is no)",
-    )
-    deterministic: bool = setting(
-        False, "let a GPU compute the same bits every time, more slowly; a CPU does in any case"
-    )
-    use_cpu: bool = setting(False, "train on the CPU although an accelerator is present")
-    shard_model: bool = setting(
-        False,
-        "shard parameters, gradients and optimizer state over the processes (FSDP2), as a launch file with FSDP does",
-    )
-    cpu_threads: int | None = setting(
-        None, "CPU threads a process (none: the cores divided by the local processes)", check=between(1, 1_024)
-    )
-    expect_processes: int | None = setting(
-        None, "refuse to start on any other number of processes (none: take what was launched)", check=at_least(1)
-    )
-    process_timeout: float = setting(
-        1800.0, "seconds that processes wait for each other before the run fails", check=above_zero
-    )

@@ -22,7 +22,7 @@ from mtloop.errors import UserError
 from mtloop.runtime.xla import DeviceAdamW
 
 if TYPE_CHECKING:
-    from mtloop.config.training import HardwareConfig
+    from mtloop.config.environment import HardwareConfig
 
 
 # Parameters of mallopt(3), from glibc's malloc.h.

@@ -48,7 +48,7 @@ from mtloop.runtime.signals import StopSignals
 from mtloop.runtime.xla import check_generation, end_program, keep_weights_in_fp32, num_compilations, seed_device
 
 if TYPE_CHECKING:
-    from mtloop.config.training import HardwareConfig
+    from mtloop.config.environment import HardwareConfig
 
 T = TypeVar("T")
 # Seconds beyond --process_timeout in which torch's own error, which says more, may come first.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mtloop.batching.division import plan_evaluation
 from mtloop.checkpoint.listing import model_folder
-from mtloop.config.training import HardwareConfig
+from mtloop.config.environment import HardwareConfig
 from mtloop.errors import UserError, renamed
 from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded, open_engine
 from mtloop.generation.generate import Hypothesis, SearchOptions

@@ -65,7 +65,7 @@ def evaluate(given: argparse.Namespace, model_path: Path, pairs: list[tuple[str,
     """Translate rows as the trainer's evaluation does; return sentences a second."""
     from datasets import Dataset
 
-    from mtloop.config.training import HardwareConfig
+    from mtloop.config.environment import HardwareConfig
     from mtloop.evaluation.evaluate import default_max_tokens
     from mtloop.evaluation.test_sets import ScoredModel, TestSet
     from mtloop.generation.engine import EngineOptions, TransformersEngine

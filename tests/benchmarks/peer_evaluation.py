@@ -52,7 +52,7 @@ def mtloop(given: dict[str, Any], sources: list[str], targets: list[str]) -> tup
     import numpy as np
 
     from mtloop.batching.division import plan_evaluation
-    from mtloop.config.training import HardwareConfig
+    from mtloop.config.environment import HardwareConfig
     from mtloop.generation.conversion import convert
     from mtloop.generation.ctranslate2 import CTranslate2Engine
     from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded

@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from mtloop.batching.division import plan_evaluation
-from mtloop.config.training import HardwareConfig
+from mtloop.config.environment import HardwareConfig
 from mtloop.evaluation.evaluate import EvaluationSet, evaluate
 from mtloop.generation.engine import EngineOptions, TransformersEngine
 from mtloop.model.loading import layers_of, load_model

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mtloop.config.training import HardwareConfig
+from mtloop.config.environment import HardwareConfig
 from mtloop.runtime.collectives import exchange
 from mtloop.runtime.ranks import Runtime
 

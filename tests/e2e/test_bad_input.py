@@ -118,10 +118,13 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], ["reduce_lr_on_plateau"]),
         (["--expect_processes", "2"], ["--expect_processes 2"]),
         (["--vocab_size", "8000"], ["--vocab_size"]),
-        (["--max_source_length", "64", "--resume_from_checkpoint", "epoch_7"], ["--resume_from_checkpoint epoch_7"]),
+        (
+            ["--max_source_length", "64", "--resume_from_checkpoint", "epoch_7"],
+            ["--resume_from_checkpoint: ", "(got epoch_7)"],
+        ),
         (["--vocab_size", "10000000000"], ["--vocab_size", "multiple of 8"]),
         (["--learning_rate", "-1e-3"], ["--learning_rate", "above 0"]),
-        (["--sentences_per_update", "32", "--per_device_train_batch_size", "8"], ["leave one out"]),
+        (["--sentences_per_update", "32", "--per_device_train_batch_size", "8"], ["Leave one out"]),
         (["nosuchrecipe"], ["nosuchrecipe", "kde4-en-fr"]),
     ],
 )

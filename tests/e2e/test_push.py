@@ -295,7 +295,7 @@ def test_a_token_that_may_not_write_is_refused_before_anything_is_loaded(server,
 EVALUATE = """
 import json, sys
 from huggingface_hub import snapshot_download
-from mtloop.config.training import HardwareConfig
+from mtloop.config.environment import HardwareConfig
 from mtloop.data.demo.grammar import demo_pairs
 from mtloop.evaluation.metrics import DEFAULT_METRICS, Texts, tally
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer

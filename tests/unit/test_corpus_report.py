@@ -238,7 +238,10 @@ def test_grep_uses_the_rows_of_the_model_s_run(run_command, new_run):
         (["{train}", *LANGUAGES, "--grep", "a", "--max_shown", "0"], "--max_shown 0: give a whole number"),
         (["{train}", *LANGUAGES, "--tokenizer", "{folder}/no"], "--tokenizer '{folder}/no': there is no such folder"),
         (["{train}", *LANGUAGES, "--model", "{folder}/no"], "--model '{folder}/no': there is no such folder"),
-        (["{train}", *LANGUAGES, "--validation_split", "2"], "--validation_split: 2.0: give a share between 0 and 1"),
+        (
+            ["{train}", *LANGUAGES, "--validation_split", "2"],
+            "--validation_split: expected a number above 0 and below 1 (got 2.0).",
+        ),
         (["{train}", *LANGUAGES, "-o", "{train}/out"], "-o {train}/out: Not a directory"),
     ],
 )

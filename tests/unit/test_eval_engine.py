@@ -77,7 +77,7 @@ def test_an_engine_that_cannot_translate_is_refused_before_training(monkeypatch)
     ):
         check_eval_engine(config, LEDConfig())
     check_eval_engine(parse_config([]), LEDConfig())
-    with pytest.raises(UserError, match="^--eval_engine: ctranslate2: --max_length_ratio is of generate alone"):
+    with pytest.raises(UserError, match="^--eval_engine: --max_length_ratio is only valid with generate"):
         parse_config(["--eval_engine", "ctranslate2", "--max_length_ratio", "3"])
     monkeypatch.setitem(sys.modules, "ctranslate2.converters", None)
     monkeypatch.delitem(sys.modules, "mtloop.generation.conversion", raising=False)

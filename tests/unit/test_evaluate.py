@@ -152,5 +152,5 @@ def test_batches_are_small_on_a_processor_and_as_large_as_memory_allows_elsewher
 
 def test_default_max_tokens_is_what_the_help_says():
     (field,) = (one for one in fields(EvaluationConfig) if one.name == "eval_max_tokens")
-    text = field.metadata["help"]
+    text = field.metadata["unset"]
     assert f"{TOKENS_ON_CPU} on a CPU, {MIN_TOKENS} on XLA, otherwise {MIN_TOKENS} to {MAX_TOKENS}" in text

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mtloop.atomic import read_json
-from mtloop.config.training import HubConfig
+from mtloop.config.environment import HubConfig
 from mtloop.errors import UserError
 from mtloop.hub.preflight import check_hub
 from mtloop.run_folder import RunFolder
@@ -58,7 +58,7 @@ def drive(start):
 CHECK = """
 import mtloop.hub.client, mtloop.hub.preflight
 from dataclasses import asdict
-from mtloop.config.training import HubConfig
+from mtloop.config.environment import HubConfig
 from mtloop.errors import UserError
 mtloop.hub.client.REQUEST_TIMEOUT_S = given["request_timeout_s"]
 told["answers"] = []

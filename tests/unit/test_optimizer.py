@@ -117,7 +117,7 @@ def test_linear_rises_over_the_warm_up_and_ends_at_zero():
 
 @pytest.mark.parametrize("name", ["cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"])
 def test_a_schedule_without_the_arguments_it_needs_is_refused(name):
-    with pytest.raises(UserError, match=f"--lr_scheduler_type: {name} needs .*--lr_scheduler_kwargs"):
+    with pytest.raises(UserError, match=rf"--lr_scheduler_type: needs .* \(got {name}\)\. Add --lr_scheduler_kwargs"):
         optimizer_config(lr_scheduler_type=name)
 
 

@@ -14,7 +14,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 from torch.utils.data import DataLoader
 
-from mtloop.config.training import HardwareConfig
+from mtloop.config.environment import HardwareConfig
 from mtloop.errors import RunFailed, UserError
 from mtloop.runtime.collectives import attempt
 from mtloop.runtime.failures import choose_interface, explain

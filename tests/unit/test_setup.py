@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from mtloop.config.environment import HardwareConfig
 from mtloop.config.parse import config_from, parse_config
 from mtloop.config.settings import changed, differences, resolve
-from mtloop.config.training import HardwareConfig
 from mtloop.errors import RunFailed, UserError
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.encoding import Encoded

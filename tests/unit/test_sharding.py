@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSeq2SeqLM
 
 from mtloop.checkpoint.restore import load_weights
-from mtloop.config.training import HardwareConfig
+from mtloop.config.environment import HardwareConfig
 from mtloop.errors import UserError
 from mtloop.model.loading import layers_of
 from mtloop.runtime.launch import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from accelerate.tracking import GeneralTracker
 
-from mtloop.config.training import HardwareConfig
+from mtloop.config.environment import HardwareConfig
 from mtloop.errors import RunFailed
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime

@@ -135,7 +135,7 @@ def test_the_stored_configuration_starts_the_same_run_elsewhere(finished, tmp_pa
     [
         ({"train_file": "nowhere.json"}, "nowhere.json"),
         ({"target_lang": "de"}, "de"),
-        ({"vocab_size": 100}, "--vocab_size: 100: give a multiple of 8"),
+        ({"vocab_size": 100}, "--vocab_size: expected a multiple of 8 from 8 to 1000000 (got 100)."),
         ({"vocab_size": 8000}, "--vocab_size"),
         ({"learning_rat": 1}, "--learning_rat: no such flag, did you mean --learning_rate?"),
         ({"expect_processes": 3}, "--expect_processes: the launch started 1 process(es) (expected 3)"),

@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState, PartialState
 import mtloop
 from mtloop.checkpoint.listing import model_folder
 from mtloop.cli.commands import translate as command
-from mtloop.config.training import HardwareConfig
+from mtloop.config.environment import HardwareConfig
 from mtloop.data.readers import Entry, Texts
 from mtloop.errors import UserError
 from mtloop.runtime.ranks import Runtime

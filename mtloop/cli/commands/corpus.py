@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mtloop.atomic import partial_name, write_json, write_json_lines
 from mtloop.checkpoint.listing import model_folder
 from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
+from mtloop.config.fields import help_text
 from mtloop.config.inputs import DataConfig
 from mtloop.config.settings import Config
 from mtloop.errors import UserError, renamed
@@ -56,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("files", metavar="FILE", nargs="*", help="as --train_file of train.py: rows (.json, .jsonl, .csv, .tsv, "
         ".parquet), or two aligned text files, source first; or a run folder")  # fmt: skip
     add("--run", metavar="RUN", help="a run folder: the rows that it trains on, and its tokenizer")
-    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(DataConfig)}
+    helps = {field.name: help_text(field) for field in dataclasses.fields(DataConfig)}
     for name, kind in DATA_FLAGS.items():
         values: dict[str, Any] = {"nargs": "+"} if kind is list else {"type": kind}
         add(f"--{name}", metavar={int: "N", float: "X"}.get(kind, "TEXT"), help=helps[name], **values)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.checkpoint.listing import list_checkpoints
-from mtloop.config.training import HubConfig
+from mtloop.config.environment import HubConfig
 from mtloop.errors import UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.parts import STATUS_NOT_PUSHED, Part, Target, epoch_part, final_part, note_pushed
