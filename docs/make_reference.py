@@ -84,8 +84,11 @@ def page() -> str:
         "## Exit statuses\n",
         _table(("status", "meaning"), STATUSES),
         "## Metrics\n",
-        "Values of `--metrics`. The default ones of training are marked ●; `mtloop evaluate` adds `ter`.\n",
-        _table(("name", "title", "better", "confidence interval"), map(_metric, METRICS.values())),
+        "Values of `--metrics` and `--metric_for_best_model`; the latter also takes `eval_loss`. By default "
+        "`mtloop evaluate` computes `ter` too.\n",
+        _table(
+            ("name", "title", "better", "interval and p-value", "default in training"), map(_metric, METRICS.values())
+        ),
         "## Model families\n",
         "Families that are not listed train too, where `AutoModelForSeq2SeqLM` loads them.\n",
         _table(
@@ -106,13 +109,16 @@ def _command(name: str) -> list[str]:
 
 
 def _flag(action: argparse.Action) -> str:
-    return f"`{action.option_strings[-1]}`" if action.option_strings else f"`{action.metavar or action.dest}`"
+    names = sorted(action.option_strings, key=len) or [action.metavar or action.dest]
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _default(action: argparse.Action) -> str:
-    if action.required:
+    if action.required and action.nargs != "*":
         return "required"
-    return "" if action.default in (None, False, []) or action.nargs == 0 else f"`{action.default}`"
+    if action.default in (None, False, []) or action.nargs == 0:
+        return ""
+    return f"`{' '.join(action.default) if isinstance(action.default, list) else action.default}`"
 
 
 def _values(action: argparse.Action) -> str:
@@ -148,26 +154,33 @@ def _bounds(one: Field) -> str:
 
 def _family(name: str, row: Family) -> tuple[str, ...]:
     layers = " ".join(row.attention) if row.attention else "found by trying"
-    export = "" if not row.ctranslate2_loader else "yes"
+    export = _yes(row.ctranslate2_loader is not None)
     if row.ctranslate2_needs:
         export += f", from transformers {row.ctranslate2_needs[1]}"
     return f"`{name}`", LANGUAGES[row.source_prefix], f"`{layers}`", export
 
 
 def _metric(metric: Metric) -> tuple[str, ...]:
-    mark = " ●" if metric in DEFAULT_METRICS else ""
-    direction = "greater" if metric.greater_is_better else "lower"
-    return f"`{metric.name}`{mark}", metric.title, direction, "" if metric.count is None else "yes"
+    direction = "higher" if metric.greater_is_better else "lower"
+    return f"`{metric.name}`", metric.title, direction, _yes(metric.count is not None), _yes(metric in DEFAULT_METRICS)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else ""
 
 
 def _first_line(documented: object) -> str:
     return (inspect.getdoc(documented) or "").partition("\n")[0]
 
 
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("<", "&lt;")
+
+
 def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     head = tuple(head)
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines) + "\n"
 
 
 if __name__ == "__main__":
