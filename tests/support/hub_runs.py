@@ -1,4 +1,4 @@
-"""Run folders of a few kilobytes that look as a training left them, for whatever is pushed."""
+"""Write small run folders as a training leaves them, for tests of pushes and cards."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ SIGNATURES = {"bleu_signature": "nrefs:1|tok:13a|version:2.6.0", "chrf_signature
 
 
 def write_checkpoint(folder: RunFolder, epoch: int, *, text: str = "", cursor: int = 0) -> Path:
-    """Write checkpoints/step_N whose weights hold the epoch's number and `text`."""
+    """Write checkpoints/step_N with weights made of the step and `text`."""
     step = epoch * UPDATES_PER_EPOCH + cursor
     path = folder.checkpoints_dir / f"step_{step}"
     (path / "training").mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def write_checkpoint(folder: RunFolder, epoch: int, *, text: str = "", cursor: i
 
 
 def make_run(path: Path, *words: str, epochs: int = 3, is_finished: bool = False, run_id: str = RUN_ID) -> RunFolder:
-    """Write a run folder with a checkpoint an epoch; `words` are its flags (none: the demo, 3 epochs)."""
+    """Write a run folder with a checkpoint for each epoch; `words` are its flags (default: the demo, 3 epochs)."""
     folder = RunFolder(path)
     folder.create()
     config = resolve(parse_config([*(words or ("demo", "--num_train_epochs", "3")), "--output_dir", str(path)]))
@@ -69,14 +69,14 @@ def make_run(path: Path, *words: str, epochs: int = 3, is_finished: bool = False
 
 
 def evaluation(epoch: int, *, bleu: float) -> dict:
-    """A line of metrics.jsonl."""
+    """Return a line of metrics.jsonl."""
     scores = {"bleu": bleu, "chrf": bleu + 10.0, "eval_loss": 5.0 - epoch, "perplexity": 9.0, "num_sentences": 30}
     line = {"step": epoch * UPDATES_PER_EPOCH, "epoch": float(epoch), **scores, **SIGNATURES}
     return {**line, "eval_time_s": 30.0, "sentences_per_s": 1.0}
 
 
 def write_hypotheses(folder: RunFolder, step: int) -> None:
-    """30 rows whose texts say the step."""
+    """Write 30 hypotheses, which name the step."""
     folder.hypotheses_dir.mkdir(exist_ok=True)
     rows = [
         {"index": i, "source": f"source {i}", "reference": f"reference {i}", "hypothesis": f"hypothesis {i} of {step}"}
@@ -87,7 +87,7 @@ def write_hypotheses(folder: RunFolder, step: int) -> None:
 
 
 def finish(folder: RunFolder, *, step: int) -> None:
-    """Make final/ of a checkpoint, and say that the run is finished."""
+    """Copy a checkpoint to final/, and set the status to finished."""
     source = folder.checkpoints_dir / f"step_{step}"
     folder.final_dir.mkdir(exist_ok=True)
     for file in source.iterdir():
@@ -99,6 +99,6 @@ def finish(folder: RunFolder, *, step: int) -> None:
 
 
 def hashes(path: Path) -> dict[str, str]:
-    """sha256 of every file of a folder, by its path there."""
+    """Return the sha256 of every file of a folder, by relative path."""
     files = [file for file in path.rglob("*") if file.is_file()]
     return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -1,4 +1,4 @@
-"""corpus: its counts are those of plain Python, of the run that trains on the rows, and what is known of KDE."""
+"""Test corpus_report and `mtloop corpus` against plain Python, a run on the same rows, and known numbers of KDE."""
 
 import gzip
 import json
@@ -47,13 +47,13 @@ def write(path, pairs):
 
 @pytest.fixture
 def files(tmp_path):
-    """Training rows, and validation rows that stand in them in part."""
+    """Write training rows, and validation rows of which some are also in train."""
     return write(tmp_path / "train.jsonl", [*USUAL, *ODD.values()]), write(tmp_path / "valid.jsonl", VALID)
 
 
 @pytest.fixture
 def run_command(fresh_accelerate, capsys, request, monkeypatch):
-    """Run the command, without its picture unless the test is about that; return status, standard output and error."""
+    """Return a function that runs the command (without its picture unless tested) and returns status and output."""
     if "picture" not in request.node.name:
         monkeypatch.setattr("mtloop.corpus_report.show.draw", lambda *arguments: False)
 
@@ -78,7 +78,7 @@ def report_of(run_command, tmp_path):
 LANGUAGES = ("--source_lang", "en", "--target_lang", "fr")
 
 
-def test_every_oddity_is_counted_and_shown_with_its_index(report_of, files):
+def test_findings_are_counted_with_examples(report_of, files):
     train, valid = files
     report, out = report_of(train, "--validation_file", valid, *LANGUAGES)
     assert report["num_rows"] == {"train": 21, "valid": 4, "all": 25}
@@ -114,8 +114,8 @@ def test_every_oddity_is_counted_and_shown_with_its_index(report_of, files):
     assert report["tokenizer"] is None and "tokens" not in report["lengths"]["all"]["source"]
 
 
-def test_small_differences_are_never_suspicious(report_of, tmp_path):
-    """Copies have ratios that do not differ at all: nothing is suspicious, and a few characters more are not either."""
+def test_ratio_band_has_minimum_width(report_of, tmp_path):
+    """All copies have the same ratio: neither they nor rows with a few characters more are suspicious."""
     texts = [f"the text number {number} of a corpus" for number in range(30)]
     pairs = [(text, text) for text in texts] + [("the last text of this corpus", "the very last text of this corpus")]
     path = write(tmp_path / "copies.jsonl", pairs)
@@ -128,14 +128,14 @@ def test_small_differences_are_never_suspicious(report_of, tmp_path):
     assert len(report["examples"]["target_is_source"]) == NUM_EXAMPLES
 
 
-def test_short_rows_have_no_ratio(report_of, tmp_path):
+def test_ratio_band_ignores_short_rows(report_of, tmp_path):
     path = write(tmp_path / "short.jsonl", [("a", "b c d e f"), ("What?", "Quoi donc ?")])
     report, out = report_of(path, "--validation_file", path, *LANGUAGES)
     assert report["length_ratio"] is None and "odd_length_ratio" not in report["findings"]
     assert "suspicious" not in out
 
 
-def test_lengths_are_those_of_plain_python(report_of, files):
+def test_lengths_equal_plain_python(report_of, files):
     train, valid = files
     report, out = report_of(train, "--validation_file", valid, *LANGUAGES)
     sources = [en for en, _ in [*USUAL, *ODD.values()]]
@@ -150,7 +150,7 @@ def test_lengths_are_those_of_plain_python(report_of, files):
     assert "source words" in out and "target characters" in out
 
 
-def test_tokens_and_limits_are_those_of_the_run(report_of, run_command, new_run, pairs_path):
+def test_tokens_and_limits_of_run(report_of, run_command, new_run, pairs_path):
     run = new_run(max_source_length=14, max_target_length=16)
     run.folder.write_config(run.config)
     report, out = report_of(run.folder.path)
@@ -177,7 +177,7 @@ def test_tokens_and_limits_are_those_of_the_run(report_of, run_command, new_run,
 
 
 @pytest.mark.slow
-def test_a_picture_where_matplotlib_is_installed(report_of, files, tmp_path, marian_tokenizer, monkeypatch):
+def test_draw_with_and_without_matplotlib(report_of, files, tmp_path, marian_tokenizer, monkeypatch):
     words = [files[0], "--validation_file", files[1], *LANGUAGES]
     _, out = report_of(*words, "--tokenizer", marian_tokenizer.name_or_path)
     picture = tmp_path / "out" / "lengths.png"
@@ -189,7 +189,7 @@ def test_a_picture_where_matplotlib_is_installed(report_of, files, tmp_path, mar
     assert not picture.exists() and "no picture without matplotlib: pip install matplotlib" in out
 
 
-def test_grep_shows_the_first_pairs_that_match(run_command, files, tmp_path):
+def test_grep_shows_first_matches(run_command, files, tmp_path):
     words = [files[0], "--validation_file", files[1], *LANGUAGES, "-o", tmp_path / "out"]
     status, out, err = run_command(*words, "--grep", "^OUVR|number 3", "--max_shown", 3)
     assert status == 0, err
@@ -201,7 +201,7 @@ def test_grep_shows_the_first_pairs_that_match(run_command, files, tmp_path):
     assert run_command(*words, "--grep", "zzz")[1] == "'zzz': 0 of 25 rows\n"
 
 
-def test_grep_translates_what_it_shows(run_command, sample_rows, tmp_path, model_path):
+def test_grep_translates_matches(run_command, sample_rows, tmp_path, model_path):
     pairs = [(row["source"], row["target"]) for row in sample_rows.select(range(12))]
     path = write(tmp_path / "demo.jsonl", pairs)
     flags = ["--num_beams", "1", "--cpu_threads", "1", "--use_cpu"]
@@ -216,7 +216,7 @@ def test_grep_translates_what_it_shows(run_command, sample_rows, tmp_path, model
     assert any(row["hypothesis"] for row in rows) and f"  hypothesis  {one_line(rows[0]['hypothesis'])}".rstrip() in out
 
 
-def test_grep_uses_the_rows_of_the_model_s_run(run_command, new_run):
+def test_grep_uses_rows_of_run(run_command, new_run):
     run = new_run(max_train_samples=20)
     run.folder.write_config(run.config)
     status, out, err = run_command("--model", run.folder.path / "nowhere", "--grep", "e")
@@ -245,14 +245,14 @@ def test_grep_uses_the_rows_of_the_model_s_run(run_command, new_run):
         (["{train}", *LANGUAGES, "-o", "{train}/out"], "-o {train}/out: Not a directory"),
     ],
 )
-def test_mistakes_are_told_in_a_line(run_command, files, tmp_path, words, reason):
+def test_corpus_command_reports_mistakes_in_one_line(run_command, files, tmp_path, words, reason):
     places = {"train": files[0], "folder": tmp_path}
     status, out, err = run_command(*[word.format(**places) for word in words])
     (line,) = err.splitlines()
     assert status == 2 and not out and line.startswith(f"mtloop: error: {reason.format(**places)}"), line
 
 
-def test_texts_are_shown_on_one_short_line():
+def test_one_line():
     assert one_line("a\tb\x1b[1m\u2028") == "'a\\tb\\x1b[1m\\u2028'"  # U+2028 is white space: an outer one is quoted
     assert one_line("x" * 100) == "x" * 100 and one_line("x" * 101) == "x" * 100 + " ..."
     assert one_line("x" * 200 + "!" + "y" * 200, near=200) == "... " + "x" * 50 + "!" + "y" * 49 + " ..."
@@ -260,7 +260,7 @@ def test_texts_are_shown_on_one_short_line():
 
 
 @pytest.mark.slow
-def test_the_facts_of_kde(report_of, kde_path):
+def test_report_of_kde(report_of, kde_path):
     report, _ = report_of(kde_path, *LANGUAGES)
     with gzip.open(kde_path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line)["translation"] for line in file]
@@ -287,7 +287,7 @@ def test_the_facts_of_kde(report_of, kde_path):
 
 
 def assert_shared(report, path):
-    """What valid shares with train, with the sets of plain Python, on the very split of a training run."""
+    """Compare the rows that valid shares with train to sets of plain Python, on the split of a training run."""
     from mtloop.config.inputs import DataConfig
 
     corpus = load_corpus(DataConfig(train_file=[str(path)], source_lang="en", target_lang="fr"))
@@ -308,7 +308,7 @@ def assert_shared(report, path):
         assert report["shared_with_train"]["valid"][name] == round(float(share), 5)
 
 
-def test_a_run_of_several_pairs_is_looked_at_pair_by_pair(run_command, files, tmp_path):
+def test_report_of_one_pair_of_several(run_command, files, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     text = f"train_file: [{files[0]}]\npairs: en-fr,fr-en\ntrain_tokenizer: true\nmodel_size: tiny\n"

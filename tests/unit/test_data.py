@@ -1,4 +1,4 @@
-"""The corpus: every source gives the same rows, nothing is altered or lost in silence, and nothing stale is served."""
+"""Test data.load: every source gives the same rows, unchanged, and the cache is never stale."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RECORDS = [{"en": en, "fr": fr} for en, fr in PAIRS]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test a cache of its own, and no network."""
+    """Give each test an empty cache and no network."""
     folder = tmp_path / "cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -52,7 +52,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(*train_file: str, **fields: Any) -> Corpus:
-    """Load English to French; validation is the training file unless something else is asked for."""
+    """Load English to French; the default validation file is the training file."""
     files = list(train_file) or None
     if "validation_split" not in fields and files:
         fields.setdefault("validation_file", files)
@@ -115,7 +115,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("packing", ["", ".gz"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_the_same_unaltered_rows(name: str, packing: str) -> None:
+def test_load_corpus_reads_each_format_unchanged(name: str, packing: str) -> None:
     if packing and name.endswith(".parquet"):
         assert "Unpack the .gz" in error_of(write(name + packing, FORMATS[name]))
         return
@@ -128,7 +128,7 @@ def test_every_format_gives_the_same_unaltered_rows(name: str, packing: str) -> 
     assert corpus.train.cache_files, "rows must be memory-mapped"
 
 
-def test_columns_are_swapped_with_the_languages_and_chosen_by_flag() -> None:
+def test_columns_follow_languages_and_flags() -> None:
     write("t.jsonl", FORMATS["lines.jsonl"])
     swapped = load("t.jsonl", source_lang="fr", target_lang="en")
     assert texts(swapped.train) == [(fr, en) for en, fr in PAIRS]
@@ -137,7 +137,7 @@ def test_columns_are_swapped_with_the_languages_and_chosen_by_flag() -> None:
     assert texts(load(write("c.jsonl", json_lines(rows)), **flags).train) == [("long", "short")]
 
 
-def test_several_files_and_globs_are_numbered_on() -> None:
+def test_load_files_numbers_rows_of_several_files_and_globs() -> None:
     for number in (1, 2, 3):
         write(f"part{number}.jsonl", json_lines([{"en": f"e{number}", "fr": f"f{number}"}]))
     corpus = load("part3.jsonl", "part[12].jsonl")
@@ -148,7 +148,7 @@ def test_several_files_and_globs_are_numbered_on() -> None:
 
 
 @pytest.mark.parametrize("packing", ["", ".gz"])
-def test_only_newlines_end_a_line_of_text(packing: str) -> None:
+def test_text_lines_end_at_newlines_only(packing: str) -> None:
     lines = [" a\rb ", "c\x0bd\x0ce", "f\x85g\u2028h", "i\u00a0"]
     write(f"t.en{packing}", ("\ufeff" + "\r\n".join(lines)).encode())
     write(f"t.fr{packing}", ("\n".join(lines) + "\n").encode())
@@ -160,7 +160,7 @@ def test_text_without_languages() -> None:
     assert texts(corpus.train) == [("a", "c"), ("b", "d")]
 
 
-def test_dropped_rows_are_counted_by_reason_and_keep_their_numbers() -> None:
+def test_load_corpus_counts_dropped_rows_by_reason() -> None:
     rows: list[dict[str, Any]] = [
         {"translation": {"en": "kept", "fr": "gard\u00e9"}},
         {"translation": {"en": "one"}},  # missing_language
@@ -189,7 +189,7 @@ def test_dropped_rows_are_counted_by_reason_and_keep_their_numbers() -> None:
     assert json.loads(json.dumps(corpus.report)) == corpus.report
 
 
-def test_nulls_and_numbers_of_parquet_are_dropped() -> None:
+def test_load_corpus_drops_nulls_and_numbers_of_parquet() -> None:
     rows = [{"translation": {"en": "a", "fr": None}}, {"translation": None}, {"translation": {"en": "b", "fr": "c"}}]
     assert load(write("t.parquet", parquet(rows))).report["counts"]["train"]["dropped"] == {"missing_language": 2}
     message = error_of(write("n.parquet", parquet([{"en": 1, "fr": "x"}])))
@@ -233,7 +233,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_named_with_its_line_and_leaves_no_cache(name: str, cache: Path) -> None:
+def test_malformed_file_is_reported_with_line_and_not_cached(name: str, cache: Path) -> None:
     content, expected = BROKEN[name]
     for _ in range(2):
         assert expected in error_of(write(name, content))
@@ -241,14 +241,14 @@ def test_a_broken_file_is_named_with_its_line_and_leaves_no_cache(name: str, cac
 
 
 @pytest.mark.parametrize("damage", [lambda packed: packed[:-20], lambda packed: packed[:30] + b"!" + packed[31:]])
-def test_a_damaged_gzip_file_is_named(damage: Callable[[bytes], bytes]) -> None:
+def test_corrupt_gzip_file_is_reported(damage: Callable[[bytes], bytes]) -> None:
     Path("t.jsonl.gz").write_bytes(damage(gzip.compress(json_lines(RECORDS * 50))))
     assert "t.jsonl.gz: corrupt gzip file" in error_of("t.jsonl.gz")
     Path("t.jsonl.gz").write_bytes(b"no gzip at all")
     assert "t.jsonl.gz: corrupt gzip file" in error_of("t.jsonl.gz")
 
 
-def test_text_files_that_do_not_fit_are_refused() -> None:
+def test_text_pair_refuses_mismatched_files() -> None:
     write("t.en", b"a\nb\nc\n")
     write("t.fr", b"d\n")
     write("bad.fr", b"d\n\xe9\nf\n")
@@ -263,7 +263,7 @@ def test_text_files_that_do_not_fit_are_refused() -> None:
     assert "no lines" in error_of(write("e.en", b""), write("e.fr", b""))
 
 
-def test_what_the_flags_name_must_be_there() -> None:
+def test_missing_files_and_columns_are_reported() -> None:
     write("t.jsonl", FORMATS["lines.jsonl"])
     write("c.csv", FORMATS["table.csv"])
     Path("folder").mkdir()
@@ -283,13 +283,13 @@ def test_what_the_flags_name_must_be_there() -> None:
     assert "Give --dataset_name or --train_file" in error_of()
 
 
-def test_a_split_with_nothing_left_says_why() -> None:
+def test_load_corpus_refuses_split_without_rows() -> None:
     write("t.jsonl", b'{"en": " ", "fr": "x"}\n{"en": "y", "fr": null}\n')
     expected = "every row of train was dropped (of 2 rows: 1 missing_language, 1 empty)"
     assert expected in error_of("t.jsonl")
 
 
-def test_long_json_arrays_are_decoded_across_the_read_boundaries() -> None:
+def test_json_values_across_chunk_boundaries() -> None:
     # 65,536 bytes are read at a time: about 3 rows of 150 kB need several reads each, 2,000 small ones a part of one;
     # three-byte characters at every offset fall across the boundaries.
     rows = [
@@ -304,7 +304,7 @@ def test_long_json_arrays_are_decoded_across_the_read_boundaries() -> None:
 
 
 @pytest.mark.slow
-def test_the_cut_is_the_one_of_the_course() -> None:
+def test_validation_split_equals_course() -> None:
     number = 210_173
     en = pa.array([f"e{row}" for row in range(number)])
     fr = pa.array([f"f{row}" for row in range(number)])
@@ -322,7 +322,7 @@ def test_the_cut_is_the_one_of_the_course() -> None:
 
 
 @pytest.mark.network
-def test_real_kde4_is_cut_as_in_the_course(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_split_of_real_kde4_equals_course(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     corpus = load(dataset_name="kde4")
@@ -335,7 +335,7 @@ def make_rows(number: int) -> list[dict[str, str]]:
     return [{"en": f"e{row}", "fr": f"f{row}"} for row in range(number)]
 
 
-def test_rows_are_dropped_after_the_cut() -> None:
+def test_validation_split_precedes_dropping() -> None:
     rows = make_rows(200)
     whole = load(write("whole.jsonl", json_lines(rows)), validation_split=0.25)
     for row in (3, 50, 120, 199):
@@ -350,11 +350,11 @@ def test_rows_are_dropped_after_the_cut() -> None:
     assert sum(dropped) == 4
 
 
-def test_a_split_that_cannot_be_cut_is_refused() -> None:
+def test_validation_split_refuses_single_row() -> None:
     assert "--validation_split: cannot split 1 rows (got 0.5)" in error_of(write("t.jsonl", GOOD), validation_split=0.5)
 
 
-def test_samples_are_a_fixed_subset_in_order_taken_after_dropping() -> None:
+def test_max_samples_takes_fixed_ordered_subset() -> None:
     rows = make_rows(100)
     rows[10]["fr"] = ""
     write("t.jsonl", json_lines(rows))
@@ -383,7 +383,7 @@ def arrow_files(cache: Path) -> dict[str, int]:
     return {str(path): path.stat().st_ino for path in cache.rglob("*.arrow")}
 
 
-def test_a_second_load_finds_everything_in_the_cache(cache: Path) -> None:
+def test_load_corpus_uses_cache(cache: Path) -> None:
     rows = make_rows(50)
     rows[5]["en"] = ""
     write("t.jsonl", json_lines(rows))
@@ -395,7 +395,7 @@ def test_a_second_load_finds_everything_in_the_cache(cache: Path) -> None:
     assert second.train._fingerprint == first.train._fingerprint
 
 
-def test_a_changed_file_is_never_served_stale() -> None:
+def test_load_corpus_reads_changed_file_again() -> None:
     write("t.jsonl", b'{"en": "old", "fr": "x"}\n')
     before = load("t.jsonl")
     stat = os.stat("t.jsonl")
@@ -406,7 +406,7 @@ def test_a_changed_file_is_never_served_stale() -> None:
     assert before.report["fingerprint"] != after.report["fingerprint"]
 
 
-def test_overwrite_cache_rebuilds_what_is_older_than_the_process_once(cache: Path) -> None:
+def test_overwrite_cache_rebuilds_once(cache: Path) -> None:
     write("t.jsonl", json_lines(RECORDS))
     load("t.jsonl")
     (folder,) = (cache / "mtloop").iterdir()
@@ -444,7 +444,7 @@ def start_loader(path: str, cache: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_load_leaves_nothing_that_a_later_one_takes(cache: Path) -> None:
+def test_load_corpus_after_killed_load(cache: Path) -> None:
     rows = make_rows(60_000)
     write("t.jsonl", json_lines(rows))
     loader = start_loader("t.jsonl", cache)
@@ -460,7 +460,7 @@ def test_a_killed_load_leaves_nothing_that_a_later_one_takes(cache: Path) -> Non
 
 
 @pytest.mark.slow
-def test_processes_that_load_at_once_agree(cache: Path) -> None:
+def test_load_corpus_in_concurrent_processes(cache: Path) -> None:
     rows = make_rows(5_000)
     rows[7]["en"] = ""
     write("t.jsonl", json_lines(rows))
@@ -480,7 +480,7 @@ def test_processes_that_load_at_once_agree(cache: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.full
-def test_private_memory_does_not_grow_with_the_corpus(cache: Path) -> None:
+def test_load_corpus_private_memory_is_constant(cache: Path) -> None:
     text = "word " * 50
     growth = []
     for number in (3_000, 300_000):
@@ -496,7 +496,7 @@ def test_private_memory_does_not_grow_with_the_corpus(cache: Path) -> None:
     assert growth[1] - growth[0] < 60, growth
 
 
-def test_the_fingerprint_follows_the_content_and_nothing_else() -> None:
+def test_fingerprint_depends_on_content_only() -> None:
     write("t.jsonl", json_lines(make_rows(40)))
     write("elsewhere/u.jsonl", json_lines(make_rows(40)))
     os.utime("elsewhere/u.jsonl", (1, 1))
@@ -525,7 +525,7 @@ def test_the_fingerprint_follows_the_content_and_nothing_else() -> None:
     assert fingerprint(**given) == fingerprint(**given, split_seed=5, validation_split=0.4)
 
 
-def test_a_local_data_set_folder_with_its_splits() -> None:
+def test_load_named_reads_local_folder() -> None:
     write("set/train.jsonl", json_lines(TRANSLATIONS))
     write("set/dev.jsonl", json_lines(TRANSLATIONS[:2]))
     write("set/test.jsonl", json_lines(TRANSLATIONS[2:3]))
@@ -544,7 +544,7 @@ def test_a_local_data_set_folder_with_its_splits() -> None:
     assert "Choose from: en, fr" in error_of(dataset_name="set", target_lang="de")
 
 
-def test_the_configuration_of_a_data_set_is_found_from_the_languages() -> None:
+def test_load_named_finds_configuration_of_languages() -> None:
     card = (
         "---\nconfigs:\n- config_name: de-fr\n  data_files: x.jsonl\n- config_name: en-fr\n  data_files: t.jsonl\n---\n"
     )
@@ -559,7 +559,7 @@ def test_the_configuration_of_a_data_set_is_found_from_the_languages() -> None:
     assert "--dataset_config_name" in error_of(dataset_name="set", target_lang="nl")
 
 
-def test_a_data_set_that_cannot_be_had_says_what_to_do() -> None:
+def test_load_named_reports_unavailable_data_set() -> None:
     message = error_of(dataset_name="nobody/nothing@v1")
     assert message.startswith("--dataset_name: cannot load nobody/nothing@v1")
     assert "`hf download --repo-type dataset nobody/nothing`" in message
@@ -572,7 +572,7 @@ def test_a_data_set_that_cannot_be_had_says_what_to_do() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("languages", [("en", "fr"), ("fr", "en")])
-def test_the_demo(languages: tuple[str, str]) -> None:
+def test_load_demo(languages: tuple[str, str]) -> None:
     corpus = load(dataset_name="demo", source_lang=languages[0], target_lang=languages[1])
     from mtloop.data.demo.grammar import demo_pairs
 
@@ -588,7 +588,7 @@ def test_the_demo(languages: tuple[str, str]) -> None:
         ("kde_en_ja", ("en", "ja"), 3_000),
     ],
 )
-def test_real_catalogues_are_loaded_byte_for_byte(name: str, languages: tuple[str, str], number: int) -> None:
+def test_load_corpus_reads_real_catalogues_unchanged(name: str, languages: tuple[str, str], number: int) -> None:
     path = REAL_DATA / f"{name}.jsonl.gz"
     if not path.exists():
         pytest.skip(f"{path} is not there: real data stands beside the project, not in it")

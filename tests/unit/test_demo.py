@@ -1,4 +1,4 @@
-"""The embedded corpus: its size, its reproducibility and its French."""
+"""Test the embedded corpus: size, reproducibility and French grammar."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def english(template: str, **phrases: Phrase) -> str:
     return template.format(**{slot: EnglishPhrase(value) for slot, value in phrases.items()})
 
 
-def test_the_splits_have_their_sizes_and_share_no_source():
+def test_demo_pairs_sizes_and_disjoint_splits():
     train, valid = demo_pairs("train"), demo_pairs("validation")
     assert (len(train), len(valid)) == (NUM_TRAIN, NUM_VALID) == (12_000, 1_000)
     # letters, digits and % alone, so that not even other punctuation makes a validation source new
@@ -70,28 +70,28 @@ def test_the_splits_have_their_sizes_and_share_no_source():
     assert len(set(sources)) == len(sources) == 13_000
 
 
-def test_an_unknown_split_is_refused():
+def test_demo_pairs_refuses_unknown_split():
     with pytest.raises(ValueError, match="'test'.*'train' or 'validation'"):
         demo_pairs("test")
 
 
-def test_the_callers_list_is_his_own():
+def test_demo_pairs_returns_copy():
     demo_pairs("validation").clear()
     assert len(demo_pairs("validation")) == NUM_VALID
 
 
-def test_the_pairs_are_the_same_everywhere():
+def test_demo_pairs_are_bitwise_constant():
     assert digest() == PINNED
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_the_hash_that_names_the_cached_rows_is_that_of_the_pairs(split):
+def test_pairs_sha256(split):
     assert rows.digest(demo_pairs(split)) == PAIRS_SHA256[split]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.full)])
-def test_the_pairs_do_not_depend_on_the_hash_seed(hash_seed):
+def test_demo_pairs_ignore_hash_seed(hash_seed):
     code = (
         "import hashlib, json, sys; from mtloop.data.demo.grammar import demo_pairs;"
         "text = json.dumps([demo_pairs('train'), demo_pairs('validation')], ensure_ascii=True);"
@@ -104,7 +104,7 @@ def test_the_pairs_do_not_depend_on_the_hash_seed(hash_seed):
     assert done.stdout.strip() == PINNED, done.stderr
 
 
-def test_the_grammar_is_large_and_its_vocabulary_closed():
+def test_grammar_size_and_vocabulary():
     assert len(PATTERNS) >= 40 and len({pattern.english for pattern in PATTERNS}) == len(PATTERNS)
     assert len(NOUNS) + len(ATTRIBUTES) + len(VERBS) + len(ADJECTIVES) >= 300
     for words in (
@@ -121,7 +121,7 @@ def test_the_grammar_is_large_and_its_vocabulary_closed():
         assert text.count(word.english.lower().removesuffix("e").removesuffix("y")) >= 10, word.english
 
 
-def test_every_pattern_and_constant_occurs():
+def test_demo_pairs_use_every_pattern_and_constant():
     sources = [source for source, _ in all_pairs()]
     for pattern in PATTERNS:
         shape = "[^.?]+".join(map(re.escape, re.split(r"\{[^}]*\}", pattern.english)))
@@ -131,13 +131,13 @@ def test_every_pattern_and_constant_occurs():
         assert all(word in text for word, _ in entries)
 
 
-def test_lengths_are_those_of_interface_strings():
+def test_demo_pairs_lengths():
     lengths = sorted(len(source.split()) for source, _ in all_pairs())
     assert lengths[0] >= 4 and lengths[-1] <= 20
     assert 8 <= lengths[len(lengths) // 2] <= 12
 
 
-def test_every_english_string_has_one_translation(is_full):
+def test_draw_pair_has_one_translation_per_source(is_full):
     # beyond the corpus: the grammar itself must be a function, not just this sample of it
     translations = dict(all_pairs())
     assert len(translations) == len(all_pairs())
@@ -146,7 +146,7 @@ def test_every_english_string_has_one_translation(is_full):
         assert translations.setdefault(source, target) == target
 
 
-def test_multi_word_nouns_spell_their_plural_out():
+def test_words_spell_out_plural_of_multi_word_nouns():
     regular = [word.french for word in NOUNS if " " in word.french[0] and word.french[1] == word.french[0] + "s"]
     # "captures d'écran", not "capture d'écrans": the head takes the mark, at most the last word as well
     assert all(len({part[-1] for part in plural.split()} & {"s"}) == 1 for _, plural in regular)
@@ -172,7 +172,7 @@ def test_multi_word_nouns_spell_their_plural_out():
         ("e-mail", "du courriel"),
     ],
 )
-def test_of_the(name, expected):
+def test_join_french_of_the(name, expected):
     assert french("de {o:the}", o=phrase(name)) == expected
 
 
@@ -202,7 +202,7 @@ def test_of_the(name, expected):
         ("que {o:the}", "archive", False, "que l'archive"),
     ],
 )
-def test_determiners_elision_and_contraction(template, name, plural, expected):
+def test_french_phrase_determiners_elision_and_contraction(template, name, plural, expected):
     assert french(template, o=phrase(name, plural=plural)) == expected
 
 
@@ -219,7 +219,7 @@ def test_determiners_elision_and_contraction(template, name, plural, expected):
         ("de 8 fichiers", "de 8 fichiers"),
     ],
 )
-def test_joining(text, expected):
+def test_join_french(text, expected):
     assert join_french(text) == expected
 
 
@@ -246,7 +246,7 @@ def test_joining(text, expected):
         ("{o:the}", "profile", "favorite", True, "les profils favoris"),
     ],
 )
-def test_adjectives_agree_and_stand_in_their_place(template, name, quality, plural, expected):
+def test_french_phrase_adjectives_agree(template, name, quality, plural, expected):
     assert french(template, o=phrase(name, quality, plural)) == expected
 
 
@@ -262,13 +262,13 @@ def test_adjectives_agree_and_stand_in_their_place(template, name, quality, plur
         ("resume", "process", True, "les processus n'ont pas pu être repris"),
     ],
 )
-def test_participles_agree(action, name, plural, expected):
+def test_french_verb_participles_agree(action, name, plural, expected):
     subject = phrase(name, plural=plural)
     done = format(FrenchVerb(verb(action), subject), "done")
     assert french("{o:the} {o:has_not} pu être ", o=subject) + done == expected
 
 
-def test_a_participle_after_avoir_does_not_agree():
+def test_french_verb_past_does_not_agree():
     assert format(FrenchVerb(verb("delete"), phrase("image", plural=True)), "past") == "supprimé"
 
 
@@ -284,7 +284,7 @@ def test_a_participle_after_avoir_does_not_agree():
         ("synchronize", "synchronized", "synchronizing"),
     ],
 )
-def test_english_verbs(base, participle, gerund):
+def test_english_verb_forms(base, participle, gerund):
     word = EnglishVerb(verb(base))
     assert (f"{word}", f"{word:done}", f"{word:doing}") == (base, participle, gerund)
 
@@ -302,11 +302,11 @@ def test_english_verbs(base, participle, gerund):
         ("{o:this}", "mouse", "", True, "these mice"),
     ],
 )
-def test_english_phrases(template, name, quality, plural, expected):
+def test_english_phrase_forms(template, name, quality, plural, expected):
     assert english(template, o=phrase(name, quality, plural)) == expected
 
 
-def test_each_sentence_begins_with_a_capital():
+def test_capitalise():
     assert capitalise("ces films existent déjà. voulez-vous les ouvrir ?") == (
         "Ces films existent déjà. Voulez-vous les ouvrir ?"
     )
@@ -315,7 +315,7 @@ def test_each_sentence_begins_with_a_capital():
         assert all(text[0].isupper() or text[0] in "%0123456789" for text in pair), pair
 
 
-def test_whole_sentences_of_the_corpus():
+def test_demo_pairs_contain_known_sentences():
     pairs = dict(all_pairs())
     expected = {
         "Connect the new loudspeaker to the unused computer to test the rules.": (
@@ -357,7 +357,7 @@ def test_whole_sentences_of_the_corpus():
     assert {source: pairs[source] for source in expected} == expected
 
 
-def test_placeholders_numbers_and_quotes_survive():
+def test_demo_pairs_keep_placeholders_numbers_and_quotes():
     num_quotes = 0
     for source, target in all_pairs():
         assert sorted(re.findall(r"%?\d+", source)) == sorted(re.findall(r"%?\d+", target)), source
@@ -367,7 +367,7 @@ def test_placeholders_numbers_and_quotes_survive():
     assert num_quotes > 13_000 / 15
 
 
-def test_typography():
+def test_demo_pairs_typography():
     for source, target in all_pairs():
         for text in (source, target):
             assert "  " not in text and text == text.strip() and "{" not in text and "\u00a0" not in text
@@ -379,7 +379,7 @@ def test_typography():
         assert not re.search(r"\s[?:.,]", source), source
 
 
-def test_no_elision_or_contraction_is_missing():
+def test_demo_pairs_elide_and_contract():
     # independent of the joining rules: words with an aspirated h are listed here by hand
     mute_h = "h(?!auteur|achage|aut-parleur)"
     missing_elision = re.compile(rf"\b(?:le|la|de|ne|que|se|je) (?:[{VOWEL}]|{mute_h})", re.IGNORECASE)
@@ -392,7 +392,7 @@ def test_no_elision_or_contraction_is_missing():
             assert not rule.search(target), (rule.pattern, target)
 
 
-def test_both_sides_of_every_determiner_agree_with_the_noun():
+def test_demo_pairs_determiners_agree():
     gender = {word.french[0]: word.is_feminine for word in NOUNS if " " not in word.french[0]}
     num_checked = 0
     for _, target in all_pairs():

@@ -1,4 +1,4 @@
-"""hub: each epoch reaches the Hub exactly once and in order, whatever the server does; what does not is told."""
+"""Test hub.publisher and hub.upload: each part is pushed once, in order, under the faults of a server."""
 
 import json
 import os
@@ -31,7 +31,7 @@ WHOLE = [*EPOCHS, "Training complete"]
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server with an empty repository; the children of this process push there."""
+    """Start a server with an empty repository, to which the children of this process push."""
     with HubServer() as started:
         create_repo(started, b'{"name": "model"}')
         settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": started.url}
@@ -44,7 +44,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def open_publisher():
-    """Make publishers whose lines are kept in `.said`; they are closed at the end."""
+    """Return a function that makes publishers, which keep their lines in `.said` and are closed at the end."""
     opened = []
 
     def start(folder, target=TARGET, **settings):
@@ -60,7 +60,7 @@ def open_publisher():
 
 
 def push_all(publisher, *, timeout_s=40.0):
-    """Queue what is missing, wait, and return the lines of what is not there."""
+    """Push the missing parts, wait, and return the lines of those not on the Hub."""
     publisher.push_missing(with_epochs=True)
     waiting = Drain(publisher, timeout_s, publisher.say)
     while waiting.wait():
@@ -69,7 +69,7 @@ def push_all(publisher, *, timeout_s=40.0):
 
 
 def wait_for(server, text):
-    """Wait for a request that holds the text."""
+    """Wait for a request that contains the text."""
     while not any(text in request for request in server.requests):
         time.sleep(0.01)
 
@@ -79,7 +79,7 @@ def titles(server, branch="main"):
 
 
 def assert_whole(server, folder, epochs=3):
-    """Every epoch and the end, once and in order, tagged, and with the bytes that were saved."""
+    """Check that every epoch and the end are on the server once, in order, tagged and unchanged."""
     assert titles(server) == [*EPOCHS[:epochs], "Training complete"]
     repo = server.repos[REPO]
     for number, commit in enumerate(repo.commits[1:-1], start=1):
@@ -97,7 +97,7 @@ def assert_whole(server, folder, epochs=3):
 
 
 @pytest.mark.slow
-def test_each_epoch_and_the_end_arrive_once_in_order(server, open_publisher, tmp_path):
+def test_push_each_part_once_in_order(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, is_finished=True)
     publisher = open_publisher(folder)
     assert push_all(publisher) == []
@@ -144,7 +144,7 @@ REPRESENTATIVES = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=REPRESENTATIVES.get(name, pytest.mark.full)) for name in FAULTS]
 )
-def test_a_fault_that_passes_loses_and_doubles_nothing(server, open_publisher, tmp_path, name):
+def test_push_survives_transient_faults(server, open_publisher, tmp_path, name):
     folder = make_run(tmp_path, epochs=1, is_finished=True)
     FAULTS[name](server)
     # Silence and the drip end with the push: it is cut off after 3 s, and its connection with it.
@@ -174,9 +174,7 @@ def test_a_fault_that_passes_loses_and_doubles_nothing(server, open_publisher, t
         ),
     ],
 )
-def test_a_refusal_stops_the_pushing_with_one_line_and_the_rest_is_pushed_later(
-    server, open_publisher, tmp_path, fault, reason
-):
+def test_push_stops_after_refusal_and_continues_later(server, open_publisher, tmp_path, fault, reason):
     folder = make_run(tmp_path, is_finished=True)
     fault(server)
     publisher = open_publisher(folder)
@@ -192,7 +190,7 @@ def test_a_refusal_stops_the_pushing_with_one_line_and_the_rest_is_pushed_later(
 
 
 @pytest.mark.slow
-def test_what_arrived_before_its_line_in_the_journal_is_found_and_not_pushed_again(server, open_publisher, tmp_path):
+def test_push_finds_commit_missing_in_journal(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, is_finished=True)
     assert push_all(open_publisher(folder)) == []
     lines = folder.push_path.read_text().splitlines()
@@ -206,7 +204,7 @@ def test_what_arrived_before_its_line_in_the_journal_is_found_and_not_pushed_aga
 
 
 @pytest.mark.slow
-def test_a_file_that_is_not_as_it_was_saved_is_not_pushed(server, open_publisher, tmp_path):
+def test_push_refuses_changed_file(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=3)
     with (folder.checkpoints_dir / "step_10" / "model.safetensors").open("r+b") as file:
         file.write(b"W")
@@ -219,7 +217,7 @@ def test_a_file_that_is_not_as_it_was_saved_is_not_pushed(server, open_publisher
 
 
 @pytest.mark.slow
-def test_what_is_gone_when_its_turn_comes_is_told_and_the_next_one_arrives(server, open_publisher, tmp_path):
+def test_push_skips_missing_checkpoint(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=3)
     server.hang("GET .*/commits/", times=1, silence_s=1.0)
     publisher = open_publisher(folder)
@@ -232,7 +230,7 @@ def test_what_is_gone_when_its_turn_comes_is_told_and_the_next_one_arrives(serve
 
 
 @pytest.mark.slow
-def test_an_epoch_trained_anew_takes_its_tag_along(server, open_publisher, tmp_path):
+def test_push_moves_tag_of_retrained_epoch(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=2)
     assert push_all(open_publisher(folder)) == []
     publisher = open_publisher(folder)
@@ -244,7 +242,7 @@ def test_an_epoch_trained_anew_takes_its_tag_along(server, open_publisher, tmp_p
     assert repo.tags == {"epoch-1": repo.commits[1].oid, "epoch-2": repo.commits[3].oid}
 
 
-def test_an_older_epoch_never_takes_the_place_of_a_newer_one(server, open_publisher, tmp_path):
+def test_push_omits_epochs_before_newest(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=2)
     publisher = open_publisher(folder)
     publisher.push(epoch_part(folder, folder.checkpoints_dir / "step_20"))
@@ -257,7 +255,7 @@ def test_an_older_epoch_never_takes_the_place_of_a_newer_one(server, open_publis
 
 
 @pytest.mark.slow
-def test_tags_of_another_run_stay_unless_they_may_be_replaced(server, open_publisher, tmp_path):
+def test_push_keeps_tags_of_another_run_without_overwrite(server, open_publisher, tmp_path):
     theirs = make_run(tmp_path / "theirs", epochs=3, run_id="another")
     assert push_all(open_publisher(theirs)) == []
     mine = make_run(tmp_path / "mine", epochs=1)
@@ -272,7 +270,7 @@ def test_tags_of_another_run_stay_unless_they_may_be_replaced(server, open_publi
 
 
 @pytest.mark.slow
-def test_another_branch_has_tags_of_its_own(server, open_publisher, tmp_path):
+def test_push_to_branch_prefixes_tags(server, open_publisher, tmp_path):
     server.repos[REPO].branches["small"] = list(server.repos[REPO].commits)
     target = Target(repo_id=REPO, revision="small")
     assert push_all(open_publisher(make_run(tmp_path, epochs=1), target)) == []
@@ -280,7 +278,7 @@ def test_another_branch_has_tags_of_its_own(server, open_publisher, tmp_path):
     assert set(server.repos[REPO].tags) == {"small-epoch-1"}
 
 
-def test_what_a_model_left_behind_goes_and_what_a_user_put_there_stays(server, open_publisher, tmp_path):
+def test_push_deletes_files_of_earlier_model_only(server, open_publisher, tmp_path):
     for name in ("model-00001-of-00002.safetensors", "pytorch_model.bin", "vocab.json", "LICENSE", "images/curve.png"):
         server.blobs["0" * 64] = b"old"
         server.repos[REPO].commits[0].files[name] = "0" * 64
@@ -291,7 +289,7 @@ def test_what_a_model_left_behind_goes_and_what_a_user_put_there_stays(server, o
 
 
 @pytest.mark.slow
-def test_the_strategy_checkpoint_pushes_what_a_resume_needs_and_the_end_takes_it_away(server, open_publisher, tmp_path):
+def test_push_with_training_state_until_end(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1, is_finished=True)
     assert push_all(open_publisher(folder, with_training=True)) == []
     epoch, final = server.repos[REPO].commits[1:]
@@ -301,7 +299,7 @@ def test_the_strategy_checkpoint_pushes_what_a_resume_needs_and_the_end_takes_it
 
 
 @pytest.mark.slow
-def test_the_strategy_end_pushes_the_end_alone(server, open_publisher, tmp_path):
+def test_push_end_only(server, open_publisher, tmp_path):
     publisher = open_publisher(make_run(tmp_path, is_finished=True))
     publisher.push_missing(with_epochs=False)
     while publisher.wait(1):
@@ -310,7 +308,7 @@ def test_the_strategy_end_pushes_the_end_alone(server, open_publisher, tmp_path)
 
 
 @pytest.mark.slow
-def test_final_is_pushed_without_its_checkpoint(server, open_publisher, tmp_path):
+def test_push_final_without_checkpoint(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1, is_finished=True)
     (folder.checkpoints_dir / "step_10").rename(tmp_path / "away")
     assert push_all(open_publisher(folder)) == []
@@ -318,7 +316,7 @@ def test_final_is_pushed_without_its_checkpoint(server, open_publisher, tmp_path
 
 
 @pytest.mark.slow
-def test_a_silent_server_holds_up_neither_push_nor_end_and_its_checkpoints_stay(server, open_publisher, tmp_path):
+def test_drain_with_silent_server_keeps_checkpoints(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=2)
     server.hang("PUT ")
     publisher = open_publisher(folder)
@@ -336,7 +334,7 @@ def test_a_silent_server_holds_up_neither_push_nor_end_and_its_checkpoints_stay(
 
 
 @pytest.mark.slow
-def test_a_server_that_asks_for_more_time_than_there_is_ends_the_wait_at_once(server, open_publisher, tmp_path):
+def test_drain_ends_if_retry_after_exceeds_timeout(server, open_publisher, tmp_path):
     server.fail("POST .*/commit/", 429, times=9, retry_after=1000)
     start = time.monotonic()
     (line,) = push_all(open_publisher(make_run(tmp_path, epochs=1)), timeout_s=60.0)
@@ -344,7 +342,7 @@ def test_a_server_that_asks_for_more_time_than_there_is_ends_the_wait_at_once(se
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_is_waited_for(server, open_publisher, tmp_path):
+def test_push_waits_for_unreachable_server(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1, is_finished=True)
     server.leave()
     publisher = open_publisher(folder)
@@ -369,7 +367,7 @@ time.sleep(60)
 
 
 @pytest.mark.slow
-def test_a_push_ends_with_the_run_that_is_killed(server, open_publisher, tmp_path):
+def test_upload_exits_with_killed_parent(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1)
     server.hang("POST .*/commit/", times=1)
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), REPO], cwd=PROJECT)
@@ -384,7 +382,7 @@ def test_a_push_ends_with_the_run_that_is_killed(server, open_publisher, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_push_ignores_the_signals_that_are_meant_for_the_run(server, open_publisher, tmp_path):
+def test_upload_ignores_signals_to_run(server, open_publisher, tmp_path):
     server.hang("POST .*/commit/", times=1, silence_s=1.0)
     publisher = open_publisher(make_run(tmp_path, epochs=1))
     publisher.push_missing(with_epochs=True)
@@ -396,7 +394,7 @@ def test_a_push_ignores_the_signals_that_are_meant_for_the_run(server, open_publ
 
 
 @pytest.mark.slow
-def test_the_token_comes_by_the_environment_alone(server, open_publisher, tmp_path):
+def test_upload_takes_token_from_environment(server, open_publisher, tmp_path):
     server.hang("POST .*/commit/", times=1, silence_s=1.0)
     publisher = open_publisher(make_run(tmp_path, epochs=1))
     with python_started():  # a fork has the command line and the environment of this process
@@ -407,12 +405,12 @@ def test_the_token_comes_by_the_environment_alone(server, open_publisher, tmp_pa
     assert push_all(publisher) == []
 
 
-def test_what_looks_like_a_token_is_struck_out(monkeypatch):
+def test_without_token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret-of-mine")
     assert without_token(f"a secret-of-mine, {READ_TOKEN}") == "a (token), (token)"
 
 
-def test_no_token_stops_the_pushing(server, open_publisher, tmp_path, monkeypatch):
+def test_push_stops_without_token(server, open_publisher, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
     (line,) = push_all(open_publisher(make_run(tmp_path, epochs=1)))
@@ -420,7 +418,7 @@ def test_no_token_stops_the_pushing(server, open_publisher, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_journal_that_cannot_be_written_is_told_and_the_push_stands(server, open_publisher, tmp_path):
+def test_push_with_unwritable_journal(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=1)
     folder.push_path.mkdir()  # even root cannot write there
     publisher = Publisher(folder=folder, target=TARGET, say=(said := []).append, push_timeout_s=30.0)
@@ -431,7 +429,7 @@ def test_a_journal_that_cannot_be_written_is_told_and_the_push_stands(server, op
     assert any("push.jsonl: cannot write to it" in line for line in said)
 
 
-def test_parts_are_known_by_run_and_content(tmp_path):
+def test_part_key_of_run_and_content(tmp_path):
     folder = make_run(tmp_path, epochs=2)
     write_checkpoint(folder, 2, cursor=3)  # within an epoch: none of the Hub's business
     assert epoch_part(folder, folder.checkpoints_dir / "step_23") is None

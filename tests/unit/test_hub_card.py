@@ -1,4 +1,4 @@
-"""hub.card: the card's metadata pass the Hub's classes, its numbers are the run's, and it gives nothing away."""
+"""Test hub.card: valid metadata, the numbers of the run, and no paths of the machine."""
 
 import json
 
@@ -25,12 +25,12 @@ FINE_TUNING = ("--model_name_or_path", "Helsinki-NLP/opus-mt-en-fr@abc", "--sour
 
 
 def card_of(folder, step=20, target=TARGET):
-    """The card of an epoch, loaded by the Hub's own class; step None: of the end."""
+    """Return the card of an epoch, or of the end for step None, loaded by the Hub's class."""
     part = final_part(folder) if step is None else epoch_part(folder, folder.checkpoints_dir / f"step_{step}")
     return ModelCard(write_card(folder, part, target))
 
 
-def test_the_metadata_are_those_of_the_run(tmp_path):
+def test_card_metadata(tmp_path):
     folder = make_run(tmp_path, *FINE_TUNING, "--dataset_name", "kde4", is_finished=True)
     data = card_of(folder, None, Target(repo_id="team/en-fr", license="apache-2.0")).data
     assert (data.language, data.license, data.pipeline_tag) == (["en", "fr"], "apache-2.0", "translation")
@@ -44,13 +44,13 @@ def test_the_metadata_are_those_of_the_run(tmp_path):
     assert (bleu.dataset_type, bleu.dataset_name, bleu.dataset_split) == ("Helsinki-NLP/kde4", "kde4", "validation")
 
 
-def test_nothing_is_invented(tmp_path):
+def test_card_omits_unknown_metadata(tmp_path):
     data = card_of(make_run(tmp_path, epochs=2)).data
     assert data.license is None and data.base_model is None and data.datasets is None
     assert data.eval_results[0].dataset_type == "mtloop-demo"
 
 
-def test_each_epoch_has_a_row_and_the_one_before_training_comes_first(tmp_path):
+def test_card_lists_each_epoch(tmp_path):
     folder = make_run(tmp_path, is_finished=True)
     rows = [line for line in card_of(folder, None).text.splitlines() if line.startswith("| ") and "|---" not in line]
     # The loss of epoch 1: (4.0 * 100 + 2.0 * 300) / 400 target tokens.
@@ -64,7 +64,7 @@ def test_each_epoch_has_a_row_and_the_one_before_training_comes_first(tmp_path):
     assert "| 3 | 30 |" not in card_of(folder, 20).text and "**40.00**" in card_of(folder, 20).text
 
 
-def test_the_table_says_what_chance_makes_of_the_scores(tmp_path):
+def test_card_shows_intervals_and_p_values(tmp_path):
     folder = make_run(tmp_path, epochs=2)
     assert "confidence interval" not in card_of(folder).text
     lines = [json.loads(line) for line in folder.metrics.path.read_text().splitlines()]
@@ -80,7 +80,7 @@ def test_the_table_says_what_chance_makes_of_the_scores(tmp_path):
     assert "± is half of the 95 % confidence interval, by bootstrap." in text
 
 
-def test_rows_of_evaluations_within_epochs():
+def test_epoch_rows_of_several_evaluations_in_an_epoch():
     lines = [
         {**evaluation(0, bleu=1.0), "step": 4, "epoch": 0.4},
         {**evaluation(0, bleu=2.0), "step": 8, "epoch": 0.8},
@@ -94,7 +94,7 @@ def test_rows_of_evaluations_within_epochs():
     ]
 
 
-def test_the_state_of_the_training_is_told(tmp_path):
+def test_card_describes_progress(tmp_path):
     folder = make_run(tmp_path, is_finished=True)
     assert "**Training in progress**: these are the weights after epoch 2 of 3, update 20." in card_of(folder).text
     assert "Training is complete; these are the weights after 30 updates." in card_of(folder, None).text
@@ -103,7 +103,7 @@ def test_the_state_of_the_training_is_told(tmp_path):
         assert told in text, told
 
 
-def test_an_adapter_is_told_of_where_there_is_one(tmp_path):
+def test_card_describes_adapter(tmp_path):
     folder = make_run(tmp_path / "lora", *FINE_TUNING, "--dataset_name", "kde4", "--lora_rank", "8")
     text = card_of(folder, target=Target(repo_id="team/en-fr", revision="dev")).text
     assert "of [Helsinki-NLP/opus-mt-en-fr](https://huggingface.co/Helsinki-NLP/opus-mt-en-fr) with a LoRA" in text
@@ -112,7 +112,7 @@ def test_an_adapter_is_told_of_where_there_is_one(tmp_path):
     assert "LoRA" not in card_of(make_run(tmp_path / "whole", *FINE_TUNING, "--dataset_name", "kde4")).text
 
 
-def test_scores_on_test_rows_come_with_the_end(tmp_path):
+def test_card_shows_test_scores_at_end(tmp_path):
     folder = make_run(tmp_path, is_finished=True)
     with folder.metrics.path.open("a") as file:
         file.write(json.dumps({"split": "test", **evaluation(3, bleu=55.5)}) + "\n")
@@ -121,7 +121,7 @@ def test_scores_on_test_rows_come_with_the_end(tmp_path):
     assert "55.50" not in card_of(folder, 30).text
 
 
-def test_ten_examples_are_shown_as_they_are(tmp_path):
+def test_card_escapes_ten_examples(tmp_path):
     folder = make_run(tmp_path, epochs=2)
     odd = {"index": 0, "source": "<b>a|b</b>\n*x* [y](z)", "reference": "r", "hypothesis": "`h`"}
     path = folder.hypotheses_dir / "step_20.jsonl"
@@ -133,7 +133,7 @@ def test_ten_examples_are_shown_as_they_are(tmp_path):
     assert len(escape("x" * 1000)) == 300
 
 
-def test_settings_that_differ_are_listed_without_this_machines_paths(tmp_path):
+def test_card_lists_settings_without_paths(tmp_path):
     (tmp_path / "base").mkdir()
     files = ["--train_file", str(tmp_path / "secret" / "a.jsonl"), "--source_lang", "eng_Latn", "--target_lang", "fr"]
     words = ["--model_name_or_path", str(tmp_path / "base"), *files, "--learning_rate", "3e-4", "--push_to_hub"]
@@ -145,7 +145,7 @@ def test_settings_that_differ_are_listed_without_this_machines_paths(tmp_path):
     assert "adam_beta1" not in card.text  # as the default is
 
 
-def test_the_snippet_names_branch_and_languages(tmp_path):
+def test_card_snippet_names_branch_and_languages(tmp_path):
     folder = make_run(tmp_path, *FINE_TUNING, "--dataset_name", "demo", "--source_prefix", "translate: ", epochs=2)
     step = folder.checkpoints_dir / "step_20"
     (step / "tokenizer_config.json").write_text('{"src_lang": "en_XX", "tgt_lang": "fr_XX"}')
@@ -156,7 +156,7 @@ def test_the_snippet_names_branch_and_languages(tmp_path):
     assert 'tokenizer(["translate: source 0"]' in text and "--model_name_or_path team/en-fr@big" in text
 
 
-def test_several_pairs_have_their_own_scores_and_prefixes(tmp_path):
+def test_card_of_several_pairs(tmp_path):
     folder = make_run(tmp_path, "demo", "--pairs", "en-fr,fr-en", epochs=2)
     lines = [json.loads(line) for line in folder.metrics.path.read_text().splitlines()]
     for line in lines:
@@ -191,7 +191,7 @@ def test_card_lists_every_recorded_metric(tmp_path):
     assert card.data.metrics == ["bleu", "chrf", "same_words"] and card.data.eval_results[-1].metric_value == 0.5
 
 
-def test_a_run_without_any_evaluation_has_a_card(tmp_path):
+def test_card_without_evaluation(tmp_path):
     folder = make_run(tmp_path, epochs=2)
     folder.metrics.path.unlink()
     card = card_of(folder)
@@ -214,7 +214,7 @@ def test_language_of(code, language):
     assert language_of(code) == language
 
 
-def test_names_of_the_hub(tmp_path):
+def test_hub_name_dataset_id_and_data_name(tmp_path):
     assert hub_name("google-t5/t5-small@v1") == "google-t5/t5-small" and hub_name("t5-small") == "t5-small"
     assert [hub_name(name) for name in (None, str(tmp_path), "./m", "/m", "a/b/c")] == [None] * 5
     for name, found in (("demo", None), ("opus:KDE4/v2", None), ("kde4", "Helsinki-NLP/kde4"), ("a/b@c", "a/b")):
@@ -223,7 +223,7 @@ def test_names_of_the_hub(tmp_path):
     assert data_name(parse_config([*FINE_TUNING, "--train_file", "/x/y.en", "/x/y.fr"])) == "y.en"
 
 
-def test_small_helpers():
+def test_duration_and_choose():
     assert [duration(s) for s in (7.4, 75, 3700)] == ["7 s", "1 min 15 s", "1 h 1 min"]
     assert [row["i"] for row in choose([{"i": i} for i in range(25)])] == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
     assert choose([{"i": 1}]) == [{"i": 1}]

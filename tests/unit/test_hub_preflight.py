@@ -1,4 +1,4 @@
-"""hub: who may push where is known before a run begins; a checkpoint fetched back is whole; `mtloop push`."""
+"""Test hub.preflight, hub.download and `mtloop push` with the real client against a loopback server."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def server():
 
 @pytest.fixture
 def start(server, tmp_path_factory):
-    """Run a command with the real client against the server; the token never shows."""
+    """Run a command with the real client against the server, and check that the token is not printed."""
 
     def start(*words, url=server.url, token=WRITE_TOKEN, **settings):
         settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": url, "HF_TOKEN": token, **settings}
@@ -45,7 +45,7 @@ def start(server, tmp_path_factory):
 
 @pytest.fixture
 def drive(start):
-    """Run a program; it gets arguments as `given` and fills `told`."""
+    """Run a program that reads its arguments from `given` and writes its results to `told`."""
 
     def drive(program, given, **settings):
         done = start("-c", f"{HEAD}{program}print(json.dumps(told))", json.dumps(given), **settings)
@@ -85,7 +85,7 @@ def named(name):
     return {"hub_model_id": name} if name else {}
 
 
-def test_the_check_names_the_repository_and_refuses_who_may_not_write(server, drive):
+def test_check_hub_names_repository_and_refuses_tokens(server, drive):
     cases = [
         (WRITE_TOKEN, None, "/runs/en-fr/"),
         (WRITE_TOKEN, "model", "/runs/en-fr"),
@@ -115,7 +115,7 @@ def test_the_check_names_the_repository_and_refuses_who_may_not_write(server, dr
 
 
 @pytest.mark.slow
-def test_private_repositories_and_branches_are_made(server, drive):
+def test_check_hub_creates_private_repositories_and_branches(server, drive):
     create_repo(server, b'{"name": "public"}')
     flags = {"hub_model_id": "tester/new", "hub_private_repo": True, "hub_revision": "small"}
     answers = check(
@@ -132,7 +132,7 @@ def test_private_repositories_and_branches_are_made(server, drive):
 
 
 @pytest.mark.slow
-def test_the_license_is_the_base_models_or_the_one_that_is_given(server, drive, tmp_path):
+def test_check_hub_resolves_license(server, drive, tmp_path):
     create_repo(server, b'{"name": "base"}')
     server.blobs["a" * 64] = b"---\nlicense: cc-by-4.0\n---\n"
     server.repos["tester/base"].commits[0].files["README.md"] = "a" * 64
@@ -153,7 +153,7 @@ def test_the_license_is_the_base_models_or_the_one_that_is_given(server, drive, 
     assert answers[-1].startswith("UserError: --hub_license: invalid license, ")
 
 
-def test_epochs_of_another_run_are_refused_before_anything_is_trained(server, drive):
+def test_check_hub_refuses_epochs_of_another_run(server, drive):
     create_repo(server, b'{"name": "model"}')
     repo = server.repos["tester/model"]
     repo.tags["epoch-1"] = repo.commits[0].oid
@@ -167,20 +167,20 @@ def test_epochs_of_another_run_are_refused_before_anything_is_trained(server, dr
     assert answers[1]["revision"] == "main" and answers[2]["revision"] == "small"
 
 
-def test_the_check_gives_up_on_a_silent_server(server, drive):
+def test_check_hub_times_out_on_silent_server(server, drive):
     server.hang("GET /api/whoami")
     (answer,) = check(drive, [(WRITE_TOKEN, {}, "/runs/en-fr")], request_timeout_s=0.5)
     assert answer.startswith("HubUnreachable: --push_to_hub: cannot reach 'en-fr'") and "Timeout" in answer
     assert answer.endswith("Without a network, remove --push_to_hub.")
 
 
-def test_the_check_says_that_nobody_answers(drive):
+def test_check_hub_reports_unreachable_server(drive):
     url = f"http://127.0.0.1:{free_port()}"
     (answer,) = check(drive, [(WRITE_TOKEN, named("team/model"), "/runs/en-fr")], url=url)
     assert answer.startswith(f"HubUnreachable: --push_to_hub: cannot reach 'team/model' at {url} (ConnectError: ")
 
 
-def test_the_check_says_that_offline_mode_is_on():
+def test_check_hub_refuses_offline_mode():
     with pytest.raises(UserError, match=r"^--push_to_hub: HF_HUB_OFFLINE .* Unset it, or remove --push_to_hub\.$"):
         check_hub(HubConfig(push_to_hub=True, hub_model_id="team/model"), output_dir="/runs/en-fr")
 
@@ -201,7 +201,7 @@ except UserError as error:
 
 @pytest.fixture
 def pushed_run(server, start, tmp_path):
-    """A run of two epochs and its end, pushed with what a resume needs."""
+    """Push a run of two epochs and its end, with the state of training."""
     folder = make_run(tmp_path / "run", epochs=2, is_finished=True)
     flags = ["--hub_model_id", "tester/model", "--hub_strategy", "checkpoint"]
     done = start("-m", "mtloop", "push", folder.path, *flags)
@@ -213,7 +213,7 @@ def pushed_run(server, start, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "epoch"), [("hub:tester/model", 2), pytest.param("hub:tester/model@epoch-1", 1, marks=pytest.mark.slow)]
 )
-def test_a_checkpoint_comes_back_as_it_was_saved(server, drive, pushed_run, tmp_path, asked, epoch):
+def test_fetch_restores_checkpoint(server, drive, pushed_run, tmp_path, asked, epoch):
     new = RunFolder(tmp_path / "new")
     told = drive(FETCH, {"folder": str(new.path), "asked": asked})
     # main holds the finished model alone: the newest epoch is taken.
@@ -228,7 +228,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(server, drive, pushed_run, tmp_
 
 
 @pytest.mark.slow
-def test_what_cannot_be_fetched_is_told_in_a_line(server, start, drive, tmp_path):
+def test_fetch_reports_missing_or_incomplete_repository(server, start, drive, tmp_path):
     folder = make_run(tmp_path / "run", epochs=2, is_finished=True)
     assert start("-m", "mtloop", "push", folder.path, "--hub_model_id", "tester/model").returncode == 0
     new = str(tmp_path / "new")
@@ -241,7 +241,7 @@ def test_what_cannot_be_fetched_is_told_in_a_line(server, start, drive, tmp_path
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_changed_on_its_way_is_refused(server, drive, pushed_run, tmp_path):
+def test_fetch_refuses_corrupt_checkpoint(server, drive, pushed_run, tmp_path):
     commit = server.repos["tester/model"].commits[1]
     server.blobs["b" * 64] = b"other weights"
     commit.files["model.safetensors"] = "b" * 64
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_changed_on_its_way_is_refused(server, drive, pushed_r
 
 
 @pytest.mark.slow
-def test_push_pushes_what_is_missing_and_says_so(server, start, tmp_path):
+def test_push_command_pushes_missing_parts(server, start, tmp_path):
     folder = make_run(tmp_path / "run", epochs=2)
     server_titles = lambda: [title for title, _ in server.commits("tester/run")]  # noqa: E731
     done = start("-m", "mtloop", "push", folder.path)
@@ -271,7 +271,7 @@ def test_push_pushes_what_is_missing_and_says_so(server, start, tmp_path):
 
 
 @pytest.mark.slow
-def test_push_pushes_one_epoch_and_shows_the_card(server, start, tmp_path):
+def test_push_command_pushes_one_epoch_and_shows_card(server, start, tmp_path):
     folder = make_run(tmp_path / "run", epochs=3)
     done = start("-m", "mtloop", "push", folder.path, "--epoch", 2, "--hub_model_id", "team/model")
     assert done.returncode == 0
@@ -291,13 +291,13 @@ def test_push_pushes_one_epoch_and_shows_the_card(server, start, tmp_path):
         (["--push_timeout", "0"], "--push_timeout: 0.0: give a number above 0"),
     ],
 )
-def test_mistakes_of_push_are_told_in_a_line(server, start, tmp_path, flags, error):
+def test_push_command_reports_mistakes_in_one_line(server, start, tmp_path, flags, error):
     folder = make_run(tmp_path / "run", epochs=2)
     done = start("-m", "mtloop", "push", folder.path, *flags)
     assert done.returncode == 2 and done.stderr.startswith(f"mtloop: error: {error.format(run=folder.path)}")
 
 
-def test_push_wants_a_run_folder_that_nobody_trains_in(start, tmp_path):
+def test_push_command_requires_unlocked_run_folder(start, tmp_path):
     done = start("-m", "mtloop", "push", tmp_path)
     assert done.returncode == 2 and f"{tmp_path}: no run folder (it has no config.yaml)" in done.stderr
     folder = make_run(tmp_path / "run", epochs=1)

@@ -1,4 +1,4 @@
-"""The corpora of OPUS, and KDE4 from both of its sources: the real clients against a Hub and an OPUS on loopback."""
+"""Test data.opus with the real clients against a Hub and an OPUS on loopback."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def error_of(name: str, source_lang: str | None, target_lang: str | None, **how:
 
 
 def texts(corpus: Corpus) -> set[tuple[str, str]]:
-    """All rows of train and valid."""
+    """Return all rows of train and valid."""
     return {(row["source"], row["target"]) for rows in (corpus.train, corpus.valid) for row in rows}
 
 
@@ -80,7 +80,7 @@ def file_of(lines: list[str], end: str = "\n") -> bytes:
 
 
 def downloads(hub: HubServer) -> list[str]:
-    """Return what was fetched since the test began: archives, and Parquet files."""
+    """Return the archives and Parquet files downloaded since the test began."""
     return [request for request in hub.requests if request.startswith("GET") and request.endswith((".zip", ".parquet"))]
 
 
@@ -101,7 +101,7 @@ def test_find_code_resolves_codes_and_names(given: str, code: str) -> None:
     ("given", "candidates"),
     [("zh", "zh_CN, zh_HK, zh_TW"), ("Chinese", "zh_CN, zh_HK, zh_TW"), ("zh_Hant", "zh_HK, zh_TW")],
 )
-def test_find_code_lists_what_may_be_meant(given: str, candidates: str) -> None:
+def test_find_code_lists_candidates(given: str, candidates: str) -> None:
     with pytest.raises(
         UserError,
         match=rf"^--target_lang: kde4 has several such languages \(got {given}\)\. It may be {candidates}: give one",
@@ -109,14 +109,14 @@ def test_find_code_lists_what_may_be_meant(given: str, candidates: str) -> None:
         find_code("--target_lang", given)
 
 
-def test_find_code_refuses_what_kde4_lacks() -> None:
+def test_find_code_refuses_unknown_language() -> None:
     with pytest.raises(
         UserError, match=r"^--source_lang: kde4 does not have this language \(got sr@latin\)\. Known are af, ar"
     ):
         find_code("--source_lang", "sr@latin")
 
 
-def test_codes_are_those_of_the_corpus() -> None:
+def test_kde4_codes() -> None:
     # OPUS says "92 languages"; the pages and archives sort them as ASCII does.
     assert len(set(KDE4_CODES)) == 92 and list(KDE4_CODES) == sorted(KDE4_CODES)
     assert {code for pair in KDE4_PAIRS_ON_HUB for code in pair.split("-")} < set(KDE4_CODES)
@@ -160,9 +160,7 @@ def test_kde4_reads_other_pairs_from_opus(hub: HubServer, source: str, target: s
     assert source_of_train["name"] == "opus:KDE4/v2" and source_of_train["path"] == f"{hub.url}/{path}"
 
 
-def test_a_local_folder_named_as_on_the_hub_is_read(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_folder_precedes_kde4(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "Helsinki-NLP" / "kde4"
     folder.mkdir(parents=True)
     (folder / "train.csv").write_text("en,fr\n" + "a,b\n" * 4)
@@ -210,7 +208,7 @@ def test_kde4_names_the_reason_of_each_source(hub: HubServer) -> None:
     assert "MTLOOP_OPUS_URL" in message and "--train_file" in message
 
 
-def test_kde4_is_resumed_from_where_it_was_read(hub: HubServer, tmp_path: Path) -> None:
+def test_kde4_resumes_from_recorded_source(hub: HubServer, tmp_path: Path) -> None:
     branch = hub.repos[KDE4].branches.pop(PARQUET_BRANCH)
     add_archive(hub, "KDE4/v2", {"en": file_of(ENGLISH, " \n"), "fr": file_of(OTHER)})
     opus = load("kde4", "en", "fr")[0].report
@@ -234,7 +232,7 @@ def test_kde4_without_a_network_or_a_cache(hub: HubServer, monkeypatch: pytest.M
     assert hub.requests == []
 
 
-def test_each_pair_of_a_resumed_run_is_read_from_where_it_was(hub: HubServer, runtime: Runtime) -> None:
+def test_pairs_resume_from_recorded_sources(hub: HubServer, runtime: Runtime) -> None:
     branch = hub.repos[KDE4].branches.pop(PARQUET_BRANCH)
     add_archive(hub, "KDE4/v2", {"en": file_of(ENGLISH, " \n"), "fr": file_of(OTHER)})
     flags = ["--dataset_name", "kde4", "--model_size", "tiny", "--train_tokenizer"]
@@ -252,14 +250,14 @@ def test_each_pair_of_a_resumed_run_is_read_from_where_it_was(hub: HubServer, ru
 
 
 class Terminal(io.StringIO):
-    """A standard error that says it is a terminal."""
+    """A standard error that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 @pytest.mark.parametrize(("stream", "is_shown"), [(Terminal(), True), (io.StringIO(), False)], ids=["terminal", "file"])
-def test_downloads_show_their_progress_on_a_terminal(
+def test_download_progress_on_terminal(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, is_shown: bool
 ) -> None:
     add_archive(hub, "KDE4/v2", {"de": file_of(OTHER), "en": file_of(ENGLISH)})
@@ -275,7 +273,7 @@ def test_downloads_show_their_progress_on_a_terminal(
     assert ("0000.parquet: 100%" in shown, "KDE4 de-en: 100%" in shown) == (is_shown, is_shown)
 
 
-def test_a_truncated_download_is_never_used(hub: HubServer, tmp_path: Path) -> None:
+def test_truncated_archive_is_refused(hub: HubServer, tmp_path: Path) -> None:
     hub.repos[KDE4].branches.pop(PARQUET_BRANCH)
     path = add_archive(hub, "KDE4/v2", {"en": file_of(ENGLISH), "fr": file_of(OTHER)})
     hub.reset(f"GET /{path}", when="answer")
@@ -285,13 +283,13 @@ def test_a_truncated_download_is_never_used(hub: HubServer, tmp_path: Path) -> N
     assert texts(load("kde4", "en", "fr")[0]) == set(zip(ENGLISH, OTHER, strict=True))
 
 
-def test_a_truncated_parquet_file_is_never_used(hub: HubServer) -> None:
+def test_truncated_parquet_is_refused(hub: HubServer) -> None:
     hub.reset("GET .*0000.parquet", when="answer")
     assert "OPUS has no such archive" in error_of("kde4", "en", "fr")
     assert texts(load("kde4", "en", "fr")[0]) == set(zip(ENGLISH, OTHER, strict=True))
 
 
-def test_an_opus_archive_is_downloaded_once(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opus_archive_is_downloaded_once(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     path = add_archive(hub, "Books/v1", {"en": b"a\nb\nc\n\n", "fr": "\u00e0\nb\x85\nc\nd\n".encode()})
     corpus, lines = load("opus:Books/v1", "en", "fr")
     pairs = {("a", "\u00e0"), ("b", "b\x85"), ("c", "c")}
@@ -323,7 +321,7 @@ def test_opus_tries_a_code_as_given_and_its_base_code(hub: HubServer) -> None:
     assert "both languages are the same" in error_of("opus:News/v1", "de", "German")
 
 
-def test_opus_failures_name_the_archive_and_the_way_round(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opus_errors_name_archive_and_remedy(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     good = archive("Books", {"en": b"line\n" * 400, "fr": b"ligne\n" * 400})
     middle = good.index(b"Books.en-fr.en") + 14 + 4
     path = "OPUS-Books/v1/moses/en-fr.txt.zip"
