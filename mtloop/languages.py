@@ -1,7 +1,7 @@
-"""Language codes as people write them: fr, fr_FR, fra_Latn, >>fra<< and French are one language.
+"""Match language codes in any style: fr, fr_FR, fra_Latn, >>fra<< and French are one language.
 
-Must not know tokenizers or data: whoever has codes hands them over. The names, and which codes are one language, come
-from Unicode's CLDR through the package langcodes.
+Must not know tokenizers or data: callers pass the codes. Names and the distances of languages come from Unicode's CLDR
+through the package langcodes.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from functools import lru_cache
 
 import langcodes
 
-# Unicode's distance of nb from no, and of arb from ar: another spelling of one language. The next are 4 and more.
+# Unicode's distance of nb from no, and of arb from ar, which are one language. Others are 4 or more.
 MAX_DISTANCE = 1
 NUM_SHOWN = 8
-# What mBART writes for "no region in particular".
+# mBART's code for any region.
 ANY_REGION = "XX"
 
 
 def match_language(wanted: str, known: Iterable[str]) -> list[str]:
-    """Find the codes of `known` that mean the language that is wanted.
+    """Find the codes of `known` that denote a language.
 
     Args:
         wanted: A code of any style (fr, fr_FR, fra_Latn, zh-Hans), or a name (French).
         known: Codes of any style; Marian's arrows around them are allowed.
 
     Returns:
-        One code: it is that. Several: `wanted` does not say which (zh of zho_Hans and zho_Hant). None: it is not there.
+        One code; several if `wanted` is ambiguous (zh of zho_Hans and zho_Hant); none if it is unknown.
     """
     known = tuple(known)
     if wanted in known:
@@ -41,26 +41,25 @@ def match_language(wanted: str, known: Iterable[str]) -> list[str]:
 
 
 def advise(wanted: str, known: Sequence[str]) -> str:
-    """Say what to give in place of a language that is not known, or not known enough: the nearest codes."""
-    found = match_language(wanted, known)
-    if found:
-        return f"it may be {_listed(found)}: give one of them"
+    """Return the remedy for an unknown or ambiguous language: a sentence with the nearest codes."""
+    if found := match_language(wanted, known):
+        return f"Give one of {_listed(found)}."
     by_name = {language_name(code).lower(): code for code in known}
     codes = [by_name[name] for name in difflib.get_close_matches(wanted.lower(), by_name, n=3, cutoff=0.7)]
-    if len(wanted) > len("fra"):  # two letters are near everything
+    if len(wanted) > len("fra"):  # two letters are similar to every code
         near = difflib.get_close_matches(_plain(wanted), [_plain(code) for code in known], n=3, cutoff=0.6)
         codes += [code for code in known if _plain(code) in near]
-    return f"known are {_listed(list(dict.fromkeys(codes)) or known)}"
+    return f"Give one of {_listed(list(dict.fromkeys(codes)) or known)}."
 
 
 def language_name(code: str) -> str:
-    """Return a language's English name, as `French`; the code itself where it has none."""
+    """Return a language's English name (French), or the code itself if it has none."""
     language = _parse(code)
     return language.language_name("en") if language is not None and language.is_valid() else code
 
 
 def base_code(code: str) -> str:
-    """Return the shortest code of the language itself: fr of fra_Latn, zh of cmn_Hans and of Chinese."""
+    """Return the shortest code of a language: fr for fra_Latn, zh for cmn_Hans and for Chinese."""
     language = _parse(code) or _find(code)
     if language is None or language.language is None:
         return _plain(code)
@@ -68,12 +67,12 @@ def base_code(code: str) -> str:
 
 
 def translation_task(source_lang: str, target_lang: str) -> str:
-    """Name a pair as T5's config names the task: translation_en_to_fr."""
+    """Return the name of a pair as T5's config has it: translation_en_to_fr."""
     return f"translation_{base_code(source_lang)}_to_{base_code(target_lang)}"
 
 
 def find_key(wanted: str, keys: Iterable[str]) -> str | None:
-    """Return the one key that means the wanted language, None where none does or it is not clear which."""
+    """Return the only key that denotes the language, None if there is none or more than one."""
     keys = tuple(keys)
     return wanted if wanted in keys else _find_key(wanted, keys)
 
@@ -94,7 +93,7 @@ def _plain(code: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _parse(code: str) -> langcodes.Language | None:
-    """Read a code; a region without a script has that script which is written there (zh_TW: Hant)."""
+    """Parse a code; a region without a script implies the script used there (zh_TW: Hant)."""
     plain = _plain(code)
     if not re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]{2,8})*", plain):
         return None
@@ -120,7 +119,7 @@ def _find(name: str) -> langcodes.Language | None:
 
 
 def _match(meant: langcodes.Language, known: tuple[str, ...]) -> Sequence[str]:
-    """Find the codes of the language, in the script and region that are asked for or in none in particular."""
+    """Find the codes of a language with a compatible script and region."""
     found = [
         (code, language)
         for code in known

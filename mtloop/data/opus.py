@@ -226,8 +226,7 @@ def find_code(flag: str, language: str) -> str:
     found = match_language(language, KDE4_CODES)
     if len(found) != 1:
         problem = "kde4 has several such languages" if found else "kde4 does not have this language"
-        advice = advise(language, KDE4_CODES)
-        raise UserError(f"{flag}: {problem} (got {language}). {advice[0].upper()}{advice[1:]}.")
+        raise UserError(f"{flag}: {problem} (got {language}). {advise(language, KDE4_CODES)}")
     return found[0]
 
 

@@ -1,4 +1,4 @@
-"""Rows of text -> memory-mapped token ids and their lengths. Shape letter: N rows."""
+"""Encode rows of text into memory-mapped token ids and their lengths; fingerprint tokenizers. Shape letter: N rows."""
 
 import hashlib
 import json
@@ -18,21 +18,21 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-_ENCODING_VERSION = 1  # raise when the encoded columns change their meaning: old cache files are then left alone
+_ENCODING_VERSION = 1  # increase when the encoded columns change: old cache files are then not read
 _MIN_ROWS_FOR_WORKERS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """N encoded rows, in the order of the rows they came from.
+    """N encoded rows, in the order of the text rows.
 
     Attributes:
         rows: Memory-mapped columns input_ids and labels, list<int32>, without padding; no indices mapping.
         source_lengths: int32 [N], tokens of each source after truncation, special tokens included.
-        target_lengths: int32 [N], likewise for the target.
-        is_long: bool [N], a side was over its limit and was cut.
-        num_long_sources: Sources that were cut.
-        num_long_targets: Targets that were cut.
+        target_lengths: int32 [N], the same for each target.
+        is_long: bool [N], a side exceeded its limit and was truncated.
+        num_long_sources: Number of truncated sources.
+        num_long_targets: Number of truncated targets.
     """
 
     rows: Dataset
@@ -55,23 +55,23 @@ def encode_rows(
 ) -> Encoded:
     """Tokenize rows as tokenizer(source_prefix + source, text_target=target, truncation=True) would.
 
-    The result is a cache file found again by every process that asks for the same rows, tokenizer and limits; only the
-    lengths are private memory.
+    The result is a cache file, shared by all processes that encode the same rows with the same tokenizer and limits;
+    only the lengths are private memory.
 
     Args:
         rows: N >= 1 rows with the string columns source and target.
         tokenizer: As load_tokenizer or train_tokenizer returned it.
-        max_source_length: Cap in tokens, special tokens included.
-        max_target_length: Likewise.
+        max_source_length: Maximum tokens of a source, special tokens included.
+        max_target_length: Maximum tokens of a target, special tokens included.
         source_prefix: Put before every source ("translate English to French: " for T5).
-        num_workers: Worker processes; None is every usable core, one for fewer than 20,000 rows.
-        overwrite_cache: Tokenize again even if a cache file is there.
+        num_workers: Worker processes; None is one per usable core, and one for fewer than 20,000 rows.
+        overwrite_cache: Whether to tokenize again if there is a cache file.
 
     Raises:
         ValueError: There are no rows.
     """
     if len(rows) == 0:
-        raise ValueError("no rows to encode: give at least one")
+        raise ValueError("no rows to encode")
     limits = {"max_source_length": max_source_length, "max_target_length": max_target_length}
     settings = {**limits, "source_prefix": source_prefix or ""}
     fingerprint = _encoding_fingerprint(rows, tokenizer, settings)
@@ -102,7 +102,7 @@ def _encoding_fingerprint(rows: Dataset, tokenizer: PreTrainedTokenizerBase, set
 
 
 def _num_processes(num_rows: int, num_workers: int | None) -> int | None:
-    """Return map's num_proc: None is this process itself."""
+    """Return num_proc of Dataset.map; None is the current process."""
     if num_workers is None:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_workers = usable if num_rows >= _MIN_ROWS_FOR_WORKERS else 1
@@ -130,16 +130,16 @@ def _encode_batch(
 def encode_side(
     tokenizer: PreTrainedTokenizerBase, side: str, texts: list[str], max_length: int
 ) -> tuple[list[list[int]], list[bool]]:
-    """Encode one side whole, then the few texts over the limit again, so that the tokenizer itself does the cutting.
+    """Encode the texts of one side, then those over the limit again, so that the tokenizer truncates them.
 
     Args:
         tokenizer: As load_tokenizer or train_tokenizer returned it.
         side: "text" for sources, "text_target" for targets.
         texts: N texts, N >= 1.
-        max_length: Cap in tokens, special tokens included.
+        max_length: Maximum tokens, special tokens included.
 
     Returns:
-        N lists of piece ids, and whether each text was cut.
+        N lists of token ids, and whether each text was truncated.
     """
     options = {"return_attention_mask": False, "verbose": False}
     ids = tokenizer(**{side: texts}, **options)["input_ids"]
@@ -170,10 +170,10 @@ def _measure(encoded: Dataset) -> Encoded:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a sha256 (hex) over all that decides which ids a text gets.
+    """Return a sha256 (hex) of everything that determines the ids of a text.
 
-    Class, vocabulary, special and added tokens, languages, and the pieces and scores of sentencepiece models or the
-    whole of a Rust tokenizer. Equal in every folder and process, because neither paths nor file bytes enter.
+    It covers the class, vocabulary, special and added tokens, languages, and the tokens and scores of sentencepiece
+    models or the state of a Rust tokenizer, but no paths and no file bytes: it is equal in every folder and process.
     """
     identity = {
         "class": type(tokenizer).__name__,
@@ -186,7 +186,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         ],
         "switches": [tokenizer.truncation_side, getattr(tokenizer, "split_special_tokens", None)],
         "pieces": [
-            _pieces_and_scores(getattr(tokenizer, name, None)) for name in ("spm_source", "spm_target", "sp_model")
+            _tokens_and_scores(getattr(tokenizer, name, None)) for name in ("spm_source", "spm_target", "sp_model")
         ],
         "backend": _backend_state(tokenizer),
     }
@@ -194,14 +194,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def have_same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether each id means the same piece: what models that are mixed must share, however their texts are cut."""
+    """Return True if each id is the same token, which models must share to be averaged."""
     vocabularies = [
         (tokenizer.get_vocab(), getattr(tokenizer, "target_encoder", {}) or {}) for tokenizer in (one, other)
     ]
     return vocabularies[0] == vocabularies[1]
 
 
-def _pieces_and_scores(model: Any) -> list[tuple[str, float]]:
+def _tokens_and_scores(model: Any) -> list[tuple[str, float]]:
     if not isinstance(model, sentencepiece.SentencePieceProcessor):
         return []
     return [(model.id_to_piece(i), model.get_score(i)) for i in range(model.get_piece_size())]
@@ -210,5 +210,5 @@ def _pieces_and_scores(model: Any) -> list[tuple[str, float]]:
 def _backend_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {}
-    # Left behind by the last call with truncation or padding.
+    # Set by the last call with truncation or padding.
     return {name: value for name, value in state.items() if name not in ("truncation", "padding")}

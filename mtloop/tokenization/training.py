@@ -14,7 +14,7 @@ from mtloop.atomic import new_folder
 from mtloop.errors import UserError
 
 MAX_TRAINING_TEXTS = 1_000_000
-# The pieces depend on the number of threads: sentencepiece 0.2 trains three vocabularies with 1, 2 and 16.
+# The vocabulary depends on the number of threads: sentencepiece 0.2 trains three with 1, 2 and 16.
 _NUM_THREADS = 16
 _MAX_CHARS = 1000  # at most 4,000 bytes of UTF-8
 _EOS, _UNK, _PAD = "</s>", "<unk>", "<pad>"
@@ -31,39 +31,41 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Train one sentencepiece unigram model for both languages and write it as a MarianTokenizer folder.
 
-    Ids: `</s>` 0, `<unk>` 1, pieces, `<pad>` last, so the embedding needs exactly vocab_size rows. The same texts in
-    the same order give the same bytes in every process and folder.
+    Ids: `</s>` 0, `<unk>` 1, tokens, `<pad>` last, so that the embedding needs exactly vocab_size rows. The same texts
+    in the same order give the same bytes in every process and folder.
 
-    Tabs, newlines, U+00A0 and runs of spaces inside a text survive encoding and decoding, and so does a text such as
-    "</s>". What does not: white space at either end (MarianTokenizer strips it when decoding), U+2581 (becomes a
-    space), characters outside the 99.98 % that are covered (become <unk>, and vanish), and `>>...<<` at the start of a
-    text (Marian reads a language code there).
+    Tabs, newlines, U+00A0 and repeated spaces inside a text are kept by encoding and decoding, as is a text such as
+    "</s>". Not kept are: white space at either end (MarianTokenizer strips it when decoding), U+2581 (becomes a space),
+    characters outside the covered 99.98 % (become <unk>, which is not decoded), and `>>...<<` at the start of a text
+    (a language code for Marian).
 
     Args:
-        texts: Texts of both sides. Of more than MAX_TRAINING_TEXTS a seeded sample is used.
+        texts: Texts of both sides. If more than MAX_TRAINING_TEXTS, a seeded sample is used.
         vocab_size: Entries of the vocabulary, a multiple of 8.
         output_dir: Folder to create; appears complete or not at all. A tokenizer there is replaced.
         source_lang: Stored in the tokenizer's config.
-        target_lang: Likewise.
-        language_tokens: Entries such as `>>fra<<`, for a model of several target languages; between the pieces and
+        target_lang: Stored in the tokenizer's config.
+        language_tokens: Entries such as `>>fra<<`, for a model of several target languages; between the tokens and
             `<pad>`, within vocab_size.
 
     Raises:
-        UserError: vocab_size is no multiple of 8 or does not suit the corpus; output_dir holds something else.
+        UserError: vocab_size is not a multiple of 8 or does not fit the corpus; output_dir contains other files.
     """
     if vocab_size % 8 or vocab_size <= 0:
         below = max(vocab_size // 8 * 8, 8)
-        raise UserError(f"--vocab_size {vocab_size} is not a positive multiple of 8: use {below} or {below + 8}")
+        raise UserError(f"--vocab_size: not a positive multiple of 8 (got {vocab_size}). Use {below} or {below + 8}.")
     if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "tokenizer_config.json").is_file():
-        raise UserError(f"--train_tokenizer: {str(output_dir)!r} holds something else: choose another --output_dir")
-    num_pieces = vocab_size - 1 - len(language_tokens)
-    spm_model = _train_pieces(_sample_texts(texts, MAX_TRAINING_TEXTS), num_pieces, vocab_size)
-    _publish_folder(spm_model, output_dir, language_tokens, source_lang=source_lang, target_lang=target_lang)
+        raise UserError(f"--train_tokenizer: {str(output_dir)!r} contains other files. Choose another --output_dir.")
+    num_tokens = vocab_size - 1 - len(language_tokens)
+    spm_model = _train_sentencepiece(_sample_texts(texts, MAX_TRAINING_TEXTS), num_tokens, vocab_size)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(output_dir) as folder:
+        _fill_folder(folder, spm_model, language_tokens, source_lang=source_lang, target_lang=target_lang)
     return MarianTokenizer.from_pretrained(output_dir)
 
 
 def _sample_texts(texts: Iterable[str], max_texts: int) -> list[str]:
-    """Draw a seeded uniform sample in one pass (a fixed stride could meet the sources alone of alternating sides)."""
+    """Draw a seeded uniform sample in one pass (a fixed stride could select one side of alternating sides)."""
     # Source: Vitter 1985, algorithm R.
     rng = random.Random(0)
     sample: list[str] = []
@@ -79,23 +81,23 @@ def _sample_texts(texts: Iterable[str], max_texts: int) -> list[str]:
     return sample
 
 
-def _train_pieces(texts: list[str], num_pieces: int, vocab_size: int) -> bytes:
-    """Return a serialized sentencepiece model; `<pad>` and language tokens are the entries it lacks of vocab_size."""
+def _train_sentencepiece(texts: list[str], num_tokens: int, vocab_size: int) -> bytes:
+    """Return a serialized sentencepiece model of num_tokens; vocab_size includes `<pad>` and language tokens."""
     if not texts:
-        raise UserError("--train_tokenizer: the training texts are all empty: check the corpus")
+        raise UserError("--train_tokenizer: the training texts are all empty. Check the corpus.")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_cut(texts),
+            sentence_iterator=_split(texts),
             model_writer=model,  # a model_prefix would be stored in the bytes
             model_type="unigram",
-            vocab_size=num_pieces,
+            vocab_size=num_tokens,
             num_threads=_NUM_THREADS,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             character_coverage=0.9998,
             byte_fallback=False,
-            # The trainer drops every tab it reads, so a tab can only be a symbol of its own.
+            # The trainer drops every tab, so a tab must be a separate symbol.
             user_defined_symbols=["\t"],
             required_chars="\n\u00a0",
             eos_id=0,
@@ -105,40 +107,26 @@ def _train_pieces(texts: list[str], num_pieces: int, vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(_vocab_size_advice(str(error), vocab_size, vocab_size - num_pieces, len(texts))) from error
+        raise UserError(_vocab_size_advice(str(error), vocab_size, vocab_size - num_tokens, len(texts))) from error
     return model.getvalue()
 
 
-def _cut(texts: list[str]) -> Iterator[str]:
-    """Cut long texts up: the trainer skips those over 4,192 bytes silently, and is quadratic in repetitive ones."""
+def _split(texts: list[str]) -> Iterator[str]:
+    """Split long texts: the trainer skips those over 4,192 bytes silently, and is quadratic in repetitive ones."""
     for text in texts:
         for start in range(0, len(text), _MAX_CHARS):
             yield text[start : start + _MAX_CHARS]
 
 
 def _vocab_size_advice(message: str, vocab_size: int, num_others: int, num_texts: int) -> str:
-    """Turn sentencepiece's two complaints about the size, which count pieces, into entries and multiples of 8."""
+    """Convert sentencepiece's two errors about the size to entries of the vocabulary and multiples of 8."""
     if too_high := re.search(r"Please set it to a value <= (\d+)", message):
         largest = (int(too_high[1]) + num_others) // 8 * 8
-        return f"--vocab_size {vocab_size} is too large for a corpus of {num_texts} texts: use {largest} or less"
+        return f"--vocab_size: too large for a corpus of {num_texts} texts (got {vocab_size}). Use {largest} or less."
     if too_low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         smallest = -(-(int(too_low[1]) + num_others) // 8) * 8
-        return f"--vocab_size {vocab_size} is too small for the characters of the corpus: use {smallest} or more"
-    return f"--train_tokenizer: sentencepiece failed: {' '.join(message.split())}"
-
-
-def _publish_folder(
-    spm_model: bytes,
-    output_dir: Path,
-    language_tokens: Sequence[str],
-    *,
-    source_lang: str | None,
-    target_lang: str | None,
-) -> None:
-    """Publish the tokenizer's files, so that a killed run leaves no half of them."""
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(output_dir) as folder:
-        _fill_folder(folder, spm_model, language_tokens, source_lang=source_lang, target_lang=target_lang)
+        return f"--vocab_size: too small for the characters of the corpus (got {vocab_size}). Use {smallest} or more."
+    return f"--train_tokenizer: sentencepiece failed ({' '.join(message.split())}). Check the corpus."
 
 
 def _fill_folder(
@@ -149,8 +137,9 @@ def _fill_folder(
     source_lang: str | None,
     target_lang: str | None,
 ) -> None:
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=spm_model)
-    vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+    """Write the tokenizer's files."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=spm_model)
+    vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
     for token in (*language_tokens, _PAD):
         vocabulary[token] = len(vocabulary)
     (folder / "source.spm").write_bytes(spm_model)
@@ -163,10 +152,10 @@ def _fill_folder(
         source_lang=source_lang,
         target_lang=target_lang,
         model_max_length=512,
-        # Else a "</s>" in the middle of a text, which is HTML's end of strike-through, would end the sentence there.
+        # Otherwise a "</s>" in a text, which is HTML's end of strike-through, would end the sentence.
         split_special_tokens=True,
     )
     tokenizer.save_pretrained(folder)
-    # transformers 5 no longer writes this file; older versions and other readers look for it.
+    # transformers 5 no longer writes this file; older versions and other programs read it.
     special_tokens = {"eos_token": _EOS, "unk_token": _UNK, "pad_token": _PAD}
     (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n", encoding="utf-8")

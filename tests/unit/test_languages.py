@@ -50,7 +50,7 @@ def test_one_code_is_found(wanted, known, code):
 )
 def test_an_ambiguous_one_lists_the_candidates(wanted, known, codes):
     assert match_language(wanted, known) == codes
-    assert advise(wanted, known) == f"it may be {', '.join(codes)}: give one of them"
+    assert advise(wanted, known) == f"Give one of {', '.join(codes)}."
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_another_language_script_or_region_is_not_taken(wanted, known):
 
 
 def test_advice_names_what_is_near():
-    assert advise("tlh", M2M100).endswith("and 1 more")
+    assert advise("tlh", M2M100).endswith("and 1 more.")
 
 
 def test_keys_of_rows():

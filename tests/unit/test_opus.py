@@ -104,14 +104,14 @@ def test_find_code_resolves_codes_and_names(given: str, code: str) -> None:
 def test_find_code_lists_candidates(given: str, candidates: str) -> None:
     with pytest.raises(
         UserError,
-        match=rf"^--target_lang: kde4 has several such languages \(got {given}\)\. It may be {candidates}: give one",
+        match=rf"^--target_lang: kde4 has several such languages \(got {given}\)\. Give one of {candidates}",
     ):
         find_code("--target_lang", given)
 
 
 def test_find_code_refuses_unknown_language() -> None:
     with pytest.raises(
-        UserError, match=r"^--source_lang: kde4 does not have this language \(got sr@latin\)\. Known are af, ar"
+        UserError, match=r"^--source_lang: kde4 does not have this language \(got sr@latin\)\. Give one of af, ar"
     ):
         find_code("--source_lang", "sr@latin")
 

@@ -283,19 +283,19 @@ def test_another_process_and_folder_train_the_same_bytes(marian_dir, marian, oth
 
 
 def test_a_vocab_size_that_is_no_multiple_of_8_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"--vocab_size 1001 .* use 1000 or 1008"):
+    with pytest.raises(UserError, match=r"^--vocab_size: .*got 1001.. Use 1000 or 1008"):
         train_tokenizer(texts(), vocab_size=1001, output_dir=tmp_path / "t", source_lang=None, target_lang=None)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "pattern", "step"), [(8000, r"use (\d+) or less", 8), (16, r"use (\d+) or more", -8)]
+    ("vocab_size", "pattern", "step"), [(8000, r"Use (\d+) or less", 8), (16, r"Use (\d+) or more", -8)]
 )
 def test_the_advice_on_the_size_works_and_is_the_limit(tmp_path, vocab_size, pattern, step):
     def train(size):
         train_tokenizer(texts(), vocab_size=size, output_dir=tmp_path / str(size), source_lang=None, target_lang=None)
 
-    with pytest.raises(UserError, match=f"--vocab_size {vocab_size} .*{pattern}") as caught:
+    with pytest.raises(UserError, match=f"^--vocab_size: .*got {vocab_size}.. {pattern}") as caught:
         train(vocab_size)
     advised = int(caught.value.args[0].split("use ")[1].split()[0])
     assert advised % 8 == 0
@@ -328,7 +328,7 @@ def test_language_tokens_are_entries_before_the_padding_piece(tmp_path):
     assert tokenizer.convert_tokens_to_ids([*tokens, "<pad>"]) == [77, 78, 79] and len(tokenizer) == 80
     plain = tokenizer(" open the file")["input_ids"]
     assert tokenizer(">>deu<< open the file")["input_ids"] == [78, *plain]
-    with pytest.raises(UserError, match=r"is too large for a corpus of .* texts: use (\d+) or less") as caught:
+    with pytest.raises(UserError, match=r"^--vocab_size: too large for a corpus of .* Use (\d+) or less") as caught:
         train_tokenizer(
             texts(),
             vocab_size=8000,
@@ -362,9 +362,11 @@ def test_a_multilingual_marian_gets_the_token_of_its_target(tmp_path):
     tokenizer = marian_of(["fr", "fr_CA", "deu"], tmp_path)
     for wanted, token in (("fr", "fr"), ("French", "fr"), ("fr_CA", "fr_CA"), ("de", "deu")):
         assert source_prefix(MarianConfig(), tokenizer, "en", wanted) == f">>{token}<< "
-    with pytest.raises(UserError, match=r"--target_lang is missing: .*>>deu<<, >>fr<<.*--source_prefix"):
+    with pytest.raises(UserError, match=r"--target_lang: not given, .*>>deu<<, >>fr<<.*--source_prefix"):
         source_prefix(MarianConfig(), tokenizer, None, None)
-    with pytest.raises(UserError, match="--target_lang 'es' is no one language of this tokenizer: known are >>deu<<"):
+    with pytest.raises(
+        UserError, match="--target_lang: not a language of this tokenizer .got 'es'.. Give one of >>deu<<"
+    ):
         source_prefix(MarianConfig(), tokenizer, "en", "es")
 
 
@@ -397,7 +399,7 @@ def test_a_prefix_is_remembered_where_t5_has_its_own(t5, tmp_path):
     remember_prefix(read, "fr", "en", "")
     assert source_prefix(read, t5, "fr", "en") == ""
     assert source_prefix(read, t5, None, None) is None
-    with pytest.raises(UserError, match="--source_lang and --target_lang are missing: .*translation_fr_to_en"):
+    with pytest.raises(UserError, match="--source_lang, --target_lang: not given, .*translation_fr_to_en"):
         source_prefix(read, t5, None, None, must_choose=True)
     remember_prefix(read, "en", "de", None)  # nothing to remember
     assert len(read.task_specific_params) == 2
@@ -487,25 +489,29 @@ def test_a_copy_for_other_languages_leaves_the_tokenizer_alone(mbart_dir):
 
 @pytest.mark.parametrize(
     ("family", "wrong", "advice"),
-    [("mbart_dir", "Klingon", "known are"), ("nllb_dir", "tlh", "known are"), ("m2m_dir", "fr-fr-fr-fr", "known are")],
+    [
+        ("mbart_dir", "Klingon", "Give one of"),
+        ("nllb_dir", "tlh", "Give one of"),
+        ("m2m_dir", "fr-fr-fr-fr", "Give one of"),
+    ],
 )
 def test_a_foreign_language_is_refused_with_what_there_is(request, family, wrong, advice):
     folder = request.getfixturevalue(family)
-    with pytest.raises(UserError, match=f"--target_lang '{wrong}' .*{advice}"):
+    with pytest.raises(UserError, match=f"--target_lang: not a language .*got '{wrong}'.. {advice}"):
         load_tokenizer(str(folder), source_lang=CODES[family][0], target_lang=wrong)
-    with pytest.raises(UserError, match=f"--source_lang '{wrong}'"):
+    with pytest.raises(UserError, match=f"--source_lang: .*got '{wrong}'"):
         load_tokenizer(str(folder), source_lang=wrong, target_lang=CODES[family][1])
 
 
 def test_special_tokens_are_no_languages(nllb_dir):
-    with pytest.raises(UserError, match="--target_lang '<mask>'"):
+    with pytest.raises(UserError, match="--target_lang: .*got '<mask>'"):
         load_tokenizer(str(nllb_dir), source_lang="eng_Latn", target_lang="<mask>")
 
 
 def test_a_multilingual_tokenizer_needs_both_codes_unless_its_folder_has_them(mbart_dir, tmp_path):
-    with pytest.raises(UserError, match="--source_lang is missing"):
+    with pytest.raises(UserError, match="--source_lang: not given"):
         load_tokenizer(str(mbart_dir), source_lang=None, target_lang="fr_XX")
-    with pytest.raises(UserError, match="--target_lang is missing"):
+    with pytest.raises(UserError, match="--target_lang: not given"):
         load_tokenizer(str(mbart_dir), source_lang="en_XX", target_lang=None)
     MBartTokenizer.from_pretrained(mbart_dir, src_lang="de_DE", tgt_lang="it_IT").save_pretrained(tmp_path / "stored")
     tokenizer = load_tokenizer(str(tmp_path / "stored"), source_lang=None, target_lang=None)
@@ -525,7 +531,7 @@ def test_a_multilingual_tokenizer_needs_both_codes_unless_its_folder_has_them(mb
 def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path, files):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match="no tokenizer loads from this folder") as caught:
+    with pytest.raises(UserError, match="the folder has no valid tokenizer") as caught:
         load_tokenizer(str(tmp_path), source_lang=None, target_lang=None)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
