@@ -11,18 +11,24 @@ from random import Random
 import pytest
 
 from mtloop.data import rows
-from mtloop.data.demo.grammar import NUM_TRAIN, NUM_VALID, PAIRS_SHA256, demo_pairs, draw_pair
-from mtloop.data.demo.patterns import PATTERNS
-from mtloop.data.demo.phrases import (
+from mtloop.data.demo.grammar import NUM_TRAIN, NUM_VALID, PAIRS_SHA256, PATTERNS, demo_pairs, draw_pair
+from mtloop.data.demo.words import (
+    ADJECTIVES,
+    ATTRIBUTES,
+    CONSTANTS,
+    NOUNS,
+    VERBS,
+    Adjective,
     EnglishPhrase,
     EnglishVerb,
     FrenchPhrase,
     FrenchVerb,
+    Noun,
     Phrase,
+    Verb,
     capitalise,
     join_french,
 )
-from mtloop.data.demo.words import ADJECTIVES, ATTRIBUTES, CONSTANTS, NOUNS, VERBS, Adjective, Noun, Verb
 
 # sha256 of the JSON of both splits; changes with any word, pattern or draw, and must not change with anything else.
 PINNED = "58a186c0aa941ccb3c3bdf77064028a15669b027a0ebfbe2270f4f432910ab9f"

@@ -1,4 +1,4 @@
-"""Draw the pairs of the corpus: fill the slots of a pattern with words that go together.
+"""Draw the pairs of the corpus: fill the slots of a pattern of patterns.txt with words that go together.
 
 Owns the combinations of words and all use of randomness. Must not know the sentences. Only `Random.random` is used: its
 sequence is the same in every version of Python, which is not guaranteed for `choice` or `shuffle`.
@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from random import Random
 from string import Formatter
 from typing import TypeVar
 
-from mtloop.data.demo.patterns import PATTERNS, Pattern
-from mtloop.data.demo.phrases import (
+from mtloop.data.demo.words import (
+    ADJECTIVES,
+    ATTRIBUTES,
+    CONSTANTS,
+    NOUNS,
+    VERBS,
+    Adjective,
     EnglishPhrase,
     EnglishVerb,
     FrenchPhrase,
     FrenchVerb,
+    Noun,
     Phrase,
+    Verb,
     capitalise,
     join_french,
+    read_sections,
 )
-from mtloop.data.demo.words import ADJECTIVES, ATTRIBUTES, CONSTANTS, NOUNS, VERBS, Adjective, Noun, Verb
 
 Item = TypeVar("Item")
 Slots = dict[str, object]
@@ -52,6 +60,40 @@ _SUBJECT = {
     "once": ("x", "+"),
     "because": ("x", "-"),
     "s": ("t", "+-~"),
+}
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A template pair and the words that may fill it.
+
+    `o`, `x` and `z` name the tags of which the nouns in these slots need one, "" for any; `number` is "singular",
+    "plural" or "any" for o; `verbs` is the key of _VERBS_OF for v, "" for any verb.
+    """
+
+    english: str
+    french: str
+    o: str = ""
+    x: str = "C"
+    z: str = "C"
+    number: str = "any"
+    verbs: str = ""
+
+
+def _read_patterns() -> list[Pattern]:
+    patterns = []
+    for line in (line for lines in read_sections("patterns.txt").values() for line in lines):
+        english, french, *options = line.split(" | ")
+        patterns.append(Pattern(english, french, **dict(option.split("=") for option in " ".join(options).split())))
+    return patterns
+
+
+PATTERNS = _read_patterns()
+_VERBS_OF: dict[str, tuple[str, ...]] = {
+    "": (),
+    "FILE": ("open", "edit", "print", "convert", "compress", "encrypt", "sign", "read", "play", "translate", "export"),
+    "PLACE": ("save", "copy", "move", "export", "extract", "install", "insert", "paste", "create", "write"),
+    "KNOWN": ("replace", "rename", "delete", "open", "duplicate", "edit", "restore", "update", "select"),
 }
 
 
@@ -172,7 +214,7 @@ class _Draw:
     def bindings(self) -> tuple[Slots, Slots]:
         """Return the slots of the English and the French template."""
         pattern = self._pattern
-        self._draw_action("v", pattern.o or _ANY_TAGS + "P", pattern.verbs)
+        self._draw_action("v", pattern.o or _ANY_TAGS + "P", _VERBS_OF[pattern.verbs])
         self._draw_action("w", _ANY_TAGS, ())
         for slot, tags in (("o", pattern.o or _ANY_TAGS), ("x", pattern.x), ("z", pattern.z), ("p", "P")):
             if slot in self._forms and slot not in self._phrases:

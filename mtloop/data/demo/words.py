@@ -1,162 +1,28 @@
-"""Define the closed vocabulary of the embedded corpus: every content word with its one translation.
+"""Read the vocabulary of the embedded corpus, words.txt, and inflect words and noun phrases in English and French.
 
-Owns the word tables and the rules that inflect their regular entries. Must not know the patterns. Tags define which
-words go together, so that songs are played and printers are connected:
-D documents, E elements of a document, U user interface, H hardware, S settings, G software, T tasks, P people,
-A attributes; C what things are in, W what they are shown on, L what they are connected to, K storage devices, M media,
-X text, I images, R software that runs.
+Owns regular forms, determiners, agreement, the place of adjectives, elision and contraction. words.txt explains its
+entries and their tags. Must not know the patterns or how words are drawn. In a pattern `{o:the}` formats a phrase as
+"the file" / "le fichier", `{v:done}` a verb as the participle that agrees with its object, `{q}` an adjective that
+agrees with its subject.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from importlib.resources import files
 
-# One entry: english[/plural] = french[/plural] gender[h] TAGS; "h" marks an aspirated h (no elision: la hauteur).
-_NOUNS = """
-file = fichier m D; folder = dossier m DC; document = document m DCX; image = image f DI; photo = photo f DI
-archive = archive f DC; message = message m DCX; attachment = pièce jointe/pièces jointes f D; album = album m DCM
-playlist = liste de lecture/listes de lecture f DCM; song = morceau m DM; video = vidéo f DM; script = script m D
-note = note f DX; list = liste f DC; report = rapport m DCX; project = projet m DC; letter = lettre f DX
-book = livre m DCX; drawing = dessin m DI; presentation = présentation f DC
-database = base de données/bases de données f DC; article = article m DX; log = journal m DC
-certificate = certificat m D; e-mail = courriel m DCX; invoice = facture f DX; calendar = agenda m DC
-address book = carnet d'adresses/carnets d'adresses m DC; form = formulaire m DCX; history = historique m DC
-recording = enregistrement m DM; animation = animation f DM; screenshot = capture d'écran/captures d'écran f DI
-timetable = horaire m DX; contract = contrat m DX; logo = logo m DI
-directory = répertoire m C
-bookmark = signet m E; hyperlink = hyperlien m E; paragraph = paragraphe m EX; chapter = chapitre m EX
-page = page f ECX; table = tableau m EC; line = ligne f E; column = colonne f E; cell = cellule f E
-event = événement m E; appointment = rendez-vous/rendez-vous m E; address = adresse f E; comment = commentaire m EX
-item = élément m E; chart = graphique m E; question = question f EX
-window = fenêtre f U; tab = onglet m U; panel = panneau m UC; toolbar = barre d'outils/barres d'outils f U
-menu = menu m U; dialog = boîte de dialogue/boîtes de dialogue f U; button = bouton m U
-status bar = barre d'état/barres d'état f U; desktop = bureau m UW; clock = horloge f U; view = vue f U
-tooltip = infobulle f U; icon = icône f UI; thumbnail = vignette f UI; terminal = terminal m U
-notification = notification f U
-printer = imprimante f H; scanner = scanner m H; keyboard = clavier m H; mouse/mice = souris f H; screen = écran m HW
-camera = appareil photo/appareils photo m H; webcam = webcam f H; microphone = microphone m H
-loudspeaker = haut-parleur mh H; battery = batterie f H; phone = téléphone m HLW; tablet = tablette f HLW
-computer = ordinateur m HLW; server = serveur m HL; network = réseau m HL; router = routeur m HL
-device = périphérique m H; graphics card = carte graphique/cartes graphiques f H; host = hôte m HL
-disk = disque m K; hard disk = disque dur/disques durs m K; USB key = clé USB/clés USB f K
-memory card = carte mémoire/cartes mémoire f K; drive = lecteur m K; partition = partition f K
-option = option f S; setting = réglage m S; shortcut = raccourci m S; color = couleur f S; profile = profil m S
-account = compte m S; filter = filtre m S; password = mot de passe/mots de passe m S; style = style m S
-effect = effet m S; rule = règle f S; connection = connexion f S; activity = activité f S; alarm = alarme f S
-sound = son m S; language = langue f S
-plugin = module externe/modules externes m GR; extension = extension f GR; application = application f GR
-program = programme m GR; tool = outil m GR; driver = pilote m G; package = paquet m G; font = police f G
-theme = thème m G; dictionary = dictionnaire m G; game = jeu m GR; editor = éditeur m GR; browser = navigateur m GR
-operation = opération f T; transfer = transfert m T; backup = sauvegarde f T; search = recherche f T
-process = processus m T; session = session f T; print job = tâche d'impression/tâches d'impression f T
-test = test m T; calculation = calcul m T
-user = utilisateur m P; contact = contact m P; author = auteur m P; recipient = destinataire m P
-sender = expéditeur m P; administrator = administrateur m P; guest = invité m P; friend = ami m P
-developer = développeur m P; student = élève m P; member = membre m P; customer = client m P
-person/people = personne f P; team = équipe f P; group = groupe m P
-"""
 
-# Here the tags are those of the things that have the attribute.
-_ATTRIBUTES = """
-name = nom m DEUHSGTPK; size = taille f DUIK; date = date f DET; format = format m D; width = largeur f UI
-height = hauteur fh UI; position = position f EU; title = titre m DEU; path = chemin m D; type = type m DEHSK
-description = description f DEHSGT; hash = hachage mh D; state = état m HSTK; quality = qualité f DH
-duration = durée f MT; identifier = identifiant m EHPK; category = catégorie f DSG; location = emplacement m DU
-origin = origine f DT; opacity = opacité f UI; version = version f DG; usage = utilisation f HSG
-"""
+def read_sections(name: str) -> dict[str, list[str]]:
+    """Return the lines of each [section] of a file in this folder, without blank lines and comments."""
+    sections: dict[str, list[str]] = {}
+    for line in files("mtloop.data.demo").joinpath(name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            lines = sections[line.strip("[]")] = []
+        elif line and not line.startswith("#"):
+            lines.append(line)
+    return sections
 
-# One entry: english[/participle/gerund] = infinitive | participle forms | action noun and gender | TAGS.
-_VERBS = """
-open = ouvrir | ouvert | ouverture f | D; close = fermer | fermé | fermeture f | DUR
-save = enregistrer | enregistré | enregistrement m | DS; delete = supprimer | supprimé | suppression f | DESTP
-remove = retirer | retiré | retrait m | EHGPK; copy = copier | copié | copie f | DE
-move = déplacer | déplacé | déplacement m | DEU; rename = renommer | renommé | renommage m | DSK
-print = imprimer | imprimé | impression f | XI; export = exporter | exporté | exportation f | DS
-import = importer | importé | importation f | DS; download = télécharger | téléchargé | téléchargement m | DG
-send/sent/sending = envoyer | envoyé | envoi m | D; compress = compresser | compressé | compression f | D
-extract = extraire | extrait | extraction f | DE; convert = convertir | converti | conversion f | D
-encrypt = chiffrer | chiffré | chiffrement m | DK; verify = vérifier | vérifié | vérification f | DSHXK
-edit = modifier | modifié | modification f | DES; load = charger | chargé | chargement m | DG
-reload = recharger | rechargé | rechargement m | DG; share = partager | partagé | partage m | DK
-restore = restaurer | restauré | restauration f | DSU; replace = remplacer | remplacé | remplacement m | DEHSK
-read/read/reading = lire | lu | lecture f | X; create = créer | créé | création f | DESP
-show/shown/showing = afficher | affiché | affichage m | DEU; hide/hidden/hiding = masquer | masqué | masquage m | EU
-select = sélectionner | sélectionné | sélection f | DEUPK; duplicate = dupliquer | dupliqué | duplication f | DES
-scan/scanned/scanning = numériser | numérisé | numérisation f | XI
-resize = redimensionner | redimensionné | redimensionnement m | UI; play = lire | lu | lecture f | M
-translate = traduire | traduit | traduction f | X; recover = récupérer | récupéré | récupération f | DK
-update = mettre à jour | mis à jour/mise à jour/mis à jour/mises à jour | mise à jour f | DG
-install = installer | installé | installation f | G; uninstall = désinstaller | désinstallé | désinstallation f | G
-configure = configurer | configuré | configuration f | HSGU; enable = activer | activé | activation f | SG
-disable = désactiver | désactivé | désactivation f | SG; start = démarrer | démarré | démarrage m | RT
-stop/stopped/stopping = arrêter | arrêté | arrêt m | RT; restart = redémarrer | redémarré | redémarrage m | RTL
-connect = connecter | connecté | connexion f | HK; disconnect = déconnecter | déconnecté | déconnexion f | HKP
-detect = détecter | détecté | détection f | HK; test = tester | testé | test m | HKSG
-calibrate = étalonner | étalonné | étalonnage m | H; unmount = démonter | démonté | démontage m | K
-eject = éjecter | éjecté | éjection f | K; lock = verrouiller | verrouillé | verrouillage m | DUS
-unlock = déverrouiller | déverrouillé | déverrouillage m | DUS; minimize = réduire | réduit | réduction f | U
-maximize = agrandir | agrandi | agrandissement m | U; add = ajouter | ajouté | ajout m | EPSG
-insert = insérer | inséré | insertion f | EI; paste = coller | collé | collage m | E
-apply = appliquer | appliqué | application f | S
-reset/reset/resetting = réinitialiser | réinitialisé | réinitialisation f | SU
-define = définir | défini | définition f | S; synchronize = synchroniser | synchronisé | synchronisation f | DL
-analyze = analyser | analysé | analyse f | DK; cancel/canceled/canceling = annuler | annulé | annulation f | T
-resume = reprendre | repris/reprise | reprise f | T; invite = inviter | invité | invitation f | P
-block = bloquer | bloqué | blocage m | P; authorize = autoriser | autorisé | autorisation f | P
-"""
-
-# One entry: english = [marks]french forms TAGS. Marks: < precedes the noun, = is invariable, ! only with a
-# definite article, ? may also follow "to be", ~ only follows "to be", + and - may follow it too and say that a thing is
-# or is not fit for use.
-_ADJECTIVES = """
-new = <nouveau/nouvelle DEUHSGTPK; old = <ancien/ancienne DEUHSGTK; first = <!premier/première DEUTP
-last = <!dernier/dernière DEUTP; other = <!autre DEUHSGTPK; small = <petit DEUHK; big = <gros/grosse DE
-wrong = <!mauvais/mauvaise DESGAK; best = <!meilleur SG; selected = +sélectionné DEUSP
-current = !actuel/actuelle DUSGTA; next = !suivant DETP; previous = !précédent DETP; empty = -vide C
-hidden = -masqué DEU; temporary = ?temporaire DSA; local = ?local DLK; remote = ?distant DLK
-default = !=par défaut HSGA; active = +actif/active UHSGTP; missing = -manquant DEGHK
-inactive = -inactif/inactive UHSGTP; available = +disponible DHSGTPK; damaged = -endommagé DHK
-invalid = -invalide DESA; valid = +valide DESA; public = +public/publique DS; private = -privé DS
-shared = ?partagé DSK; encrypted = -chiffré DK; compressed = ?compressé D; automatic = ?automatique ST
-manual = ?manuel/manuelle ST; main = !principal DEUHS; external = ?externe HGK; internal = ?interne HK
-recent = ?récent DE; unknown = -inconnu DHSPA; read-only = -=en lecture seule DK
-incomplete = -incomplet/incomplète DT; unused = ?inutilisé DEHSGK; favorite = !favori/favorite SGMP
-important = ?important DEST; obsolete = -obsolète DSG; original = !=d'origine DA; visible = +visible EU
-wireless = =sans fil H; standard = ?=standard SG; transparent = ?transparent UI; modified = ?modifié DES
-protected = -protégé DSK; locked = -verrouillé DUS; daily = ?quotidien/quotidienne TX; French = français/française X
-English = anglais/anglaise X; black = ?noir UI; white = ?blanc/blanche UI; red = ?rouge UI; green = ?vert UI
-compatible = +compatible DHGK; incompatible = -incompatible DHGK; faulty = -défectueux/défectueuse HK
-ready = ~+prêt DHGTK; finished = +terminé T; interrupted = -interrompu T; authorized = +autorisé P
-blocked = -bloqué P; offline = -=hors ligne LP; online = +=en ligne LP; unreadable = -illisible DEK
-required = ?obligatoire SE; optional = ?facultatif/facultative SE; exact = exact A; incorrect = ~incorrect A
-equal to %1 = ~égal à %1/égale à %1/égaux à %1/égales à %1 A
-different from %1 = ~différent de %1/différente de %1/différents de %1/différentes de %1 A
-"""
-
-_CONSTANTS = """
-app: Kate; KWrite; Konsole; Dolphin; Okular; Ark; Gwenview; KMail; Kontact; Konqueror; Amarok; Akregator; Elisa
-app: Digikam; Krita; Kdenlive; KOrganizer; KolourPaint; KCalc; Umbrello; Spectacle; Marble
-menu: File = Fichier; Edit = Édition; View = Affichage; Tools = Outils; Settings = Configuration; Help = Aide
-menu: Bookmarks = Signets; Insert = Insertion; Window = Fenêtre; Format
-button: OK; Cancel = Annuler; Apply = Appliquer; Save = Enregistrer; Yes = Oui; No = Non; Close = Fermer
-button: Retry = Réessayer; Continue = Continuer; Finish = Terminer; Skip = Ignorer; Browse = Parcourir; Next = Suivant
-button: Advanced = Avancé
-key: Enter = Entrée; Escape = Échap; Delete = Suppr; Tab; Space = Espace; F1; F2; F5; F8; F12; Ctrl+C; Ctrl+S; Ctrl+V
-key: Alt+F4
-number: 2; 3; 4; 5; 6; 8; 10; 12; 15; 20; 25; 50; 64; 100
-how: automatically = automatiquement; manually = manuellement; permanently = définitivement; quickly = rapidement
-how: immediately = immédiatement; temporarily = temporairement; completely = complètement; regularly = régulièrement
-when: at startup = au démarrage; in the background = en arrière-plan; every day = chaque jour; later = plus tard
-when: every hour = toutes les heures; now = maintenant; in a few minutes = dans quelques minutes; again = de nouveau
-when: every week = chaque semaine; tomorrow = demain; during the night = pendant la nuit
-when: after the update = après la mise à jour
-reason: access denied = accès refusé; disk full = disque plein; unknown error = erreur inconnue
-reason: connection lost = connexion perdue; not enough memory = mémoire insuffisante
-reason: wrong password = mot de passe incorrect; unsupported format = format non pris en charge
-reason: time limit exceeded = délai dépassé; name already taken = nom déjà utilisé
-reason: service unavailable = service indisponible; invalid argument = argument invalide
-reason: syntax error = erreur de syntaxe
-"""
 
 # The words are compared and hashed by identity (eq=False): two entries are never the same word, and drawing is faster.
 
@@ -221,10 +87,6 @@ def _english_plural(singular: str) -> str:
     return singular + ("es" if singular.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def _entries(table: str) -> list[str]:
-    return [entry.strip() for line in table.strip().splitlines() for entry in line.split(";")]
-
-
 def _noun(entry: str) -> Noun:
     english, right = entry.split(" = ")
     french, gender, tags = right.rsplit(" ", 2)
@@ -258,18 +120,187 @@ def _adjective(entry: str) -> Adjective:
     return Adjective(english, (spelled,) * 4 if "=" in marks else french_forms(spelled), marks, tags)
 
 
-def _constants() -> dict[str, list[tuple[str, str]]]:
+def _entries(lines: list[str]) -> list[str]:
+    return [entry.strip() for line in lines for entry in line.split(";")]
+
+
+def _constants(lines: list[str]) -> dict[str, list[tuple[str, str]]]:
     constants: dict[str, list[tuple[str, str]]] = {}
-    for line in _CONSTANTS.strip().splitlines():
+    for line in lines:
         kind, _, entries = line.partition(": ")
-        for entry in _entries(entries):
+        for entry in _entries([entries]):
             english, _, french = entry.partition(" = ")
             constants.setdefault(kind, []).append((english, french or english))
     return constants
 
 
-NOUNS = [_noun(entry) for entry in _entries(_NOUNS)]
-ATTRIBUTES = [_noun(entry) for entry in _entries(_ATTRIBUTES)]
-VERBS = [_verb(entry) for entry in _entries(_VERBS)]
-ADJECTIVES = [_adjective(entry) for entry in _entries(_ADJECTIVES)]
-CONSTANTS = _constants()
+_SECTIONS = read_sections("words.txt")
+NOUNS = [_noun(entry) for entry in _entries(_SECTIONS["nouns"])]
+ATTRIBUTES = [_noun(entry) for entry in _entries(_SECTIONS["attributes"])]
+VERBS = [_verb(entry) for entry in _entries(_SECTIONS["verbs"])]
+ADJECTIVES = [_adjective(entry) for entry in _entries(_SECTIONS["adjectives"])]
+CONSTANTS = _constants(_SECTIONS["constants"])
+
+# (singular, plural)
+_ENGLISH_BY_NUMBER = {
+    "be": ("is", "are"),
+    "has": ("has", "have"),
+    "does": ("does", "do"),
+    "exists": ("exists", "exist"),
+    "contains": ("contains", "contain"),
+    "it": ("it", "them"),
+    "this": ("this", "these"),
+}
+_FRENCH_BY_NUMBER = {
+    "be": ("est", "sont"),
+    "be_not": ("n'est pas", "ne sont pas"),
+    "has": ("a", "ont"),
+    "has_not": ("n'a pas", "n'ont pas"),
+    "will_be": ("sera", "seront"),
+    "can": ("peut", "peuvent"),
+    "cannot": ("ne peut pas", "ne peuvent pas"),
+    "exists": ("existe", "existent"),
+    "exists_not": ("n'existe pas", "n'existent pas"),
+    "contains": ("contient", "contiennent"),
+}
+# (masculine, feminine, masculine plural, feminine plural)
+_FRENCH_BY_GENDER = {
+    "it": ("le", "la", "les", "les"),
+    "has_it": ("a-t-il", "a-t-elle", "ont-ils", "ont-elles"),
+    "only": french_forms("seul"),
+    "found": french_forms("trouvé"),
+    "passed": french_forms("passé"),
+}
+_FRENCH_DETERMINERS = {
+    "the": ("le", "la", "les", "les"),
+    "a": ("un", "une", "des", "des"),
+    "this": ("ce", "cette", "ces", "ces"),
+    "your": ("votre", "votre", "vos", "vos"),
+    "all": ("tous les", "toutes les", "tous les", "toutes les"),
+    "each": ("chaque", "chaque", "chaque", "chaque"),
+    "no": ("aucun", "aucune", "aucun", "aucune"),
+    "which": ("quel", "quelle", "quels", "quelles"),
+}
+_ENGLISH_DETERMINERS = {"the": "the", "your": "your", "all": "all the", "each": "each", "no": "no", "which": "which"}
+# Written with a vowel, spoken with a consonant: "a user", "a USB key".
+_SPOKEN_CONSONANT = re.compile(r"us|uni")
+
+_VOWELS = "aeiouyàâéèêëîïôûœæAEIOUYÀÂÉÈÊËÎÏÔÛŒÆ"
+_ASPIRATED = [form for noun in (*NOUNS, *ATTRIBUTES) if noun.is_aspirated for form in noun.french]
+_BEFORE_VOWEL = rf"(?!(?:{'|'.join(map(re.escape, _ASPIRATED))})\b)(?=[{_VOWELS}hH])"
+_ELISION = re.compile(rf"\b([lLdDnN])(?:e|a) {_BEFORE_VOWEL}|\b([qQ]u)e {_BEFORE_VOWEL}")
+_CONTRACTION = re.compile(r"\b(de les|de le|à les|à le) ")
+_CONTRACTED = {"de le": "du", "de les": "des", "à le": "au", "à les": "aux"}
+_STARTS_WITH_VOWEL = re.compile(_BEFORE_VOWEL)
+_SENTENCE_START = re.compile(r"(?:^|[.?!] )(\w)")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """The content of a noun phrase, in no language yet; `suffix` is "" or a placeholder for the name of the thing."""
+
+    noun: Noun
+    adjective: Adjective | None = None
+    is_plural: bool = False
+    suffix: str = ""
+
+    def agreement(self) -> int:
+        """Return the index of this phrase's gender and number among the four French forms."""
+        return 2 * self.is_plural + self.noun.is_feminine
+
+
+class EnglishPhrase:
+    """A phrase, formatted with a determiner ("the", "a", ...), as a word agreeing with it ("be", ...) or bare ("")."""
+
+    def __init__(self, phrase: Phrase):
+        self._number = int(phrase.is_plural)
+        name = phrase.noun.english[self._number]
+        self._words = f"{phrase.adjective.english} {name}" if phrase.adjective else name
+        self._suffix = phrase.suffix and f' "{phrase.suffix}"'
+
+    def __format__(self, form: str) -> str:
+        if form == "this":
+            return f"{_ENGLISH_BY_NUMBER['this'][self._number]} {self._words}{self._suffix}"
+        if form in _ENGLISH_BY_NUMBER:
+            return _ENGLISH_BY_NUMBER[form][self._number]
+        if form == "a" and not self._number:
+            is_vowel = self._words[0] in "aeiouAEIOU" and not _SPOKEN_CONSONANT.match(self._words.lower())
+            return f"{'an' if is_vowel else 'a'} {self._words}{self._suffix}"
+        determiner = _ENGLISH_DETERMINERS[form] + " " if form in _ENGLISH_DETERMINERS else ""
+        return f"{determiner}{self._words}{self._suffix}"
+
+
+class FrenchPhrase:
+    """The French side of `EnglishPhrase`, with the same format specifications and some for French alone."""
+
+    def __init__(self, phrase: Phrase):
+        self._phrase = phrase
+        self._agreement = phrase.agreement()
+        self._suffix = phrase.suffix and f" « {phrase.suffix} »"
+        self._words = phrase.noun.french[phrase.is_plural]
+        self._is_preposed = bool(phrase.adjective and "<" in phrase.adjective.marks)
+        if phrase.adjective:
+            form = phrase.adjective.french[self._agreement]
+            if form == "nouveau" and starts_with_vowel(self._words):
+                form = "nouvel"
+            self._words = f"{form} {self._words}" if self._is_preposed else f"{self._words} {form}"
+
+    def __format__(self, form: str) -> str:
+        if form in _FRENCH_BY_NUMBER:
+            return _FRENCH_BY_NUMBER[form][self._phrase.is_plural]
+        if form in _FRENCH_BY_GENDER:
+            return _FRENCH_BY_GENDER[form][self._agreement]
+        if form == "":
+            return self._words + self._suffix
+        determiner = _FRENCH_DETERMINERS[form][self._agreement]
+        if determiner == "ce" and starts_with_vowel(self._words):
+            determiner = "cet"
+        if determiner == "des" and self._is_preposed:
+            determiner = "de"
+        return f"{determiner} {self._words}{self._suffix}"
+
+
+class EnglishVerb:
+    """A verb: base form, or "done" (participle) or "doing" (gerund)."""
+
+    def __init__(self, verb: Verb):
+        self._forms = {"": verb.english, "done": verb.participle, "past": verb.participle, "doing": verb.gerund}
+
+    def __format__(self, form: str) -> str:
+        return self._forms[form]
+
+
+class FrenchVerb:
+    """A verb: infinitive, "done" (agreeing with its object), "past" (after avoir), "action" or "the_action"."""
+
+    def __init__(self, verb: Verb, phrase: Phrase):
+        article = "la" if verb.action_is_feminine else "le"
+        self._forms = {
+            "": verb.infinitive,
+            "done": verb.done[phrase.agreement()],
+            "past": verb.done[0],
+            "action": verb.action,
+            "the_action": f"{article} {verb.action}",
+        }
+
+    def __format__(self, form: str) -> str:
+        return self._forms[form]
+
+
+def starts_with_vowel(french: str) -> bool:
+    """Return True if French elides before these words: before a vowel or a mute h."""
+    return bool(_STARTS_WITH_VOWEL.match(french))
+
+
+def join_french(text: str) -> str:
+    """Elide (le image -> l'image) and contract (de le fichier -> du fichier) the words of a French sentence.
+
+    An object pronoun after "de" or "à" would also be contracted: a pattern must not have one there.
+    """
+    text = _ELISION.sub(lambda found: f"{found.group(1) or found.group(2)}'", text)
+    return _CONTRACTION.sub(lambda found: _CONTRACTED[found.group(1)] + " ", text)
+
+
+def capitalise(text: str) -> str:
+    """Return the text with a capital at the start of each sentence."""
+    return _SENTENCE_START.sub(lambda found: found.group().upper(), text)
