@@ -297,7 +297,7 @@ def test_the_advice_on_the_size_works_and_is_the_limit(tmp_path, vocab_size, pat
 
     with pytest.raises(UserError, match=f"^--vocab_size: .*got {vocab_size}.. {pattern}") as caught:
         train(vocab_size)
-    advised = int(caught.value.args[0].split("use ")[1].split()[0])
+    advised = int(caught.value.args[0].split("Use ")[1].split()[0])
     assert advised % 8 == 0
     train(advised)
     with pytest.raises(UserError, match="--vocab_size"):
@@ -337,7 +337,7 @@ def test_language_tokens_are_entries_before_the_padding_piece(tmp_path):
             target_lang=None,
             language_tokens=tokens,
         )
-    largest = int(str(caught.value).split("use ")[1].split()[0])
+    largest = int(str(caught.value).split("Use ")[1].split()[0])
     train_tokenizer(
         texts(),
         vocab_size=largest,
