@@ -1,8 +1,8 @@
-"""What of a model is trained: all but frozen parts, or a LoRA adapter of peft beside the frozen model.
+"""Select the trained weights of a model: all but frozen parts, or a LoRA adapter of peft on the frozen model.
 
-peft puts the adapter's layers into the model, which keeps its class: generate() and forward() are called as
-ever, and only the names of its weights change. Owns those names. What is saved is told apart here into the plain model,
-with the adapter added to its weights, and the adapter in peft's own format. Must not know data, ranks or training.
+peft adds the adapter's layers to the model, which keeps its class; only the names of its weights change, and this
+module owns those names. A model is saved as the plain model, with the adapter added to its weights, and as the adapter
+in peft's format. Must not know data, ranks or training.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
 
 
 def choose_trained(model: PreTrainedModel, config: TuningConfig, *, name: str | None) -> list[str]:
-    """Freeze what is not to be trained, or put an adapter into the model.
+    """Freeze parts of a model, or add an adapter to it.
 
     Args:
         model: Changed in place.
-        config: What is asked for.
-        name: --model_name_or_path, for the adapter's own record; None for a model from scratch.
+        config: The parts to freeze, or the rank and layers of the adapter.
+        name: --model_name_or_path, for the adapter's config; None for a model from scratch.
 
     Returns:
-        A line for the user; none when all is trained.
+        A line for the user; none if everything is trained.
 
     Raises:
-        UserError: for parts or modules that the model has not, or that leave nothing to train; without peft.
+        UserError: Modules that the model does not have, nothing left to train, or peft is not installed.
     """
     if hasattr(model, "peft_config"):  # transformers loads a folder of an adapter together with its base model
         raise UserError(
-            f"--model_name_or_path {name}: is an adapter and not a model; give the model it belongs to, or a folder in "
-            "which both are merged"
+            f"--model_name_or_path {name}: an adapter, not a model. Give the model it belongs to, or a folder in which "
+            "both are merged."
         )
     if config.freeze:
         return [freeze(model, config.freeze)]
@@ -51,32 +51,32 @@ def choose_trained(model: PreTrainedModel, config: TuningConfig, *, name: str | 
 
 
 def freeze(model: PreTrainedModel, parts: list[str]) -> str:
-    """Freeze parts of a model: encoder, decoder, embeddings. Returns what is frozen, in one line.
+    """Freeze parts of a model: encoder, decoder, embeddings. Return a line that lists them.
 
     Raises:
-        UserError: when nothing is left to train.
+        UserError: Nothing is left to train.
     """
-    pieces = {id(weight) for weight in _tables(model, with_positions=False)}
+    shared = {id(weight) for weight in _embeddings(model, with_positions=False)}
     output = cast(Any, model.get_output_embeddings())
     text = f"frozen: {', '.join(parts)}"
     for part in parts:
         if part == "embeddings":
-            weights = _tables(model, with_positions=True)
-            if output is not None and id(output.weight) in pieces:
+            weights = _embeddings(model, with_positions=True)
+            if output is not None and id(output.weight) in shared:
                 text += " (with the output layer, which is tied to the embeddings)"
         else:
             side = model.get_encoder() if part == "encoder" else model.get_decoder()
-            # A table of pieces is the decoder's and the output's as well, in most models.
-            weights = [weight for weight in side.parameters() if id(weight) not in pieces]
+            # In most models both sides and the output share the token embeddings.
+            weights = [weight for weight in side.parameters() if id(weight) not in shared]
         for weight in weights:
             weight.requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
-        raise UserError(f"--freeze {','.join(parts)}: nothing of this model is left to train; leave a part out")
+        raise UserError(f"--freeze: nothing of the model is left to train (got {','.join(parts)}). Leave a part out.")
     return text
 
 
-def _tables(model: PreTrainedModel, *, with_positions: bool) -> list[nn.Parameter]:
-    """List the tables of pieces of both sides, and with them those of positions (T5's biases are in its layers)."""
+def _embeddings(model: PreTrainedModel, *, with_positions: bool) -> list[nn.Parameter]:
+    """List the token embeddings of both sides, and optionally those of positions (T5's biases are in its layers)."""
     sides = [model.get_encoder(), model.get_decoder()]
     owners: list[Any] = [model.get_input_embeddings(), *(side.get_input_embeddings() for side in sides)]
     if with_positions:
@@ -85,7 +85,7 @@ def _tables(model: PreTrainedModel, *, with_positions: bool) -> list[nn.Paramete
 
 
 def attach_lora(model: PreTrainedModel, config: TuningConfig, *, name: str) -> str:
-    """Put a LoRA adapter into a model, whose own weights are frozen. Returns what was done, in one line.
+    """Add a LoRA adapter to a model and freeze the model's weights. Return a line that describes the adapter.
 
     Args:
         model: Changed in place; it keeps its class.
@@ -93,17 +93,17 @@ def attach_lora(model: PreTrainedModel, config: TuningConfig, *, name: str) -> s
         name: --model_name_or_path.
 
     Raises:
-        UserError: without peft; for modules that the model has not.
+        UserError: peft is not installed, or the model does not have a module.
 
     Source: Hu et al. 2021 (LoRA), section 4.1; peft 0.21 LoraConfig.
     """
     try:
         from peft import LoraConfig, TaskType, inject_adapter_in_model
     except ImportError as error:
-        raise UserError("--lora_rank: needs the package peft; pip install peft") from error
+        raise UserError("--lora_rank: the package peft is not installed. Run `pip install peft`.") from error
     assert config.lora_rank is not None and config.lora_alpha is not None
     linears = _linear_names(model)
-    targets = config.lora_target_modules or _attention_of(model, linears)
+    targets = config.lora_target_modules or _attention_layers(model, linears)
     if targets != [ALL_LINEAR]:
         _check_targets(targets, linears)
     base, revision = split_revision(name)
@@ -113,7 +113,7 @@ def attach_lora(model: PreTrainedModel, config: TuningConfig, *, name: str) -> s
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
-        # Where a folder lies is nobody's business on the Hub.
+        # A local path must not be published.
         base_model_name_or_path=Path(base).resolve().name if Path(base).is_dir() else base,
         revision=revision,
     )
@@ -126,12 +126,12 @@ def attach_lora(model: PreTrainedModel, config: TuningConfig, *, name: str) -> s
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:
-    """Name the layers that can have an adapter: linear, and not tied to a table of pieces, which has none."""
-    pieces = {id(weight) for weight in _tables(model, with_positions=False)}
+    """List the names of layers that can have an adapter: linear, and not tied to the token embeddings."""
+    shared = {id(weight) for weight in _embeddings(model, with_positions=False)}
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module.weight) not in pieces
+        if isinstance(module, nn.Linear) and id(module.weight) not in shared
     ]
 
 
@@ -139,30 +139,30 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _attention_of(model: PreTrainedModel, linears: list[str]) -> list[str]:
+def _attention_layers(model: PreTrainedModel, linears: list[str]) -> list[str]:
     kinds = {_last(name) for name in linears}
     for pair in attention_names(family_of(model.config)):  # peft 0.21 has no default for Marian
         if kinds.issuperset(pair):
             return list(pair)
     raise UserError(
-        "--lora_rank: the attentions of this model have names of their own; give --lora_target_modules, of "
-        f"{', '.join(sorted(kinds))}, or {ALL_LINEAR}"
+        "--lora_rank: the names of this model's attention layers are unknown. Give --lora_target_modules, one or more "
+        f"of {', '.join(sorted(kinds))}, or {ALL_LINEAR}."
     )
 
 
 def _check_targets(targets: list[str], linears: list[str]) -> None:
-    """Refuse a name that peft would find nowhere, or in a place where an adapter cannot be merged."""
+    """Refuse a name that no layer has, or only layers into which an adapter cannot be merged."""
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linears):
             kinds = sorted({_last(name) for name in linears})
             raise UserError(
-                f"--lora_target_modules {target}: this model has no such linear layer that an adapter could be merged "
-                f"into; give one or more of {', '.join(kinds)}, or {ALL_LINEAR}"
+                "--lora_target_modules: the model has no such linear layer into which an adapter can be merged (got "
+                f"{target}). Give one or more of {', '.join(kinds)}, or {ALL_LINEAR}."
             )
 
 
 def adapter_config(model: PreTrainedModel) -> Any:
-    """Return the LoraConfig of a model's adapter; None for a model without one."""
+    """Return the LoraConfig of a model's adapter, None if it has no adapter."""
     return getattr(model, "peft_config", {}).get("default")
 
 
@@ -170,7 +170,7 @@ def merged_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[s
     """Return the weights of the plain model, under its own names: W + BA * alpha / r where there is an adapter.
 
     Args:
-        model: Says whether there is one.
+        model: With or without an adapter.
         weights: Its state dict, gathered.
     """
     lora = adapter_config(model)
@@ -179,18 +179,18 @@ def merged_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[s
         if name.endswith(".lora_A.default.weight"):
             layer = name.removesuffix(".lora_A.default.weight")
             b = weights[f"{layer}.lora_B.default.weight"]
-            # To the CPU layer by layer: a device need not hold a second model.
+            # Moved to the CPU layer by layer: the device need not hold a second model.
             plain[f"{layer}.weight"] = (plain[f"{layer}.weight"] + b @ a * (lora.lora_alpha / lora.r)).cpu()
     return plain
 
 
 def save_adapter(model: PreTrainedModel, weights: dict[str, Tensor], path: Path) -> None:
-    """Write the adapter alone as PeftModel.from_pretrained(base, path) reads it; nothing for a model without one.
+    """Write only the adapter, in the format of PeftModel.from_pretrained; do nothing if there is none.
 
     Args:
-        model: Has its configuration.
+        model: Has the adapter's config.
         weights: Its state dict, gathered.
-        path: The folder, which is made.
+        path: The folder to create.
     """
     lora = adapter_config(model)
     if lora is None:
@@ -199,17 +199,17 @@ def save_adapter(model: PreTrainedModel, weights: dict[str, Tensor], path: Path)
     own = {_name_in_file(name): weight.contiguous().cpu() for name, weight in weights.items() if _is_adapters(name)}
     save_file(own, path / WEIGHTS_NAME, metadata={"format": "pt"})
     lora = copy.copy(lora)
-    lora.inference_mode = True  # as peft saves it: who loads the adapter trains no more, unless asked to
-    lora.target_modules = sorted(lora.target_modules)  # a set: the file should not depend on its order
+    lora.inference_mode = True  # as peft saves it
+    lora.target_modules = sorted(lora.target_modules)  # a set, whose order must not matter in the file
     lora.save_pretrained(str(path))
 
 
 def stored_adapter(model: PreTrainedModel, path: Path) -> dict[str, Tensor]:
-    """Read an adapter's weights, by the names of a model that has one of the same layers and rank.
+    """Read an adapter's weights, under the names of a model with an adapter of the same layers and rank.
 
     Raises:
-        OSError: when there is no such file.
-        ValueError: for one of other layers or another rank.
+        OSError: There is no such file.
+        ValueError: The adapter has other layers or another rank.
     """
     stored = load_file(path / WEIGHTS_NAME)
     own = {_name_in_file(name): weight for name, weight in model.state_dict().items() if _is_adapters(name)}
@@ -223,12 +223,12 @@ def stored_adapter(model: PreTrainedModel, path: Path) -> dict[str, Tensor]:
 
 
 def unmerged(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return plain weights by the names of a model with an adapter, and an adapter that adds nothing to them.
+    """Return plain weights under the names of a model with an adapter, with an adapter of zeros.
 
-    For what is made of several checkpoints at the end of a run; a resume reads base and adapter anew.
+    For an average of checkpoints at the end of a run; a resume reads base and adapter from their files.
 
     Raises:
-        ValueError: for weights of another model.
+        ValueError: The weights are those of another model.
     """
     own = model.state_dict()
     names = {name.replace(".base_layer.", "."): name for name in own}
@@ -240,10 +240,10 @@ def unmerged(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Te
 
 
 def base_fingerprint(model: PreTrainedModel) -> str | None:
-    """Hash the weights that an adapter stands beside, and without which it is nothing; None without an adapter."""
+    """Return a hash of the weights that an adapter was trained on; None without an adapter."""
     if adapter_config(model) is None:
         return None
-    computed = set(model._keys_to_ignore_on_save or ())  # tables of sines: another processor, another last digit
+    computed = set(model._keys_to_ignore_on_save or ())  # tables of sines, whose last digit depends on the processor
     digest, seen = hashlib.sha256(), set()
     for name, weight in sorted(model.state_dict().items()):
         if not _is_adapters(name) and name not in computed and weight.data_ptr() not in seen:  # tied: once
@@ -258,5 +258,5 @@ def _is_adapters(name: str) -> bool:
 
 
 def _name_in_file(name: str) -> str:
-    """A weight's name in peft's files: within its wrapper, and without the adapter's name."""
+    """Return a weight's name in peft's files: within its wrapper, and without the adapter's name."""
     return f"base_model.model.{name.replace('.default.', '.')}"

@@ -1,4 +1,4 @@
-"""Load a pretrained model, or build one, and check it against its tokenizer."""
+"""Load a pretrained model or build a new one, and check that it fits its tokenizer."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from mtloop.model.families import family_of
 
 logger = logging.getLogger(__name__)
 
-# For a model with pickled weights alone, transformers (5.24) asks the Hub for a bot's conversion to safetensors, and
-# downloads what it does not use, in a thread without a timeout that the end of the process waits for.
+# For a model with only pickled weights, transformers (5.24) requests a conversion to safetensors from the Hub and
+# downloads unused files, in a thread without a timeout that delays the end of the process.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 # Transformer base is Vaswani et al. 2017, table 3; the smaller two keep heads of 64 (32 for tiny) and 4 x feed-forward.
@@ -34,8 +34,8 @@ MODEL_SIZES: dict[str, dict[str, int]] = {
     "small": {"d_model": 256, "layers": 3, "heads": 4, "ffn_dim": 1024},
     "base": {"d_model": 512, "layers": 6, "heads": 8, "ffn_dim": 2048},
 }
-# A model's table may be padded beyond its tokenizer (T5: 32,128 rows for 32,100 pieces); more than this is another
-# vocabulary.
+# The embeddings may have more rows than the tokenizer has tokens (T5: 32,128 and 32,100); beyond this difference the
+# vocabulary is another.
 MAX_SPARE_ROWS = 256
 
 
@@ -51,13 +51,13 @@ def load_model(
 
     Args:
         name_or_path: Folder or Hub name, also `name@revision`.
-        tokenizer: The tokenizer that the data was encoded with.
-        dropout: Replaces the model's own where given.
-        attention: transformers' attn_implementation; None leaves its choice.
+        tokenizer: The tokenizer that encodes the data.
+        dropout: Replaces the model's dropout; None keeps it.
+        attention: transformers' attn_implementation; None is its default.
         trust_remote_code: Whether code of the repository may run.
 
     Raises:
-        UserError: no such model, no weights, not a seq2seq model, or another vocabulary than the tokenizer's.
+        UserError: No such model, no weights, not a seq2seq model, or another vocabulary than the tokenizer's.
     """
     name, revision = split_revision(name_or_path)
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
@@ -75,15 +75,15 @@ def load_model(
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"--model_name_or_path {name_or_path}: cannot be loaded ({first_line(error)}); give a folder with "
-            f"config.json and model.safetensors, or a Hub name (without network: `hf download {name}` elsewhere)"
+            f"--model_name_or_path {name_or_path}: cannot be loaded ({first_line(error)}). Give a folder with "
+            f"config.json and model.safetensors, or a Hub name (offline: run `hf download {name}` on another machine)."
         ) from error
     _freeze_fixed_modules(model)
     trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
-    if lacking := sorted(trainable & set(found["missing_keys"])):  # transformers draws them at random, with a warning
+    if lacking := sorted(trainable & set(found["missing_keys"])):  # transformers only warns
         raise UserError(
-            f"--model_name_or_path {name_or_path}: its file lacks {len(lacking)} weights of a {type(model).__name__}, "
-            f"such as {lacking[0]}; give a whole seq2seq model"
+            f"--model_name_or_path {name_or_path}: {len(lacking)} weights of a {type(model).__name__} are missing, "
+            f"for example {lacking[0]}. Give a complete seq2seq model."
         )
     _match_vocabulary(model, tokenizer, name_or_path)
     return model
@@ -99,26 +99,26 @@ def build_model(
     attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Build a model with random weights: a Marian of `model_size`, or what `config_name` describes.
+    """Build a model with random weights: a Marian of `model_size`, or the model described by `config_name`.
 
     Args:
-        tokenizer: Gives the vocabulary size and the special ids.
-        model_size: A key of MODEL_SIZES; used when config_name is None.
+        tokenizer: Has the vocabulary size and the special token ids.
+        model_size: A key of MODEL_SIZES; used if config_name is None.
         config_name: Folder or Hub name of a config, also `name@revision`.
-        dropout: 0.1 when None and a model_size is built; the config's own otherwise.
-        max_length: Tokens of the longest source or target: the positions needed.
-        attention: transformers' attn_implementation; None leaves its choice.
+        dropout: None is 0.1 for a model_size and the config's own otherwise.
+        max_length: Tokens of the longest source or target, the positions needed.
+        attention: transformers' attn_implementation; None is its default.
         trust_remote_code: Whether code of the repository may run.
 
     Raises:
-        UserError: no such config, or none that suits the tokenizer.
+        UserError: No such config, or no model can be built from it.
     """
     described = ModelConfig(
         config_name=config_name, model_size=cast(Any, model_size), trust_remote_code=trust_remote_code
     )
     config = load_config(described, tokenizer, max_length=max_length)
     _set_random_rates(config, dropout)
-    config.vocab_size = _num_pieces(tokenizer)
+    config.vocab_size = _num_tokens(tokenizer)
     if hasattr(config, "decoder_vocab_size"):
         config.decoder_vocab_size = config.vocab_size
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -130,21 +130,21 @@ def build_model(
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
         model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=trust_remote_code, **options)
-    except (ValueError, IndexError) as error:  # IndexError: M2M100 wants more positions than the padding piece's id
+    except (ValueError, IndexError) as error:  # IndexError: M2M100 needs more positions than the padding token's id
         raise UserError(
-            f"--config_name {config_name}: no seq2seq model can be built from it ({first_line(error)}); give the "
-            "config of a translation model, such as a Marian's"
+            f"--config_name {config_name}: no seq2seq model can be built from it ({first_line(error)}). Give the "
+            "config of a translation model, for example Helsinki-NLP/opus-mt-en-fr."
         ) from error
-    # As the converted Marian models have it: the padding piece is no translation.
+    # As in the converted Marian models: never generate the padding token.
     model.generation_config.bad_words_ids = [[tokenizer.pad_token_id]]
     return model
 
 
 def load_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 512) -> PretrainedConfig:
-    """Return the config of the model that is named, or will be built. It tells the family before weights are loaded.
+    """Return the config of the named model, or of the model to build, without loading weights.
 
     Raises:
-        UserError: no such config.
+        UserError: No such config.
     """
     name_or_path = model.model_name_or_path or model.config_name
     if name_or_path is None:
@@ -155,7 +155,10 @@ def load_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_l
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--{flag} {name_or_path}: cannot be loaded ({first_line(error)})") from error
+        raise UserError(
+            f"--{flag} {name_or_path}: cannot be loaded ({first_line(error)}). Give a folder with config.json, or a Hub "
+            "name."
+        ) from error
 
 
 def _marian_config(model_size: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> MarianConfig:
@@ -177,10 +180,10 @@ def _marian_config(model_size: str, tokenizer: PreTrainedTokenizerBase, *, max_l
 
 
 def _set_random_rates(config: PretrainedConfig, dropout: float | None) -> None:
-    """Set the dropout of the layers where given, and never skip a layer; before the model is built from the config.
+    """Set the dropout of the layers in a config, if given, and disable the skipping of layers.
 
-    Dropout of 0 also turns off that of attention weights and activations, which have rates of their own in most
-    configs. Layers are not skipped (M2M100 skips 5 %), because data parallelism fails on weights without a gradient.
+    A dropout of 0 also disables that of attention weights and activations, which most configs have separately. M2M100
+    skips 5 % of the layers; data parallelism fails on weights without a gradient.
     """
     rates: dict[str, float] = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
     if dropout is not None:
@@ -200,40 +203,40 @@ def _freeze_fixed_modules(model: PreTrainedModel) -> None:
             module.requires_grad_(False)
 
 
-def _num_pieces(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the rows that a table needs; len() does not count M2M100's language tokens."""
+def _num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of embedding rows that a tokenizer needs; len() does not count M2M100's language tokens."""
     languages: dict[str, int] = getattr(tokenizer, "lang_code_to_id", None) or {}
     return max(len(tokenizer), max(languages.values(), default=0) + 1)
 
 
 def _match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Resize the embeddings for added tokens; refuse a tokenizer of another vocabulary."""
+    """Extend the embeddings for added tokens; refuse a tokenizer with another vocabulary."""
     num_rows = len(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
     for kind in ("pad", "eos"):
         of_model, of_tokenizer = (getattr(owner, f"{kind}_token_id") for owner in (model.config, tokenizer))
         if of_model is not None and of_model != of_tokenizer:
             raise UserError(
-                f"--tokenizer_name, with model {name}: the {kind} token is {of_tokenizer} in the tokenizer, "
-                f"{of_model} in the model: the vocabularies disagree; use the model's own tokenizer"
+                f"--tokenizer_name: the vocabularies disagree (got {kind} token {of_tokenizer}, model {name} has "
+                f"{of_model}). Use the model's own tokenizer."
             )
-    num_pieces = _num_pieces(tokenizer)
-    if tokenizer.vocab_size > num_rows or num_rows - num_pieces > MAX_SPARE_ROWS:
+    num_tokens = _num_tokens(tokenizer)
+    if tokenizer.vocab_size > num_rows or num_rows - num_tokens > MAX_SPARE_ROWS:
         raise UserError(
-            f"--tokenizer_name, with model {name}: {num_pieces:,} pieces in the tokenizer, {num_rows:,} "
-            "rows in the model: the vocabularies disagree; use the model's own tokenizer"
+            f"--tokenizer_name: the vocabularies disagree (got {num_tokens:,} tokens, model {name} has {num_rows:,} "
+            "rows). Use the model's own tokenizer."
         )
-    if num_pieces > num_rows:
-        logger.info("embeddings resized from %d to %d rows for added tokens", num_rows, num_pieces)
-        model.resize_token_embeddings(num_pieces)
+    if num_tokens > num_rows:
+        logger.info("embeddings resized from %d to %d rows for added tokens", num_rows, num_tokens)
+        model.resize_token_embeddings(num_tokens)
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     """List the layers of encoder and decoder, in the order of the forward.
 
-    Not by `_no_split_modules`: Marian's is empty, and a sharded Marian would silently be one unit, gathered whole.
+    `_no_split_modules` cannot be used: Marian's is empty, and a sharded Marian would be one unit, gathered whole.
 
     Raises:
-        UserError: for a model whose encoder or decoder is no stack of layers.
+        UserError: The encoder or decoder is not a stack of layers.
     """
     layers: list[nn.Module] = []
     for side in (model.get_encoder(), model.get_decoder()):
@@ -241,8 +244,8 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
         longest = max(stacks, key=len, default=nn.ModuleList())
         if not len(longest):
             raise UserError(
-                f"--shard_model: {type(side).__name__} of a {model.config.model_type} model is no stack of layers; "
-                "train it unsharded, with accelerate_configs/multi_gpu.yaml"
+                f"--shard_model: the {type(side).__name__} of a {model.config.model_type} model is not a stack of "
+                "layers. Train it unsharded, with accelerate_configs/multi_gpu.yaml."
             )
         layers += longest
     return layers

@@ -318,16 +318,16 @@ def with_vocabulary(config, folder, **values):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"vocab_size": 392, "pad_token_id": 391, "decoder_start_token_id": 391}, "pad token is 399"),
-        ({"eos_token_id": 2}, "eos token is 0"),
-        ({"vocab_size": 400 + 257}, "400 pieces in the tokenizer, 657 rows"),
+        ({"vocab_size": 392, "pad_token_id": 391, "decoder_start_token_id": 391}, "got pad token 399"),
+        ({"eos_token_id": 2}, "got eos token 0"),
+        ({"vocab_size": 400 + 257}, "has 657 rows"),
     ],
 )
 def test_a_tokenizer_of_another_vocabulary_is_refused(tiny_configs, marian_tokenizer, tmp_path, values, reason):
     folder = with_vocabulary(tiny_configs["bart"], tmp_path, **values)
     with pytest.raises(UserError) as caught:
         load_model(folder, marian_tokenizer, dropout=None)
-    assert_one_line(caught, "--tokenizer_name", folder, reason, "use the model's own tokenizer")
+    assert_one_line(caught, "--tokenizer_name", folder, reason, "Use the model's own tokenizer")
 
 
 def test_a_table_smaller_than_the_vocabulary_is_refused(tiny_configs, marian_tokenizer, tmp_path):
@@ -337,7 +337,7 @@ def test_a_table_smaller_than_the_vocabulary_is_refused(tiny_configs, marian_tok
     )
     with pytest.raises(UserError) as caught:
         load_model(folder, marian_tokenizer, dropout=None)
-    assert_one_line(caught, "400 pieces in the tokenizer, 392 rows")
+    assert_one_line(caught, "got 400 tokens", "has 392 rows")
 
 
 @pytest.mark.parametrize("num_rows", [400, 424, 400 + 256])

@@ -101,7 +101,9 @@ def test_layers_are_in_the_order_of_the_forward(tiny_configs):
 def test_a_model_without_layers_is_refused_by_its_kind(tiny_configs):
     model = AutoModelForSeq2SeqLM.from_config(tiny_configs["marian"])
     model.model.decoder.layers = torch.nn.Identity()
-    with pytest.raises(UserError, match=r"^--shard_model: MarianDecoder of a marian model is no stack of layers; "):
+    with pytest.raises(
+        UserError, match=r"^--shard_model: the MarianDecoder of a marian model is not a stack of layers. "
+    ):
         layers_of(model)
 
 
