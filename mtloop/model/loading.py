@@ -156,8 +156,8 @@ def load_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_l
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"--{flag} {name_or_path}: cannot be loaded ({first_line(error)}). Give a folder with config.json, or a Hub "
-            "name."
+            f"--{flag} {name_or_path}: cannot be loaded ({first_line(error)}). Give a folder with config.json, or a "
+            "Hub name."
         ) from error
 
 
