@@ -95,7 +95,7 @@ def test_a_rank_that_fails_alone_ends_the_others(tmp_path, fault, flags, message
 def test_a_loader_worker_that_is_killed_is_named(tmp_path):
     done, status = fail(tmp_path, "loader", "--dataloader_num_workers", "2", num_processes=1)
     (line,) = errors_of(done)
-    assert "a loader worker died (DataLoader worker (pid" in line and "Lower --dataloader_num_workers" in line
+    assert "--dataloader_num_workers: a loader worker died" in line and "(DataLoader worker (pid" in line
     assert "Traceback" not in done.stderr.split("mtloop: error: ")[0]
     assert (status["status"], status["exit_status"]) == ("failed", 1) and "a loader worker died" in status["message"]
     assert_goes_on(tmp_path, 20, num_processes=1)

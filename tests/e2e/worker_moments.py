@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mtloop.generation.engine as engines
 import mtloop.trainer.setup as build
-from mtloop import main, trainer
+from mtloop import main
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.trainer import loop
 
@@ -67,5 +67,5 @@ if __name__ == "__main__":
         Checkpointer._fill = shown(Checkpointer._fill, folder, moment, when=is_epoch_end, after_s=1.0)
     else:
         build.load_corpus = shown(build.load_corpus, folder, moment, after_s=5.0)
-    trainer.train = reporting(trainer.train, folder)
+    loop.train = reporting(loop.train, folder)
     sys.exit(main(sys.argv[3:]))
