@@ -297,6 +297,12 @@ def test_paths_exist(page):
             assert (PROJECT / text).exists(), text
 
 
+def test_paths_of_the_tests_exist():
+    for text in codes_of(PROJECT / "tests" / "README.md"):
+        if re.fullmatch(r"(unit|distributed|e2e|xla|gpu|benchmarks|support)/[\w./-]*", text):
+            assert (PROJECT / "tests" / text).exists(), text
+
+
 @cache
 def known_flags() -> frozenset[str]:
     from accelerate.commands.launch import launch_command_parser
