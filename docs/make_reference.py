@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mtloop.cli import commands
-from mtloop.cli.parser import Parser
+from mtloop.cli.main import Parser
 from mtloop.cli.status import status_of
 from mtloop.config.fields import default_text, kind_of, valid_values
 from mtloop.config.settings import GROUPS

@@ -7,17 +7,18 @@ that reads its words itself has `parse(words)` instead of add_flags. Only the mo
 
 from __future__ import annotations
 
+import argparse
 import ast
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import mtloop
-from mtloop.cli.parser import Parser
 from mtloop.cli.status import StdoutClosed, reported
 from mtloop.errors import UserError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mtloop.evaluation.selection import Functions
 
 COMMANDS = "mtloop.cli.commands"
+FLAG = re.compile(r"--[A-Za-z][\w-]*")
 
 
 def main(argv: Sequence[str] | None = None, metrics: Functions = ()) -> int:
@@ -51,8 +53,8 @@ def _run(words: list[str], functions: Functions) -> int:
     name, *rest = words
     if name not in commands:
         near = difflib.get_close_matches(name, commands, n=1)
-        remedy = f", did you mean {near[0]}?" if near else f"; {prog} --help lists them"
-        raise UserError(f"{name}: no such command{remedy}")
+        remedy = f"Did you mean {near[0]}?" if near else f"{prog} --help lists the commands."
+        raise UserError(f"{prog}: no such command (got {name!r}). {remedy}")
     command = importlib.import_module(f"{COMMANDS}.{name}")
     try:
         if hasattr(command, "parse"):
@@ -100,9 +102,50 @@ def _describe(prog: str, commands: dict[str, Traversable], words: list[str]) -> 
         return 0
     is_help = bool(words) and words[0] in ("-h", "--help")
     if words and not is_help:
-        raise UserError(f"{words[0]}: no such flag; {prog} --help lists the commands")
+        raise UserError(f"{words[0]}: no such flag. {prog} --help lists the commands.")
     lines = [f"usage: {prog} COMMAND ...", ""]
     lines += [f"  {name:<12}{_help(file)}" for name, file in commands.items()]
     lines += ["", f"{prog} COMMAND --help lists the flags of a command; {prog} --version prints the version"]
     print("\n".join(lines), file=sys.stdout if is_help else sys.stderr)
     return 0 if is_help else 2
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are UserErrors of one line, and whose flags take hyphens for underscores."""
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse the words behind the command's name.
+
+        Raises:
+            UserError: naming the flag, and the nearest one if it is unknown.
+            SystemExit: with status 0, after --help.
+        """
+        given, rest = self.parse_known_intermixed_args(words)
+        if not rest:
+            return given
+        flag = rest[0].partition("=")[0]
+        if not flag.startswith("-"):
+            raise UserError(f"{rest[0]}: unexpected argument. {self.prog} --help lists what is accepted.")
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        raise UserError(
+            f"{flag}: no such flag" + (f", did you mean {near[0]}?" if near else f". {self.prog} --help lists them.")
+        )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse what can be parsed, flags with hyphens too."""
+        return super().parse_known_args(_underscored(args or []), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's complaint."""
+        raise UserError(" ".join(message.split()).removeprefix("argument "))
+
+
+def _underscored(words: Sequence[str]) -> list[str]:
+    """Write the flags among words with underscores; values, and all words behind a bare --, stay as they are."""
+    end = words.index("--") if "--" in words else len(words)
+    flags = [FLAG.match(word) for word in words[:end]]
+    changed = [
+        word if flag is None else f"--{flag[0][2:].replace('-', '_')}{word[flag.end() :]}"
+        for word, flag in zip(words, flags, strict=False)
+    ]
+    return [*changed, *words[end:]]

@@ -77,7 +77,9 @@ class Writer:
                 self._header = self._header or self._open_table(rows, records)
                 for where, row in places:
                     if new := [name for name in row if name not in self._header]:
-                        raise UserError(f"{where}: the first row has no column {new[0]!r}; give -o FILE.jsonl")
+                        raise UserError(
+                            f"{where}: a column that the first row lacks (got {new[0]!r}). Give -o FILE.jsonl."
+                        )
                 (self._write_parquet if self._kind == "parquet" else self._write_table)(rows)
             self._number += len(rows)
         if self._file is self._raw:
@@ -110,7 +112,8 @@ class Writer:
         row = entry.origin if isinstance(entry.origin, dict) else {"source": entry.text}
         if taken := [name for name in self._own_columns if name in row and not self._overwrites]:
             raise UserError(
-                f"{entry.where}: there is a column {taken[0]!r} already; --overwrite_column replaces it in the output"
+                f"{entry.where}: the input has this column already (got {taken[0]!r}). "
+                "Replace it with --overwrite_column."
             )
         texts = [candidate.text for candidate in candidates]
         scores = [round(candidate.score, 4) for candidate in candidates]
@@ -158,7 +161,7 @@ class Writer:
         except pa.ArrowException as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"-o: row {self._number + 1} or below is of other types ({reason}); give -o FILE.jsonl"
+                f"-o: row {self._number + 1} or below has other types than the first ({reason}). Give -o FILE.jsonl."
             ) from error
 
     def _schema(self, rows: Sequence[dict[str, Any]], records: Records | None) -> pa.Schema:

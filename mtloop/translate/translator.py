@@ -109,7 +109,7 @@ class Translator:
             UserError: an export to another engine, whose weights cannot be changed.
         """
         if not isinstance(self.loaded, TransformersEngine):
-            raise UserError(f"--model {self.model}: an export; give the model that it was made of")
+            raise UserError(f"--model: an export (got {self.model}). Give the model that was exported.")
         return self.loaded.network
 
     def _load(self, runtime: Runtime) -> None:
@@ -121,7 +121,9 @@ class Translator:
         self.max_source_length = self.loaded.max_source_length
         self.max_target_length = self.loaded.max_target_length
         if self.n_best > self.num_beams:
-            raise UserError(f"--n_best {self.n_best}: --num_beams is {self.num_beams}; give at least as many beams")
+            raise UserError(
+                f"--n_best: more than --num_beams {self.num_beams} (got {self.n_best}). Give at least as many beams."
+            )
 
     def set_languages(self, source_lang: str | None, target_lang: str | None) -> None:
         """Translate from now on between other languages, with a model of several.
@@ -137,7 +139,7 @@ class Translator:
         """Translate a text into a string, or a list of texts into a list of strings: the best of each."""
         is_one = isinstance(texts, str)
         if not is_one and not isinstance(texts, Iterable):
-            raise TypeError(f"{type(texts).__name__} is no text: give a text or a list of texts")
+            raise TypeError(f"expected a text or a list of texts (got {type(texts).__name__})")
         best = [candidates[0].text for candidates in self.translate([texts] if isinstance(texts, str) else texts)]
         return best[0] if is_one else best
 
@@ -152,7 +154,9 @@ class Translator:
         """
         for number, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"text {number} is {type(text).__name__}, not str: give a text or a list of texts")
+                raise TypeError(
+                    f"text {number}: expected str (got {type(text).__name__}). Give a text or a list of texts."
+                )
         unique = [text for text in dict.fromkeys(texts) if text.strip()]
         known = dict(zip(unique, self._translate_unique(unique), strict=True)) if unique else {}
         return [known[text] if text in known else [Translation(text="")] for text in texts]

@@ -261,7 +261,7 @@ def test_the_average_is_written_and_scored_beside_its_checkpoints(run_command, t
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     # It is not overwritten.
     status, _, err = run_command("--checkpoints", *three, "-o", out)
-    assert status == 2 and f"-o {out}: is there already" in err
+    assert status == 2 and f"-o: already exists (got {out})" in err
 
 
 @pytest.mark.slow
@@ -305,33 +305,45 @@ def test_a_base_of_another_vocabulary_is_refused(run_command, three, tiny_model,
     one, two = list(vocabulary)[10:12]
     path.write_text(json.dumps({**vocabulary, one: vocabulary[two], two: vocabulary[one]}))
     status, _, err = run_command(*words, "--base", tmp_path / "other")
-    assert status == 2 and f"--base {tmp_path}/other: its tokenizer has other pieces" in err
+    assert status == 2 and "--base: its tokens differ" in err and f"(got {tmp_path}/other). Give" in err
     status, _, err = run_command("--checkpoints", tmp_path / "other", three[2], "-o", tmp_path / "out")
-    assert status == 2 and f"--checkpoints {tmp_path}/other: its tokenizer is another" in err
+    assert status == 2 and "--checkpoints: the tokenizer differs" in err and f"(got {tmp_path}/other)" in err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([], "nothing to do: give one of --last, --best, --checkpoints, --interpolate"),
-        (["RUN", "--last", "2", "--best", "2"], "--last and --best: give one of"),
-        (["RUN", "--last", "2", "--weight", "0.5"], "--last and --interpolate: give one of"),
-        (["RUN", "--last", "1", "-o", "x"], "--last 1: an average is of two or more"),
-        (["RUN", "--last", "2"], "--last: give -o OUT for the model, --evaluate for its scores, or both"),
-        (["--last", "2", "-o", "x"], "--last: RUN is not given"),
-        (["RUN", "--last", "2", "-o", "x", "--metric", "bleu"], "--metric bleu: says what is best; only with --best"),
-        (["RUN", "--last", "2", "-o", "x", "--base", "m"], "--base m: only with --interpolate"),
+        ([], "--last, --best, --checkpoints, --interpolate: expected one of them (got none)"),
+        (
+            ["RUN", "--last", "2", "--best", "2"],
+            "--last, --best, --checkpoints, --interpolate: expected one of them (got --last and --best)",
+        ),
+        (
+            ["RUN", "--last", "2", "--weight", "0.5"],
+            "--last, --best, --checkpoints, --interpolate: expected one of them (got --last and --interp",
+        ),
+        (["RUN", "--last", "1", "-o", "x"], "--last: an average needs two or more (got 1)"),
+        (
+            ["RUN", "--last", "2"],
+            "--last: no result was asked for. Give -o OUT for the model, --evaluate for its scores, or both",
+        ),
+        (["--last", "2", "-o", "x"], "RUN: missing with --last. Give the --output_dir"),
+        (["RUN", "--last", "2", "-o", "x", "--metric", "bleu"], "--metric: needs --best N (got 'bleu')"),
+        (["RUN", "--last", "2", "-o", "x", "--base", "m"], "--base: needs --interpolate or --weight (got 'm')"),
         (["RUN", "--last", "two", "-o", "x"], "--last: invalid int value"),
-        (["RUN", "--last", "2", "-o", "x"], "RUN: no run folder"),
-        (["{model}", "--last", "2", "-o", "x"], "{model}: no run folder (it has no checkpoints/)"),
-        (["{model}", "--interpolate", "0,2"], "--interpolate 2: a weight is a number from 0 (the base) to 1"),
-        (["{model}", "--interpolate", "0;1"], "--interpolate 0;1: a weight is a number from 0"),
-        (["{model}", "--weight", "1.5", "-o", "x"], "--weight 1.5: a weight is a number from 0"),
-        (["{model}", "--interpolate", "0,1", "-o", "x"], "-o OUT and --weight W go together"),
-        (["{model}", "--weight", "0.5"], "-o OUT and --weight W go together"),
-        (["{model}", "--interpolate", "0,1"], "{model}: no run folder, so --base says"),
-        (["{model}", "--interpolate", "0,1", "--base", "{model}"], "{model}: no run folder, so --test_set says"),
+        (["RUN", "--last", "2", "-o", "x"], "RUN: not a run folder, it has no checkpoints/ (got RUN)"),
+        (["{model}", "--last", "2", "-o", "x"], "RUN: not a run folder, it has no checkpoints/ (got {model})"),
+        (["{model}", "--interpolate", "0,2"], "--interpolate: invalid weight (got 2). Give a number from 0"),
+        (["{model}", "--interpolate", "0;1"], "--interpolate: invalid weight (got 0;1). Give a number from 0"),
+        (["{model}", "--weight", "1.5", "-o", "x"], "--weight: invalid weight (got 1.5). Give a number from 0"),
+        (["{model}", "--interpolate", "0,1", "-o", "x"], "-o, --weight: one is missing. Give both"),
+        (["{model}", "--weight", "0.5"], "-o, --weight: one is missing. Give both"),
+        (["{model}", "--interpolate", "0,1"], "--base: missing, and RUN is not a run folder (got {model})"),
+        (
+            ["{model}", "--interpolate", "0,1", "--base", "{model}"],
+            "--test_set: missing, and the model is not in a run folder (got {model})",
+        ),
         (
             ["{model}", "--weight", "0.5", "-o", "x", "--base", "{model}/x"],
             "--base '{model}/x': there is no such",

@@ -834,7 +834,7 @@ def test_prune_goes_by_what_is_sound(listed, capsys):
     for step in (8, 10):
         damage(listed.checkpoints_dir / f"step_{step}" / "config.yaml", "flip")
     assert checkpoint(["prune", str(listed.path)]) == 2
-    assert "every checkpoint is damaged; nothing is removed" in capsys.readouterr().err
+    assert "RUN: every checkpoint is corrupt, nothing was removed" in capsys.readouterr().err
     assert [step for step, _ in list_checkpoints(listed)] == [8, 10]
 
 
@@ -856,10 +856,10 @@ def test_prune_keeps_the_epochs_that_the_end_of_the_run_will_average(listed):
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     for arguments in (["list", str(tmp_path)], ["verify", str(tmp_path / "no")], ["prune", str(tmp_path)]):
         assert checkpoint(arguments) == 2
-        assert "no run folder" in capsys.readouterr().err
+        assert "RUN: not a run folder" in capsys.readouterr().err
     RunFolder(tmp_path).create()
     assert checkpoint(["prune", str(tmp_path), "--save_total_limit", "0"]) == 2
-    assert "--save_total_limit 0: give" in capsys.readouterr().err
+    assert "--save_total_limit: out of range (got 0). Give" in capsys.readouterr().err
     assert checkpoint(["list", str(tmp_path)]) == 0 and "no checkpoint yet" in capsys.readouterr().out
 
 

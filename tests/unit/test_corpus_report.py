@@ -220,7 +220,7 @@ def test_grep_uses_rows_of_run(run_command, new_run):
     run = new_run(max_train_samples=20)
     run.folder.write_config(run.config)
     status, out, err = run_command("--model", run.folder.path / "nowhere", "--grep", "e")
-    assert status == 2 and "give FILE... (as --train_file of train.py)" in err
+    assert status == 2 and "FILE: missing. Give FILE... (as --train_file of train.py)" in err
     status, out, err = run_command("--run", run.folder.path, "--grep", "e")
     assert status == 0 and out.startswith("'e': 26 of 26 rows, the first 10 shown"), err  # 20 and 6; every one has an e
 
@@ -228,21 +228,24 @@ def test_grep_uses_rows_of_run(run_command, new_run):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([], "give FILE... (as --train_file of train.py), --dataset_name NAME, or --run RUN"),
+        ([], "FILE: missing. Give FILE... (as --train_file of train.py), --dataset_name NAME, or --run RUN."),
         (["{train}x"], "FILE: no such file (got {train}x)"),
         (["{train}"], "--source_lang: required for {train}. Choose from its languages: en, fr"),
-        (["{train}", "--dataset_name", "demo"], "FILE, --dataset_name: give one of them"),
-        (["--run", "{folder}"], "--run {folder}: no run folder"),
+        (["{train}", "--dataset_name", "demo"], "FILE, --dataset_name: they exclude each other. Give one."),
+        (["--run", "{folder}"], "--run: not a run folder, it has no config.yaml (got {folder})"),
         (["{folder}"], "FILE: expected a file, not a folder (got {folder})"),
-        (["{train}", *LANGUAGES, "--grep", "a("], "--grep 'a(': no regular expression (missing )"),
-        (["{train}", *LANGUAGES, "--grep", "a", "--max_shown", "0"], "--max_shown 0: give a whole number"),
+        (["{train}", *LANGUAGES, "--grep", "a("], "--grep: invalid regular expression, missing )"),
+        (
+            ["{train}", *LANGUAGES, "--grep", "a", "--max_shown", "0"],
+            "--max_shown: out of range (got 0). Give a whole number",
+        ),
         (["{train}", *LANGUAGES, "--tokenizer", "{folder}/no"], "--tokenizer '{folder}/no': there is no such folder"),
         (["{train}", *LANGUAGES, "--model", "{folder}/no"], "--model '{folder}/no': there is no such folder"),
         (
             ["{train}", *LANGUAGES, "--validation_split", "2"],
             "--validation_split: expected a number above 0 and below 1 (got 2.0).",
         ),
-        (["{train}", *LANGUAGES, "-o", "{train}/out"], "-o {train}/out: Not a directory"),
+        (["{train}", *LANGUAGES, "-o", "{train}/out"], "-o {train}/out: cannot be written (Not a directory). Give"),
     ],
 )
 def test_corpus_command_reports_mistakes_in_one_line(run_command, files, tmp_path, words, reason):
@@ -314,6 +317,9 @@ def test_report_of_one_pair_of_several(run_command, files, tmp_path):
     text = f"train_file: [{files[0]}]\npairs: en-fr,fr-en\ntrain_tokenizer: true\nmodel_size: tiny\n"
     (run / "config.yaml").write_text(text)
     status, _, err = run_command(run)
-    assert status == 2 and f"--run {run}: has the pairs en-fr,fr-en; say which with --source_lang" in err
+    assert (
+        status == 2
+        and f"--run: the run has several pairs, en-fr,fr-en (got {run}). Select one with --source_lang" in err
+    )
     status, out, err = run_command(run, "--source_lang", "fr", "--target_lang", "en")
     assert status == 0 and "train: " in out, err

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mtloop.cli.parser import Parser
+from mtloop.cli.main import Parser
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import DEFAULTS, resolve
 from tests.support.launch import PROJECT, launch_file

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mtloop.cli.test_sets import _named, fill_settings, load_own_rows
+from mtloop.cli.flags import _named, fill_settings, load_own_rows
 from mtloop.config.parse import parse_config
 from mtloop.evaluation.metrics import METRICS
 from mtloop.evaluation.significance import MIN_ROWS, Interval
@@ -152,25 +152,28 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([], "--model {model}: no run folder, so --test_set says on what it is scored"),
-        (["--test_set", "{rows}", "--test_set", "{rows}"], "--test_set: two of the same name (news, news)"),
+        ([], "--test_set: missing, and --model is not a run folder (got {model}). Give rows to score on."),
+        (["--test_set", "{rows}", "--test_set", "{rows}"], "--test_set: two have the same name (got news, news). Give"),
         (["--test_set", "{rows}x"], "--test_set: no such file (got {rows}x)"),
-        (["--test_set", "{rows}", "--num_beams", "0"], "--num_beams 0: give a whole number of at least 1"),
+        (
+            ["--test_set", "{rows}", "--num_beams", "0"],
+            "--num_beams: out of range (got 0). Give a whole number from 1 to 1,000.",
+        ),
         (
             ["--test_set", "{rows}", "--baseline", "{rows}/nowhere"],
             "--baseline '{rows}/nowhere': there is no such folder",
         ),
         (
             ["--test_set", "{rows}", "--compare", "{model}"],
-            "--compare {model}: give the page to write, FILE.html; a model to compare with is --baseline",
+            "--compare: expected the page to write, FILE.html (got {model}). Give the other model with --baseline.",
         ),
         (
             ["--test_set", "{rows}", "--compare", "{rows}/x.html"],
-            "--compare {rows}/x.html: File exists",
+            "--compare {rows}/x.html: cannot be written (File exists). Give another path.",
         ),
         (
             ["--test_set", "{rows}", "--compare", "{folder}/there.html"],
-            "--compare {folder}/there.html: no file can be written there; give another place",
+            "--compare {folder}/there.html: no file can be written there. Give another path.",
         ),
     ],
 )

@@ -400,11 +400,14 @@ def test_what_differs_is_kept(monkeypatch, run_command, model_path, rows_path, t
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["-o", "{dir}"], "-o {dir}: holds something else than an export; give a new folder"),
-        (["-o", "{rows}"], "-o {rows}: is no folder; give a new one"),
+        (["-o", "{dir}"], "-o: the folder exists and is not an export (got {dir}). Give a new folder."),
+        (["-o", "{rows}"], "-o: not a folder (got {rows}). Give a new folder."),
         (["-o", "{rows}/x"], "-o {rows}/x: cannot be written ("),
-        (["-o", "{dir}/x", "--no_parity", "--test_set", "{rows}"], "--no_parity and --test_set: give one of the two"),
-        (["-o", "{dir}/x", "--max_samples", "0"], "--max_samples 0: give a whole number of at least 1"),
+        (
+            ["-o", "{dir}/x", "--no_parity", "--test_set", "{rows}"],
+            "--no_parity, --test_set: they exclude each other. Give one of them.",
+        ),
+        (["-o", "{dir}/x", "--max_samples", "0"], "--max_samples: out of range (got 0). Give a whole number from 1 to"),
         (["-o", "{dir}/x", "--quantization", "int4"], "--quantization: invalid choice: 'int4'"),
         (["-o", "{dir}/x", "--model", "{dir}/nowhere"], "--model '{dir}/nowhere': there is no such folder"),
     ],

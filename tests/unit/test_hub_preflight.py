@@ -286,9 +286,9 @@ def test_push_command_pushes_one_epoch_and_shows_card(server, start, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "error"),
     [
-        (["--epoch", "7"], "--epoch 7: no checkpoint of {run} ends this epoch; there: 1, 2"),
+        (["--epoch", "7"], "--epoch: no checkpoint of {run} ends it (got 7). Give one of: 1, 2."),
         (["--hub_model_id", "a b/c"], "--push_to_hub: invalid repository name (got 'a b/c'): "),
-        (["--push_timeout", "0"], "--push_timeout: 0.0: give a number above 0"),
+        (["--push_timeout", "0"], "--push_timeout: expected a number above 0 (got 0.0)."),
     ],
 )
 def test_push_command_reports_mistakes_in_one_line(server, start, tmp_path, flags, error):
@@ -299,7 +299,7 @@ def test_push_command_reports_mistakes_in_one_line(server, start, tmp_path, flag
 
 def test_push_command_requires_unlocked_run_folder(start, tmp_path):
     done = start("-m", "mtloop", "push", tmp_path)
-    assert done.returncode == 2 and f"{tmp_path}: no run folder (it has no config.yaml)" in done.stderr
+    assert done.returncode == 2 and f"RUN: not a run folder, it has no config.yaml (got {tmp_path})" in done.stderr
     folder = make_run(tmp_path / "run", epochs=1)
     folder.lock(print)
     try:

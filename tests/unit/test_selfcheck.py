@@ -145,7 +145,7 @@ def test_the_estimate_adds_up():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--config_file", "nowhere.yaml"], "--config_file nowhere.yaml: no such file"),
+        (["--config_file", "nowhere.yaml"], "--config_file: no such file (got nowhere.yaml)"),
         (["--learning_rat", "1"], "--learning_rat: no such flag, did you mean --learning_rate?"),
         (["--learning_rate", "-1"], "--learning_rate"),
     ],

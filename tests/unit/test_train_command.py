@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mtloop.cli.commands.train import main
+from mtloop.cli.main import Parser
 from mtloop.cli.main import main as commands
-from mtloop.cli.parser import Parser
 from mtloop.config.parse import parse_config
 
 # What a clock says differs between two runs that are the same.
@@ -237,8 +237,11 @@ def test_a_finished_run_is_made_longer_with_allow_changed(pairs_path, tmp_path, 
 
 def test_a_command_that_does_not_exist_is_told_in_a_line(capsys):
     assert commands(["translat"]) == 2
-    assert capsys.readouterr().err == "mtloop: error: translat: no such command, did you mean translate?\n"
-    assert commands(["fold"]) == 2 and "fold: no such command; python -m mtloop --help" in capsys.readouterr().err
+    assert (
+        capsys.readouterr().err
+        == "mtloop: error: python -m mtloop: no such command (got 'translat'). Did you mean translate?\n"
+    )
+    assert commands(["fold"]) == 2 and "(got 'fold'). python -m mtloop --help" in capsys.readouterr().err
     assert commands([]) == 2 and "usage: python -m mtloop COMMAND" in capsys.readouterr().err
     assert commands(["--help"]) == 0 and "  translate   Translate files" in capsys.readouterr().out
 

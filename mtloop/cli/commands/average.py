@@ -17,18 +17,21 @@ from typing import TYPE_CHECKING, Any, cast
 from safetensors import SafetensorError
 
 from mtloop.atomic import new_folder
-from mtloop.checkpoint.listing import choose_best, choose_last, choose_named
-from mtloop.cli.flags import add_metrics_flag, add_model_flags, chosen_metrics, start_runtime
-from mtloop.cli.test_sets import (
+from mtloop.checkpoint.listing import choose_best, choose_last, choose_named, model_folder
+from mtloop.cli.flags import (
+    add_metrics_flag,
+    add_model_flags,
     add_test_set_flags,
     check_test_sets,
+    chosen_metrics,
     fill_settings,
     load_own_rows,
     load_test_sets,
     open_model,
+    start_runtime,
 )
-from mtloop.config.settings import Config
-from mtloop.errors import UserError
+from mtloop.config.settings import Config, is_from_scratch
+from mtloop.errors import UserError, renamed
 from mtloop.evaluation.metrics import LOSS, Metric, Score, metric_named, metrics_of
 from mtloop.evaluation.significance import score_text
 from mtloop.metrics_log import evaluations_of
@@ -73,24 +76,30 @@ def _check(given: argparse.Namespace) -> list[float]:
     averages = [f"--{way}" for way in WAYS[:3] if getattr(given, way) is not None]
     ways = averages + (["--interpolate"] if given.is_line else [])
     if len(ways) != 1:
-        raise UserError(f"{' and '.join(ways) or 'nothing to do'}: give one of --{', --'.join(WAYS)}")
+        raise UserError(
+            f"--{', --'.join(WAYS)}: expected one of them (got {' and '.join(ways) or 'none'}). Give exactly one."
+        )
     for flag in ("last", "best"):
         if (number := getattr(given, flag)) is not None and number < 2:
-            raise UserError(f"--{flag} {number}: an average is of two or more")
+            raise UserError(f"--{flag}: an average needs two or more (got {number}). Give at least 2.")
     if given.metric is not None and given.best is None:
-        raise UserError(f"--metric {given.metric}: says what is best; only with --best")
+        raise UserError(f"--metric: needs --best N (got {given.metric!r}). Add --best, or leave it out.")
     if given.model is None and given.checkpoints is None:
-        raise UserError(f"{ways[0]}: RUN is not given: the --output_dir of a run")
+        raise UserError(f"RUN: missing with {ways[0]}. Give the --output_dir of a run.")
     if given.base is not None and not given.is_line:
-        raise UserError(f"--base {given.base}: only with --interpolate or --weight")
+        raise UserError(
+            f"--base: needs --interpolate or --weight (got {given.base!r}). Add one of them, or leave it out."
+        )
     given.evaluate = given.evaluate or bool(given.test_set)
     if averages and given.output is None and not given.evaluate:
-        raise UserError(f"{averages[0]}: give -o OUT for the model, --evaluate for its scores, or both")
+        raise UserError(
+            f"{averages[0]}: no result was asked for. Give -o OUT for the model, --evaluate for its scores, or both."
+        )
     if given.is_line and (given.weight is None) != (given.output is None):
-        raise UserError("-o OUT and --weight W go together: the model at this weight is written")
+        raise UserError("-o, --weight: one is missing. Give both: -o OUT is the model at --weight W.")
     out = Path(given.output) if given.output is not None else None
     if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
-        raise UserError(f"-o {out}: is there already; give another name, or remove it")
+        raise UserError(f"-o: already exists (got {out}). Give another name, or remove it.")
     return [] if given.interpolate is None else [_weight("--interpolate", one) for one in given.interpolate.split(",")]
 
 
@@ -100,7 +109,9 @@ def _weight(flag: str, text: str | float) -> float:
     except ValueError:
         weight = -1.0
     if not 0 <= weight <= 1:
-        raise UserError(f"{flag} {text}: a weight is a number from 0 (the base) to 1 (the fine-tuned model)")
+        raise UserError(
+            f"{flag}: invalid weight (got {text}). Give a number from 0 (the base) to 1 (the fine-tuned model)."
+        )
     return weight
 
 
@@ -127,7 +138,9 @@ def _choose(given: argparse.Namespace) -> list[Path]:
     """Find the checkpoints, the newest last."""
     folder = None if given.model is None else RunFolder(Path(given.model))
     if folder is not None and not folder.checkpoints_dir.is_dir():
-        raise UserError(f"{given.model}: no run folder (it has no checkpoints/); give the --output_dir of a run")
+        raise UserError(
+            f"RUN: not a run folder, it has no checkpoints/ (got {given.model}). Give the --output_dir of a run."
+        )
     if given.checkpoints is not None:
         return choose_named(folder, given.checkpoints)
     assert folder is not None
@@ -169,7 +182,7 @@ def _average_checkpoints(
         if given.output is not None:
             out = Path(given.output)
             if any(path.resolve() in out.resolve().parents for path in chosen):
-                raise UserError(f"-o {out}: lies in one of the checkpoints; give a folder outside")
+                raise UserError(f"-o: inside one of the checkpoints (got {out}). Give a folder outside.")
             runtime.on_main(lambda: _write(out, make))
         else:
             out = Path(runtime.on_main(lambda: stack.enter_context(tempfile.TemporaryDirectory())))
@@ -197,7 +210,9 @@ def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
     *others, newest = [load_tokenizer(str(path), **options) for path in chosen]
     for path, tokenizer in zip(chosen, others, strict=False):
         if not have_same_tokens(tokenizer, newest):
-            raise UserError(f"--checkpoints {path}: its tokenizer is another than that of {chosen[-1]}; leave it out")
+            raise UserError(
+                f"--checkpoints: the tokenizer differs from that of {chosen[-1]} (got {path}). Leave it out."
+            )
 
 
 def _names(given: argparse.Namespace, paths: list[Path]) -> list[str]:
@@ -222,11 +237,20 @@ def _interpolate(
     trained: Config | None,
     runtime: Runtime,
 ) -> None:
-    from mtloop.translate.interpolation import Line, base_of
+    from mtloop.generation.engine import load_pair
+    from mtloop.translate.interpolation import Line
 
-    base = base_of(given, trained)
+    base = _base_of(given, trained)
     test_sets = runtime.one_first(lambda: _load_rows(given, trained)) if weights else []
-    line = Line(given, base, runtime)
+
+    def load(flag: str, name: str) -> tuple[Any, Any]:
+        options = {name: getattr(given, name) for name in ("source_lang", "target_lang", "trust_remote_code")}
+        try:
+            return load_pair(model_folder(name), runtime, **options)
+        except UserError as error:
+            raise renamed(error, flag) from error
+
+    line = Line(given.model, base, load)
     if weights:
         scored = open_model("RUN", given.model, given, runtime, trained=trained, engine="transformers")
         network = cast(Any, scored.engine).network
@@ -238,14 +262,36 @@ def _interpolate(
         runtime.say(f"{given.output}: {1 - given.weight:.4g} x {base} + {given.weight:.4g} x {given.model}")
 
 
+def _base_of(given: argparse.Namespace, trained: Config | None) -> str:
+    """Name the base: --base, else what the run was fine-tuned from.
+
+    Raises:
+        UserError: where the run says none.
+    """
+    if given.base is not None:
+        return str(given.base)
+    if trained is None:
+        raise UserError(
+            f"--base: missing, and RUN is not a run folder (got {given.model}). Give the model it was fine-tuned from."
+        )
+    if is_from_scratch(trained):
+        raise UserError(
+            f"--base: missing, and RUN was trained from scratch (got {given.model}). Give a model to interpolate with."
+        )
+    return str(trained.model.model_name_or_path)
+
+
 def _load_rows(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
     """Load the run's own validation rows and each --test_set."""
     if trained is None and not given.test_set:
-        raise UserError(f"{given.model or '--checkpoints'}: no run folder, so --test_set says on what it is scored")
+        raise UserError(
+            f"--test_set: missing, and the model is not in a run folder (got {given.model or '--checkpoints'}). "
+            "Give rows to score on."
+        )
     own = [] if trained is None else load_own_rows(given, trained, "valid")
     others = load_test_sets(given)
     if own and any(test_set.name == own[0].name for test_set in others):
-        raise UserError(f"--test_set {own[0].name}: the run's own rows are called that; call it another NAME=FILE")
+        raise UserError(f"--test_set: the run's own rows have this name (got {own[0].name!r}). Give another NAME=FILE.")
     return own + others
 
 
@@ -259,7 +305,9 @@ def _write(out: Path, fill: Callable[[Path], None]) -> None:
         with new_folder(out) as folder:
             fill(folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"-o {out}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+        raise UserError(
+            f"-o {out}: cannot be written ({getattr(error, 'strerror', None) or error}). Give another folder."
+        ) from error
 
 
 def print_scores(

@@ -75,7 +75,7 @@ def run(given: argparse.Namespace) -> int:
     if given.action == "prune":
         return _prune(given.run, 1 if given.save_total_limit is None else given.save_total_limit)
     if given.save_total_limit is not None:
-        raise UserError(f"--save_total_limit {given.save_total_limit}: only with prune")
+        raise UserError(f"--save_total_limit: needs the action prune (got {given.save_total_limit}). Leave it out.")
     return _show(given.run, given.action)
 
 
@@ -128,7 +128,7 @@ def _describe(folder: RunFolder, step: int, path: Path, *, score: str, pushed: s
 def _open(run: Path) -> RunFolder:
     folder = RunFolder(run)
     if not folder.checkpoints_dir.is_dir():
-        raise UserError(f"{run}: no run folder (it has no checkpoints/); give the --output_dir of a run")
+        raise UserError(f"RUN: not a run folder, it has no checkpoints/ (got {run}). Give the --output_dir of a run.")
     return folder
 
 
@@ -148,7 +148,9 @@ def _show(run: Path, action: str) -> int:
 
 def _prune(run: Path, save_total_limit: int) -> int:
     if save_total_limit < 1:
-        raise UserError(f"--save_total_limit {save_total_limit}: give a whole number of at least 1")
+        raise UserError(
+            f"--save_total_limit: out of range (got {save_total_limit}). Give a whole number of at least 1."
+        )
     folder = _open(run)
     folder.lock(print, wait_s=0)
     try:
@@ -163,7 +165,9 @@ def _prune(run: Path, save_total_limit: int) -> int:
         if stored is not None and stored.evaluation.average_last and not folder.is_finished:
             kept |= {entry.path for entry in sound} & set(epoch_ends(folder)[-stored.evaluation.average_last :])
         if not sound and entries:
-            raise UserError(f"{run}: every checkpoint is damaged; nothing is removed")
+            raise UserError(
+                f"RUN: every checkpoint is corrupt, nothing was removed (got {run}). Restore a valid checkpoint first."
+            )
         for entry in entries:
             if entry.path not in kept:
                 discard(entry.path)

@@ -91,8 +91,8 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
     try:
         return None if text is None else re.compile(text, re.IGNORECASE)
     except re.error as error:
-        remedy = "put a backslash before a sign that is meant as it is"
-        raise UserError(f"--grep {text!r}: no regular expression ({error}); {remedy}") from error
+        remedy = "Put a backslash before a character that is meant literally."
+        raise UserError(f"--grep: invalid regular expression, {error} (got {text!r}). {remedy}") from error
 
 
 def _subject(given: argparse.Namespace) -> Subject:
@@ -106,7 +106,9 @@ def _subject(given: argparse.Namespace) -> Subject:
         run, files = run or files[0], [] if run is None else files
     named = {"FILE": bool(files), "--dataset_name": bool(given.dataset_name), "--run": bool(run)}
     if sum(named.values()) > 1:
-        raise UserError(f"{', '.join(name for name, is_given in named.items() if is_given)}: give one of them")
+        raise UserError(
+            f"{', '.join(name for name, is_given in named.items() if is_given)}: they exclude each other. Give one."
+        )
     if not any(named.values()):
         run = given.model if given.model and stored_config(given.model) else None
     flags = {name: value for name in DATA_FLAGS if (value := getattr(given, name)) is not None}
@@ -114,12 +116,14 @@ def _subject(given: argparse.Namespace) -> Subject:
     if run is not None:
         config = stored_config(run)
         if config is None:
-            raise UserError(f"--run {run}: no run folder (it has no config.yaml); give one that train.py has made")
+            raise UserError(
+                f"--run: not a run folder, it has no config.yaml (got {run}). Give the --output_dir of a run."
+            )
         data = dataclasses.replace(_of_one_pair(run, config.data, given), **flags)
     elif any(named.values()):
         data = DataConfig(train_file=files or None, **flags)
     else:
-        raise UserError("give FILE... (as --train_file of train.py), --dataset_name NAME, or --run RUN")
+        raise UserError("FILE: missing. Give FILE... (as --train_file of train.py), --dataset_name NAME, or --run RUN.")
     if given.tokenizer is not None:
         return Subject(data, given.tokenizer, "--tokenizer")
     if given.model is not None:
@@ -130,7 +134,10 @@ def _subject(given: argparse.Namespace) -> Subject:
 def _of_one_pair(run: str, data: DataConfig, given: argparse.Namespace) -> DataConfig:
     """Leave the choice of a pair, of a run that has several, to the flags."""
     if data.pairs and not (given.source_lang and given.target_lang):
-        raise UserError(f"--run {run}: has the pairs {data.pairs}; say which with --source_lang and --target_lang")
+        raise UserError(
+            f"--run: the run has several pairs, {data.pairs} (got {run}). "
+            "Select one with --source_lang and --target_lang."
+        )
     return dataclasses.replace(data, pairs=None)
 
 
@@ -259,4 +266,4 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"-o {folder}: {error.strerror or error}") from error
+        raise UserError(f"-o {folder}: cannot be written ({error.strerror or error}). Give another folder.") from error

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import write_json, write_json_lines, write_text
-from mtloop.cli.flags import add_metrics_flag, add_model_flags, check_counts, chosen_metrics, start_runtime
-from mtloop.cli.test_sets import (
+from mtloop.cli.flags import (
+    add_metrics_flag,
+    add_model_flags,
     add_test_set_flags,
+    check_counts,
     check_test_sets,
+    chosen_metrics,
     fill_settings,
     load_run_rows_or_test_sets,
     open_model,
+    start_runtime,
 )
 from mtloop.config.settings import Config
 from mtloop.errors import UserError
@@ -58,19 +62,21 @@ def _check(given: argparse.Namespace) -> None:
     check_counts(given, "num_resamples")
     check_test_sets(given)
     if given.output is not None and Path(given.output).exists() and not Path(given.output).is_dir():
-        raise UserError(f"-o {given.output}: is no folder; give one, or a new name")
+        raise UserError(f"-o: not a folder (got {given.output}). Give a folder, or a new name.")
     if given.compare is not None:  # told now, and not when all is translated
         path = Path(given.compare)
         if path.suffix.lower() not in (".html", ".htm"):
             raise UserError(
-                f"--compare {path}: give the page to write, FILE.html; a model to compare with is --baseline"
+                f"--compare: expected the page to write, FILE.html (got {path}). Give the other model with --baseline."
             )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)  # it may be that of -o
         except OSError as error:
-            raise UserError(f"--compare {path}: {error.strerror or error}") from error
+            raise UserError(
+                f"--compare {path}: cannot be written ({error.strerror or error}). Give another path."
+            ) from error
         if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise UserError(f"--compare {path}: no file can be written there; give another place")
+            raise UserError(f"--compare {path}: no file can be written there. Give another path.")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -157,7 +163,7 @@ def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"-o {folder}: {error.strerror or error}") from error
+        raise UserError(f"-o {folder}: cannot be written ({error.strerror or error}). Give another folder.") from error
     report: dict[str, Any] = {"model": given.model, "baseline": given.baseline, "test_sets": {}}
     for verdict in verdicts:
         test_set = verdict.test_set

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mtloop.atomic import partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import model_folder
-from mtloop.cli.flags import add_model_flags, start_runtime
-from mtloop.cli.test_sets import (
+from mtloop.cli.flags import (
+    add_model_flags,
     add_test_set_flags,
     check_test_sets,
     fill_settings,
     load_run_rows_or_test_sets,
     open_model,
+    start_runtime,
 )
 from mtloop.errors import UserError
 from mtloop.evaluation.metrics import metrics_of
@@ -33,13 +34,13 @@ from mtloop.tables import aligned
 if TYPE_CHECKING:
     from mtloop.config.settings import Config
     from mtloop.evaluation.evaluate import Report
-    from mtloop.evaluation.test_sets import TestSet
+    from mtloop.evaluation.test_sets import ScoredModel, TestSet
     from mtloop.generation.ctranslate2 import Record
     from mtloop.runtime.ranks import Runtime
 
 # CTranslate2's own names (ctranslate2.specs.model_spec.ACCEPTED_MODEL_TYPES), here without the package.
 QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
-MAX_SAMPLES = 500
+MAX_SAMPLES, NUM_WARM_UP, MAX_SHOWN = 500, 32, 10
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -57,12 +58,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def _check(given: argparse.Namespace) -> None:
     check_test_sets(given)
     if given.no_parity and given.test_set:
-        raise UserError("--no_parity and --test_set: give one of the two")
+        raise UserError("--no_parity, --test_set: they exclude each other. Give one of them.")
     target = Path(given.output)
     if target.is_dir() and any(target.iterdir()) and not (target / RECORD_NAME).is_file():
-        raise UserError(f"-o {target}: holds something else than an export; give a new folder")
+        raise UserError(f"-o: the folder exists and is not an export (got {target}). Give a new folder.")
     if target.exists() and not target.is_dir():
-        raise UserError(f"-o {target}: is no folder; give a new one")
+        raise UserError(f"-o: not a folder (got {target}). Give a new folder.")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -106,7 +107,6 @@ def _convert(
     """Translate the test sets with the model, and convert it; it leaves the memory with this function. Collective."""
     from mtloop.generation.conversion import convert, differences
     from mtloop.generation.engine import TransformersEngine
-    from mtloop.translate.parity import evaluate_warm
 
     scored = open_model("--model", given.model, given, runtime, trained=trained, engine="transformers")
     engine = cast(TransformersEngine, scored.engine)
@@ -126,7 +126,9 @@ def _convert(
                 origin=origin,
             )
         except OSError as error:
-            raise UserError(f"-o {given.output}: cannot be written ({error.strerror or error})") from error
+            raise UserError(
+                f"-o {given.output}: cannot be written ({error.strerror or error}). Give another folder."
+            ) from error
         _save(record, given, partial)
         return record
 
@@ -142,8 +144,6 @@ def _compare(
     runtime: Runtime,
 ) -> list[dict[str, Any]]:
     """Translate with the export, print a table for each test set, and return the reports. Collective."""
-    from mtloop.translate.parity import compare, evaluate_warm
-
     exported = open_model("--model", str(partial), given, runtime, trained=trained, engine="ctranslate2")
     how = {
         "num_beams": exported.engine.num_beams,
@@ -169,7 +169,9 @@ def _save(record: Record, given: argparse.Namespace, folder: Path) -> None:
     try:
         record.save(folder)
     except OSError as error:
-        raise UserError(f"-o {given.output}: cannot be written ({error.strerror or error})") from error
+        raise UserError(
+            f"-o {given.output}: cannot be written ({error.strerror or error}). Give another folder."
+        ) from error
 
 
 def _new_folder(target: Path) -> Path:
@@ -179,7 +181,7 @@ def _new_folder(target: Path) -> Path:
         partial.mkdir()
         partial.rmdir()  # the converter wants to make it
     except OSError as error:
-        raise UserError(f"-o {target}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"-o {target}: cannot be written ({error.strerror or error}). Give another folder.") from error
     return partial
 
 
@@ -189,8 +191,40 @@ def _publish(partial: Path, target: Path) -> None:
         size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
         publish(partial, target)
     except OSError as error:
-        raise UserError(f"-o {target}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"-o {target}: cannot be written ({error.strerror or error}). Give another folder.") from error
     print(f"{target}: {size / 2**20:,.1f} MiB; to use it: mtloop translate FILE -o OUT --model {target}")
+
+
+def evaluate_warm(scored: ScoredModel, test_set: TestSet) -> Report:
+    """Evaluate on a test set, after a few of its rows to warm up. Collective."""
+    scored.evaluate(test_set, few=NUM_WARM_UP, metrics=())
+    return scored.evaluate(test_set)
+
+
+def compare(test_set: TestSet, generate: Report, exported: Report) -> dict[str, Any]:
+    """Return a report of JSON values on the two engines' translations of one test set. Main only."""
+    pairs = list(zip(test_set.sources, generate.hypotheses, exported.hypotheses, strict=True))
+    differing = [
+        {"index": index, "source": source, "generate": one, "ctranslate2": other}
+        for index, (source, one, other) in enumerate(pairs)
+        if one != other
+    ]
+
+    def of_engine(report: Report) -> dict[str, float]:
+        scores = {name: score.value for name, score in report.scores.items()}
+        return {**scores, "sentences_per_s": report.sentences_per_s}
+
+    return {
+        "test_set": test_set.name,
+        "num_sentences": len(pairs),
+        "num_identical": len(pairs) - len(differing),
+        "share_identical": 1 - len(differing) / len(pairs),
+        "generate": of_engine(generate),
+        "ctranslate2": of_engine(exported),
+        "factor": exported.sentences_per_s / generate.sentences_per_s,
+        **{f"{name}_signature": score.signature for name, score in exported.scores.items()},
+        "differing": differing[:MAX_SHOWN],
+    }
 
 
 def parity_table(report: dict[str, Any]) -> list[str]:

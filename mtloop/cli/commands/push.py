@@ -6,7 +6,7 @@ The flags are those of train.py; left out, they are as the run was started with.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Run the command; return 3 if something did not reach the Hub, 130 for Ctrl-C."""
-    flags = vars(given)
-    return _push(RunFolder(flags.pop("run")), epoch=flags.pop("epoch"), shows_card=flags.pop("show_card"), given=flags)
+    names = {field.name for field in fields(HubConfig)}
+    flags = {name: value for name, value in vars(given).items() if name in names}
+    return _push(RunFolder(given.run), epoch=given.epoch, shows_card=given.show_card, given=flags)
 
 
 def _push(folder: RunFolder, *, epoch: int | None, shows_card: bool, given: dict[str, Any]) -> int:
     stored = folder.stored_config()
     if stored is None:
-        raise UserError(f"{folder.path}: no run folder (it has no config.yaml); give the --output_dir of a run")
+        raise UserError(
+            f"RUN: not a run folder, it has no config.yaml (got {folder.path}). Give the --output_dir of a run."
+        )
     record = folder.run_record.get("hub", {})
     known = {"hub_model_id": record["repo_id"], "hub_revision": record["revision"]} if record else {}
     known |= {name: value for name, value in given.items() if value is not None}
@@ -98,14 +101,14 @@ def _epoch_asked(folder: RunFolder, epoch: int | None) -> Part | None:
     parts = {part.epoch: part for part in _epochs(folder)}
     if epoch not in parts:
         there = ", ".join(str(number) for number in parts) or "none"
-        raise UserError(f"--epoch {epoch}: no checkpoint of {folder.path} ends this epoch; there: {there}")
+        raise UserError(f"--epoch: no checkpoint of {folder.path} ends it (got {epoch}). Give one of: {there}.")
     return parts[epoch]
 
 
 def _newest_epoch(folder: RunFolder) -> Part:
     parts = _epochs(folder)
     if not parts:
-        raise UserError(f"{folder.path}: no epoch is done yet")
+        raise UserError(f"RUN: no epoch is complete yet (got {folder.path}). Train at least one epoch.")
     return parts[-1]
 
 

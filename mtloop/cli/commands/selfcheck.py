@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import mtloop
-from mtloop.cli.parser import Parser
+from mtloop.cli.main import Parser
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import resolve
 from mtloop.errors import UserError
@@ -45,7 +45,10 @@ def run(given: argparse.Namespace) -> int:
     work_dir = Path(tempfile.mkdtemp(prefix="mtloop-selfcheck-"))
     try:
         if given.config_file is not None and not Path(given.config_file).is_file():
-            raise UserError(f"--config_file {given.config_file}: no such file; accelerate_configs/ has some")
+            raise UserError(
+                f"--config_file: no such file (got {given.config_file}). "
+                "Give a file, for example of accelerate_configs/."
+            )
         flags = {"config_file": given.config_file, "num_processes": given.num_processes}
         launch = [f"--{name}={value}" for name, value in flags.items() if value is not None]
         rows = Selfcheck(

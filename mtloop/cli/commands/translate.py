@@ -101,19 +101,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _check(given: argparse.Namespace) -> None:
     if bool(given.files) == bool(given.text):
-        raise UserError("give FILE... (- for standard input), or --text SENTENCE, and not both")
+        raise UserError(
+            "FILE, --text: expected exactly one of them. Give FILE... (- for standard input), or --text SENTENCE."
+        )
     check_counts(given, "num_beams", "n_best", "max_tokens_per_batch", "max_source_length", "max_target_length")
     if len(given.files) > 1 and (given.output is None or Path(given.output).is_file()):
-        raise UserError("several files need -o FOLDER, where each gets a file of its name")
+        raise UserError("-o: several files need a folder. Give -o FOLDER.")
     names = [Path(name).name for name in given.files]
     if len(set(names)) < len(names):
-        raise UserError("two files have the same name: their outputs would be one; translate them one by one")
+        raise UserError("FILE: two files have the same name, and so would their outputs. Translate them one by one.")
     for name in given.files:
         if name != STDIN and not Path(name).is_file():
-            raise UserError(f"{name}: {'a folder, not a file' if Path(name).is_dir() else 'no such file'}")
+            raise UserError(
+                f"FILE: {'a folder, not a file' if Path(name).is_dir() else 'no such file'} (got {name}). Give a file."
+            )
         kind_of("FILE", [name])
         if given.output is not None and _output_of(name, given).resolve() == Path(name).resolve():
-            raise UserError(f"-o {given.output}: that is the input itself; give another")
+            raise UserError(f"-o: equals the input (got {given.output}). Give another name.")
         if given.output is not None:
             kind_of("-o", [str(_output_of(name, given))])
 
@@ -132,7 +136,8 @@ def _check_languages(given: argparse.Namespace, trained: Config | None) -> None:
         asked, own = getattr(given, flag), getattr(trained.data, flag)
         if asked and own and not match_language(asked, [own]):
             raise UserError(
-                f"--{flag} {asked}: this model translates {trained.data.source_lang} to {trained.data.target_lang}"
+                f"--{flag}: the model translates {trained.data.source_lang} to {trained.data.target_lang} "
+                f"(got {asked!r}). Leave it out, or give another --model."
             )
 
 
@@ -213,12 +218,12 @@ class _Sink:
         except BrokenPipeError:
             raise StdoutClosed from None
         except OSError as error:
-            raise UserError(f"-o {self._path or '(standard output)'}: {error.strerror or error}") from error
+            raise UserError(
+                f"-o {self._path or '(standard output)'}: cannot be written ({error.strerror or error}). Give another."
+            ) from error
         except UnicodeEncodeError as error:
-            problem = (
-                f"a text of {block[0].where or 'the input'} or below has half a surrogate pair, which no UTF-8 holds"
-            )
-            raise UserError(f"-o {self._path or '(standard output)'}: {problem}; give -o FILE.jsonl") from error
+            problem = f"half a surrogate pair in {block[0].where or 'the input'} or below cannot be written as UTF-8"
+            raise UserError(f"-o {self._path or '(standard output)'}: {problem}. Give -o FILE.jsonl.") from error
 
     def _open(self, path: Path) -> BinaryIO:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +241,7 @@ class _Sink:
             self._file.close()
             os.replace(self._file.name, self._path)
         except OSError as error:
-            raise UserError(f"-o {self._path}: {error.strerror or error}") from error
+            raise UserError(f"-o {self._path}: cannot be written ({error.strerror or error}). Give another.") from error
 
     def close(self) -> None:
         """Remove a file that was not published."""
