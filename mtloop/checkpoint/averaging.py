@@ -27,17 +27,17 @@ WEIGHTS = "*.safetensors"
 
 
 def average_into(target: Path, checkpoints: Sequence[Path]) -> None:
-    """Write a folder that loads as the checkpoints do: the files of the last one, its weights the mean of all.
+    """Write a model folder with the files of the last checkpoint and the mean of the weights of all.
 
-    Sums in float64, one tensor in memory at a time beside one file of the result; dtypes stay, and what is not
-    floating point is taken from the last one.
+    Sums in float64; memory holds one tensor and one file of the result. Dtypes are kept. Weights that are not floating
+    point are those of the last checkpoint.
 
     Args:
-        target: Does not exist yet, or holds nothing; publish() it afterwards.
+        target: A missing or empty folder; publish() it afterwards.
         checkpoints: Folders, by step.
 
     Raises:
-        UserError: naming the checkpoint and the weight that is not as in the last one.
+        UserError: naming a checkpoint and the weight that differs from the last one by name or shape.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 6.1 (the last 5 or 20 checkpoints);
         Junczys-Dowmunt et al. 2016, "The AMU-UEDIN Submission to the WMT16 News Translation Task", section 2.2.
@@ -77,28 +77,34 @@ class _File:
 
 
 def _open(path: Path, stack: ExitStack) -> dict[str, _File]:
-    """Map each weight of a folder to the open file that holds it.
+    """Map each weight of a folder to its open file.
 
     Raises:
-        UserError: when there is none, or one cannot be read.
+        UserError: if the folder has no weights, or they cannot be read.
     """
     try:
         files = [_File(file, stack) for file in sorted(path.glob(WEIGHTS))]
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: its weights cannot be read ({error})") from error
+        raise UserError(
+            f"{path}: the weights cannot be read ({error}). Give a checkpoint or another model folder."
+        ) from error
     if not files:
-        raise UserError(f"{path}: holds no weights ({WEIGHTS}); give a checkpoint or another folder that loads")
+        raise UserError(f"{path}: no weights found ({WEIGHTS}). Give a checkpoint or another model folder.")
     return {name: file for file in files for name in file.names}
 
 
 def _check_same(path: Path, found: dict[str, _File], newest: Path, expected: dict[str, _File]) -> None:
     for name in sorted(found.keys() ^ expected.keys()):
         has, lacks = (path, newest) if name in found else (newest, path)
-        raise UserError(f"{path}: is of another model than {newest.name}: {name} is in {has} and not in {lacks}")
+        raise UserError(
+            f"{path}: another model than {newest.name} ({name} is in {has} and not in {lacks}). Leave it out."
+        )
     for name, file in found.items():
         here, there = file.shape(name), expected[name].shape(name)
         if here != there:
-            raise UserError(f"{path}: is of another model than {newest.name}: {name} is {here} and {there} there")
+            raise UserError(
+                f"{path}: another model than {newest.name} ({name} is {here}, expected {there}). Leave it out."
+            )
 
 
 def _mean(name: str, weights: Sequence[dict[str, _File]]) -> torch.Tensor:
@@ -112,18 +118,18 @@ def _mean(name: str, weights: Sequence[dict[str, _File]]) -> torch.Tensor:
 
 
 def check_valid(path: Path) -> None:
-    """Read a checkpoint through, where it has a manifest to compare with.
+    """Verify a checkpoint; other model folders pass.
 
     Raises:
-        UserError: for a damaged one, with the reason.
+        UserError: for a corrupt one, with the reason.
     """
-    is_checkpoint = (path / MANIFEST_NAME).parent.is_dir()  # other folders that load have no training/
+    is_checkpoint = (path / MANIFEST_NAME).parent.is_dir()
     if is_checkpoint and (reason := find_corruption(path)):
-        raise UserError(f"{path} is damaged: {reason}; leave it out with --checkpoints, naming the sound ones")
+        raise UserError(f"{path}: corrupt checkpoint ({reason}). Name valid checkpoints with --checkpoints.")
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """A checkpoint's manifest; {} of a folder that has none that can be read."""
+    """Return the manifest of a checkpoint, {} for a folder without a readable one."""
     try:
         return read_manifest(path)
     except CorruptCheckpoint:
@@ -131,31 +137,31 @@ def manifest_of(path: Path) -> dict[str, Any]:
 
 
 def publish_average(folder: RunFolder, *, num_epochs: int, end_step: int, say: Callable[[str], None]) -> None:
-    """Make final/ the average of a run's last epochs: of as many sound ones as there are. Main only.
+    """Publish the average of the last epochs of a run as final/, of as many valid checkpoints as exist. Main only.
 
-    Made again it is the same to the byte: a run that was killed here starts over.
+    Repeated, for example after a kill, it gives the same bytes.
 
     Args:
-        folder: The run's.
-        num_epochs: Checkpoints to average, at most.
-        end_step: The last one; its checkpoint counts as an epoch's although it may end within one.
-        say: Told which are taken, and which are passed over.
+        folder: The run folder.
+        num_epochs: Maximum number of checkpoints.
+        end_step: The last step; its checkpoint counts as an epoch end.
+        say: Called with the averaged and the skipped checkpoints.
 
     Raises:
-        RunFailed: when no checkpoint is sound, or final/ cannot be written.
+        RunFailed: if no checkpoint is valid, or final/ cannot be written.
     """
     chosen: list[Path] = []
     for path in reversed(epoch_ends(folder, end_step=end_step)):
         if len(chosen) == num_epochs:
             break
         if reason := find_corruption(path):
-            say(f"{path} is damaged: {reason}; it is left out of the average")
+            say(f"checkpoint {path} is corrupt ({reason}); it is left out of the average")
         else:
             chosen.insert(0, path)
     if not chosen:
-        raise RunFailed(f"--average_last {num_epochs}: no checkpoint of {folder.path} is sound")
+        raise RunFailed(f"--average_last: no valid checkpoint in {folder.path} (got {num_epochs}). Train again.")
     what = f"{folder.final_dir} is the average of {', '.join(path.name for path in chosen)}"
-    say(what + (f": there are no {num_epochs} epochs" if len(chosen) < num_epochs else ""))
+    say(what + (f": the run has fewer than {num_epochs} epochs" if len(chosen) < num_epochs else ""))
     files: dict[str, dict[str, Any]] = {}
     try:
         with new_folder(folder.final_dir) as partial:
@@ -169,7 +175,7 @@ def publish_average(folder: RunFolder, *, num_epochs: int, end_step: int, say: C
     folder.update_record(
         final={
             "step": end_step,
-            # Another than each of theirs: the Hub knows parts by it.
+            # Identifies the average on the Hub.
             "manifest": hashlib.sha256(identity.encode()).hexdigest(),
             "average_of": [manifest["step"] for manifest in manifests],
             "files": files,
@@ -183,19 +189,19 @@ def interpolate_into(
 ) -> None:
     """Set a model's weights to (1 - weight) * base + weight * fine_tuned, one tensor at a time.
 
-    At 0 and 1 they are bitwise those of the one or the other; what is not floating point is the fine-tuned one's at
-    every other weight.
+    At 0 and 1 the result is bitwise one of the models; weights that are not floating point are those of the fine-tuned
+    one, except at 0.
 
     Args:
         target: Changed in place; may be one of the two.
-        base: What the fine-tuned model began as.
+        base: The model before fine-tuning.
         fine_tuned: The same names and shapes (check_alike).
         weight: 0 to 1.
 
     Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT), equation 1.
     """
     ends = base.state_dict(), fine_tuned.state_dict()
-    done: set[int] = set()  # tied weights stand there under two names
+    done: set[int] = set()  # tied weights have two names
     for name, tensor in target.state_dict().items():
         if tensor.data_ptr() not in done:
             tensor.copy_(_between(ends[0][name], ends[1][name], weight))
@@ -211,7 +217,7 @@ def _between(base: torch.Tensor, fine_tuned: torch.Tensor, weight: float) -> tor
 
 
 def check_alike(base: torch.nn.Module, fine_tuned: torch.nn.Module) -> str:
-    """Say in which weight two models differ by name or shape; "" where there is a line between them."""
+    """Return the weight in which two models differ by name or shape, "" if they can be interpolated."""
     ends = base.state_dict(), fine_tuned.state_dict()
     if different := sorted(ends[0].keys() ^ ends[1].keys()):
         return f"only one of them has {different[0]}"
@@ -223,12 +229,12 @@ def check_alike(base: torch.nn.Module, fine_tuned: torch.nn.Module) -> str:
 
 
 def publish_final(checkpointer: Checkpointer, *, is_best: bool) -> Path:
-    """Make final/ from the best or the latest checkpoint, and return the checkpoint it came from.
+    """Copy the best or the latest checkpoint to final/, and return its path.
 
-    Collective. All that was begun must be finished.
+    Collective. No save may be in progress.
 
     Raises:
-        RunFailed: on every rank, when main could not write.
+        RunFailed: on every rank, if main could not write.
     """
     runtime = checkpointer.runtime
     source = runtime.on_main(lambda: _best_or_latest(checkpointer) if is_best else checkpointer.path)
@@ -242,7 +248,9 @@ def _best_or_latest(checkpointer: Checkpointer) -> Path:
     if not best.is_dir():
         return checkpointer.path
     if reason := find_corruption(best):
-        checkpointer.runtime.say(f"{best}, the best model, is damaged: {reason}; {folder.final_dir} holds the last one")
+        checkpointer.runtime.say(
+            f"the best checkpoint {best} is corrupt ({reason}); {folder.final_dir} holds the last one"
+        )
         return checkpointer.path
     return best
 

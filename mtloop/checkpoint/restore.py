@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,22 @@ from mtloop.errors import UserError
 from mtloop.model.adapters import ADAPTER_NAME, adapter_config, stored_adapter, unmerged
 from mtloop.runtime.sharding import put, sharded_state
 
-# Beside the weights of an average: what they were made of.
+# In the folder of an average: the checkpoints that were averaged.
 AVERAGED_NAME = "averaged.json"
 
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:
-    """Read a checkpoint's weights into a model in place, sharded or whole; tied weights stand in the file once.
+    """Read the weights of a checkpoint into a model in place, sharded or whole.
 
-    Not collective: of a sharded model every rank reads the file and keeps its part.
+    Not collective: for a sharded model every rank reads the file and keeps its part.
 
-    Of a model with an adapter these are the adapter's: its base has come from --model_name_or_path, and what is merged
-    in the checkpoint cannot be taken apart again bit by bit. An average of checkpoints is of the merged ones, and is
-    loaded so that the adapter adds nothing to it.
+    For a model with an adapter the weights of the adapter are read: the base comes from --model_name_or_path, and the
+    merged weights of the checkpoint cannot be separated again bitwise. An average has merged weights only; it is loaded
+    so that the adapter adds nothing.
 
     Raises:
-        OSError: when there is no such file.
-        ValueError: when the file lacks a weight or has one of another name or shape.
+        OSError: if there is no such file.
+        ValueError: if the file lacks a weight or has one of another name or shape.
     """
     if adapter_config(model) is not None and (path / ADAPTER_NAME).is_dir():
         _put_all(model, stored_adapter(model, path / ADAPTER_NAME))
@@ -44,19 +44,19 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
         weights.update(load_file(file))
     if adapter_config(model) is not None:
         if not (path / AVERAGED_NAME).is_file():
-            raise ValueError(f"{path.name} has no {ADAPTER_NAME}/: it is of a run without --lora_rank")
+            raise ValueError(f"{path.name} has no {ADAPTER_NAME}/: it was trained without --lora_rank")
         _put_all(model, unmerged(model, weights))
         return
     own = model.state_dict()
     for name, weight in weights.items():
         if name in own and own[name].shape != weight.shape:
-            shapes = f"{list(weight.shape)} there and {list(own[name].shape)} here"
-            raise ValueError(f"{path.name} is of another model: {name} is {shapes}")
+            shapes = f"{list(weight.shape)}, expected {list(own[name].shape)}"
+            raise ValueError(f"{path.name} is of another model: {name} has the shape {shapes}")
     derived = set(getattr(model, "all_tied_weights_keys", None) or ()) | set(model._keys_to_ignore_on_save or ())
     if lacking := own.keys() - weights.keys() - derived:
         raise ValueError(f"{path.name} lacks the weights {sorted(lacking)[:3]}")
     if unexpected := weights.keys() - own.keys():
-        raise ValueError(f"{path.name} has the weights {sorted(unexpected)[:3]} that the model has not")
+        raise ValueError(f"{path.name} has weights that the model lacks: {sorted(unexpected)[:3]}")
     _put_all(model, weights)
 
 
@@ -68,9 +68,9 @@ def _put_all(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
 
 # A full disk is an OSError in our own writing, a RuntimeError in torch.save and a SafetensorError in save_pretrained.
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)
-# What a damaged or foreign file makes of json, torch.load, safetensors and load_state_dict.
+# What json, torch.load, safetensors and load_state_dict raise for a corrupt or foreign file.
 UNREADABLE = (*UNWRITABLE, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
-# What must be equal for a resumed run to be bitwise the one that was interrupted.
+# Entries of the manifest that must be equal for a resumed run to be bitwise equal to the uninterrupted one.
 BITWISE = (
     "num_ranks", "is_sharded", "num_threads", "device", "precision", "max_tokens_per_micro_batch",
     "micro_batch_overhead", "pad_to", "versions",
@@ -79,6 +79,7 @@ BITWISE = (
 
 def read_checkpoint(
     path: Path,
+    check: Callable[[dict[str, Any]], None],
     *,
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
@@ -89,43 +90,45 @@ def read_checkpoint(
     """Read a checkpoint into model, optimizer, scaler, schedule and counters; return its manifest. Not collective.
 
     Raises:
-        UserError: when it cannot be read.
+        UserError: if `check` refuses the manifest, or the checkpoint cannot be read.
     """
     training = path / "training"
     try:
         record = read_manifest(path)
+        check(record)
         load_weights(model, path)
         stored = _load(training / "optimizer.pt")
-        # What the configuration says holds, for a run whose settings were changed with --allow_changed.
+        # The hyperparameters of the configuration hold, which --allow_changed may have changed.
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({**sharded_state(stored, optimizer), "param_groups": groups})
         if scaler is not None and (training / "scaler.pt").exists():
             scaler.load_state_dict(_load(training / "scaler.pt"))
         state.load_state_dict(record["state"])
         set_schedule(scheduler, state.step)
+    except UserError:
+        raise
     except (*UNREADABLE, CorruptCheckpoint) as error:
         raise UserError(
-            f"--resume_from_checkpoint {path}: cannot be read ({type(error).__name__}: {reason_in_line(error)}); name "
-            f"an earlier one, such as {path.parent}/step_N, or give another --output_dir"
+            f"--resume_from_checkpoint: {path} cannot be read ({type(error).__name__}: {reason_in_line(error)}). Name "
+            "an earlier checkpoint, for example step_N, or give another --output_dir."
         ) from error
     return record
 
 
 def differences_to(record: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """Say what keeps a resumed run from being bitwise the one that was interrupted, a line each.
+    """Yield a line for each entry that prevents bitwise equality with the uninterrupted run.
 
     Args:
         record: The manifest.
-        now: The same entries of the run that resumes.
+        now: The same entries of the resumed run.
     """
     for name in BITWISE:
-        # Format 1 knew neither versions nor micro-batches.
         if name in record and name in now and record[name] != now[name]:
             yield f"{name} {_shown(now[name], record[name])}, saved with {_shown(record[name], now[name])}"
 
 
 def reason_in_line(error: BaseException) -> str:
-    """Return an error's reason in one line: libraries explain at length."""
+    """Return the first line of an error; libraries write several."""
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     return next(iter(text.strip().splitlines()), type(error).__name__)
 
@@ -135,15 +138,15 @@ def _load(path: Path) -> Any:
 
 
 def _shown(value: Any, other: Any) -> str:
-    """Show a value; of two groups of values those alone that differ."""
+    """Show a value; of a dict only the entries that differ from `other`."""
     if isinstance(value, dict) and isinstance(other, dict):
         return ", ".join(f"{name} {value[name]}" for name in value if value[name] != other.get(name))
     return str(value)
 
 
 def set_schedule(scheduler: LRScheduler, step: int) -> None:
-    """Put a schedule, and its optimizer's learning rates, where they stand after `step` updates."""
-    assert isinstance(scheduler, LambdaLR)  # all that get_scheduler builds and the configuration admits
+    """Set a schedule and the learning rates of its optimizer to their values after `step` updates."""
+    assert isinstance(scheduler, LambdaLR)  # as every schedule of the configuration
     scheduler.last_epoch, scheduler._step_count = step, step + 1
     rates = [base * rate(step) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, learning_rate in zip(scheduler.optimizer.param_groups, rates, strict=True):

@@ -1,7 +1,7 @@
-"""Checkpointer: saves and restores what a run is made of. Must not know the loop.
+"""Save, prune and restore the checkpoints of a run. Must not know the loop.
 
-A checkpoint is complete or invisible: written under a hidden name, hashed and flushed, then renamed; only when it has
-been read back are older ones removed.
+A checkpoint is complete or invisible: it is written under a hidden name, hashed, flushed and renamed. Older ones are
+removed only after it has been read back.
 """
 
 from __future__ import annotations
@@ -17,14 +17,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.atomic import (
-    discard,
-    for_each_file,
-    forget_cached,
-    partial_name,
-    publish,
-    sync_tree,
-)
+from mtloop.atomic import discard, for_each_file, forget_cached, partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import epoch_ends, find_corruption, link_names, list_checkpoints, set_aside
 from mtloop.checkpoint.manifest import (
     CorruptCheckpoint,
@@ -43,28 +36,28 @@ from mtloop.runtime.launch import available_memory
 from mtloop.runtime.ranks import Runtime
 from mtloop.runtime.sharding import gathered
 
-# Room for what a save writes beside weights and optimizer (tokenizer, configurations): 100,000 pieces take 5 MB.
+# Allowance for tokenizer and configurations: a vocabulary of 100,000 tokens takes 5 MB.
 MARGIN_BYTES = 8_000_000
-# Of the host's free memory: a larger copy would cost other programs theirs, or the file system its cache.
+# Of the free host memory: a larger copy would take memory from other programs, or from the file cache.
 MAX_SHARE_OF_MEMORY = 0.5
 
 
 @dataclass(kw_only=True)
 class Checkpointer:
-    """Saves and restores what a run is made of.
+    """Save, prune and restore the checkpoints of a run.
 
     Attributes:
         folder: The run folder.
-        runtime: Who writes: main alone, all wait.
-        model: Unwrapped; sharded or whole.
-        optimizer: As prepared.
-        scheduler: The learning-rate schedule: a function of the step, so nothing of it is stored.
-        tokenizer: Saved into each export.
-        state: The counters; restored in place.
-        save_total_limit: Checkpoints kept, the best not counted; None keeps all.
-        num_epochs_kept: Of those that end an epoch the last ones, kept all the same: final/ is made of them.
-        is_awaited: Whether somebody else still needs a checkpoint, which is then not pruned. Main only.
-        identity: What the run is, for the manifest: run_id, budgets, fingerprints, versions ...; JSON values.
+        runtime: Main writes, all ranks wait.
+        model: The unwrapped model, sharded or whole.
+        optimizer: The prepared optimizer.
+        scheduler: The learning-rate schedule; a function of the step, so it is not stored.
+        tokenizer: Saved with each checkpoint.
+        state: The counters, restored in place.
+        save_total_limit: Number of checkpoints kept, besides the best; None keeps all.
+        num_epochs_kept: Number of last epoch ends kept in any case, for the average in final/.
+        is_awaited: Return True for a checkpoint that must not be pruned yet. Main only.
+        identity: Entries of the manifest that describe the run (run_id, budgets, fingerprints, versions); JSON values.
     """
 
     folder: RunFolder
@@ -83,37 +76,37 @@ class Checkpointer:
 
     @property
     def path(self) -> Path:
-        """Where the checkpoint of the current step is, or will be."""
+        """The path of the checkpoint of the current step."""
         return self.folder.checkpoints_dir / f"step_{self.state.step}"
 
     @property
     def is_saved(self) -> bool:
-        """Whether the current step has its checkpoint, once finish() was called. Main only."""
+        """Return True if the current step has a checkpoint, after finish(). Main only."""
         return self.path.is_dir()
 
     def save(self, *, in_background: bool = False, then: Callable[[], None] = lambda: None) -> None:
-        """Write checkpoints/step_N for the current step, publish it, then prune.
+        """Write and publish checkpoints/step_N for the current step, then prune. Waits for the previous save.
 
-        Collective: every rank calls it; main writes. The save before it is finished first.
+        Collective: every rank calls it; main writes.
 
         Args:
-            in_background: Whether to return as soon as what is to be written has been copied. Where the host has no
-                memory for the copy, the loop waits all the same.
-            then: What main does once the checkpoint stands, in the thread that wrote it.
+            in_background: If True, return when the state has been copied and write in a thread. Without host memory
+                for the copy the checkpoint is written before the return.
+            then: Called on main in the same thread when the checkpoint is published.
 
         Raises:
-            RunFailed: on every rank, when main could not write; what stood before still stands. What fails behind the
-                loop is raised by the next save(), check() or finish().
+            RunFailed: on every rank, if main could not write; earlier checkpoints are intact. An error of a background
+                save is raised by the next save(), check() or finish().
         """
         self.finish()
         is_main = self.runtime.is_main
         weights, optimizer_state = self.model.state_dict(keep_vars=True), self.optimizer.state_dict()
-        # Gathered from shards or from XLA they are copies already.
+        # Tensors gathered from shards or XLA are copies already.
         has_copies = self.runtime.sharding is not None or self.runtime.is_xla
         in_background = in_background and (has_copies or self._has_memory(num_bytes_of(weights, optimizer_state)))
         copy = self._buffers.copy if in_background and is_main else torch.Tensor.detach
         self._buffers.begin()
-        # A sharded model is gathered here, outside what main does alone: collective.
+        # Collective for a sharded model, hence outside of on_main.
         weights = gathered(weights, is_kept=is_main, copy=copy)
         optimizer_state = gathered(optimizer_state, is_kept=is_main, copy=copy)
         scaler = self.runtime.accelerator.scaler
@@ -132,23 +125,23 @@ class Checkpointer:
         self.runtime.on_main(lambda: self._writer.start(write) if in_background else write())
 
     def finish(self) -> None:
-        """Wait until the checkpoint that is being written stands. Collective.
+        """Wait for the save in progress. Collective.
 
         Raises:
-            RunFailed: on every rank, when it could not be written.
+            RunFailed: on every rank, if it failed.
         """
         self.runtime.on_main(self._writer.finish)
 
     def check(self) -> None:
-        """Raise what a save behind the loop has failed with; wait for nothing. Not collective: main alone knows.
+        """Raise the error of a background save, without waiting. Not collective: only main has it.
 
         Raises:
-            RunFailed: once.
+            RunFailed: once per error.
         """
         self._writer.check()
 
     def close(self) -> None:
-        """Wait for what is being written, when the run ends for another reason. Not collective."""
+        """Wait for the save in progress and log its error, when the run ends for another reason. Not collective."""
         try:
             self._writer.finish()
         except RunFailed as error:
@@ -161,9 +154,9 @@ class Checkpointer:
         target = snapshot.path
         partial = partial_name(target)
         try:
-            self._check_room(snapshot)
+            self._check_disk_space(snapshot)
             self._fill(partial, snapshot)
-            if target.exists():  # this step was saved before
+            if target.exists():  # an earlier save of this step
                 self._read_back(partial, target)
             publish(partial, target)
         except RunFailed:
@@ -172,18 +165,18 @@ class Checkpointer:
         except UNWRITABLE as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunFailed(
-                f"{target}: the checkpoint could not be saved ({reason_in_line(error)}); the earlier ones are intact: "
-                "once there is room and the folder can be written, the same command goes on from the newest"
+                f"{target}: saving failed ({reason_in_line(error)}). Earlier checkpoints are intact. Free disk space, "
+                "or make the folder writable, and start the same command again."
             ) from error
         step, best_step = snapshot.state["step"], snapshot.state["best_step"]
         link_names(self.folder, latest=step, best=best_step)
         self._prune(step=step, best_step=best_step)
 
-    def _check_room(self, snapshot: Snapshot) -> None:
-        """Refuse to begin what the disk cannot hold.
+    def _check_disk_space(self, snapshot: Snapshot) -> None:
+        """Check that the disk has space for a checkpoint.
 
         Raises:
-            OSError: naming the bytes.
+            OSError: with the required and the free space.
         """
         num_bytes = num_bytes_of(snapshot.weights, snapshot.optimizer_state)
         needed = num_bytes + MARGIN_BYTES
@@ -192,18 +185,18 @@ class Checkpointer:
                 needed = max(num_bytes, sum(entry["size"] for entry in read_manifest(earlier[-1][1])["files"].values()))
         free = shutil.disk_usage(self.folder.checkpoints_dir).free
         if free < needed:
-            raise OSError(f"it takes {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
+            raise OSError(f"{needed / 1e6:,.1f} MB are required, {free / 1e6:,.1f} MB are free")
 
     def _fill(self, path: Path, snapshot: Snapshot) -> None:
         """Write, hash and flush all files of a checkpoint, the manifest last."""
-        path.mkdir()  # without parents: a run folder that is gone must not come back as half of one
+        path.mkdir()  # without parents: a deleted run folder must not reappear incomplete
         (path / "training").mkdir()
         self.model.save_pretrained(path, state_dict=merged_weights(self.model, snapshot.weights))
         save_adapter(self.model, snapshot.weights, path / ADAPTER_NAME)
         self.tokenizer.save_pretrained(path)
         shutil.copyfile(self.folder.config_path, path / "config.yaml")
         files: dict[str, Any] = {}
-        # transformers takes no stream: what it has just written is hashed as it comes back from memory.
+        # transformers cannot write to a stream: its files are hashed from the page cache.
         for_each_file(path, lambda name, file: files.update({name: hash_file(file)}))
         files["training/optimizer.pt"] = _save(snapshot.optimizer_state, path / "training" / "optimizer.pt")
         if snapshot.scaler_state is not None:
@@ -224,7 +217,7 @@ class Checkpointer:
         }
 
     def prune(self) -> None:
-        """Remove the checkpoints beyond --save_total_limit, once the newest has been read back. Main only."""
+        """Read back the newest checkpoint, then remove those beyond --save_total_limit. Main only."""
         self._prune(step=self.state.step, best_step=self.state.best_step)
 
     def _prune(self, *, step: int, best_step: int) -> None:
@@ -244,20 +237,20 @@ class Checkpointer:
             discard(path)
 
     def _read_back(self, path: Path, target: Path) -> None:
-        """Make sure that the disk holds what was written, before another checkpoint gives way to it.
+        """Verify from the disk what was written, before another checkpoint is removed.
 
         Raises:
-            RunFailed: when it does not, naming the target.
+            RunFailed: if it differs, naming the target.
         """
         for_each_file(path, lambda _, file: forget_cached(file))
         if reason := find_corruption(path):
             raise RunFailed(
-                f"{target}: the disk does not give back what was written ({reason}); the earlier checkpoints are "
-                "kept: check the disk, then start the same command again"
+                f"{target}: the disk returns other data than was written ({reason}). Earlier checkpoints are kept. "
+                "Check the disk, and start the same command again."
             )
 
     def drop_later(self) -> None:
-        """Clear the way beyond the current step, which a resume makes again: remove the sound, set aside the damaged.
+        """Remove valid checkpoints after the current step, and rename corrupt ones: a resume repeats those steps.
 
         Main only.
         """
@@ -267,24 +260,29 @@ class Checkpointer:
             if find_corruption(path):
                 set_aside(self.folder, path)
             else:
-                self.runtime.say(f"{path} is beyond the step resumed from and is removed")
+                self.runtime.say(f"removing {path}: training resumes before this step")
                 discard(path)
         link_names(self.folder, latest=self.state.step, best=self.state.best_step)
 
-    def restore(self, path: Path) -> dict[str, Any]:
-        """Take over weights, optimizer, scaler and counters; hyperparameters stay those of the configuration.
+    def restore(self, path: Path, *, check: Callable[[dict[str, Any]], None] = lambda record: None) -> dict[str, Any]:
+        """Restore weights, optimizer, scaler and counters; hyperparameters stay those of the configuration.
 
         Collective: every rank reads the same files.
+
+        Args:
+            path: The checkpoint.
+            check: Called with the manifest before any tensor is read; may raise UserError.
 
         Returns:
             The manifest.
 
         Raises:
-            UserError: on every rank, for a checkpoint that any cannot read.
+            UserError: on every rank, if one cannot read the checkpoint.
         """
         record, error = attempt(
             lambda: read_checkpoint(
                 path,
+                check,
                 model=self.model,
                 optimizer=self.optimizer,
                 scaler=self.runtime.accelerator.scaler,
@@ -295,14 +293,14 @@ class Checkpointer:
         self.runtime.raise_together(error)
         assert record is not None
         for difference in differences_to(record, {**self.identity, **self._surroundings()}):
-            self.runtime.say(f"resumed with {difference}: not bitwise the same run")
+            self.runtime.say(f"resumed with {difference}: results are not bitwise equal to the uninterrupted run")
         return record
 
 
 def _save(value: Any, path: Path) -> dict[str, Any]:
     file = HashedFile(path)
     try:
-        torch.save(value, file)  # type: ignore[arg-type]  # asks for no more than write and flush
+        torch.save(value, file)  # type: ignore[arg-type]  # only write and flush are called
     finally:
         entry = file.close()
     return entry

@@ -14,19 +14,19 @@ from torch import Tensor
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Counters of a run.
+    """The counters of a run: plain numbers, the same on every rank.
 
     Attributes:
-        step: Optimizer updates done.
-        epoch: Epochs completed; the current one is number epoch + 1 to a reader.
-        cursor: Updates of the current epoch that are done.
-        target_tokens: Real target tokens trained on, all ranks.
-        train_time_s: Seconds spent in updates, evaluation and saving excluded.
-        best_score: The best value of the metric so far, None before the first evaluation.
-        best_step: The step it was reached at.
-        num_evaluations_without_gain: Consecutive evaluations that did not beat best_score.
+        step: Completed updates.
+        epoch: Completed epochs.
+        cursor: Completed updates of the current epoch.
+        target_tokens: Target tokens trained on, without padding, over all ranks.
+        train_time_s: Seconds spent in updates, without evaluation and saving.
+        best_score: The best score so far, None before the first evaluation.
+        best_step: The step of best_score.
+        num_evaluations_without_gain: Consecutive evaluations without a new best score.
         num_nonfinite: Updates skipped for a non-finite gradient norm.
-        evaluated_step: The last step that was evaluated, -1 before the first evaluation.
+        evaluated_step: The last evaluated step, -1 before the first evaluation.
     """
 
     step: int = 0
@@ -41,7 +41,7 @@ class TrainState:
     evaluated_step: int = -1
 
     def advance(self, *, target_tokens: int, updates_in_epoch: int, time_s: float) -> None:
-        """Count one update; the end of the epoch moves on to the next."""
+        """Count one update; the last one of an epoch starts the next."""
         self.step += 1
         self.cursor += 1
         self.target_tokens += target_tokens
@@ -52,11 +52,11 @@ class TrainState:
 
     @property
     def is_epoch_end(self) -> bool:
-        """Whether the last update ended an epoch."""
+        """Return True if the last update ended an epoch."""
         return self.step > 0 and self.cursor == 0
 
     def record_score(self, score: float, *, is_greater_better: bool) -> bool:
-        """Note an evaluation's score; return whether it is the best so far. A NaN never is."""
+        """Record the score of an evaluation; return True if it is the best so far. NaN never is."""
         is_first = self.best_score is None and score == score
         is_best = is_first or (
             self.best_score is not None and (score > self.best_score if is_greater_better else score < self.best_score)
@@ -72,28 +72,28 @@ class TrainState:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over stored counters.
+        """Restore stored counters.
 
         Raises:
-            ValueError: for a counter that this version does not know.
+            ValueError: for an unknown counter.
         """
         known = {field.name for field in fields(self)}
         if unknown := set(state) - known:
-            raise ValueError(f"stored training state has unknown entries {sorted(unknown)}: written by a newer mtloop")
+            raise ValueError(f"unknown counters {sorted(unknown)}, written by a newer version of mtloop")
         for name, value in state.items():
             setattr(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What main writes for one step.
+    """The content of a checkpoint at one step, written by main.
 
     Attributes:
-        path: Where the checkpoint is to appear.
-        weights: The model's state dict, whole.
-        optimizer_state: The optimizer's state dict, whole.
-        scaler_state: The fp16 scaler's state dict, None without one.
-        state: The counters, as TrainState.state_dict gives them.
+        path: The path of the checkpoint.
+        weights: The state dict of the model, whole.
+        optimizer_state: The state dict of the optimizer, whole.
+        scaler_state: The state dict of the fp16 scaler, None without one.
+        state: TrainState.state_dict().
     """
 
     path: Path
@@ -104,16 +104,16 @@ class Snapshot:
 
 
 def num_bytes_of(weights: dict[str, Tensor], optimizer_state: dict[str, Any]) -> int:
-    """Count the bytes of a model's and its optimizer's tensors, those that are tied once."""
+    """Count the bytes of the tensors of a model and its optimizer; tied ones count once."""
     states = [tensor for entry in optimizer_state["state"].values() for tensor in entry.values()]
     tensors = {t.data_ptr(): t.nbytes for t in (*weights.values(), *states) if isinstance(t, Tensor)}
     return sum(tensors.values())
 
 
 class Buffers:
-    """Memory of the host that snapshots are copied into, kept from one to the next: fresh memory costs more than that.
+    """Host memory for snapshots, reused for each one: a new allocation costs more.
 
-    A snapshot must be written before the next is begun.
+    A snapshot must be written before the next one begins.
     """
 
     def __init__(self) -> None:
@@ -122,16 +122,16 @@ class Buffers:
 
     @property
     def num_bytes(self) -> int:
-        """Held."""
+        """The allocated bytes."""
         return sum(tensor.nbytes for tensor in self._held)
 
     def begin(self) -> None:
-        """Begin a snapshot: all memory is free again."""
+        """Begin a snapshot: all buffers are free again."""
         self._num_used = 0
 
     @torch.no_grad()
     def copy(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor of any device."""
+        """Copy a tensor from any device into a buffer."""
         number = self._num_used
         held = self._held[number] if number < len(self._held) else None
         if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
@@ -142,35 +142,35 @@ class Buffers:
 
 
 class BackgroundWriter:
-    """Does work in a thread that the process waits for at its end; what goes wrong there is raised at the next call."""
+    """Run work in a thread; its error is raised by the next call. The process waits for the thread at its end."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin work and return; the work before it must be finished."""
+        """Start work and return; the previous work must be finished."""
         assert self._thread is None
 
         def do() -> None:
             try:
                 work()
-            except Exception as error:  # raised where the loop asks
+            except Exception as error:  # raised by check()
                 self._error = error
 
-        # No daemon: Python's exit would cut it off in the middle.
+        # Not a daemon thread, which the exit of Python would kill.
         self._thread = threading.Thread(target=do, name="mtloop-checkpoint")
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait for the work under way; raise what it failed with."""
+        """Wait for the current work; raise its error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self.check()
 
     def check(self) -> None:
-        """Raise what the work has failed with, once; wait for nothing."""
+        """Raise the error of the work, once, without waiting."""
         error, self._error = self._error, None
         if error is not None:
             raise error

@@ -109,7 +109,7 @@ def restore(run: Run) -> None:
     asked = run.config.output.resume_from_checkpoint
     path = run.runtime.on_main(lambda: choose_checkpoint(run.folder, asked, run.runtime.say))
     if path is not None:
-        check_origin(run, run.checkpointer.restore(path))
+        check_origin(run, run.checkpointer.restore(path, check=lambda record: check_plan(run, record)))
         run.runtime.say(f"resumed from {path}: step {run.state.step:,} of {run.total_steps:,}, epoch {epoch_of(run)}")
 
     def update_folder() -> None:
@@ -125,19 +125,27 @@ def restore(run: Run) -> None:
         run.runtime.say(f"continuing from step {run.state.step:,} with changed settings: {'; '.join(run.different)}")
 
 
+def check_plan(run: Run, record: dict[str, Any]) -> None:
+    """Check that this version draws the updates of a checkpoint's run.
+
+    Raises:
+        UserError: for a checkpoint of another plan version.
+    """
+    if record.get("plan_version") != PLAN_VERSION:
+        raise UserError(
+            f"--output_dir {run.folder.path}: the run was started by a version of mtloop that drew other updates. Give "
+            "a new --output_dir, and the checkpoint as --model_name_or_path to start from its weights."
+        )
+
+
 def check_origin(run: Run, record: dict[str, Any]) -> None:
-    """Check the data, plan and base model of a checkpoint against those of the run.
+    """Check the data and base model of a checkpoint against those of the run.
 
     Raises:
         UserError: for a checkpoint of other data or another base model, without --allow_changed.
     """
     mine, theirs = run.checkpointer.identity, record.get("fingerprints", {})
     asked = run.config.output.resume_from_checkpoint or ""
-    if record.get("plan_version") != PLAN_VERSION:
-        raise UserError(
-            f"--output_dir {run.folder.path}: the run was started by a version of mtloop that drew other updates. Give "
-            "a new --output_dir, and the checkpoint as --model_name_or_path to start from its weights."
-        )
     base, base_then = (prints.get("base_model") for prints in (mine["fingerprints"], theirs))
     if base is not None and base != base_then and run.config.output.allow_changed:
         run.different.append(

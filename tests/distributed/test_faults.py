@@ -52,7 +52,7 @@ def assert_goes_on(tmp_path, step, num_processes=2):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("save", "step_10: the checkpoint could not be saved (No space left on device)"),
+        ("save", "step_10: saving failed (No space left on device)"),
         ("metrics", "metrics.jsonl: cannot be written (Is a directory)"),
     ],
 )

@@ -323,7 +323,9 @@ def test_a_base_that_has_changed_is_refused_or_let_through(lora_run, model_path,
     weights = load_file(base / "model.safetensors")
     weights["model.decoder.layers.0.fc1.weight"][0, 0] += 1e-6
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"--model_name_or_path {base}: these are not the weights .*--allow_changed$"):
+    with pytest.raises(
+        UserError, match=f"--model_name_or_path {base}: the adapter was trained on other .*--allow_changed.$"
+    ):
         train(lora_run(**flags))
     assert train(lora_run(**flags, allow_changed=True)) is None
     ((change,),) = [noted["changed"] for noted in run.folder.run_record["changes"]]

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtloop.atomic import read_json_lines
-from mtloop.checkpoint.listing import epoch_of, list_checkpoints
+from mtloop.checkpoint.listing import list_checkpoints
 from mtloop.checkpoint.manifest import read_manifest, write_manifest
 from mtloop.config.settings import changed
 from mtloop.errors import RunFailed, UserError
 from mtloop.trainer.loop import train
 from mtloop.trainer.recovery import MAX_OVERFLOW_REPEATS
-from mtloop.trainer.report import count, evaluate_and_record
+from mtloop.trainer.report import count, epoch_of, evaluate_and_record
 from mtloop.trainer.step import mark_last, train_step
 from tests.support.scores import score_with_intervals
 
