@@ -1,4 +1,4 @@
-"""The table of model families: one row for each `model_type` of transformers whose models train and translate here.
+"""Define the table of model families: one row for each `model_type` of transformers.
 
 A new family is a new row. Must not import torch or transformers: the tokenizers read this table too.
 """
@@ -15,14 +15,14 @@ class Family:
     """Describe the models of one `model_type`; a default holds for most of them.
 
     Attributes:
-        source_prefix: The prefix that tells the model which translation is wanted. "task": the task in words, on which
-            T5 was trained. "task of several": the same, only where one run has several pairs. "language": the token
-            of the target language, where the tokenizer has several. None: no prefix.
+        source_prefix: The prefix of every source. "task": the task in words, as T5 was trained. "task of several": the
+            same, only if one run has several pairs. "language": the token of the target language, if the tokenizer has
+            several. None: no prefix.
         decoder_start: The first token of the decoder's input. "config": decoder_start_token_id of the config. "last
-            label": the last real label, for mBART the language token. "model": as the model's own
-            prepare_decoder_input_ids_from_labels makes it.
-        attention: Names of the query and value projections, the default layers of a LoRA adapter. None: unknown; the
-            names of the other rows are tried.
+            label": the last real label, for mBART the language token. "model": from the model's own
+            prepare_decoder_input_ids_from_labels.
+        attention: Names of the query and value projections, the default layers of a LoRA adapter. None: try the names
+            of the other rows.
         has_plain_head: Whether the logits are the output layer's, plus final_logits_bias where there is one. Then the
             loss needs the logits of real target positions only.
         positions: "table": at most max_position_embeddings. "extended": a table of sines that transformers extends as

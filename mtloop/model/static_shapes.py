@@ -1,8 +1,7 @@
-"""What the model computes differently on a device that compiles a program for every tensor shape (XLA).
+"""Compute masks and losses without reading the data, for devices that compile a program for every tensor shape (XLA).
 
-Masks and losses are then made without looking into the data. The shapes of batches are in batching/shapes.py, greedy
-search in fixed shapes in generation/greedy.py. Shape letters: B sentences, S source tokens, T target tokens, V
-vocabulary.
+The shapes of batches are in batching/shapes.py, greedy search in fixed shapes in generation/greedy.py. Shape letters:
+B sentences, S source tokens, T target tokens, V vocabulary.
 """
 
 from __future__ import annotations

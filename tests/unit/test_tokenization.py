@@ -132,7 +132,9 @@ import json, sys
 from pathlib import Path
 import datasets
 from mtloop.errors import UserError
-from mtloop.tokenization import encode_rows, for_languages, load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from mtloop.tokenization.encoding import encode_rows, tokenizer_fingerprint
+from mtloop.tokenization.loading import load_tokenizer
+from mtloop.tokenization.training import train_tokenizer
 
 texts, vocab_size, folder, names, rows = json.loads(sys.argv[1])
 
