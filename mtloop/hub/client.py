@@ -59,6 +59,11 @@ def verdict_of(error: BaseException) -> tuple[str, float]:
     return (RETRY if is_network else DOUBTFUL), 0.0
 
 
+def answer(verdict: str, reason: str, wait_s: float = 0.0) -> dict[str, Any]:
+    """Return the answer of a push as JSON; `wait_s` is what the server asks for."""
+    return {"verdict": verdict, "reason": reason, "wait_s": wait_s}
+
+
 def _retry_after(error: BaseException) -> float:
     assert isinstance(error, HfHubHTTPError)
     with contextlib.suppress(ValueError, KeyError):

@@ -23,7 +23,7 @@ from huggingface_hub import get_token
 
 import mtloop
 from mtloop.hub.card import write_card
-from mtloop.hub.client import DOUBTFUL, REQUEST_TIMEOUT_S, RETRY, reason_of, without_token
+from mtloop.hub.client import DOUBTFUL, REQUEST_TIMEOUT_S, RETRY, answer, reason_of, without_token
 from mtloop.hub.parts import Part, Target, files_of, loss_of, missing_parts, record_push
 from mtloop.hub.upload import DONE, LOST
 from mtloop.run_folder import RunFolder
@@ -39,7 +39,7 @@ SLICE_S, PROGRESS_EVERY_S = 0.5, 15.0
 
 @dataclass
 class Attempts:
-    """Count the failed attempts at the first part of the queue, and hold the time of the next one."""
+    """Count the failed attempts at a part, and hold the time of the next one, on the clock of time.monotonic()."""
 
     num_failed: int = 0
     num_doubtful: int = 0
@@ -60,6 +60,7 @@ class Publisher:
         with_training: Whether epochs include the state of training, to resume from.
         overwrite: Whether to replace tags of other runs.
         outcomes: The result of each part: "" if it is on the Hub, else the reason why not.
+        attempts: At the first part of the queue.
     """
 
     folder: RunFolder
@@ -70,7 +71,7 @@ class Publisher:
     overwrite: bool = False
     outcomes: dict[Part, str] = field(default_factory=dict)
     _queue: list[Part] = field(default_factory=list)
-    _attempts: Attempts = field(default_factory=Attempts)
+    attempts: Attempts = field(default_factory=Attempts)
     _is_stopped: bool = False
     _child: subprocess.Popen[bytes] | None = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -105,14 +106,9 @@ class Publisher:
     def hurry(self) -> None:
         """Make the next attempt now, unless the server asked to wait: the end of the run depends on it."""
         with self._changed:
-            if not self._attempts.is_asked_to_wait:
-                self._attempts.not_before = 0.0
+            if not self.attempts.is_asked_to_wait:
+                self.attempts.not_before = 0.0
             self._changed.notify_all()
-
-    @property
-    def not_before(self) -> float:
-        """Return the earliest time of the next attempt, on the clock of time.monotonic()."""
-        return self._attempts.not_before
 
     @property
     def head(self) -> str:
@@ -140,22 +136,22 @@ class Publisher:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_stopped or self._queue)
-                while not self._is_stopped and (wait_s := self._attempts.not_before - time.monotonic()) > 0:
+                while not self._is_stopped and (wait_s := self.attempts.not_before - time.monotonic()) > 0:
                     self._changed.wait(wait_s)
                 if self._is_stopped:
                     return
                 part = self._queue[0]
             try:
-                answer = self._attempt(part)
+                found = self._attempt(part)
             except Exception as error:  # a full disk, or no new process
-                answer = {"verdict": DOUBTFUL, "reason": reason_of(error), "wait_s": 0.0}
-            self._process(part, answer)
+                found = answer(DOUBTFUL, reason_of(error))
+            self._process(part, found)
 
     def _attempt(self, part: Part) -> dict[str, Any]:
         """Run one child process, and return its answer."""
         if reason := loss_of(part):
-            return {"verdict": LOST, "reason": reason, "wait_s": 0.0}
-        timeout_s = self.push_timeout_s * 2**self._attempts.num_cut
+            return answer(LOST, reason)
+        timeout_s = self.push_timeout_s * 2**self.attempts.num_cut
         job = {
             "repo_id": self.target.repo_id,
             "revision": self.target.revision,
@@ -178,48 +174,43 @@ class Publisher:
             stdin.seek(0)
             with self._changed:
                 if self._is_stopped:
-                    return {"verdict": RETRY, "reason": NOT_IN_TIME, "wait_s": 0.0}
+                    return answer(RETRY, NOT_IN_TIME)
                 self._child = start_upload(stdin, stdout, stderr)
             try:
                 self._child.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 self._child.wait()
-                self._attempts.num_cut += 1
-                reason = f"stopped after {timeout_s:g} s (--push_timeout)"
-                return {"verdict": RETRY, "reason": reason, "wait_s": 0.0}
+                self.attempts.num_cut += 1
+                return answer(RETRY, f"stopped after {timeout_s:g} s (--push_timeout)")
             stdout.seek(0)
             with contextlib.suppress(ValueError):
-                answer: dict[str, Any] = json.loads(stdout.read())
-                return answer
+                found: dict[str, Any] = json.loads(stdout.read())
+                return found
             if self._is_stopped:
-                return {"verdict": RETRY, "reason": NOT_IN_TIME, "wait_s": 0.0}
+                return answer(RETRY, NOT_IN_TIME)
             stderr.seek(0)
             last = without_token(stderr.read().decode(errors="replace")).strip().rpartition("\n")[2]
-            return {
-                "verdict": DOUBTFUL,
-                "reason": last or f"the child exited with {self._child.returncode}",
-                "wait_s": 0.0,
-            }
+            return answer(DOUBTFUL, last or f"the child exited with {self._child.returncode}")
 
-    def _process(self, part: Part, answer: dict[str, Any]) -> None:
+    def _process(self, part: Part, found: dict[str, Any]) -> None:
         """Process an answer: remove the part from the queue, schedule the next attempt, or stop pushing."""
-        verdict, reason = answer["verdict"], answer["reason"]
+        verdict, reason = found["verdict"], found["reason"]
         with self._changed:
             self._child = None
             if verdict == DONE:
-                self._record(part, answer["commit"])
+                self._record(part, found["commit"])
                 reason = ""
             self.outcomes[part] = reason
-            attempts = self._attempts
+            attempts = self.attempts
             if verdict in (DONE, LOST):
                 self._queue.pop(0)
-                self._attempts = Attempts()
+                self.attempts = Attempts()
             elif not self._is_stopped:
                 attempts.num_failed += 1
                 attempts.num_doubtful += verdict == DOUBTFUL
-                wait_s = max(answer["wait_s"], min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (attempts.num_failed - 1)))
-                attempts.not_before, attempts.is_asked_to_wait = time.monotonic() + wait_s, answer["wait_s"] > 0
+                wait_s = max(found["wait_s"], min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (attempts.num_failed - 1)))
+                attempts.not_before, attempts.is_asked_to_wait = time.monotonic() + wait_s, found["wait_s"] > 0
             will_retry = verdict == RETRY or (verdict == DOUBTFUL and attempts.num_doubtful < MAX_DOUBTFUL)
             is_over = self._is_stopped
             if verdict not in (DONE, LOST) and not will_retry:
@@ -278,7 +269,7 @@ class Drain:
     def wait(self) -> bool:
         """Wait for one slice; return True to wait again."""
         now = time.monotonic()
-        if now >= self._deadline or self.publisher.not_before >= self._deadline:
+        if now >= self._deadline or self.publisher.attempts.not_before >= self._deadline:
             return False
         is_busy = self.publisher.wait(min(SLICE_S, self._deadline - now))
         if is_busy and time.monotonic() >= self._next_line:

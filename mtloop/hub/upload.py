@@ -22,7 +22,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from mtloop.hub.client import DOUBTFUL, STOP, configure_client, reason_of, verdict_of
+from mtloop.hub.client import DOUBTFUL, STOP, answer, configure_client, reason_of, verdict_of
 
 DONE, LOST = "done", "lost"
 # Files of an earlier model that from_pretrained would read in addition to, or instead of, those of the push.
@@ -139,18 +139,18 @@ def deletions(there: list[str], job: dict[str, Any]) -> list[CommitOperationDele
     ]
 
 
-def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Push, and return verdict, reason, wait_s (of Retry-After, else 0), and what `push` returns."""
+def push_and_report(job: dict[str, Any]) -> dict[str, Any]:
+    """Push, and return the answer, with what `push` returns."""
     try:
-        return {"verdict": DONE, "reason": "", "wait_s": 0.0, **push(job)}
+        return {**answer(DONE, ""), **push(job)}
     except Lost as error:
-        return {"verdict": LOST, "reason": reason_of(error), "wait_s": 0.0}
+        return answer(LOST, reason_of(error))
     except Refused as error:
-        return {"verdict": STOP, "reason": reason_of(error), "wait_s": 0.0}
+        return answer(STOP, reason_of(error))
     except Exception as error:  # of the HTTP client, OSError, ValueError, RuntimeError
         verdict, wait_s = verdict_of(error)
         kind = f"{type(error).__name__}: " if verdict == DOUBTFUL else ""
-        return {"verdict": verdict, "reason": kind + reason_of(error), "wait_s": wait_s}
+        return answer(verdict, kind + reason_of(error), wait_s)
 
 
 def follow_parent(parent: int) -> None:
@@ -172,7 +172,7 @@ def main() -> None:
     if os.name == "posix":
         threading.Thread(target=follow_parent, args=(job["parent"],), daemon=True).start()
     configure_client(job["request_timeout_s"])
-    sys.stdout.write(json.dumps(answer(job)) + "\n")
+    sys.stdout.write(json.dumps(push_and_report(job)) + "\n")
     sys.stdout.flush()
     os._exit(0)
 
