@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and the reading of JSON that a kill may have cut short.
+"""Write files and folders atomically, and read JSON that a kill may have truncated.
 
-Knows paths and bytes; must not know what is in them. A writer fills a hidden partial path beside the target and renames
-it, so a reader never sees half a file. Partial paths of a killed process are swept when a run next opens the folder.
+Handles paths and bytes; must not know their content. A writer fills a hidden partial path next to the target and
+renames it, so a reader never sees half a file. Partial paths of a killed process are removed by sweep().
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the JSON objects of a file of lines; skip lines that a kill cut short. Return [] if the file is missing."""
+    """Read the JSON objects of a file of lines; skip truncated lines. Return [] if the file is missing."""
     records = []
-    # Not splitlines, which would also cut at characters that JSON keeps as they are (U+2028).
+    # Not splitlines, which also splits at U+2028, valid inside JSON strings.
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         with contextlib.suppress(ValueError):
             if isinstance(record := json.loads(line), dict):
@@ -66,7 +66,9 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # a folder that is gone or read-only refuses this too
             partial.unlink()
-        raise RunFailed(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise RunFailed(
+            f"{path}: cannot be written ({error.strerror or error}). Free disk space, or make the folder writable."
+        ) from error
 
 
 def write_json(path: Path, record: Any) -> None:
@@ -80,7 +82,7 @@ def write_json_lines(path: Path, records: Iterable[Any]) -> None:
 
 
 def append_json_line(path: Path, record: Any) -> None:
-    """Append a record to a file of JSON lines, flushed to disk, after ending a line that a kill cut short.
+    """Append a record to a file of JSON lines, flushed to disk, after ending a truncated line.
 
     Raises:
         OSError: if the file cannot be written.
@@ -96,13 +98,13 @@ def append_json_line(path: Path, record: Any) -> None:
 
 
 def partial_name(target: Path) -> Path:
-    """Return a hidden path beside `target` to write to before it is renamed."""
+    """Return a hidden path next to `target`, to be written and renamed."""
     return target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
 
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Create a partial folder to fill; publish it as `target` on success, remove it on an error.
+    """Yield a partial folder to fill; publish it as `target` on success, remove it on an error.
 
     Raises:
         OSError: if it cannot be created, flushed or renamed.
@@ -118,9 +120,9 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Rename a whole folder, already flushed to disk, to its name, and remove what was there.
+    """Rename a folder that was flushed to disk to `target`, replacing an existing one.
 
-    A kill between the two renames leaves no folder under the name: sweep() then brings the old one back.
+    After a kill between the two renames, sweep() restores the old folder.
     """
     old = None
     if target.exists():
@@ -149,16 +151,16 @@ def sweep(parent: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a folder, renamed first: a kill must not leave half of it under its name."""
+    """Rename and remove a folder, so that a kill leaves no half of it under its name."""
     trash = path.with_name(f".trash-{path.name}-{uuid.uuid4().hex[:8]}")
     os.replace(path, trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 
 def link(name: Path, target: Path) -> None:
-    """Point the symbolic link `name` at the folder `target` beside it, in one rename."""
+    """Point the symbolic link `name` at the folder `target` next to it, atomically."""
     partial = partial_name(name)
-    with contextlib.suppress(OSError):  # a file system without links: the names are a convenience
+    with contextlib.suppress(OSError):  # a file system without links, which are a convenience only
         partial.symlink_to(target.name)
         os.replace(partial, name)
 
@@ -186,7 +188,7 @@ def sync(path: Path) -> None:
 
 
 def forget_cached(path: Path) -> None:
-    """Drop a flushed file from the page cache, so that the next reader sees what the disk holds."""
+    """Drop a flushed file from the page cache, so that it is next read from the disk."""
     if not hasattr(os, "posix_fadvise"):  # macOS, Windows
         return
     descriptor = os.open(path, os.O_RDONLY)

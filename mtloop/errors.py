@@ -1,10 +1,10 @@
-"""The errors that end a run with one line: the user's mistakes, status 2, and failures of the run, status 1."""
+"""Errors that end a run with one line: mistakes of the user (status 2) and failures of the run (status 1)."""
 
 import re
 
 
 class UserError(ValueError):
-    """A mistake of the user: one line that names the flag or file:line and the remedy. Exit status 2."""
+    """A mistake of the user: one line with the flag or file:line, the problem and the remedy. Exit status 2."""
 
 
 class FieldError(UserError):
@@ -16,14 +16,14 @@ class FieldError(UserError):
 
 
 class RunFailed(RuntimeError):
-    """The run itself failed (disk, a rank, a non-finite gradient): one line on what happened. Exit status 1."""
+    """A failure of the run (disk, process, non-finite gradient): one line. Exit status 1."""
 
 
 class ProcessFailed(RunFailed):
-    """One process failed alone, and the others cannot be asked any more: each reports for itself.
+    """A failure of one process that cannot reach the others any more: each reports its own.
 
     Attributes:
-        is_lost_peer: Whether it only saw that another one is gone, which knows more about the reason.
+        is_lost_peer: True if the process only found another one gone, whose error names the reason.
     """
 
     def __init__(self, message: str, *, is_lost_peer: bool = False) -> None:
@@ -32,7 +32,7 @@ class ProcessFailed(RunFailed):
 
 
 def renamed(error: UserError, flag: str) -> UserError:
-    """Return a loader's error, which names train.py's flags, with the flag by which a command named the model."""
+    """Return the error of a loader with the flag of a command instead of --model_name_or_path of train.py."""
     return UserError(re.sub(r"(--tokenizer_name / )?--model_name_or_path|--model(?= )", flag, str(error)))
 
 

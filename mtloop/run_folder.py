@@ -1,7 +1,6 @@
-"""The run folder: the files other programs read, and whether a folder belongs to this run.
+"""Name, read and write the files of a run folder, lock it, and check that it belongs to a run.
 
-Owns the names in a run folder. Must not know models, tensors or ranks: callers on the
-main process write, all ranks may read. docs/reference.md describes the format.
+Must not know models, tensors or ranks: the main process writes, all ranks may read.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from mtloop.config.yaml_file import to_yaml
 from mtloop.errors import UserError
 from mtloop.metrics_log import MetricsLog
 
-# A run that was told to stop may still be saving when its successor starts.
+# A run that was stopped may still be saving when the next one starts.
 LOCK_WAIT_S = 10.0
 
 # Every path that a run may leave in its folder, with its meaning: the reference page is generated from this table.
@@ -58,7 +57,7 @@ RUN_FILES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run, and its small files."""
+    """The paths of a run folder and its small files."""
 
     path: Path
     _locks: list[int] = field(default_factory=list, compare=False, repr=False)  # descriptors
@@ -85,7 +84,7 @@ class RunFolder:
 
     @property
     def push_path(self) -> Path:
-        """A line for each push that reached the Hub."""
+        """One line per push that reached the Hub."""
         return self.path / "push.jsonl"
 
     @property
@@ -105,7 +104,7 @@ class RunFolder:
         return self.path / "final"
 
     def create(self) -> None:
-        """Make the folder and prove that it can be written.
+        """Create the folder and check that it is writable.
 
         Raises:
             UserError: naming --output_dir and the reason.
@@ -117,14 +116,14 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"--output_dir {self.path}: cannot be written ({error.strerror or error}); give a folder that can"
+                f"--output_dir {self.path}: cannot be written ({error.strerror or error}). Give a writable folder."
             ) from error
 
     def refuse_foreign(self) -> None:
-        """Refuse a folder without a run that holds files which a run would replace.
+        """Refuse a folder without a run that has files which a run would replace.
 
         Raises:
-            UserError: naming them.
+            UserError: naming the files.
         """
         if self.config_path.exists() or self.run_record["run_id"]:
             return
@@ -132,18 +131,18 @@ class RunFolder:
         foreign = [path.name for path in (*named, self.final_dir, self.hypotheses_dir) if path.exists()]
         if foreign:
             raise UserError(
-                f"--output_dir {self.path}: holds {', '.join(foreign)} and is no run folder; give a new folder"
+                f"--output_dir {self.path}: has {', '.join(foreign)}, but is not a run folder. Give a new folder."
             )
 
     def lock(self, say: Callable[[str], None], *, wait_s: float = LOCK_WAIT_S) -> None:
-        """Keep every other process out of the folder until unlock(), or until this process ends, however it ends.
+        """Lock the folder against other processes until unlock() or the end of this process.
 
         Args:
-            say: Told that it waits for another process to leave.
-            wait_s: Seconds to wait for that.
+            say: Called with a line while another process has the lock.
+            wait_s: Seconds to wait for it.
 
         Raises:
-            UserError: naming the process that has the folder.
+            UserError: naming the process that has the lock.
         """
         try:
             import fcntl
@@ -154,8 +153,8 @@ class RunFolder:
         deadline, has_said = time.monotonic() + wait_s, False
         while True:
             try:
-                # A POSIX lock: the kernel drops it with its process, and loader workers do not inherit it. It also
-                # goes when this process closes the file anywhere else: nobody opens it while it is held.
+                # The kernel releases a POSIX lock with its process, and loader workers do not inherit it. It is also
+                # released when this process closes the file elsewhere, so it is not opened anywhere else.
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except (BlockingIOError, PermissionError):  # POSIX allows either
@@ -164,11 +163,11 @@ class RunFolder:
                 if time.monotonic() > deadline:
                     os.close(descriptor)
                     raise UserError(
-                        f"--output_dir {self.path}: {who} is training in it; wait for it or give another. One run on "
-                        "several processes starts with `accelerate launch` and a file of accelerate_configs/"
+                        f"--output_dir {self.path}: {who} is training in it. Wait for it, or give another folder. To "
+                        "start one run on several processes use `accelerate launch` and a file of accelerate_configs/."
                     ) from None
                 if not has_said:
-                    say(f"{self.path}: {who} has not left it yet; waiting up to {wait_s:g} s")
+                    say(f"{self.path}: {who} is training in it; waiting up to {wait_s:g} s")
                     has_said = True
                 time.sleep(0.2)
             except OSError:  # a file system without locks
@@ -179,88 +178,87 @@ class RunFolder:
         self._locks.append(descriptor)
 
     def unlock(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         while self._locks:
             os.close(self._locks.pop())
 
     def stored_config(self) -> Config | None:
-        """Read the configuration that the folder's run was started with; None in a new folder."""
+        """Read the configuration of the run; None in a new folder."""
         if not self.config_path.exists():
             return None
         return parse_config([str(self.config_path)])
 
     def check_config(self, asked: Config) -> Config | None:
-        """Return the configuration of the run that the folder holds, None in a new folder.
+        """Compare the configuration of the run with `asked`; return it, None in a new folder.
 
         Raises:
-            UserError: for another run than `asked` describes, with every setting that differs, unless it allows that.
+            UserError: with every setting that differs, unless --allow_changed is given.
         """
         stored = self.stored_config()
         if stored is None or asked.output.allow_changed:
             return stored
         if different := differences(stored, asked):
             raise UserError(
-                f"--output_dir {self.path} holds another run: {'; '.join(different)}; give the same settings to go on "
-                "with it, --allow_changed to go on with these, or another --output_dir"
+                f"--output_dir {self.path}: holds another run ({'; '.join(different)}). Give the same settings to "
+                "resume, --allow_changed to resume with these, or another --output_dir."
             )
         return stored
 
     def check_data(self, report: dict[str, Any], *, allow_changed: bool = False) -> list[str]:
-        """Compare the data and the tokenizer that the folder's run was trained on with those of now.
+        """Compare the data and the tokenizer of the run with the current ones.
 
         Args:
-            report: What would stand in data.json.
-            allow_changed: Whether a difference is let through.
+            report: The current content of data.json.
+            allow_changed: If True, differences are allowed.
 
         Returns:
-            What differs: sources, kept rows, tokenizer.
+            The differences in sources, kept rows and tokenizer.
 
         Raises:
-            UserError: when something does and is not let through.
+            UserError: if there are differences that are not allowed.
         """
         stored = self.data_report
         different = _data_differences(stored, report) if stored else []
         if different and not allow_changed:
             raise UserError(
-                f"--output_dir {self.path} holds a run on other data: {'; '.join(different)}; give the old data back, "
-                "--allow_changed to go on with this, or another --output_dir"
+                f"--output_dir {self.path}: holds a run on other data ({'; '.join(different)}). Give the same data, "
+                "--allow_changed to resume with this, or another --output_dir."
             )
         return different
 
     def start_run(self, config: Config, report: dict[str, Any]) -> None:
-        """Make the folder a new run's: an id, what it trains on, and its settings."""
-        # A run that goes on from a checkpoint of another machine has its id from there.
+        """Write the files of a new run: its id, its data and its settings."""
+        # A run that was downloaded from the Hub has an id already.
         self.update_record(run_id=self.run_record["run_id"] or uuid.uuid4().hex)
         self.write_data(report)
-        self.write_config(config)  # last: it is what makes the folder this run's
+        self.write_config(config)  # last: it marks the folder as a run folder
 
     @property
     def run_record(self) -> dict[str, Any]:
-        """The run's id, what --allow_changed has let through since, where it is pushed, what final/ is made of."""
+        """The content of run.json."""
         return {"run_id": "", "changes": [], **read_json(self.run_path)}
 
     def record_changes(self, different: list[str], *, step: int) -> None:
-        """Note that the run goes on changed from `step` on."""
+        """Record the settings and data that changed at `step`."""
         self.update_record(changes=[*self.run_record["changes"], {"step": step, "changed": different}])
 
     def update_record(self, **entries: Any) -> None:
         """Change entries of run.json."""
-        record = {**self.run_record, **entries}
-        write_json(self.run_path, record)
+        write_json(self.run_path, {**self.run_record, **entries})
 
     def write_config(self, config: Config) -> None:
         write_text(self.config_path, to_yaml(config))
 
     @property
     def data_report(self) -> dict[str, Any]:
-        """What data.json holds; empty without."""
+        """The content of data.json, {} without it."""
         return read_json(self.data_path)
 
     def write_data(self, report: dict[str, Any]) -> None:
         write_json(self.data_path, report)
 
     def write_status(self, status: str, *, exit_status: int | None = None, message: str = "", step: int = 0) -> None:
-        """Say how the run stands: `status` is running, finished, stopped or failed."""
+        """Write status.json: `status` is running, finished, stopped or failed."""
         record = {"status": status, "exit_status": exit_status, "message": message, "step": step, "pid": os.getpid()}
         write_json(self.status_path, record)
 
@@ -273,15 +271,12 @@ class RunFolder:
         return read_json(self.status_path).get("status") == "failed"
 
     def sweep(self) -> None:
-        """Remove what killed processes left half done, or finish their renames."""
+        """Remove partial files of killed processes, and finish their renames."""
         for parent in (self.path, self.checkpoints_dir):
             sweep(parent)
 
     def drop_after(self, step: int) -> None:
-        """Drop metrics lines and hypothesis files beyond `step`, so that each step stands once after a resume.
-
-        -1 drops all: a run that starts over.
-        """
+        """Remove metrics lines and hypothesis files after `step`, which a resume writes again; -1 removes all."""
         self.metrics.drop_after(step)
         for path in self.hypotheses_dir.glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > step:
@@ -300,12 +295,12 @@ def _data_differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
         before, after = (report.get("fingerprints", {}).get(name) for report in (stored, now))
         if before != after and not (name == "data" and lines):
             lines.append(f"{text} changed (fingerprint {str(before)[:12]}, now {str(after)[:12]})")
-    # What is left is in how texts are cut: lengths, prefix; those are settings, and named as such.
+    # Other differences come from settings (lengths, prefix), which check_config names.
     return lines or [f"fingerprint {str(stored.get('fingerprint'))[:12]}, now {now['fingerprint'][:12]}"]
 
 
 def _source_text(origins: Any) -> str:
-    """Name the files or the data set of a split, with the beginning of a file's hash."""
+    """Return the files or the data set of a split, with the first digits of the hashes."""
     texts = []
     for origin in origins or []:
         name = next((str(origin[key]) for key in ("path", "name", "cut_from") if key in origin), "?")
@@ -314,7 +309,7 @@ def _source_text(origins: Any) -> str:
 
 
 def run_above(folder: Path) -> RunFolder | None:
-    """Return the run whose final/ or checkpoint a folder is; None for any other folder."""
+    """Return the run that a folder is final/ or a checkpoint of; None for any other folder."""
     path = folder.parent if folder.name == "final" else folder.parent.parent
     is_of_run = folder.name == "final" or folder.parent.name == "checkpoints"
     run = RunFolder(path)
@@ -322,7 +317,7 @@ def run_above(folder: Path) -> RunFolder | None:
 
 
 def stored_config(model: str) -> Config | None:
-    """Return the configuration that a model was trained with; None where it cannot be told.
+    """Return the configuration that a model was trained with; None if it is unknown.
 
     Args:
         model: A run folder, its final/, a checkpoint, or any other name.

@@ -114,7 +114,10 @@ def test_other_data_is_refused_with_what_differs(folder):
         ),
     }
     for line, now in cases.items():
-        with pytest.raises(UserError, match=f"--output_dir .*{line}; give the old data back, --allow_changed"):
+        with pytest.raises(
+            UserError,
+            match=f"--output_dir .*: holds a run on other data \\({line}\\). Give the same data, --allow_changed",
+        ):
             folder.check_data(now)
         (let_through,) = folder.check_data(now, allow_changed=True)
         assert let_through == line.replace("\\", "")
@@ -315,7 +318,7 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
     folder.refuse_foreign()
     (tmp_path / "data.json").write_text("{}")
     (tmp_path / "final").mkdir()
-    with pytest.raises(UserError, match=f"--output_dir {tmp_path}: holds data.json, final and is no run folder"):
+    with pytest.raises(UserError, match=f"--output_dir {tmp_path}: has data.json, final, but is not a run folder"):
         folder.refuse_foreign()
     folder.update_record(run_id="a")  # a run that was killed while it began
     folder.refuse_foreign()

@@ -155,7 +155,7 @@ def test_other_data_under_the_same_name_is_refused(new_run, tmp_path):
     new_run(train_file=path)
     new_run(train_file=path)  # unchanged: the same run
     path.write_text("\n".join(reversed(lines)) + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"^--output_dir .*holds a run on other data"):
+    with pytest.raises(UserError, match=r"^--output_dir .*: holds a run on other data"):
         new_run(train_file=path)
 
 
