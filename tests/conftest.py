@@ -326,6 +326,7 @@ def tiny_model(short_set, marian_config, marian_tokenizer, tmp_path_factory):
     import torch
 
     from mtloop.batching.loader import collate
+    from mtloop.config.inputs import ModelConfig
     from mtloop.model.generation_config import configure_generation
     from mtloop.model.loading import build_model
     from mtloop.model.loss import batch_loss_sum
@@ -334,9 +335,8 @@ def tiny_model(short_set, marian_config, marian_tokenizer, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("config")
     marian_config(marian_tokenizer).save_pretrained(folder)
-    model = build_model(
-        marian_tokenizer, model_size=None, config_name=str(folder), dropout=0.0, max_length=64, attention="eager"
-    )
+    described = ModelConfig(config_name=str(folder), dropout=0.0)
+    model = build_model(described, marian_tokenizer, max_length=64, attention="eager")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
     batch = collate(short_set.encoded, range(16), pad_id=marian_tokenizer.pad_token_id)
     for _ in range(40):

@@ -90,34 +90,21 @@ def load_model(
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    model_size: str | None,
-    config_name: str | None,
-    dropout: float | None,
-    max_length: int,
-    attention: str | None = None,
-    trust_remote_code: bool = False,
+    described: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, attention: str | None = None
 ) -> PreTrainedModel:
     """Build a model with random weights: a Marian of `model_size`, or the model described by `config_name`.
 
     Args:
+        described: Its dropout, if None, is 0.1 for a model_size and the config's own otherwise.
         tokenizer: Has the vocabulary size and the special token ids.
-        model_size: A key of MODEL_SIZES; used if config_name is None.
-        config_name: Folder or Hub name of a config, also `name@revision`.
-        dropout: None is 0.1 for a model_size and the config's own otherwise.
         max_length: Tokens of the longest source or target, the positions needed.
         attention: transformers' attn_implementation; None is its default.
-        trust_remote_code: Whether code of the repository may run.
 
     Raises:
         UserError: No such config, or no model can be built from it.
     """
-    described = ModelConfig(
-        config_name=config_name, model_size=cast(Any, model_size), trust_remote_code=trust_remote_code
-    )
     config = load_config(described, tokenizer, max_length=max_length)
-    _set_random_rates(config, dropout)
+    _set_random_rates(config, described.dropout)
     config.vocab_size = _num_tokens(tokenizer)
     if hasattr(config, "decoder_vocab_size"):
         config.decoder_vocab_size = config.vocab_size
@@ -129,11 +116,12 @@ def build_model(
         config.decoder_start_token_id = tokenizer.pad_token_id
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
-        model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=trust_remote_code, **options)
+        trusted = described.trust_remote_code
+        model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=trusted, **options)
     except (ValueError, IndexError) as error:  # IndexError: M2M100 needs more positions than the padding token's id
         raise UserError(
-            f"--config_name {config_name}: no seq2seq model can be built from it ({first_line(error)}). Give the "
-            "config of a translation model, for example Helsinki-NLP/opus-mt-en-fr."
+            f"--config_name {described.config_name}: no seq2seq model can be built from it ({first_line(error)}). Give "
+            "the config of a translation model, for example Helsinki-NLP/opus-mt-en-fr."
         ) from error
     # As in the converted Marian models: never generate the padding token.
     model.generation_config.bad_words_ids = [[tokenizer.pad_token_id]]

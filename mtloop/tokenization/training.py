@@ -49,11 +49,9 @@ def train_tokenizer(
             `<pad>`, within vocab_size.
 
     Raises:
-        UserError: vocab_size is not a multiple of 8 or does not fit the corpus; output_dir contains other files.
+        UserError: vocab_size does not fit the corpus; output_dir contains other files.
     """
-    if vocab_size % 8 or vocab_size <= 0:
-        below = max(vocab_size // 8 * 8, 8)
-        raise UserError(f"--vocab_size: not a positive multiple of 8 (got {vocab_size}). Use {below} or {below + 8}.")
+    assert vocab_size > 0 and vocab_size % 8 == 0
     if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "tokenizer_config.json").is_file():
         raise UserError(f"--train_tokenizer: {str(output_dir)!r} contains other files. Choose another --output_dir.")
     num_tokens = vocab_size - 1 - len(language_tokens)

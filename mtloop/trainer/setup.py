@@ -232,15 +232,8 @@ def prepare_model(
                 attention=runtime.attention,
                 trust_remote_code=config.model.trust_remote_code,
             )
-        return build_model(
-            tokenizer,
-            model_size=config.model.model_size,
-            config_name=config.model.config_name,
-            dropout=config.model.dropout,
-            max_length=max(data.max_source_length, longest_target),
-            attention=runtime.attention,
-            trust_remote_code=config.model.trust_remote_code,
-        )
+        longest = max(data.max_source_length, longest_target)
+        return build_model(config.model, tokenizer, max_length=longest, attention=runtime.attention)
 
     model = runtime.one_first(build)
     runtime.say(*choose_trained(model, config.tuning, name=config.model.model_name_or_path))

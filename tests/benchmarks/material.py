@@ -108,6 +108,7 @@ def make_standard_model(
     """Save a Marian of random weights, d = 256 and 3 + 3 layers, with a tokenizer trained on the pairs."""
     import torch
 
+    from mtloop.config.inputs import ModelConfig
     from mtloop.model.loading import build_model
     from mtloop.tokenization.training import train_tokenizer
 
@@ -119,7 +120,7 @@ def make_standard_model(
         target_lang=given.target_lang,
     )
     torch.manual_seed(0)
-    build_model(tokenizer, model_size="small", config_name=None, dropout=None, max_length=512).save_pretrained(path)
+    build_model(ModelConfig(model_size="small"), tokenizer, max_length=512).save_pretrained(path)
 
 
 def make_model(path: Path, pairs: list[tuple[str, str]], shape: dict[str, int], *, vocab_size: int = 800) -> int:

@@ -28,6 +28,7 @@ from mtloop.checkpoint.manifest import hash_file, read_manifest, write_manifest
 from mtloop.checkpoint.restore import load_weights
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
+from mtloop.config.inputs import ModelConfig
 from mtloop.config.training import OptimizerConfig
 from mtloop.errors import RunFailed, UserError
 from mtloop.model.generation_config import configure_generation, shift_right
@@ -108,7 +109,7 @@ def new_trained(tiny_configs, marian_tokenizer, encoded_sample, runtime, folder,
     def build(*, seed=0, save_total_limit=None, **optimizer_flags):
         torch.manual_seed(seed)
         model = build_model(
-            marian_tokenizer, model_size=None, config_name=str(tmp_path / "config"), dropout=0.1, max_length=64
+            ModelConfig(config_name=str(tmp_path / "config"), dropout=0.1), marian_tokenizer, max_length=64
         )
         configure_generation(model, marian_tokenizer, num_beams=3, max_length=20, forced_bos_token_id=None)
         flags = {"learning_rate": 1e-3, "adam_beta2": 0.98, "weight_decay": 0.01, "lr_scheduler_type": "cosine"}

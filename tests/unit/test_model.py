@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from mtloop.batching.loader import IGNORE_INDEX
-from mtloop.config.inputs import split_revision
+from mtloop.config.inputs import ModelConfig, split_revision
 from mtloop.errors import UserError
 from mtloop.model.generation_config import check_positions, configure_generation, position_limit, shift_right
 from mtloop.model.loading import MODEL_SIZES, build_model, load_model
@@ -294,7 +294,7 @@ def test_a_model_of_another_kind_is_refused(marian_tokenizer, tmp_path):
         load_model(str(tmp_path), marian_tokenizer, dropout=None)
     assert_one_line(caught, f"--model_name_or_path {tmp_path}")
     with pytest.raises(UserError) as caught:
-        build_model(marian_tokenizer, model_size=None, config_name=str(tmp_path), dropout=None, max_length=64)
+        build_model(ModelConfig(config_name=str(tmp_path)), marian_tokenizer, max_length=64)
     assert_one_line(caught, f"--config_name {tmp_path}")
 
 
@@ -366,9 +366,8 @@ def test_added_tokens_get_rows_and_the_old_ones_stay(model_dirs, marian_tokenize
 # Building
 
 
-def build_tiny(tokenizer, **options):
-    defaults = {"model_size": "tiny", "config_name": None, "dropout": None, "max_length": 64}
-    return build_model(tokenizer, **{**defaults, **options})
+def build_tiny(tokenizer, *, max_length=64, **described):
+    return build_model(ModelConfig(**(described or {"model_size": "tiny"})), tokenizer, max_length=max_length)
 
 
 @pytest.mark.parametrize("size", MODEL_SIZES)
@@ -422,7 +421,7 @@ def test_a_config_is_built_for_the_tokenizers_vocabulary(tiny_configs, marian_to
     if "forced_eos_token_id" in tiny_configs[family].to_dict():
         foreign["forced_eos_token_id"] = 2
     type(tiny_configs[family]).from_dict({**tiny_configs[family].to_dict(), **foreign}).save_pretrained(tmp_path)
-    model = build_tiny(marian_tokenizer, model_size=None, config_name=str(tmp_path), dropout=0.0)
+    model = build_tiny(marian_tokenizer, config_name=str(tmp_path), dropout=0.0)
     assert model.config.model_type == family
     assert model.get_input_embeddings().weight.shape == model.get_output_embeddings().weight.shape == (400, 16)
     pad, eos = marian_tokenizer.pad_token_id, marian_tokenizer.eos_token_id
@@ -445,7 +444,7 @@ def test_a_config_that_cannot_be_built_is_refused(tiny_configs, marian_tokenizer
     type(tiny_configs["m2m_100"]).from_dict(few).save_pretrained(tmp_path)
     for name in (str(tmp_path), str(tmp_path / "nowhere")):
         with pytest.raises(UserError) as caught:
-            build_tiny(marian_tokenizer, model_size=None, config_name=name)
+            build_tiny(marian_tokenizer, config_name=name)
         assert_one_line(caught, f"--config_name {name}")
 
 
@@ -556,7 +555,7 @@ def test_the_target_language_comes_where_training_has_it(
     tokenizer = load_tokenizer(str(multilingual_dirs / name), source_lang=languages[0], target_lang=languages[1])
     config = tiny_configs["m2m_100" if name == "m2m_100" else "mbart"]
     type(config).from_dict({**config.to_dict(), "decoder_start_token_id": 2}).save_pretrained(tmp_path)
-    model = build_tiny(tokenizer, model_size=None, config_name=str(tmp_path)).eval()
+    model = build_tiny(tokenizer, config_name=str(tmp_path)).eval()
     language = target_language_token(tokenizer)
     configure_generation(model, tokenizer, num_beams=1, max_length=6, forced_bos_token_id=language)
     labels = torch.tensor([tokenizer(text_target="Open the file")["input_ids"]])

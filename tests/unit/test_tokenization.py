@@ -284,12 +284,6 @@ def test_another_process_and_folder_train_the_same_bytes(marian_dir, marian, oth
         assert (again / file).read_bytes() == (marian_dir / file).read_bytes(), file
 
 
-def test_a_vocab_size_that_is_no_multiple_of_8_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"^--vocab_size: .*got 1001.. Use 1000 or 1008"):
-        train_tokenizer(texts(), vocab_size=1001, output_dir=tmp_path / "t", source_lang=None, target_lang=None)
-    assert os.listdir(tmp_path) == []
-
-
 @pytest.mark.parametrize(
     ("vocab_size", "pattern", "step"), [(8000, r"Use (\d+) or less", 8), (16, r"Use (\d+) or more", -8)]
 )
