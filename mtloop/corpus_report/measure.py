@@ -71,7 +71,7 @@ class Measures:
         return len(self.index)
 
     def select(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> Measures:
-        """Return the rows at the positions, or where the mask is true."""
+        """Return the rows at the positions, or of the mask."""
         return Measures(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
 

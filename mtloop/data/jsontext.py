@@ -92,7 +92,7 @@ class _JsonText:
                 if isinstance(error, json.JSONDecodeError):
                     message, position = error.msg, error.pos
                 self._fail(self._line + self._buffer.count("\n", self._at, position), message)
-            # A number may go on beyond the end of what was read.
+            # A number may continue in the next chunk.
             if end < len(self._buffer) or not self._fill():
                 self._advance(end)
                 return value

@@ -35,7 +35,7 @@ class Corpus:
         valid: Validation rows.
         test: Test rows; None if the source has none.
         report: JSON: "sources" per split, "counts" per split ("loaded", "dropped" by reason, "kept"; loaded is the sum
-            of the others), and "fingerprint", equal where the same content and settings give the same kept rows.
+            of the others), and "fingerprint", equal for equal content and settings.
     """
 
     train: Dataset

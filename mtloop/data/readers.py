@@ -1,4 +1,4 @@
-"""Read the rows of files of every kind: as they are in the file, packed for the cache, or as texts to translate.
+"""Read the rows of files of every kind: unchanged, packed for the cache, or as texts to translate.
 
 Must not know where the cache is.
 """
@@ -47,7 +47,7 @@ class Records:
             columns: The only columns to read from a Parquet file; None for all.
         """
         self.file, self.kind, self.columns = file, kind, columns
-        self.names: dict[str, None] = {}  # in the order they were met
+        self.names: dict[str, None] = {}  # in the order of their appearance
         self.languages: set[str] = set()
         self.is_table = kind in ("csv", "tsv", "parquet")
         self.schema: pa.Schema | None = None

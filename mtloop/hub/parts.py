@@ -1,4 +1,4 @@
-"""List what of a run goes to the Hub, its epochs and its end, which files each holds, and what has arrived.
+"""List the parts of a run that go to the Hub, its epochs and its end, the files of each, and those already pushed.
 
 The description of a part's commit holds the run's id and the manifest's hash. A push that was interrupted between the
 commit and the line in the journal is found by them, and not made twice.
@@ -142,7 +142,7 @@ def final_part(folder: RunFolder) -> Part | None:
 
 
 def manifest_of(folder: RunFolder, part: Part) -> dict[str, Any]:
-    """Read the manifest of the checkpoint that a part's weights are of; {} if it is gone: final/ outlives it."""
+    """Read the manifest of the checkpoint of a part's weights; {} if the checkpoint was removed."""
     with contextlib.suppress(CorruptCheckpoint, UserError):
         return read_manifest(part.folder if part.epoch is not None else folder.checkpoints_dir / f"step_{part.step}")
     return {}
@@ -158,7 +158,7 @@ def files_of(folder: RunFolder, part: Part, *, with_training: bool) -> dict[str,
 
     Args:
         folder: The run folder.
-        part: What is pushed.
+        part: The part to push.
         with_training: Whether an epoch's optimizer, and all else that a resume needs, goes too.
 
     Returns:
@@ -169,7 +169,7 @@ def files_of(folder: RunFolder, part: Part, *, with_training: bool) -> dict[str,
     names = {file.relative_to(part.folder).as_posix() for file in part.folder.rglob("*") if file.is_file()}
     if not with_training or part.epoch is None:
         names = {name for name in names if not _is_for_resume(name)}
-    names |= {name for name in hashes if not _is_for_resume(name)}  # the push reports those that are gone
+    names |= {name for name in hashes if not _is_for_resume(name)}  # the push reports missing ones
     files: dict[str, dict[str, Any]] = {
         name: {"path": str(part.folder / name), "sha256": hashes.get(name)} for name in sorted(names)
     }

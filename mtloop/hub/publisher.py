@@ -287,7 +287,7 @@ class Drain:
         for line in unpushed:
             self.say(f"NOT PUSHED to the Hub: {line}")
         if unpushed:
-            self.say(f"push what is missing with: {push_command(self.publisher.folder)}")
+            self.say(f"push the rest with: {push_command(self.publisher.folder)}")
         return unpushed
 
 
@@ -308,5 +308,5 @@ def start_upload(stdin: Any, stdout: Any, stderr: Any) -> subprocess.Popen[bytes
 
 
 def push_command(folder: RunFolder) -> str:
-    """Return the command that pushes what is missing."""
+    """Return the command that pushes the missing parts."""
     return f"python -m mtloop push {folder.path}"

@@ -167,7 +167,7 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):
-        os.nice(10)  # training goes first
+        os.nice(10)  # training has priority
     job = json.loads(sys.stdin.readline())
     if os.name == "posix":
         threading.Thread(target=follow_parent, args=(job["parent"],), daemon=True).start()

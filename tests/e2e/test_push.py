@@ -179,7 +179,7 @@ def test_a_silent_server_delays_the_end_by_no_more_than_asked_and_push_completes
     assert status == 3 and time.monotonic() - start < 8, training.output[-3000:]
     report = read_json(training.folder.status_path)
     assert (report["status"], report["exit_status"]) == ("finished", 3) and "epoch 1: " in report["message"]
-    assert f"push what is missing with: python -m mtloop push {training.folder.path}" in training.output
+    assert f"push the rest with: python -m mtloop push {training.folder.path}" in training.output
     assert (training.folder.final_dir / "model.safetensors").exists()
     server.heal()
     done = run([PYTHON, "-m", "mtloop", "push", str(training.folder.path)], **settings(server))

@@ -262,7 +262,7 @@ def test_push_command_pushes_missing_parts(server, start, tmp_path):
     folder.write_status("finished", exit_status=3, message="not all was pushed", step=30)
     server.fail("POST .*/commit/", 403, times=1)
     done = start("-m", "mtloop", "push", folder.path)
-    assert done.returncode == 3 and f"push what is missing with: python -m mtloop push {folder.path}" in done.stdout
+    assert done.returncode == 3 and f"push the rest with: python -m mtloop push {folder.path}" in done.stdout
     assert read_json(folder.status_path)["exit_status"] == 3
     done = start("-m", "mtloop", "push", folder.path)
     assert done.returncode == 0
