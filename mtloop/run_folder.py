@@ -11,7 +11,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,53 +54,22 @@ RUN_FILES: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The paths of a run folder and its small files."""
+    """The paths of a run folder and its small files; RUN_FILES describes them."""
 
-    path: Path
-    _locks: list[int] = field(default_factory=list, compare=False, repr=False)  # descriptors
-
-    @property
-    def config_path(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def status_path(self) -> Path:
-        return self.path / "status.json"
-
-    @property
-    def data_path(self) -> Path:
-        return self.path / "data.json"
-
-    @property
-    def run_path(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def metrics(self) -> MetricsLog:
-        return MetricsLog(self.path / "metrics.jsonl")
-
-    @property
-    def push_path(self) -> Path:
-        """One line per push that reached the Hub."""
-        return self.path / "push.jsonl"
-
-    @property
-    def hypotheses_dir(self) -> Path:
-        return self.path / "hypotheses"
-
-    @property
-    def tokenizer_dir(self) -> Path:
-        return self.path / "tokenizer"
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def final_dir(self) -> Path:
-        return self.path / "final"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "config.yaml"
+        self.status_path = path / "status.json"
+        self.data_path = path / "data.json"
+        self.run_path = path / "run.json"
+        self.push_path = path / "push.jsonl"
+        self.hypotheses_dir = path / "hypotheses"
+        self.tokenizer_dir = path / "tokenizer"
+        self.checkpoints_dir = path / "checkpoints"
+        self.final_dir = path / "final"
+        self.metrics = MetricsLog(path / "metrics.jsonl")
+        self._locks: list[int] = []  # descriptors
 
     def create(self) -> None:
         """Create the folder and check that it is writable.

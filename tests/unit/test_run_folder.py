@@ -42,10 +42,9 @@ def test_a_new_folder_is_made_and_empty(folder):
 
 
 def test_run_files_name_every_path_of_the_folder(folder):
-    names = [name for name, value in vars(RunFolder).items() if isinstance(value, property)]
-    values = [getattr(folder, name) for name in names]
-    paths = [getattr(value, "path", value) for value in values]
-    entries = {path.relative_to(folder.path).parts[0] for path in paths if isinstance(path, type(folder.path))}
+    paths = [getattr(value, "path", value) for value in vars(folder).values()]
+    below = [path for path in paths if isinstance(path, type(folder.path)) and path != folder.path]
+    entries = {path.relative_to(folder.path).parts[0] for path in below}
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "final"} <= entries
     assert entries <= {name.split("/")[0] for name in RUN_FILES}
     assert all("\n" not in meaning and meaning.endswith(".") for meaning in RUN_FILES.values())
