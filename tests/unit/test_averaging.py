@@ -1,4 +1,4 @@
-"""averaging: an average is the mean to the last bit, the ends of a line are its ends, and nothing damaged gets in."""
+"""Test averages and interpolation of weights, and the choice of checkpoints."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def three(tiny_model, marian_tokenizer, tmp_path_factory):
 
 
 @pytest.mark.parametrize("max_shard_size", ["200KB", pytest.param("1GB", marks=pytest.mark.slow)])
-def test_the_average_is_the_mean_and_loads(three, tiny_model, marian_tokenizer, tmp_path, max_shard_size):
+def test_average_into_is_the_mean_and_loads(three, tiny_model, marian_tokenizer, tmp_path, max_shard_size):
     last = save(tiny_model, marian_tokenizer, tmp_path / "last", max_shard_size=max_shard_size)
     assert (len(list(last.glob("*.safetensors"))) > 1) == (max_shard_size == "200KB")
     average_into(tmp_path / "out", [*three[:2], last])
@@ -82,7 +82,7 @@ def test_the_average_is_the_mean_and_loads(three, tiny_model, marian_tokenizer, 
     assert others.items() <= hashes(tmp_path / "out").items()
 
 
-def test_dtypes_stay_and_what_is_not_floating_point_is_the_last_ones(tmp_path):
+def test_average_into_keeps_dtypes_and_other_weights(tmp_path):
     halves = [1.0, 2.0, 2.0]  # the mean, 1.6667, is 1.6641 in bfloat16: 1 + 85/128
     for number, value in enumerate(halves):
         (tmp_path / str(number)).mkdir()
@@ -112,7 +112,7 @@ def test_dtypes_stay_and_what_is_not_floating_point_is_the_last_ones(tmp_path):
         (lambda w: w.clear(), r"one: another model than two \(a is in .*two and not in .*one"),
     ],
 )
-def test_another_model_is_refused_with_the_weight(tmp_path, change, reason):
+def test_average_into_refuses_another_model(tmp_path, change, reason):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         tensors = {"a": torch.ones(2), "b": torch.ones(2, 1)}
@@ -123,7 +123,7 @@ def test_another_model_is_refused_with_the_weight(tmp_path, change, reason):
         average_into(tmp_path / "out", [tmp_path / "one", tmp_path / "two"])
 
 
-def test_a_folder_without_weights_or_with_half_of_them_is_refused(three, tmp_path):
+def test_average_into_refuses_missing_or_invalid_weights(three, tmp_path):
     shutil.copytree(three[0], tmp_path / "half")
     file = tmp_path / "half" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
@@ -137,7 +137,7 @@ def test_a_folder_without_weights_or_with_half_of_them_is_refused(three, tmp_pat
 # the line
 
 
-def test_the_ends_of_a_line_are_its_ends_and_its_middle_the_mean(tiny_model, three):
+def test_interpolate_into_ends_and_middle(tiny_model, three):
     base = AutoModelForSeq2SeqLM.from_pretrained(three[0])
     ends, target = (base.state_dict(), tiny_model.state_dict()), moved(tiny_model, 3, 1.0)
     for weight in (0.0, 1.0):
@@ -156,7 +156,7 @@ def test_the_ends_of_a_line_are_its_ends_and_its_middle_the_mean(tiny_model, thr
 # the choice
 
 
-def test_the_last_and_the_best_are_chosen(tmp_path):
+def test_choose_last_and_best(tmp_path):
     folder = make_run(tmp_path, epochs=4)
     lines = [evaluation(epoch, bleu=bleu) for epoch, bleu in ((1, 30.0), (2, 50.0), (3, 50.0), (4, 10.0), (9, 99.0))]
     lines += [{"split": "test", **evaluation(4, bleu=98.0)}, {**evaluation(1, bleu=0.0), "bleu": None}]
@@ -192,7 +192,7 @@ def test_the_last_and_the_best_are_chosen(tmp_path):
         choose_last(folder, 5)
 
 
-def test_checkpoints_are_named_and_sorted(tmp_path, model_path):
+def test_choose_named_sorts_and_refuses(tmp_path, model_path):
     folder = make_run(tmp_path / "run", epochs=2)
     steps = [folder.checkpoints_dir / f"step_{step}" for step in (10, 20)]
     assert choose_named(folder, ["epoch_2", "step_10"]) == steps
@@ -251,7 +251,7 @@ def scores_in(lines, *names):
 
 
 @pytest.mark.slow
-def test_the_average_is_written_and_scored_beside_its_checkpoints(run_command, three, rows_path, tmp_path):
+def test_average_command_writes_and_scores(run_command, three, rows_path, tmp_path):
     out = tmp_path / "out"
     status, lines, err = run_command("--checkpoints", *three, "-o", out, *flags(rows_path))
     assert status == 0, err
@@ -265,9 +265,7 @@ def test_the_average_is_written_and_scored_beside_its_checkpoints(run_command, t
 
 
 @pytest.mark.slow
-def test_the_line_between_a_model_and_its_base_is_scored_and_a_point_of_it_written(
-    run_command, three, rows_path, tmp_path, tiny_model
-):
+def test_average_command_interpolates_with_the_base(run_command, three, rows_path, tmp_path, tiny_model):
     base, _, model = three
     words = [model, "--base", base, *flags(rows_path)]
     half = tmp_path / "half"
@@ -292,7 +290,9 @@ def test_the_line_between_a_model_and_its_base_is_scored_and_a_point_of_it_writt
         assert all(torch.equal(tensor, weights_of(end)[name]) for name, tensor in weights_of(out).items())
 
 
-def test_a_base_of_another_vocabulary_is_refused(run_command, three, tiny_model, marian_tokenizer, tmp_path):
+def test_average_command_refuses_a_base_of_another_vocabulary(
+    run_command, three, tiny_model, marian_tokenizer, tmp_path
+):
     small = moved(tiny_model, 5, 0.0)
     small.resize_token_embeddings(tiny_model.config.vocab_size + 8)
     save(small, marian_tokenizer, tmp_path / "resized")
@@ -351,7 +351,7 @@ def test_a_base_of_another_vocabulary_is_refused(run_command, three, tiny_model,
         (["--checkpoints", "{model}", "-o", "x"], "--checkpoints: an average needs two or more (got {model})"),
     ],
 )
-def test_mistakes_are_told_in_a_line(run_command, model_path, tmp_path, monkeypatch, words, reason):
+def test_average_command_refuses_mistakes_in_one_line(run_command, model_path, tmp_path, monkeypatch, words, reason):
     monkeypatch.chdir(tmp_path)
     status, _, err = run_command(*[word.format(model=model_path) for word in words])
     (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]
@@ -374,7 +374,7 @@ def split_lines(folder):
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_the_average_of_its_last_epochs(new_run, pairs_path, capsys, run_command, tmp_path):
+def test_run_ends_with_the_average_of_its_last_epochs(new_run, pairs_path, capsys, run_command, tmp_path):
     # 4 updates an epoch; every update saves and but 2 checkpoints are kept: those of the epochs stay all the same.
     run = new_run(**EPOCHS, save_steps=1, save_total_limit=2, test_file=pairs_path)
     assert train(run) is None
@@ -417,7 +417,7 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "where"), [(averaging, "save_file"), (atomic, "publish")])
-def test_a_run_killed_while_it_averages_ends_as_if_it_had_not_been(new_run, monkeypatch, module, where):
+def test_run_killed_during_the_average_is_bitwise_equal(new_run, monkeypatch, module, where):
     run = new_run(**EPOCHS)
     original = getattr(module, where)
 
@@ -446,7 +446,7 @@ def test_a_run_killed_while_it_averages_ends_as_if_it_had_not_been(new_run, monk
 
 
 @pytest.mark.slow
-def test_fewer_epochs_are_averaged_and_damaged_ones_passed_over_and_it_is_said(new_run, capsys):
+def test_publish_average_skips_missing_and_corrupt_checkpoints(new_run, capsys):
     run = new_run(**{**EPOCHS, "average_last": 5}, max_train_steps=6)  # an epoch and a half
     assert train(run) is None
     assert "is the average of step_4, step_6: the run has fewer than 5 epochs" in capsys.readouterr().out
@@ -486,7 +486,7 @@ def averaged_run(tmp_path):
     return folder
 
 
-def test_the_average_is_pushed_with_its_own_hashes(averaged_run):
+def test_average_is_pushed_with_its_hashes(averaged_run):
     part = final_part(averaged_run)
     files = files_of(averaged_run, part, with_training=False)
     assert files["model.safetensors"]["sha256"] == hashes(averaged_run.final_dir)["model.safetensors"]
@@ -496,7 +496,7 @@ def test_the_average_is_pushed_with_its_own_hashes(averaged_run):
         additions(files_of(averaged_run, part, with_training=False))
 
 
-def test_the_card_says_that_the_weights_are_an_average(averaged_run):
+def test_card_names_the_average(averaged_run):
     text = write_card(averaged_run, final_part(averaged_run), TARGET)
     assert "Training is complete; this is the average of the weights after 20 and 30 updates." in text
     assert "**BLEU 64.00, chrF 74.00** on 30 validation sentences." in text

@@ -1,4 +1,4 @@
-"""checkpoint: bitwise resumes, complete or invisible folders, rotation, and exports that plain transformers loads."""
+"""Test that resumes are bitwise, checkpoints complete or invisible, and loaded by transformers."""
 
 import copy
 import hashlib
@@ -194,7 +194,7 @@ def damage(path, how):
 
 
 @pytest.mark.slow
-def test_a_restore_brings_everything_back_bitwise(new_trained, folder):
+def test_restore_is_bitwise(new_trained, folder):
     first = new_trained()
     first.train(11)  # one epoch of 8, and 3 of the next
     first.state.record_score(12.5, is_greater_better=True)
@@ -210,7 +210,7 @@ def test_a_restore_brings_everything_back_bitwise(new_trained, folder):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_bitwise_as_if_it_had_not_stopped(new_trained, folder):
+def test_resumed_run_is_bitwise_equal_to_the_uninterrupted_one(new_trained, folder):
     straight = new_trained()
     straight.train(5)
     straight.checkpointer.save()
@@ -221,7 +221,7 @@ def test_a_resumed_run_goes_on_bitwise_as_if_it_had_not_stopped(new_trained, fol
     assert_equal(resumed.snapshot(), straight.snapshot())
 
 
-def test_a_save_changes_nothing_of_the_run(new_trained):
+def test_save_does_not_change_the_run(new_trained):
     trained = new_trained()
     trained.train(2)
     before = trained.snapshot()
@@ -237,7 +237,7 @@ def rewrite(path, **change):
 
 
 @pytest.mark.slow
-def test_the_manifest_says_what_the_checkpoint_is_of(new_trained, folder):
+def test_manifest_describes_the_checkpoint(new_trained, folder):
     trained = new_trained()
     trained.checkpointer.identity = {"run_id": "abc", "fingerprints": {"data": "d", "tokenizer": "t", "config": "c"}}
     trained.train(11)
@@ -268,7 +268,7 @@ def test_the_manifest_says_what_the_checkpoint_is_of(new_trained, folder):
         ("micro_batch_overhead", 7, "100"),
     ],
 )
-def test_a_resume_under_other_conditions_says_so(new_trained, folder, capsys, name, then, now):
+def test_restore_logs_other_conditions(new_trained, folder, capsys, name, then, now):
     trained = new_trained()
     budgets = {"max_tokens_per_micro_batch": 4096, "micro_batch_overhead": 100}
     trained.checkpointer.identity = {**budgets, "versions": {"torch": "2", "numpy": "3"}}
@@ -281,7 +281,7 @@ def test_a_resume_under_other_conditions_says_so(new_trained, folder, capsys, na
     assert f"resumed with {name} {now}, saved with {then}: results are not bitwise equal" in capsys.readouterr().out
 
 
-def test_a_resume_on_other_libraries_names_those_that_differ(new_trained, folder, capsys):
+def test_restore_logs_other_library_versions(new_trained, folder, capsys):
     trained = new_trained()
     trained.checkpointer.identity = {"versions": {"torch": "2.14", "numpy": "3.0"}}
     trained.save(1)
@@ -291,7 +291,7 @@ def test_a_resume_on_other_libraries_names_those_that_differ(new_trained, folder
 
 
 @pytest.mark.slow
-def test_settings_that_were_changed_hold_after_a_restore(new_trained, folder):
+def test_restore_keeps_changed_settings(new_trained, folder):
     """What --allow_changed lets through must take effect: learning rate, betas, weight decay."""
     trained = new_trained()
     trained.train(6)
@@ -313,7 +313,7 @@ def every_file(path):
 
 
 @pytest.mark.slow
-def test_every_file_damaged_in_every_way_is_caught_and_the_one_before_taken(new_trained, folder):
+def test_choose_checkpoint_skips_every_kind_of_corruption(new_trained, folder):
     trained = new_trained()
     trained.train(1)
     trained.save(1)
@@ -340,7 +340,7 @@ def test_every_file_damaged_in_every_way_is_caught_and_the_one_before_taken(new_
         assert choose_checkpoint(folder, None, print) == path
 
 
-def test_where_no_sound_one_is_left_training_starts_over_and_nothing_is_lost(new_trained, folder):
+def test_choose_checkpoint_without_a_valid_one_starts_over_and_keeps_files(new_trained, folder):
     trained = new_trained()
     trained.save(1, 2)
     for step in (1, 2):
@@ -355,7 +355,7 @@ def test_where_no_sound_one_is_left_training_starts_over_and_nothing_is_lost(new
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training/optimizer.pt"])
-def test_a_file_that_hashes_and_does_not_load_is_refused_in_one_line(new_trained, folder, name):
+def test_restore_refuses_a_hashed_file_that_does_not_load(new_trained, folder, name):
     """As one written by a program with a fault: the manifest is true to it."""
     trained = new_trained()
     trained.train(1)
@@ -371,7 +371,7 @@ def test_a_file_that_hashes_and_does_not_load_is_refused_in_one_line(new_trained
 
 
 @pytest.mark.parametrize("change", [{"state": {"step": 1, "phase_of_moon": 2}}, {"state": None}])
-def test_a_record_of_another_kind_is_refused(new_trained, folder, change):
+def test_restore_refuses_unknown_state(new_trained, folder, change):
     trained = new_trained()
     trained.save(1)
     rewrite(folder.checkpoints_dir / "step_1", **change)
@@ -379,7 +379,7 @@ def test_a_record_of_another_kind_is_refused(new_trained, folder, change):
         trained.checkpointer.restore(folder.checkpoints_dir / "step_1")
 
 
-def test_a_newer_format_is_neither_read_nor_passed_over(new_trained, folder):
+def test_choose_checkpoint_refuses_a_newer_format(new_trained, folder):
     new_trained().save(1, 2)
     rewrite(folder.checkpoints_dir / "step_2", format_version=3)
     for asked in (None, "step_2"):
@@ -398,7 +398,7 @@ def test_choose_checkpoint_refuses_format_1(new_trained, folder, asked):
         choose_checkpoint(folder, str(path) if asked == "PATH" else asked, print)
 
 
-def test_steps_are_taken_by_number_whatever_the_clock_says(new_trained, folder):
+def test_choose_checkpoint_ignores_file_times(new_trained, folder):
     new_trained().save(1, 2, 10)
     for age, step in enumerate((10, 2, 1)):  # the newest looks like the oldest
         os.utime(folder.checkpoints_dir / f"step_{step}", (1e9 + age, 1e9 + age))
@@ -419,7 +419,7 @@ def test_steps_are_taken_by_number_whatever_the_clock_says(new_trained, folder):
         pytest.param(9, None, [1, 2, 3, 4, 5], marks=pytest.mark.slow),
     ],
 )
-def test_the_last_ones_and_the_best_are_kept(new_trained, folder, limit, best, kept):
+def test_prune_keeps_the_last_and_the_best(new_trained, folder, limit, best, kept):
     trained = new_trained(save_total_limit=limit)
     trained.save(1, 2, 3, 4, 5, best=best)
     assert [step for step, _ in list_checkpoints(folder)] == kept
@@ -430,13 +430,13 @@ def test_the_last_ones_and_the_best_are_kept(new_trained, folder, limit, best, k
         assert os.readlink(folder.checkpoints_dir / "best") == f"step_{best}"
 
 
-def test_steps_are_ordered_by_number(new_trained, folder):
+def test_list_checkpoints_sorts_by_number(new_trained, folder):
     trained = new_trained(save_total_limit=2)
     trained.save(9, 10, 100)
     assert [step for step, _ in list_checkpoints(folder)] == [10, 100]
 
 
-def test_a_step_that_is_saved_again_is_replaced(new_trained, folder):
+def test_save_replaces_an_earlier_save_of_the_step(new_trained, folder):
     trained = new_trained()
     trained.save(3)
     before = hashes_of(folder.checkpoints_dir / "step_3")
@@ -447,7 +447,7 @@ def test_a_step_that_is_saved_again_is_replaced(new_trained, folder):
     assert names_in(folder.checkpoints_dir) == ["latest", "step_3"]
 
 
-def test_checkpoints_beyond_the_step_resumed_from_are_dropped(new_trained, folder, capsys):
+def test_drop_later_removes_checkpoints_after_the_step(new_trained, folder, capsys):
     trained = new_trained()
     trained.save(2, 4, best=2)
     trained.save(6, 8, best=8)
@@ -480,7 +480,7 @@ def held(monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_is_saved_behind_the_loop_is_of_its_step_however_far_training_goes_on(new_trained, folder, held):
+def test_background_save_is_not_changed_by_later_updates(new_trained, folder, held):
     first = new_trained()
     first.train(5)
     saved = copy.deepcopy(first.snapshot())
@@ -499,7 +499,7 @@ def test_what_is_saved_behind_the_loop_is_of_its_step_however_far_training_goes_
     assert_equal(other.snapshot(), first.snapshot())
 
 
-def test_a_checkpoint_written_behind_the_loop_is_the_same_to_the_byte(new_trained, folder):
+def test_background_save_writes_the_same_bytes(new_trained, folder):
     trained = new_trained()
     trained.train(2)
     files = []
@@ -510,7 +510,7 @@ def test_a_checkpoint_written_behind_the_loop_is_the_same_to_the_byte(new_traine
     assert files[0] == files[1] and "training/optimizer.pt" in files[0]
 
 
-def test_two_saves_are_never_written_at_once(new_trained, folder, held):
+def test_background_saves_do_not_overlap(new_trained, folder, held):
     trained = new_trained(save_total_limit=1)
     order = []
     trained.train(1)
@@ -527,7 +527,7 @@ def test_two_saves_are_never_written_at_once(new_trained, folder, held):
 @pytest.mark.parametrize(
     "where", ["check", pytest.param("finish", marks=pytest.mark.slow), pytest.param("save", marks=pytest.mark.slow)]
 )
-def test_a_save_behind_the_loop_that_fails_is_raised_in_it(new_trained, folder, limit_file_size, where):
+def test_background_save_error_is_raised_in_the_loop(new_trained, folder, limit_file_size, where):
     trained = new_trained()
     trained.train(1)
     trained.checkpointer.save()
@@ -546,7 +546,7 @@ def test_a_save_behind_the_loop_that_fails_is_raised_in_it(new_trained, folder, 
     assert names_in(folder.checkpoints_dir) == ["latest", "step_1", "step_2"]
 
 
-def test_a_run_that_ends_otherwise_waits_for_its_checkpoint(new_trained, folder, held):
+def test_close_waits_for_the_background_save(new_trained, folder, held):
     trained = new_trained()
     trained.train(1)
     trained.checkpointer.save(in_background=True)
@@ -555,7 +555,7 @@ def test_a_run_that_ends_otherwise_waits_for_its_checkpoint(new_trained, folder,
     assert names_in(folder.checkpoints_dir) == ["latest", "step_1"]
 
 
-def test_a_host_without_memory_for_a_copy_writes_at_once(new_trained, folder, monkeypatch):
+def test_background_save_without_host_memory_writes_at_once(new_trained, folder, monkeypatch):
     monkeypatch.setattr("mtloop.checkpoint.save.available_memory", lambda: 100_000)
     trained = new_trained()
     trained.train(1)
@@ -584,7 +584,7 @@ def limit_file_size():
         pytest.param("model.safetensors", marks=pytest.mark.slow),
     ],
 )
-def test_a_save_that_fails_half_way_leaves_the_earlier_one(new_trained, folder, limit_file_size, fails_at):
+def test_failed_save_keeps_the_earlier_checkpoint(new_trained, folder, limit_file_size, fails_at):
     trained = new_trained(save_total_limit=1)
     trained.train(1)
     trained.save(1)
@@ -606,7 +606,7 @@ def test_a_save_that_fails_half_way_leaves_the_earlier_one(new_trained, folder, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
-def test_a_kill_at_any_instant_leaves_only_whole_checkpoints(new_trained, folder):
+def test_kill_during_save_leaves_whole_checkpoints(new_trained, folder):
     """A child saves step after step with a limit of one; it is killed 5 times, 10 to 90 ms after it began to save."""
     disable_progress_bar()  # its lock lies in memory that both processes share: a killed child may hold it for ever
     trained = new_trained(save_total_limit=1)
@@ -639,7 +639,7 @@ def test_a_kill_at_any_instant_leaves_only_whole_checkpoints(new_trained, folder
         trained.save(1)
 
 
-def test_a_kill_between_the_two_renames_of_a_step_saved_again_brings_the_old_one_back(new_trained, folder):
+def test_kill_between_renames_restores_the_old_checkpoint(new_trained, folder):
     new_trained().save(1, 2)
     before = hashes_of(folder.checkpoints_dir / "step_2")
     (folder.checkpoints_dir / "step_2").rename(folder.checkpoints_dir / ".old-step_2-0a1b2c3d")
@@ -654,7 +654,7 @@ def test_a_kill_between_the_two_renames_of_a_step_saved_again_brings_the_old_one
     assert names_in(folder.checkpoints_dir) == ["latest", "step_1", "step_2"]
 
 
-def test_nothing_is_removed_before_the_new_one_is_read_back(new_trained, folder, monkeypatch):
+def test_prune_reads_back_the_new_checkpoint_first(new_trained, folder, monkeypatch):
     """A disk that takes what it is given and gives back something else."""
     trained = new_trained(save_total_limit=1)
     trained.save(1)
@@ -667,7 +667,7 @@ def test_nothing_is_removed_before_the_new_one_is_read_back(new_trained, folder,
     assert choose_checkpoint(folder, None, lambda line: None) == folder.checkpoints_dir / "step_1"
 
 
-def test_a_step_saved_again_replaces_the_old_one_only_once_it_is_read_back(new_trained, folder, monkeypatch):
+def test_save_again_reads_back_before_it_replaces(new_trained, folder, monkeypatch):
     trained = new_trained()
     trained.save(1)
     before = hashes_of(folder.checkpoints_dir / "step_1")
@@ -678,7 +678,7 @@ def test_a_step_saved_again_replaces_the_old_one_only_once_it_is_read_back(new_t
     assert names_in(folder.checkpoints_dir) == ["latest", "step_1"]
 
 
-def test_a_save_that_the_disk_cannot_hold_is_not_begun(new_trained, folder, monkeypatch):
+def test_save_checks_the_disk_space_first(new_trained, folder, monkeypatch):
     trained = new_trained()
     trained.train(1)
     trained.save(1)
@@ -692,7 +692,7 @@ def test_a_save_that_the_disk_cannot_hold_is_not_begun(new_trained, folder, monk
     assert names_in(folder.checkpoints_dir) == ["latest", "step_1"]
 
 
-def test_leftovers_are_swept_and_nothing_else(new_trained, folder):
+def test_sweep_removes_leftovers_only(new_trained, folder):
     new_trained().save(1, best=1)
     before = hashes_of(folder.path)
     for parent in (folder.path, folder.checkpoints_dir):
@@ -720,13 +720,13 @@ def four_saved(new_trained, folder):
     return folder
 
 
-def test_a_checkpoint_is_found_by_name(four_saved):
+def test_find_checkpoint_by_name(four_saved):
     steps = {None: 16, "latest": 16, "true": 16, "best": 8, "epoch_1": 8, "epoch_2": 16, "step_5": 5, "step_10": 10}
     for asked, step in steps.items():
         assert find_checkpoint(four_saved, asked) == four_saved.checkpoints_dir / f"step_{step}"
 
 
-def test_a_checkpoint_is_found_by_its_path(four_saved, tmp_path):
+def test_find_checkpoint_by_path(four_saved, tmp_path):
     path = four_saved.checkpoints_dir / "step_5"
     assert find_checkpoint(four_saved, str(path)) == path
     elsewhere = tmp_path / "copy"
@@ -734,7 +734,7 @@ def test_a_checkpoint_is_found_by_its_path(four_saved, tmp_path):
     assert find_checkpoint(four_saved, str(elsewhere)) == elsewhere
 
 
-def test_what_is_not_there_is_refused_with_what_is(four_saved):
+def test_find_checkpoint_refuses_missing_ones_with_the_existing(four_saved):
     for asked in ("epoch_3", "step_6", "nowhere", "/no/such/path"):
         with pytest.raises(UserError) as caught:
             find_checkpoint(four_saved, asked)
@@ -743,14 +743,14 @@ def test_what_is_not_there_is_refused_with_what_is(four_saved):
         assert message.endswith("checkpoints: best, epoch_1, epoch_2, step_10, step_16, step_5, step_8.")
 
 
-def test_a_new_folder_has_none(folder):
+def test_find_checkpoint_in_a_new_folder(folder):
     assert find_checkpoint(folder, None) is None
     for asked in ("latest", "best", "epoch_1"):
         with pytest.raises(UserError, match=rf"--resume_from_checkpoint: .* \(got {asked}\)\. .*: none"):
             find_checkpoint(folder, asked)
 
 
-def test_half_a_checkpoint_is_not_found(four_saved):
+def test_list_checkpoints_ignores_partial_ones(four_saved):
     for name in (".tmp-step_99-abcdef", ".trash-step_98-abcdef", "step_97x", "step_"):
         (four_saved.checkpoints_dir / name).mkdir()
     (four_saved.checkpoints_dir / "step_96").write_text("a file")
@@ -784,7 +784,7 @@ def table(capsys):
     return rows
 
 
-def test_the_list_says_what_each_checkpoint_is(listed, capsys):
+def test_list_describes_each_checkpoint(listed, capsys):
     assert checkpoint(["list", str(listed.path)]) == 0
     size = sum(file.stat().st_size for file in (listed.checkpoints_dir / "step_8").rglob("*") if file.is_file()) / 1e6
     assert table(capsys) == {
@@ -826,7 +826,7 @@ def test_prune_keeps_the_newest_and_the_best(listed, capsys, flags, kept):
         assert choose_checkpoint(listed, f"step_{step}", print) == path
 
 
-def test_prune_goes_by_what_is_sound(listed, capsys):
+def test_prune_counts_valid_checkpoints_only(listed, capsys):
     """The newest is damaged: the one before it is the one to keep."""
     damage(listed.checkpoints_dir / "step_16" / "training" / "optimizer.pt", "flip")
     assert checkpoint(["prune", str(listed.path)]) == 0
@@ -839,7 +839,7 @@ def test_prune_goes_by_what_is_sound(listed, capsys):
     assert [step for step, _ in list_checkpoints(listed)] == [8, 10]
 
 
-def test_prune_keeps_epochs_that_are_still_to_be_pushed(listed):
+def test_prune_keeps_unpushed_epochs(listed):
     listed.config_path.write_text(CONFIG + "push_to_hub: true\n")
     listed.push_path.unlink()
     (listed.checkpoints_dir / "best").unlink()
@@ -847,14 +847,14 @@ def test_prune_keeps_epochs_that_are_still_to_be_pushed(listed):
     assert [step for step, _ in list_checkpoints(listed)] == [8, 16]
 
 
-def test_prune_keeps_the_epochs_that_the_end_of_the_run_will_average(listed):
+def test_prune_keeps_epochs_for_the_average(listed):
     listed.config_path.write_text(CONFIG + "average_last: 2\n")
     (listed.checkpoints_dir / "best").unlink()
     assert checkpoint(["prune", str(listed.path)]) == 0
     assert [step for step, _ in list_checkpoints(listed)] == [8, 16]
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+def test_checkpoint_command_refuses_other_folders(tmp_path, capsys):
     for arguments in (["list", str(tmp_path)], ["verify", str(tmp_path / "no")], ["prune", str(tmp_path)]):
         assert checkpoint(arguments) == 2
         assert "RUN: not a run folder" in capsys.readouterr().err
@@ -868,7 +868,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_export_loads_with_plain_transformers(new_trained, folder, marian_tokenizer):
+def test_checkpoint_loads_with_transformers(new_trained, folder, marian_tokenizer):
     trained = new_trained()
     trained.train(3)
     trained.checkpointer.save()
@@ -894,7 +894,7 @@ def test_an_export_loads_with_plain_transformers(new_trained, folder, marian_tok
         pytest.param(True, None, 5, marks=pytest.mark.slow),
     ],
 )
-def test_the_final_model_is_the_best_or_the_last(new_trained, folder, is_best, best, expected):
+def test_publish_final_copies_the_best_or_the_last(new_trained, folder, is_best, best, expected):
     trained = new_trained()
     folder.final_dir.mkdir()
     (folder.final_dir / "old").write_text("")
@@ -909,7 +909,7 @@ def test_the_final_model_is_the_best_or_the_last(new_trained, folder, is_best, b
     assert folder.run_record["final"] == {"step": expected, "manifest": read_manifest(source)["sha256"]}
 
 
-def test_a_final_model_that_cannot_be_written_leaves_the_old_one(new_trained, folder, limit_file_size):
+def test_publish_final_keeps_the_old_one_on_error(new_trained, folder, limit_file_size):
     trained = new_trained()
     trained.save(1)
     publish_final(trained.checkpointer, is_best=False)
@@ -927,7 +927,7 @@ def test_a_final_model_that_cannot_be_written_leaves_the_old_one(new_trained, fo
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_shard_size", ["50GB", "20KB"])
-def test_weights_are_read_in_place_tied_ones_too(tiny_configs, tmp_path, family, max_shard_size):
+def test_load_weights_in_place_with_tied_weights(tiny_configs, tmp_path, family, max_shard_size):
     torch.manual_seed(0)
     source, target = (AutoModelForSeq2SeqLM.from_config(tiny_configs[family]) for _ in range(2))
     with torch.no_grad():
@@ -944,7 +944,7 @@ def test_weights_are_read_in_place_tied_ones_too(tiny_configs, tmp_path, family,
     assert target.get_output_embeddings().weight is table
 
 
-def test_untied_tables_are_both_read(tiny_configs, tmp_path):
+def test_load_weights_with_untied_embeddings(tiny_configs, tmp_path):
     config = type(tiny_configs["bart"]).from_dict({**tiny_configs["bart"].to_dict(), "tie_word_embeddings": False})
     source, target = (AutoModelForSeq2SeqLM.from_config(config) for _ in range(2))
     source.save_pretrained(tmp_path)
@@ -964,7 +964,7 @@ def test_untied_tables_are_both_read(tiny_configs, tmp_path):
         ),
     ],
 )
-def test_a_file_of_another_model_is_refused(tiny_configs, tmp_path, change, message):
+def test_load_weights_refuses_another_model(tiny_configs, tmp_path, change, message):
     model = AutoModelForSeq2SeqLM.from_config(tiny_configs["bart"])
     model.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -974,6 +974,6 @@ def test_a_file_of_another_model_is_refused(tiny_configs, tmp_path, change, mess
         load_weights(model, tmp_path)
 
 
-def test_a_folder_without_weights_is_refused(tiny_configs, tmp_path):
+def test_load_weights_refuses_a_folder_without_weights(tiny_configs, tmp_path):
     with pytest.raises(ValueError, match="lacks the weights"):
         load_weights(AutoModelForSeq2SeqLM.from_config(tiny_configs["t5"]), tmp_path)

@@ -1,4 +1,4 @@
-"""Flags, YAML and recipes in, a checked config out; every message is one line that says what to do."""
+"""Test the reading of flags, YAML files and recipes, and the errors, each one line with the remedy."""
 
 import dataclasses
 import subprocess
@@ -56,23 +56,23 @@ def in_yaml(tmp_path, text, name="mine.yaml"):
 
 
 @pytest.mark.parametrize("argv", [None, [], ["demo"], ["--config", "demo"], ["--config=demo"]])
-def test_no_flags_are_the_demo(argv):
+def test_parse_config_without_flags_is_the_demo(argv):
     config = silent(argv)
     assert config.recipe == "demo" and config.data.dataset_name == "demo"
     assert config.optimizer.learning_rate == 2e-3  # written 2e-3, which YAML 1.1 takes for a text
 
 
-def test_flags_alone_lie_over_the_demo():
+def test_parse_config_applies_flags_to_the_demo():
     config = silent(["--num_train_epochs", "2"])
     assert config == changed(silent([]), num_train_epochs=2)
 
 
-def test_sys_argv_is_never_read(monkeypatch):
+def test_parse_config_ignores_sys_argv(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "--num_train_epochs", "7"])
     assert silent(None).optimizer.num_train_epochs == silent([]).optimizer.num_train_epochs == 2
 
 
-def test_flag_spellings():
+def test_parse_config_accepts_flag_spellings():
     forms = (["--num_beams", "3"], ["--num_beams=3"], ["--num-beams", "3"], ["--num-beams=3"])
     assert [silent(form).evaluation.num_beams for form in forms] == [3, 3, 3, 3]
     assert silent(["--max-tokens_per-micro_batch", "9"]).batch.max_tokens_per_micro_batch == 9
@@ -82,7 +82,7 @@ def test_flag_spellings():
     assert silent(["--eval_on_start", "no"]).evaluation.eval_on_start is False
 
 
-def test_a_recipe_may_stand_after_flags_and_lists():
+def test_parse_config_accepts_a_recipe_after_flags():
     config = silent(["--num_beams", "2", "kde4-en-fr"])
     assert (config.recipe, config.evaluation.num_beams) == ("kde4-en-fr", 2)
     assert silent([*SCRATCH, *FILES, "--validation_file", "b.tsv", "c.tsv"]).data.validation_file == ["b.tsv", "c.tsv"]
@@ -105,7 +105,7 @@ def test_a_recipe_may_stand_after_flags_and_lists():
         (["--config", "nothing"], "nothing: neither a YAML file nor a recipe"),
     ],
 )
-def test_command_line_mistakes(argv, line):
+def test_parse_config_refuses_command_line_mistakes(argv, line):
     assert line in refusal(argv)
 
 
@@ -195,7 +195,7 @@ def test_command_line_mistakes(argv, line):
         ([*TUNE, "--report_to", "none", "--with_tracking"], "(got none). Leave --with_tracking out."),
     ],
 )
-def test_what_does_not_go_together(argv, line):
+def test_parse_config_refuses_contradictions(argv, line):
     assert line in refusal(argv)
 
 
@@ -214,12 +214,12 @@ def test_what_does_not_go_together(argv, line):
         ("train_file", ""), ("adam_epsilon", "0"), ("expect_processes", "0"), ("eval_max_tokens", "0"),
     ],
 )  # fmt: skip
-def test_ranges_name_the_flag_and_the_remedy(flag, value):
+def test_parse_config_refuses_values_out_of_bounds(flag, value):
     line = refusal([f"--{flag}={value}"])
     assert line.startswith(f"--{flag}: expected ") and line.endswith((").", "Leave it out for the default."))
 
 
-def test_limits_of_ranges_are_taken():
+def test_parse_config_accepts_inclusive_bounds():
     edge = [
         "--dropout",
         "0",
@@ -238,7 +238,7 @@ def test_limits_of_ranges_are_taken():
     assert (config.model.dropout, config.model.vocab_size) == (0.0, 8)
 
 
-def test_constructing_a_group_checks_it():
+def test_group_checks_its_values():
     with pytest.raises(ValueError, match=r"--model_size: expected one of tiny, small, base \(got 'huge'\)\."):
         ModelConfig(model_size="huge")
     with pytest.raises(ValueError, match=r"--max_source_length: expected .*\(got '9'\)"):
@@ -249,13 +249,13 @@ def test_constructing_a_group_checks_it():
         BatchConfig().tokens_per_update = 3
 
 
-def test_languages_may_be_left_out_with_columns():
+def test_languages_are_optional_with_columns():
     columns = ["--source_column", "src", "--target_column", "tgt"]
     assert silent([*SCRATCH, "--train_file", "a.csv", *columns]).data.source_lang is None
     assert silent([*TUNE, "--target_lang", "en", *columns]).data.target_lang == "en"
 
 
-def test_pairs_are_configs_of_their_own():
+def test_of_pairs_returns_one_config_per_pair():
     data = silent([*PAIRS, "en-fr, pt_BR-en", "--max_source_length", "9"]).data
     assert data.pair_names == ("en-fr", "pt_BR-en")
     assert data.languages == (("en", "fr"), ("pt_BR", "en"))
@@ -267,7 +267,7 @@ def test_pairs_are_configs_of_their_own():
     assert single.of_pairs() == (single,) and single.languages == (("en", "fr"),)
 
 
-def test_pairs_replace_the_languages_of_a_recipe_and_the_other_way_round(tmp_path):
+def test_pairs_replace_the_languages_of_a_recipe_and_vice_versa(tmp_path):
     data = silent(["demo", "--pairs", "en-fr,fr-en"]).data
     assert (data.pairs, data.source_lang, data.target_lang) == ("en-fr,fr-en", None, None)
     path = in_yaml(tmp_path, "train_file: [a.tsv]\nmodel_name_or_path: some/model\npairs: en-fr,fr-en\n")
@@ -275,7 +275,7 @@ def test_pairs_replace_the_languages_of_a_recipe_and_the_other_way_round(tmp_pat
     assert (data.pairs, data.source_lang, data.target_lang) == (None, "en", "fr")
 
 
-def test_an_update_size_on_the_command_line_replaces_the_recipes():
+def test_update_size_flag_replaces_the_one_of_the_recipe():
     # demo gives tokens_per_update 450
     batch = silent(["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"]).batch
     assert (batch.tokens_per_update, batch.per_device_train_batch_size, batch.gradient_accumulation_steps) == (
@@ -290,14 +290,14 @@ def test_an_update_size_on_the_command_line_replaces_the_recipes():
 # schedules
 
 
-def test_schedules_are_those_of_transformers():
+def test_schedules_match_transformers():
     from transformers import SchedulerType
 
     assert {*SCHEDULES, *METRIC_SCHEDULES} == {kind.value for kind in SchedulerType}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_without_arguments_is_refused_exactly_when_transformers_refuses_it(name):
+def test_schedule_needs_match_transformers(name):
     import torch
     from transformers import get_scheduler
 
@@ -320,14 +320,14 @@ def test_a_schedule_without_arguments_is_refused_exactly_when_transformers_refus
     get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=2000, scheduler_specific_kwargs=arguments)
 
 
-def test_metric_schedules_and_bad_arguments_are_refused():
+def test_optimizer_config_refuses_metric_schedules_and_bad_arguments():
     assert "follows a metric (got greedy). Give one of linear" in refusal(["--lr_scheduler_type", "greedy"])
     assert "expected one of linear" in refusal(["--lr_scheduler_type", "slow"])
     for text in ("[1]", "num_cycles=2", ""):
         assert "expected a JSON object" in refusal([f"--lr_scheduler_kwargs={text}"])
 
 
-def test_trackers_are_those_of_accelerate():
+def test_trackers_match_accelerate():
     from accelerate.utils import LoggerType
 
     from mtloop.config.environment import TRACKERS
@@ -344,7 +344,7 @@ def hf_kind(action):
     return "list" if action.nargs == "+" else "switch" if is_switch else "value"
 
 
-def test_every_flag_of_training_arguments_is_ours_accepted_or_refused():
+def test_foreign_flags_cover_training_arguments():
     from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
     kinds = {"switches": "switch", "values": "value", "lists": "list"}
@@ -360,7 +360,7 @@ def test_every_flag_of_training_arguments_is_ours_accepted_or_refused():
     assert not wrong
 
 
-def test_every_flag_of_the_translation_scripts_is_ours_accepted_or_refused():
+def test_foreign_flags_cover_the_translation_scripts():
     # the flags of run_translation.py and run_translation_no_trainer.py that are not in TrainingArguments
     names = [
         "model_name_or_path",
@@ -405,7 +405,7 @@ def test_every_flag_of_the_translation_scripts_is_ours_accepted_or_refused():
     assert [name for name in names if name not in DEFAULTS and name not in foreign_flags()] == []
 
 
-def test_no_flag_is_both_ours_and_foreign():
+def test_foreign_flags_are_no_settings_and_their_advice_exists():
     foreign = foreign_flags()
     assert not set(DEFAULTS) & set(foreign)
     table = yaml.safe_load((files("mtloop.config") / "foreign_flags.yaml").read_text("utf-8"))
@@ -421,7 +421,7 @@ def test_no_flag_is_both_ours_and_foreign():
         assert not word.startswith("--") or word.strip("-.;`") in known, word
 
 
-def test_accepted_flags_take_their_values_and_warn():
+def test_foreign_flags_take_their_values_and_warn():
     lines = []
     argv = (
         "--do_train --predict_with_generate True --optim adafactor kde4-en-fr --label_names a b --fp16"
@@ -438,24 +438,24 @@ def test_accepted_flags_take_their_values_and_warn():
     assert lines[5] == "--warmup_steps is IGNORED AND THE RESULT CHANGES: use --num_warmup_steps"
 
 
-def test_a_switch_does_not_swallow_the_recipe():
+def test_foreign_switch_does_not_take_the_recipe():
     lines = []
     assert parse_config(["--do_train", "kde4-en-fr"], warn=lines.append).recipe == "kde4-en-fr"
 
 
-def test_warnings_go_to_stderr_by_default(capsys):
+def test_warnings_are_printed_to_stderr_by_default(capsys):
     parse_config(["--do_train"])
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("warning: --do_train is ignored")
 
 
 @pytest.mark.parametrize("argv", [["--hub_token", "hf_SECRET"], ["--token=hf_SECRET"], ["--hub-token", "hf_SECRET"]])
-def test_a_token_is_refused_and_not_repeated(argv):
+def test_token_flag_is_refused_without_its_value(argv):
     line = refusal(argv)
     assert "HF_TOKEN" in line and "hf auth login" in line and "SECRET" not in line
 
 
-def test_a_token_in_a_file_is_refused_and_not_repeated(tmp_path):
+def test_token_in_a_file_is_refused_without_its_value(tmp_path):
     line = refusal([in_yaml(tmp_path, "seed: 1\nhub_token: hf_SECRET\n")])
     assert "mine.yaml:2: --hub_token: refused" in line and "SECRET" not in line
 
@@ -463,7 +463,7 @@ def test_a_token_in_a_file_is_refused_and_not_repeated(tmp_path):
 # YAML
 
 
-def test_yaml_is_read_as_flags_are_and_flags_lie_above(tmp_path):
+def test_yaml_values_are_read_as_flags_and_flags_win(tmp_path):
     text = """
     model_name_or_path: some/model
     train_file: one.tsv
@@ -498,7 +498,7 @@ def test_yaml_is_read_as_flags_are_and_flags_lie_above(tmp_path):
     }
 
 
-def test_command_line_lists_after_a_yaml_list_replace_it(tmp_path):
+def test_list_flag_replaces_a_yaml_list(tmp_path):
     path = in_yaml(tmp_path, "train_file: [a.tsv, b.tsv]\nsource_lang: en\ntarget_lang: fr\n")
     assert silent([path, *SCRATCH]).data.train_file == ["a.tsv", "b.tsv"]
     assert silent([*SCRATCH, path, "--train_file", "c.tsv"]).data.train_file == ["c.tsv"]
@@ -526,22 +526,22 @@ def test_command_line_lists_after_a_yaml_list_replace_it(tmp_path):
         ("num_train_epochs: 2\n", "no training data is given"),
     ],
 )
-def test_yaml_mistakes_name_the_line(tmp_path, text, line):
+def test_yaml_errors_name_the_line(tmp_path, text, line):
     assert line in refusal([in_yaml(tmp_path, text)])
 
 
-def test_a_file_that_is_not_text_is_refused(tmp_path):
+def test_read_source_refuses_binary_files(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"seed: \xff\xfe")
     assert "mine.yaml: cannot be read as UTF-8 text" in refusal([str(path)])
 
 
-def test_a_flag_that_replaces_a_bad_range_is_not_blamed_on_the_file(tmp_path):
+def test_invalid_flag_over_a_file_does_not_name_the_file(tmp_path):
     path = in_yaml(tmp_path, "num_beams: 2\n")
     assert refusal([path, "--num_beams", "0"]).startswith("--num_beams: expected")
 
 
-def test_accepted_names_in_yaml_warn_with_their_line(tmp_path):
+def test_foreign_flags_in_yaml_warn_with_their_line(tmp_path):
     lines = []
     path = in_yaml(tmp_path, "model_name_or_path: m\ndataset_name: d\nsource_lang: en\ntarget_lang: fr\nfp16: true\n")
     parse_config([path], warn=lines.append)
@@ -551,7 +551,7 @@ def test_accepted_names_in_yaml_warn_with_their_line(tmp_path):
 # recipes
 
 
-def test_every_recipe_is_loaded_by_name():
+def test_recipes_load_by_name():
     assert recipe_names() == ["demo", "kde4-en-fr", "kde4-en-fr-accelerate"]
     for name in recipe_names():
         assert silent([name]).recipe == name
@@ -559,7 +559,7 @@ def test_every_recipe_is_loaded_by_name():
         assert text.startswith("# ") and f"accelerate launch train.py {name}\n" in text.replace("  ", "\n")
 
 
-def test_the_course_recipes_hold_the_courses_numbers():
+def test_course_recipes_have_the_numbers_of_the_course():
     trainer, loop = resolve(silent(["kde4-en-fr"])), resolve(silent(["kde4-en-fr-accelerate"]))
     assert (trainer.batch.sentences_per_update, loop.batch.sentences_per_update) == (32, 8)
     assert (trainer.optimizer.weight_decay, loop.optimizer.weight_decay) == (0.01, 0.0)
@@ -572,7 +572,7 @@ def test_the_course_recipes_hold_the_courses_numbers():
 # notebooks
 
 
-def test_config_from_takes_what_a_notebook_passes():
+def test_config_from_accepts_notebook_values():
     demo = silent([])
     assert config_from(None) == config_from([]) == config_from("demo") == config_from(demo) == demo
     assert config_from(["--num_beams", "2"]) == config_from({"num_beams": 2}) == changed(demo, num_beams=2)
@@ -638,7 +638,7 @@ def test_resolve_fills_the_defaults_of_an_adapter():
     assert (given.optimizer.learning_rate, given.tuning.lora_alpha) == (1e-3, 8)
 
 
-def test_names_are_separated_by_commas_or_spaces_and_parts_have_an_order():
+def test_list_settings_split_at_commas_and_freeze_is_sorted():
     for words in (["embeddings,encoder"], ["embeddings", "encoder"], ["encoder", "embeddings,encoder"]):
         assert silent([*TUNE, "--freeze", *words]).tuning.freeze == ["encoder", "embeddings"]
     config = silent([*TUNE, "--lora_rank", "8", "--lora_target_modules", "q_proj, v_proj", "fc1"])
@@ -654,7 +654,7 @@ def test_resolve_fills_from_scratch_defaults():
     assert config.optimizer.num_warmup_steps is None
 
 
-def test_resolve_keeps_what_is_given_and_is_idempotent():
+def test_resolve_keeps_given_values_and_is_idempotent():
     asked = silent([*TUNE, "--per_device_train_batch_size", "4", "--eval_on_start", "false", "--output_dir", "here"])
     config = resolve(asked)
     assert (config.batch.sentences_per_update, config.batch.tokens_per_update) == (None, None)
@@ -671,11 +671,11 @@ def test_resolve_keeps_what_is_given_and_is_idempotent():
         ({"train_file": ["some/where/corpus.en-fr.tsv.gz", "other.tsv"]}, "runs/corpus"),
     ],
 )
-def test_the_run_folder_is_named_after_the_data(data, folder):
+def test_run_name_from_data(data, folder):
     assert resolve(Config(data=DataConfig(**data))).output.output_dir == folder
 
 
-def test_the_run_folder_is_named_after_the_recipe():
+def test_run_name_from_recipe():
     assert resolve(silent(["kde4-en-fr"])).output.output_dir == "runs/kde4-en-fr"
 
 
@@ -714,7 +714,7 @@ NASTY = [
         *([*TUNE, f"--source_prefix={text}"] for text in NASTY),
     ],
 )
-def test_yaml_round_trip(tmp_path, argv, is_resolved):
+def test_to_yaml_round_trip(tmp_path, argv, is_resolved):
     config = silent(argv)
     config = resolve(config) if is_resolved else config
     text = to_yaml(config)
@@ -731,7 +731,7 @@ def test_field_names_are_unique_and_have_help():
         assert (one.default is None) == bool(one.metadata["unset"]), one.name
 
 
-def test_differences_name_same_run_fields_only():
+def test_differences_list_same_run_fields_only():
     stored = resolve(silent(["demo", "--learning_rate", "0.001"]))
     free = {
         "logging_steps": 3, "save_steps": 5, "output_dir": "x", "mixed_precision": "bf16", "use_cpu": True,
@@ -748,7 +748,7 @@ def test_differences_name_same_run_fields_only():
     assert len(differences(stored, changed(stored, **bound))) == len(bound)
 
 
-def test_numbers_from_data_or_model_are_no_difference():
+def test_differences_ignore_values_resolved_later():
     asked = resolve(silent(TUNE))
     stored = changed(asked, num_warmup_steps=12, num_beams=4)
     assert differences(stored, asked) == []
@@ -757,7 +757,7 @@ def test_numbers_from_data_or_model_are_no_difference():
     ]
 
 
-def test_sentences_derived_from_the_same_device_batch_are_no_difference():
+def test_differences_ignore_the_number_of_processes():
     asked = resolve(silent([*TUNE, "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"]))
     stored = changed(asked, sentences_per_update=32)  # 8 x 2 on 2 processes
     assert differences(stored, asked) == []
@@ -770,7 +770,7 @@ def test_sentences_derived_from_the_same_device_batch_are_no_difference():
 # the parser
 
 
-def test_help_is_grouped_and_shows_each_flag_once(capsys):
+def test_help_is_grouped_and_lists_each_flag_once(capsys):
     with pytest.raises(SystemExit) as caught:
         parse_config(["demo", "--help", "--no_such_flag"])
     assert caught.value.code == 0
@@ -787,14 +787,14 @@ def test_help_is_grouped_and_shows_each_flag_once(capsys):
     assert "maximum length of a source in tokens (default: 128)" in words
 
 
-def test_the_parser_leaves_the_types_of_the_fields_alone():
+def test_build_parser_does_not_change_the_fields():
     before = [(one.name, one.type) for _, one in group_fields()]
     build_parser()
     assert [(one.name, one.type) for _, one in group_fields()] == before
 
 
 @pytest.mark.slow
-def test_parsing_imports_nothing_heavy():
+def test_parse_config_has_no_heavy_imports():
     script = (
         "import sys\nfrom mtloop.config.parse import parse_config\n"
         "from mtloop.config.settings import resolve\nfrom mtloop.config.yaml_file import to_yaml\n"

@@ -1,4 +1,4 @@
-"""run_folder: whose folder it is, what a kill leaves behind, and files that are whole or not there."""
+"""Test the lock, the checks and the atomic files of a run folder."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def config(folder, *flags):
     return parse_config([*FLAGS, "--output_dir", str(folder.path), *flags])
 
 
-def test_a_new_folder_is_made_and_empty(folder):
+def test_create_makes_an_empty_folder(folder):
     assert [path.name for path in folder.path.iterdir()] == ["checkpoints"]
     folder.create()
     assert folder.stored_config() is None and not folder.is_finished
@@ -50,12 +50,12 @@ def test_run_files_name_every_path_of_the_folder(folder):
     assert all("\n" not in meaning and meaning.endswith(".") for meaning in RUN_FILES.values())
 
 
-def test_a_folder_that_cannot_be_written_is_refused(blocked):
+def test_create_refuses_a_read_only_folder(blocked):
     with pytest.raises(UserError, match=f"--output_dir {blocked}: cannot be written .*directory"):
         RunFolder(blocked).create()
 
 
-def test_the_run_that_is_stored_is_recognised(folder):
+def test_check_config_accepts_the_stored_run(folder):
     asked = config(folder, "--seed", "7", "--learning_rate", "3e-4")
     assert folder.check_config(asked) is None
     folder.write_config(asked)
@@ -64,7 +64,7 @@ def test_the_run_that_is_stored_is_recognised(folder):
     assert folder.check_config(config(folder, "--seed", "7", "--learning_rate", "3e-4", "--save_total_limit", "2"))
 
 
-def test_another_run_is_refused_with_all_that_differs(folder):
+def test_check_config_refuses_another_run_with_its_differences(folder):
     folder.write_config(config(folder, "--seed", "7", "--learning_rate", "3e-4"))
     with pytest.raises(UserError) as caught:
         folder.check_config(config(folder, "--seed", "8", "--learning_rate", "1e-4"))
@@ -75,7 +75,7 @@ def test_another_run_is_refused_with_all_that_differs(folder):
     assert message.count("asked") == 2  # nothing else differs
 
 
-def test_a_damaged_config_is_the_users_to_mend(folder):
+def test_check_config_names_an_invalid_file(folder):
     folder.config_path.write_text("learning_rate: [fast\n")
     with pytest.raises((UserError, FieldError), match="config.yaml"):
         folder.check_config(config(folder))
@@ -91,7 +91,7 @@ def source(name, letter):
     return [{"path": name, "size": 3, "sha256": letter * 64}]
 
 
-def test_other_data_is_refused_with_what_differs(folder):
+def test_check_data_refuses_other_data_with_the_differences(folder):
     before = report("a", train=source("old.csv", "1"), valid=source("v.csv", "2"))
     assert folder.check_data(before) == []  # nothing stored yet
     folder.write_data(before)
@@ -122,7 +122,7 @@ def test_other_data_is_refused_with_what_differs(folder):
         assert let_through == line.replace("\\", "")
 
 
-def test_changes_that_are_let_through_are_recorded(folder):
+def test_record_changes_keeps_earlier_ones(folder):
     folder.start_run(config(folder), report())
     run_id = folder.run_record["run_id"]
     assert len(run_id) == 32 and folder.run_record["changes"] == []
@@ -163,7 +163,7 @@ def holder(folder, project):
     process.wait()
 
 
-def test_a_second_process_waits_and_is_refused_naming_the_first(folder, holder):
+def test_lock_refuses_a_second_process(folder, holder):
     said = []
     with pytest.raises(UserError, match=f"--output_dir {folder.path}: process {holder.pid} on .* is training in it"):
         folder.lock(said.append, wait_s=0.5)
@@ -175,7 +175,7 @@ def test_a_second_process_waits_and_is_refused_naming_the_first(folder, holder):
     folder.unlock()
 
 
-def test_a_process_that_leaves_in_time_is_waited_for(folder, holder):
+def test_lock_waits_for_a_process_that_leaves(folder, holder):
     killer = threading.Timer(0.5, holder.kill)
     killer.start()
     folder.lock(lambda line: None, wait_s=30)
@@ -183,7 +183,7 @@ def test_a_process_that_leaves_in_time_is_waited_for(folder, holder):
     folder.unlock()
 
 
-def test_children_do_not_keep_the_folder(folder):
+def test_lock_is_not_inherited_by_children(folder):
     """A loader worker outlives a killed trainer for some seconds."""
     folder.lock(print, wait_s=0)
     reader, writer = os.pipe()
@@ -202,7 +202,7 @@ def test_children_do_not_keep_the_folder(folder):
     assert probe.stdout == "locked\n", probe.stderr
 
 
-def test_a_run_is_finished_when_it_says_so_and_its_model_is_there(folder):
+def test_is_finished_needs_status_and_model(folder):
     folder.write_status("finished", exit_status=0, message="done", step=9)
     assert read_json(folder.status_path) == {
         "status": "finished",
@@ -226,7 +226,7 @@ def line(step):
     ("step", "kept"),
     [(20, [10, 20]), (25, [10, 20]), (30, [10, 20, 30]), (9, []), (-1, [])],
 )
-def test_metrics_beyond_a_step_are_dropped(folder, step, kept):
+def test_drop_after_removes_later_metrics(folder, step, kept):
     scored_at_the_end = [json.dumps({"split": name, "step": 10}) for name in ("average", "test")]
     folder.metrics.path.write_text("".join(one + "\n" for one in [*map(line, (10, 20, 30)), *scored_at_the_end]))
     folder.drop_after(step)
@@ -244,7 +244,7 @@ def test_metrics_beyond_a_step_are_dropped(folder, step, kept):
         b'{"step": null}\n',
     ],
 )
-def test_a_damaged_last_line_is_dropped_and_no_other(folder, damaged):
+def test_drop_after_removes_an_invalid_last_line_only(folder, damaged):
     # U+2028 is a line break to str.splitlines, and JSON leaves it as it is.
     odd = json.dumps({"step": 15, "text": "a\u2028b"}, ensure_ascii=False)
     folder.metrics.path.write_bytes(f"{line(10)}\n{odd}\n".encode() + damaged)
@@ -252,7 +252,7 @@ def test_a_damaged_last_line_is_dropped_and_no_other(folder, damaged):
     assert folder.metrics.path.read_bytes() == f"{line(10)}\n{odd}\n".encode()
 
 
-def test_hypotheses_beyond_a_step_are_dropped(folder):
+def test_drop_after_removes_later_hypotheses(folder):
     folder.drop_after(5)  # neither file nor folder: nothing to do
     folder.hypotheses_dir.mkdir()
     for name in ("step_5", "step_10", "step_100", "test"):
@@ -262,14 +262,14 @@ def test_hypotheses_beyond_a_step_are_dropped(folder):
 
 
 @pytest.mark.parametrize("content", [None, "", '{"a": 1', "[1, 2]", "\ud800"])
-def test_what_is_not_a_json_object_reads_as_nothing(tmp_path, content):
+def test_read_json_of_an_invalid_file_is_empty(tmp_path, content):
     path = tmp_path / "x.json"
     if content is not None:
         path.write_text(content, errors="surrogatepass")
     assert read_json(path) == {}
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path):
+def test_write_text_is_atomic(tmp_path):
     """One thread rewrites a file of 300 kB, letter by letter; every read is one letter, 300,000 times."""
     path = tmp_path / "file"
     write_text(path, "a" * 300_000)
@@ -290,7 +290,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_write_that_fails_leaves_what_stood_and_nothing_beside_it(tmp_path):
+def test_write_text_keeps_the_old_file_on_error(tmp_path):
     resource = pytest.importorskip("resource")  # no limit on file sizes on Windows
     path = tmp_path / "metrics.jsonl"
     write_text(path, "before\n")
@@ -305,12 +305,12 @@ def test_a_write_that_fails_leaves_what_stood_and_nothing_beside_it(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_write_into_nowhere_names_the_file(blocked):
+def test_write_text_names_the_file_on_error(blocked):
     with pytest.raises(RunFailed, match=f"{blocked}: cannot be written"):
         write_text(blocked, "x")
 
 
-def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
+def test_refuse_foreign_names_the_files(tmp_path):
     folder = RunFolder(tmp_path)
     folder.create()
     (tmp_path / "log.txt").write_text("mine")  # is in nobody's way

@@ -1,4 +1,4 @@
-"""TrainState counts, survives JSON, and knows the best score."""
+"""Test the counters of a run."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from mtloop.checkpoint.state import TrainState
 
 
-def test_an_epoch_ends_when_its_updates_are_done():
+def test_advance_ends_an_epoch():
     state = TrainState()
     for _ in range(7):
         state.advance(target_tokens=10, updates_in_epoch=3, time_s=0.5)
@@ -23,7 +23,7 @@ def test_an_epoch_ends_when_its_updates_are_done():
     ("scores", "is_greater_better", "best", "without_gain"),
     [([10.0, 30.0, 20.0, 30.0], True, 30.0, 2), ([3.0, 1.0, 2.0], False, 1.0, 1), ([float("nan"), 5.0], True, 5.0, 0)],
 )
-def test_the_best_score_and_the_evaluations_since(scores, is_greater_better, best, without_gain):
+def test_record_score_counts_evaluations_without_gain(scores, is_greater_better, best, without_gain):
     state = TrainState()
     for step, score in enumerate(scores, start=1):
         state.step = step
@@ -33,13 +33,13 @@ def test_the_best_score_and_the_evaluations_since(scores, is_greater_better, bes
     assert state.num_evaluations_without_gain == without_gain
 
 
-def test_it_survives_json():
+def test_state_dict_round_trip_through_json():
     state = TrainState(step=5, epoch=1, cursor=2, target_tokens=99, best_score=41.5, best_step=3)
     restored = TrainState()
     restored.load_state_dict(json.loads(json.dumps(state.state_dict())))
     assert restored == state
 
 
-def test_an_unknown_entry_is_refused():
+def test_load_state_dict_refuses_unknown_entries():
     with pytest.raises(ValueError, match="phase_of_moon"):
         TrainState().load_state_dict({"step": 1, "phase_of_moon": 3})
