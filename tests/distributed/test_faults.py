@@ -63,6 +63,14 @@ def test_what_main_alone_fails_in_ends_every_rank_with_one_line(tmp_path, fault,
     assert [(tmp_path / "signs" / f"status_{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
 
 
+def test_a_user_s_metric_that_fails_on_main_ends_every_rank_with_one_line(tmp_path):
+    done, status = fail(tmp_path, "function", "--eval_steps", "2")
+    (line,) = errors_of(done)
+    assert "metrics: failing raised ZeroDivisionError: " in line and "(worker_faults.py:" in line
+    assert (status["status"], status["exit_status"]) == ("failed", 2) and "metrics: failing" in status["message"]
+    assert [(tmp_path / "signs" / f"status_{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+
+
 @pytest.mark.full
 def test_a_fault_in_the_scoring_ends_every_rank(tmp_path):
     """One that mtloop does not know: its traceback stands on the terminal, its text in status.json."""

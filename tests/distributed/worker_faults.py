@@ -114,6 +114,11 @@ def with_a_clock_that_jumps(train_step):
     return stepped
 
 
+def failing(sources, hypotheses, references):
+    """A user's metric that takes the trial before training, and not what the model translates."""
+    return 1.0 / (hypotheses == references)
+
+
 def inject(fault, folder):
     at_step = {"when": lambda run, _: run.state.step == STEP and RANK == 1}
     on_main = {"when": lambda run, _: run.state.step == STEP and RANK == 0}
@@ -122,6 +127,8 @@ def inject(fault, folder):
         Checkpointer._fill = before(Checkpointer._fill, raises(full), when=lambda *_: RANK == 0)
     elif fault == "score":
         evaluate.scores_of = before(evaluate.scores_of, raises(ValueError("no score")), when=lambda *_: True)
+    elif fault == "function":
+        pass  # of the user's, which fails on main
     elif fault == "metrics":
         loop.train_step = before(loop.train_step, turn_into_folder, **on_main)
     elif fault == "raise":
@@ -145,6 +152,6 @@ if __name__ == "__main__":
     folder = Path(sys.argv[2])
     folder.mkdir(exist_ok=True)
     inject(sys.argv[1], folder)
-    status = main(sys.argv[3:])
+    status = main(sys.argv[3:], [failing] if sys.argv[1] == "function" else [])
     (folder / f"status_{RANK}").write_text(str(status))
     sys.exit(status)
