@@ -1,8 +1,8 @@
-"""metrics.jsonl: what a line is, and the only reader and writer of it.
+"""Read and write metrics.jsonl: no other module does.
 
-A line is an update that was logged (step, epoch, loss, grad_norm, learning_rate, target_tokens, tokens_per_s) or an
+A line is a logged update (step, epoch, loss, grad_norm, learning_rate, target_tokens, tokens_per_s) or an
 evaluation (step, epoch, train_time_s, eval_loss, perplexity, bleu, chrf, their signatures and intervals,
-num_sentences, eval_time_s, sentences_per_s). An evaluation of other rows than the validation rows along the way has
+num_sentences, eval_time_s, sentences_per_s). An evaluation other than that of the validation rows during training has
 `split`: "test", or "average" for the validation rows and an averaged model. A number that is not finite is null.
 """
 
@@ -35,7 +35,7 @@ class MetricsLog:
             RunFailed: naming the file and the reason.
         """
         line = {"split": split, **record} if split != VALID else record
-        # NaN and Infinity are no JSON: other programs could not read the file.
+        # NaN and Infinity are not JSON: other programs could not read the file.
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -55,7 +55,7 @@ class MetricsLog:
         return {step: one for step, one in scores.items() if isinstance(one, (int, float)) and math.isfinite(one)}
 
     def drop_after(self, step: int) -> None:
-        """Drop the lines beyond `step`, those scored after the last checkpoint, and what a kill cut short."""
+        """Drop the lines after `step`, those of evaluations after the last checkpoint, and a truncated last line."""
         if self.path.exists():
             # A kill may cut a line within a character; splitlines would also cut at what JSON leaves as it is (U+2028).
             texts = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -80,7 +80,7 @@ def _parsed(text: str) -> Any:
 
 
 def _step_of(line: Any) -> float:
-    """Return the step of a line; infinity for what is scored after the last checkpoint, and for what is no line."""
+    """Return the step of a line; infinity for an evaluation after the last checkpoint, and for an invalid line."""
     if not isinstance(line, dict) or "split" in line:  # a run that resumes scores it again
         return math.inf
     step = line.get("step")

@@ -1,4 +1,4 @@
-"""Rows of cells to aligned lines of text. Must not know what is in them."""
+"""Align rows of cells as lines of text. Must not know their content."""
 
 from __future__ import annotations
 

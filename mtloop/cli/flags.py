@@ -39,16 +39,14 @@ SETTINGS = ("source_lang", "target_lang", "source_column", "target_column", "sou
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add how a model is loaded, searches, and computes."""
+    """Add the flags that select how a model is loaded, searches and computes."""
     add = parser.add_argument
     add("--num_beams", type=int, metavar="N", help="beams of the search (none: the model's own, else 4)")
     add("--max_tokens_per_batch", type=int, default=2000, metavar="N", help="source tokens of a batch: memory (2000)")
-    add(
-        "--mixed_precision", choices=("no", "bf16", "fp16", "auto"), help="arithmetic (none: what the launch file says)"
-    )
-    add("--use_cpu", action="store_true", help="although an accelerator is present")
+    add("--mixed_precision", choices=("no", "bf16", "fp16", "auto"), help="arithmetic (none: that of the launch file)")
+    add("--use_cpu", action="store_true", help="compute on the CPU although an accelerator is present")
     add("--cpu_threads", type=int, metavar="N", help="CPU threads a process (none: the cores shared out)")
-    add("--trust_remote_code", action="store_true", help="run code that the model's repository brings along")
+    add("--trust_remote_code", action="store_true", help="run code from the model's repository")
 
 
 def add_metrics_flag(parser: argparse.ArgumentParser, *default: str) -> None:
@@ -87,7 +85,7 @@ def check_counts(given: argparse.Namespace, *names: str) -> None:
 
 
 def start_runtime(given: argparse.Namespace) -> Runtime:
-    """Initialize the processes as the flags say. Collective."""
+    """Initialize the processes by the flags. Collective."""
     from mtloop.runtime.quiet import silence_libraries
     from mtloop.runtime.ranks import Runtime
 
@@ -98,7 +96,7 @@ def start_runtime(given: argparse.Namespace) -> Runtime:
 
 
 def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str, max_samples: int | None = None) -> None:
-    """Add what a model is scored on; `without` says on what where no --test_set is given."""
+    """Add the flags of the rows to score on; `without` describes the rows without --test_set."""
     add = parser.add_argument
     add("--test_set", action="append", default=[], metavar="[NAME=]FILE[,FILE]", help="rows (.jsonl, .csv, .tsv, "
         ".parquet), or two aligned text files, source first; may be given several times "
@@ -110,7 +108,7 @@ def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str, max_sam
 
 
 def check_test_sets(given: argparse.Namespace) -> None:
-    """Refuse what the flags of test sets and model cannot mean.
+    """Check the flags of test sets and model.
 
     Raises:
         UserError: naming the flag.
@@ -133,8 +131,8 @@ def _named(text: str) -> tuple[str, list[str]]:
 def fill_settings(given: argparse.Namespace, trained: Config | None) -> None:
     """Take languages and columns that are not given from the run's own configuration.
 
-    The prefix of its sources stands in the model's config. Of several pairs the first stands for the moment: each test
-    set of the run's own brings its languages along.
+    The prefix of the sources is in the model's config. With several pairs the first one is taken: each test set of the
+    run brings its languages.
     """
     given.is_one_pair = bool(given.source_lang and given.target_lang)
     if trained is None or (trained.data.pairs and given.test_set):
@@ -151,7 +149,7 @@ def load_run_rows_or_test_sets(given: argparse.Namespace, trained: Config | None
     """Load what --test_set names, else the validation and test rows of the run of --model.
 
     Raises:
-        UserError: there is neither, or a file cannot be read.
+        UserError: There are no rows, or a file cannot be read.
     """
     if given.test_set:
         return load_test_sets(given)
@@ -163,7 +161,7 @@ def load_run_rows_or_test_sets(given: argparse.Namespace, trained: Config | None
 
 
 def load_own_rows(given: argparse.Namespace, trained: Config, *splits: str) -> list[TestSet]:
-    """Load the rows that a run was scored on: those of its splits that there are, of each of its pairs."""
+    """Load the rows of these splits that a run has, of each of its pairs."""
     from mtloop.data.load import load_corpus
 
     test_sets = []
@@ -224,7 +222,7 @@ def open_model(
     trained: Config | None,
     engine: str | None = None,
 ) -> ScoredModel:
-    """Load a model to be scored as the flags say. Collective.
+    """Load a model to score, with the options of the flags. Collective.
 
     Args:
         flag: Where the user named it.

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None, metrics: Functions = ()) -> int:
         metrics: Functions of the user's that score translations, as in mtloop.main.
 
     Returns:
-        Its exit status: 0 done; 1 it failed; 2 a mistake of the user, in one line; 130 Ctrl-C; others as it says.
+        Its exit status: 0 done; 1 it failed; 2 a mistake of the user, in one line; 130 Ctrl-C; others by command.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     return reported(lambda: _run(words, metrics))
@@ -96,7 +96,7 @@ def _help(file: Traversable) -> str:
 
 
 def _describe(prog: str, commands: dict[str, Traversable], words: list[str]) -> int:
-    """Print the version or the list of commands; the latter on standard error where nothing was asked."""
+    """Print the version or the list of commands; the latter on standard error without any word."""
     if words and words[0] == "--version":
         print(f"mtloop {mtloop.__version__}")
         return 0

@@ -11,7 +11,7 @@ from mtloop.errors import ProcessFailed, RunFailed, UserError
 
 
 class StdoutClosed(Exception):
-    """Raised when whoever read standard output has gone (`| head`)."""
+    """Raised when the reader of standard output has gone (`| head`)."""
 
 
 def reported(work: Callable[[], int], *, interrupted: str = "") -> int:
@@ -19,7 +19,7 @@ def reported(work: Callable[[], int], *, interrupted: str = "") -> int:
 
     Args:
         work: Returns the status.
-        interrupted: Said of a signal behind its name.
+        interrupted: Appended to the name of a signal.
 
     Returns:
         The status of `work`; 1 if it failed; 2 for a mistake of the user; 128 + its number for a signal.

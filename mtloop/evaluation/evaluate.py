@@ -54,7 +54,7 @@ class PairRows:
         name: As en-fr.
         rows: Which of the set's rows.
         target_lang: Chooses sacreBLEU's tokenizer.
-        tokenizer: Set to the pair: says what a translation begins with.
+        tokenizer: Set to the pair: gives the first tokens of a translation.
     """
 
     name: str
@@ -73,7 +73,7 @@ class EvaluationSet:
         encoded: Columns input_ids and labels, aligned with rows.
         source_lengths: int32 [N].
         target_lengths: int32 [N].
-        parts: The rows of each pair, one after the other, where there are several; () for a single one.
+        parts: The rows of each of several pairs, one after the other; () for one pair.
     """
 
     name: str
@@ -84,7 +84,7 @@ class EvaluationSet:
     parts: tuple[PairRows, ...] = ()
 
     def first(self, few: int) -> EvaluationSet:
-        """Return the first rows alone, of each pair where there are several."""
+        """Return the first rows of each pair."""
         starts = [(part.rows.start, part.rows.stop) for part in self.parts] or [(0, len(self.rows))]
         kept = np.concatenate([np.arange(start, min(stop, start + few)) for start, stop in starts])
         ends = np.cumsum([min(stop - start, few) for start, stop in starts]).tolist()
@@ -103,11 +103,11 @@ class EvaluationSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What an evaluation found.
+    """Results of an evaluation.
 
     Attributes:
-        loss_per_token: Cross-entropy in nats per target token, unsmoothed; None where it was not asked for.
-        perplexity: exp of it; likewise.
+        loss_per_token: Cross-entropy in nats per target token, unsmoothed; None if it was not computed.
+        perplexity: exp of the loss; None without it.
         scores: By the metric's name; of several pairs the mean.
         pair_scores: The scores of each pair, by the pair's name; {} if there is one pair.
         num_sentences: Rows translated, each once.
@@ -183,7 +183,7 @@ def evaluate(
         engine: Translates.
         data: The rows.
         runtime: The ranks to share the work with.
-        model: Unwrapped; the model whose loss is wanted; None for no loss.
+        model: Unwrapped; its loss is computed; None for no loss.
         max_tokens: Padded source tokens of a batch at most; None for what default_max_tokens finds.
         target_lang: Chooses sacreBLEU's tokenizer for languages without spaces.
         max_length_ratio: As in SearchOptions.
@@ -199,13 +199,13 @@ def evaluate(
     start = time.perf_counter()
     loss = None if model is None else loss_per_token(model, tokenizer, data, runtime, max_tokens=max_tokens)
     translation_start = time.perf_counter()
-    pieces = _translate(engine, data, runtime, max_tokens=max_tokens, max_length_ratio=max_length_ratio)
+    tokens = _translate(engine, data, runtime, max_tokens=max_tokens, max_length_ratio=max_length_ratio)
     end = time.perf_counter()
     if network is not None:
         network.train(was_training)
 
     def count_all() -> tuple[list[str], dict[str, dict[str, Counted]]]:
-        hypotheses = tokenizer.batch_decode([row.tolist() for row in pieces], skip_special_tokens=True)
+        hypotheses = tokenizer.batch_decode([row.tolist() for row in tokens], skip_special_tokens=True)
         return hypotheses, count_pairs(data, hypotheses, target_lang, metrics=metrics)
 
     hypotheses: list[str] = []
@@ -216,11 +216,11 @@ def evaluate(
         try:
             hypotheses, counted = count_all()
             scores = {name: scores_of(of_pair) for name, of_pair in counted.items()}
-        except Exception as caught:  # the other ranks must not be left waiting for the scores
+        except Exception as caught:  # the other ranks are waiting for the scores
             error = caught
     runtime.raise_together(error)
     scores = runtime.broadcast(scores)
-    # Every rank gets main's clock: what is derived from a report must not differ between ranks.
+    # Every rank gets main's clock: decisions made from a report must not differ between ranks.
     time_s, translation_s = runtime.broadcast((time.perf_counter() - start, end - translation_start))
     return Report(
         loss_per_token=loss,
@@ -243,9 +243,9 @@ def default_max_tokens(model: PreTrainedModel | None, num_bytes: int, runtime: R
     nevertheless is halved batch by batch.
 
     Args:
-        model: Says how large a row is; None for an engine of another library.
+        model: Determines the memory of a row; None for an engine of another library.
         num_bytes: Free on the device.
-        runtime: Says what the device is.
+        runtime: Has the device.
     """
     if runtime.device.type == "cpu":
         return TOKENS_ON_CPU
@@ -289,8 +289,8 @@ def _translate(
     max_tokens: int,
     max_length_ratio: float | None,
 ) -> list[NDArray[np.int64]]:
-    """Translate all rows, pair by pair: what a translation begins with is one for a batch. Collective."""
-    pieces = []
+    """Translate all rows, pair by pair: the first tokens of a translation are the same in a batch. Collective."""
+    tokens = []
     for part in data.parts or (None,):
         rows = np.arange(len(data.rows))[part.rows if part is not None else slice(None)]
         found = (engine if part is None else engine.for_tokenizer(part.tokenizer)).search(
@@ -301,8 +301,8 @@ def _translate(
             runtime,
             SearchOptions(max_length_ratio=max_length_ratio),
         )
-        pieces += [best.tokens for best, *_ in found]
-    return pieces
+        tokens += [best.tokens for best, *_ in found]
+    return tokens
 
 
 @torch.no_grad()
@@ -314,7 +314,7 @@ def loss_per_token(
     *,
     max_tokens: int,
 ) -> float:
-    """Compute the cross-entropy per target token over all rows, in nats: one sum by one count, no mean of means.
+    """Compute the cross-entropy per target token over all rows, in nats: one sum over one count, not a mean of means.
 
     Collective.
     """
@@ -322,7 +322,7 @@ def loss_per_token(
     if runtime.is_xla:
         batches = plan_static_evaluation(data.source_lengths, data.target_lengths, max_tokens=2 * max_tokens)
     else:
-        # Both sides are in memory: neither may pass the cap, were a target of two tokens paired with a long source.
+        # Both sides are in memory: neither may pass the cap, also if a target of two tokens has a long source.
         batches = plan_evaluation(np.maximum(data.source_lengths, data.target_lengths), max_tokens=max_tokens)
     assert tokenizer.pad_token_id is not None
     sums = []

@@ -1,7 +1,7 @@
-"""The page of `--compare`: every sentence with its translations and chrF, in one file that loads nothing.
+"""Write the page of `--compare`: every sentence with its translations and chrF, in one file that loads nothing.
 
 Texts get into it in two ways: escaped, in the head; and as JSON in which no markup is left, from which page.js takes
-them as text. Must not know models: it is handed what an evaluation found.
+them as text. Must not know models: it takes the results of an evaluation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mtloop.evaluation.test_sets import Verdict
 _MARKS = r"!-/:-@\[-`{-~«»“”‘’…。、，！？：；（）「」"
 _WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # kana and Chinese characters
 # Spaces, single marks, single characters of scripts without spaces, and the runs between: words.
-_PIECES = re.compile(rf"\s+|[{_MARKS}{_WITHOUT_SPACES}]|[^\s{_MARKS}{_WITHOUT_SPACES}]+")
+_WORDS = re.compile(rf"\s+|[{_MARKS}{_WITHOUT_SPACES}]|[^\s{_MARKS}{_WITHOUT_SPACES}]+")
 
 
 def page(verdicts: Sequence[Verdict], *, model: str, baseline: str | None) -> str:
@@ -76,13 +76,13 @@ def differing(text: str, other: str) -> tuple[list[str], list[str]]:
     """
     if text == other:
         return [text], [other]
-    pieces, others = _PIECES.findall(text), _PIECES.findall(other)
+    words, others = _WORDS.findall(text), _WORDS.findall(other)
     mine: list[str] = []
     theirs: list[str] = []
-    for kind, start, end, other_start, other_end in difflib.SequenceMatcher(None, pieces, others).get_opcodes():
+    for kind, start, end, other_start, other_end in difflib.SequenceMatcher(None, words, others).get_opcodes():
         if not mine and kind != "equal":  # nothing in common before the first difference
             mine, theirs = [""], [""]
-        mine.append("".join(pieces[start:end]))
+        mine.append("".join(words[start:end]))
         theirs.append("".join(others[other_start:other_end]))
     return mine, theirs
 

@@ -14,7 +14,7 @@ from sacrebleu.significance import estimate_ci
 from mtloop.evaluation.metrics import Counted, Metric, seed_text
 
 NUM_RESAMPLES = 1000
-# With fewer sentences a p-value says more of the bootstrap than of the systems.
+# With fewer sentences a p-value depends more on the bootstrap than on the systems.
 MIN_ROWS = 20
 
 
@@ -160,7 +160,7 @@ def _resampled_scores(systems: Sequence[Mapping[str, Counted]], num_resamples: i
 
 
 def _resamples(num_sentences: int, num_resamples: int) -> Iterator[NDArray[np.float64]]:
-    """Yield how often each sentence is drawn, for each resample: the draws of sacreBLEU, with its seed."""
+    """Yield the number of draws of each sentence, for each resample: those of sacreBLEU, with its seed."""
     seed = seed_text()
     rng = np.random.default_rng(None if seed == "none" else int(seed))
     for _ in range(num_resamples):
@@ -169,7 +169,7 @@ def _resamples(num_sentences: int, num_resamples: int) -> Iterator[NDArray[np.fl
 
 
 def _p_value(differences: NDArray[Any], measured: float) -> float:
-    """How often chance alone differs by more than was measured, two-sided; 1 for two equal scores.
+    """Return the share of resamples that differ by more than the measured difference, two-sided; 1 for equal scores.
 
     Source: sacrebleu.significance 2.6, which gives two equal scores the smallest value of all: no resample of a system
     against itself differs by more than 0.

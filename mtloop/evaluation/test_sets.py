@@ -1,4 +1,4 @@
-"""Test sets: rows that a model is scored on outside of its training, and the verdict on them."""
+"""Score models on test sets outside of training."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class TestSet:
     """Rows to score on.
 
     Attributes:
-        name: As the user calls it, or valid and test of a run.
+        name: Given by the user, or valid and test of a run.
         rows: Columns index, source, target; N rows.
-        target_lang: Chooses BLEU's tokenizer.
-        source_lang: Where the set is one of several pairs: what the model is to be asked for; else None.
+        target_lang: Selects BLEU's tokenizer.
+        source_lang: Set for one of several pairs, whose languages the model is given; else None.
     """
 
     __test__ = False  # no test of pytest's
@@ -46,7 +46,7 @@ class TestSet:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredModel:
-    """A model that is scored, with the settings of the run that trained it.
+    """A model to score, with the settings of the run that trained it.
 
     Attributes:
         engine: The model.
@@ -102,7 +102,7 @@ def _encode(test_set: TestSet, engine: Engine, runtime: Runtime) -> EvaluationSe
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What an evaluation of one test set found.
+    """Results of a model, and of a baseline, on one test set.
 
     Attributes:
         test_set: The rows.

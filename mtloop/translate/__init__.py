@@ -1,4 +1,1 @@
-"""Texts and files in, translations out; two engines, and two models, beside one another.
-
-Must not know training.
-"""
+"""Translate texts and files, and interpolate between two models. Must not know training."""

@@ -1,4 +1,4 @@
-"""Translations written in the order of their texts: lines, JSON, tables and Parquet, the columns of the input kept."""
+"""Write translations in the order of their texts: lines, JSON, tables and Parquet, with the columns of the input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEPARATOR = " ||| "  # Moses's format of n-best lists
 
 
 class Writer:
-    """Writes translations as the output's name asks: lines, JSON, a table or Parquet, packed if it ends in .gz.
+    """Writes translations in the format of the output's name: lines, JSON, a table or Parquet; packed for .gz.
 
     Lines keep the endings of the file they came from; n-best lists and scores are written as Moses does:
     `number ||| translation ||| score`. In a table each of several translations has a row, elsewhere a row has a list.
@@ -86,7 +86,7 @@ class Writer:
             self._file.flush()
 
     def finish(self, records: Records | None) -> None:
-        """Write what an output without rows has, and the end of one that has an end."""
+        """Write the header of an output without rows, and the end of a format that has one."""
         if not self._number and self._kind in ("csv", "tsv", "parquet"):
             self.write([], [], records)
         if self._kind == "json":
@@ -98,7 +98,7 @@ class Writer:
 
     def _lines(self, entry: Entry, candidates: list[Translation]) -> str:
         ending = entry.origin if isinstance(entry.origin, str) else "\n"
-        # A translation never breaks a line of its own.
+        # A translation is always one line.
         texts = [" ".join(candidate.text.splitlines()) for candidate in candidates]
         if self._n_best == 1 and not self._with_scores:
             return texts[0] + ending

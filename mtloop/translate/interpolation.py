@@ -1,4 +1,4 @@
-"""Between a fine-tuned model and its base: what of the new is worth how much of the old."""
+"""Interpolate between a fine-tuned model and its base."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Line:
 
     Attributes:
         tokenizer: The fine-tuned one's.
-        base: The network that was.
-        fine_tuned: The network that became of it.
+        base: The network before fine-tuning.
+        fine_tuned: The network after it.
     """
 
     def __init__(self, fine_tuned: str, base: str, load: Callable[[str, str], tuple[Any, Any]]) -> None:
@@ -53,14 +53,14 @@ class Line:
             )
 
     def put(self, network: Any, weight: float) -> None:
-        """Give a network the weights at a point of the line."""
+        """Put the weights at a point of the line into a network."""
         interpolate_into(network, self.base, self.fine_tuned, weight)
 
     def write(self, folder: Path, weight: float) -> None:
-        """Write a folder that loads; the fine-tuned network is the interpolated one from then on. Main only."""
+        """Write a model folder; the fine-tuned network holds the interpolated weights afterwards. Main only."""
         self.put(self.fine_tuned, weight)
         self.fine_tuned.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        # Where a model lies on this machine is nobody's business.
+        # Paths of this machine are private.
         names = {end: Path(name).name if Path(name).exists() else name for end, name in self._names.items()}
         write_json(folder / AVERAGED_NAME, {"interpolation": {**names, "weight": weight}})

@@ -1,4 +1,4 @@
-"""Translator: what the translation pipeline was, for any model that mtloop trains, on any number of processes."""
+"""Translate with any model that mtloop trains, on any number of processes, as the translation pipeline did."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Translator:
         model: A folder, a run folder (its final/, else its newest checkpoint), an export, or a Hub name, also
             `name@revision`.
         source_lang: Language code; multilingual models need both, unless they were saved with them.
-        target_lang: Likewise.
+        target_lang: The language of the translations.
         source_prefix: Put before every text; None for what the model needs, if anything (T5, multilingual Marians).
         num_beams: None for the model's own.
         n_best: Translations of each text, best first, at most num_beams.
@@ -150,7 +150,7 @@ class Translator:
             N lists of n_best translations, best first; a blank text gives one blank translation.
 
         Raises:
-            TypeError: naming what is no text.
+            TypeError: naming the item that is not a text.
         """
         for number, text in enumerate(texts):
             if not isinstance(text, str):
@@ -175,11 +175,11 @@ class Translator:
         ]
 
     def _as_translation(self, candidate: Hypothesis, *, is_source_cut: bool) -> Translation:
-        pieces = candidate.tokens.tolist()
+        tokens = candidate.tokens.tolist()
         tokenizer = self.loaded.tokenizer
-        # The decoder start counts, and may be the padding piece. An end proves nothing: at the limit it may be forced.
-        length = 1 + sum(piece != tokenizer.pad_token_id for piece in pieces[1:])
-        decoded = tokenizer.decode(pieces, skip_special_tokens=True)
+        # The decoder start counts, and may be the padding token. At the limit the end may be forced: it proves nothing.
+        length = 1 + sum(token != tokenizer.pad_token_id for token in tokens[1:])
+        decoded = tokenizer.decode(tokens, skip_special_tokens=True)
         return Translation(
             text=str(decoded),
             score=candidate.score,

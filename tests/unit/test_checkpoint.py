@@ -802,11 +802,11 @@ def test_verify_reads_every_byte_and_list_does_not(listed, capsys):
     damage(listed.checkpoints_dir / "step_5" / "training" / "optimizer.pt", "cut")
     assert checkpoint(["list", str(listed.path)]) == 0
     found = table(capsys)
-    assert found["step_10"][-1] == "complete" and "damaged: training/optimizer.pt has" in found["step_5"][-1]
+    assert found["step_10"][-1] == "complete" and "corrupt: training/optimizer.pt has" in found["step_5"][-1]
     assert checkpoint(["verify", str(listed.path)]) == 1
     output = capsys.readouterr().out
-    assert "damaged: model.safetensors has changed since it was written (sha256 differs)" in output
-    assert output.splitlines()[-1] == "4 checkpoint(s): 2 verified, 2 damaged"
+    assert "corrupt: model.safetensors has changed since it was written (sha256 differs)" in output
+    assert output.splitlines()[-1] == "4 checkpoint(s): 2 verified, 2 corrupt"
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,7 @@ def test_an_export_comes_with_its_parity(run_command, model_path, rows_path, tmp
     status, out, err = run_command(*words[:4], "--quantization", "int8", "--no_parity")
     assert status == 0 and read_record(target).quantization == "int8" and "identical" not in out
     status, out, err = run_command(*words[:4])
-    assert status == 0 and f"not compared: {model_path} is no run folder; --test_set FILE names rows" in out
+    assert status == 0 and f"not compared: {model_path} is not a run folder. Give rows" in out
     assert translate(["--text", "Yes", "--engine", "ctranslate2", "--model", str(target), "--cpu_threads", "1"]) == 0
 
 

@@ -1,1 +1,1 @@
-"""One module a command; mtloop.cli.main says what each has."""
+"""Commands of mtloop, one module each; mtloop.cli.main describes what a module provides."""

@@ -1,7 +1,7 @@
 """Average checkpoints, or interpolate between a model and its base.
 
-Average the weights of checkpoints, which is often better than each of them; or show what lies between a fine-tuned
-model and its base: how much of the new for how much of the old.
+The average of the weights of several checkpoints often scores better than each of them. Interpolation scores models
+between a fine-tuned model and its base.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(given: argparse.Namespace) -> list[float]:
-    """Refuse what cannot be meant; return the weights of --interpolate."""
+    """Check the flags; return the weights of --interpolate."""
     check_test_sets(given)
     given.is_line = given.interpolate is not None or given.weight is not None
     averages = [f"--{way}" for way in WAYS[:3] if getattr(given, way) is not None]
@@ -189,8 +189,8 @@ def _average_checkpoints(
             runtime.on_main(lambda: make(out))
         known = {} if given.metric is None else RunFolder(Path(given.model)).metrics.scores(given.metric)
         named = zip(_names(given, chosen), chosen, strict=True)
-        told = [f"{name}{_told(given.metric, known, path)}" for name, path in named]
-        runtime.say(f"{given.output or 'average'}: the average of {', '.join(told)}")
+        names = [f"{name}{_score_text(given.metric, known, path)}" for name, path in named]
+        runtime.say(f"{given.output or 'average'}: the average of {', '.join(names)}")
         if test_sets:
             scored = open_model(_way(given), str(out), given, runtime, trained=trained, engine="transformers")
             network = cast(Any, scored.engine).network
@@ -202,7 +202,7 @@ def _average_checkpoints(
 
 
 def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
-    """Refuse checkpoints whose embeddings mean different pieces, be they of the same shape."""
+    """Refuse checkpoints with different tokens: their embeddings may have the same shape all the same."""
     from mtloop.tokenization.encoding import have_same_tokens
     from mtloop.tokenization.loading import load_tokenizer
 
@@ -216,11 +216,11 @@ def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
 
 
 def _names(given: argparse.Namespace, paths: list[Path]) -> list[str]:
-    """What to call checkpoints: of several runs by their whole path."""
+    """Return names for checkpoints; those of several runs are called by their whole path."""
     return [str(path) if given.model is None else path.name for path in paths]
 
 
-def _told(metric: str | None, known: dict[int, float], path: Path) -> str:
+def _score_text(metric: str | None, known: dict[int, float], path: Path) -> str:
     step = int(path.name.removeprefix("step_")) if metric is not None else -1
     return f" ({metric} {known[step]:.4g})" if step in known else ""
 
@@ -263,10 +263,10 @@ def _interpolate(
 
 
 def _base_of(given: argparse.Namespace, trained: Config | None) -> str:
-    """Name the base: --base, else what the run was fine-tuned from.
+    """Return the base: --base, else the model that the run was fine-tuned from.
 
     Raises:
-        UserError: where the run says none.
+        UserError: The run has none.
     """
     if given.base is not None:
         return str(given.base)
@@ -296,7 +296,7 @@ def _load_rows(given: argparse.Namespace, trained: Config | None) -> list[TestSe
 
 
 def _write(out: Path, fill: Callable[[Path], None]) -> None:
-    """Let a folder appear when it is whole. Main only.
+    """Fill a folder that appears only when it is complete. Main only.
 
     Raises:
         UserError: naming -o and the reason.

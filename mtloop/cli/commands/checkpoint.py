@@ -26,11 +26,11 @@ class Entry:
         step: Its update.
         epoch: Epochs done, and updates of the next one.
         score: The first metric of the evaluation at this step; "-" without one.
-        num_bytes: Of all its files, as they are.
+        num_bytes: The size of all its files.
         is_pushed: Whether the Hub has it.
         names: latest, best.
-        damage: The reason, "" for a sound one.
-        state: What the last column says.
+        corruption: The reason why it is corrupt; "" for a valid one.
+        state: The text of the last column.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class Entry:
     num_bytes: int
     is_pushed: bool
     names: tuple[str, ...]
-    damage: str
+    corruption: str
     state: str
 
     @property
@@ -63,15 +63,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=("list", "verify", "prune"),
-        help="list: check manifests and sizes; verify: read every byte, status 1 if a checkpoint is damaged; prune: "
-        "remove all but the newest sound ones, the best, and epochs that are still to be pushed or averaged",
+        help="list: check manifests and sizes; verify: read every byte, status 1 if a checkpoint is corrupt; prune: "
+        "remove all but the newest valid ones, the best, and epochs that are still to be pushed or averaged",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--save_total_limit", type=int, metavar="N", help="of prune: newest checkpoints kept (1)")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Run the command; return 1 if verify found a damaged checkpoint."""
+    """Run the command; return 1 if verify found a corrupt checkpoint."""
     if given.action == "prune":
         return _prune(given.run, 1 if given.save_total_limit is None else given.save_total_limit)
     if given.save_total_limit is not None:
@@ -80,7 +80,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def list_entries(folder: RunFolder, *, is_hashing: bool) -> list[Entry]:
-    """Describe every checkpoint, by step, then those set aside as damaged; with is_hashing every byte is read."""
+    """Describe every checkpoint, by step, then those set aside as corrupt; with is_hashing read every byte."""
     metric = shown_metric(folder)
     scores = {step: f"{score:.{metric.decimals}f}" for step, score in folder.metrics.scores(metric.name).items()}
     pushed = {line.get("manifest") for line in read_json_lines(folder.push_path)}
@@ -106,10 +106,10 @@ def _describe(folder: RunFolder, step: int, path: Path, *, score: str, pushed: s
         record = read_manifest(path)
         if not is_hashing:
             check_sizes(path, record)
-        damage = find_corruption(path) if is_hashing else ""
+        corruption = find_corruption(path) if is_hashing else ""
     except (CorruptCheckpoint, UserError) as error:
-        damage = str(error)
-    sound = "verified" if is_hashing else "complete"
+        corruption = str(error)
+    valid = "verified" if is_hashing else "complete"
     cursor = f" + {record['cursor']}" if record.get("cursor") else ""
     links = [folder.checkpoints_dir / name for name in ("latest", "best")]
     return Entry(
@@ -120,8 +120,8 @@ def _describe(folder: RunFolder, step: int, path: Path, *, score: str, pushed: s
         num_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         is_pushed="sha256" in record and record["sha256"] in pushed,
         names=tuple(link.name for link in links if link.is_symlink() and link.resolve() == path.resolve()),
-        damage=damage,
-        state=f"damaged: {damage}" if damage else sound,
+        corruption=corruption,
+        state=f"corrupt: {corruption}" if corruption else valid,
     )
 
 
@@ -140,10 +140,10 @@ def _show(run: Path, action: str) -> int:
         return 0
     columns = ("checkpoint", "step", "epoch", shown_metric(folder).title, "MB", "pushed", "names", "state")
     print("\n".join(aligned([columns, *(entry.cells for entry in entries)], left=1)))
-    damaged = sum(bool(entry.damage) for entry in entries)
+    num_corrupt = sum(bool(entry.corruption) for entry in entries)
     if action == "verify":
-        print(f"{len(entries)} checkpoint(s): {len(entries) - damaged} verified, {damaged} damaged")
-    return 1 if damaged and action == "verify" else 0
+        print(f"{len(entries)} checkpoint(s): {len(entries) - num_corrupt} verified, {num_corrupt} corrupt")
+    return 1 if num_corrupt and action == "verify" else 0
 
 
 def _prune(run: Path, save_total_limit: int) -> int:
@@ -155,24 +155,26 @@ def _prune(run: Path, save_total_limit: int) -> int:
     folder.lock(print, wait_s=0)
     try:
         entries = list_entries(folder, is_hashing=True)
-        sound = [entry for entry in entries if not entry.damage and entry.path.name.startswith("step_")]
-        kept = {entry.path for entry in sound[-save_total_limit:]}
+        valid = [entry for entry in entries if not entry.corruption and entry.path.name.startswith("step_")]
+        kept = {entry.path for entry in valid[-save_total_limit:]}
         stored = folder.stored_config()
         is_pushing = stored is not None and stored.hub.push_to_hub and stored.hub.hub_strategy != "end"
-        for entry in sound:
+        for entry in valid:
             if "best" in entry.names or (is_pushing and epoch_of(entry.path) and not entry.is_pushed):
                 kept.add(entry.path)
         if stored is not None and stored.evaluation.average_last and not folder.is_finished:
-            kept |= {entry.path for entry in sound} & set(epoch_ends(folder)[-stored.evaluation.average_last :])
-        if not sound and entries:
+            kept |= {entry.path for entry in valid} & set(epoch_ends(folder)[-stored.evaluation.average_last :])
+        if not valid and entries:
             raise UserError(
                 f"RUN: every checkpoint is corrupt, nothing was removed (got {run}). Restore a valid checkpoint first."
             )
         for entry in entries:
             if entry.path not in kept:
                 discard(entry.path)
-                print(f"removed {entry.path}: {entry.num_bytes / 1e6:,.1f} MB" + (", damaged" if entry.damage else ""))
-        link_names(folder, latest=sound[-1].step if sound else -1)
+                print(
+                    f"removed {entry.path}: {entry.num_bytes / 1e6:,.1f} MB" + (", corrupt" if entry.corruption else "")
+                )
+        link_names(folder, latest=valid[-1].step if valid else -1)
         print(f"{len(kept)} kept: {', '.join(sorted((path.name for path in kept), key=lambda n: (len(n), n))) or '-'}")
     finally:
         folder.unlock()

@@ -1,7 +1,7 @@
-"""Report what a corpus is like before training on it, or show its pairs with --grep.
+"""Report on a corpus before training, or show its pairs with --grep.
 
-Say what a corpus is like before a model is trained on it: rows, lengths, duplicates, oddities, and what validation
-shares with training; split as train.py would split it.
+The report has rows, lengths, duplicates, irregular rows, and rows shared by training and validation, with the split
+that train.py would make.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mtloop.data.load import Corpus
 
-# Flags of train.py that say which rows there are, and how long they may be; the value is their type.
+# Flags of train.py that select the rows and their lengths; the value is their type.
 DATA_FLAGS: dict[str, Any] = {
     "dataset_name": str, "dataset_config_name": str, "validation_file": list, "test_file": list, "source_lang": str,
     "target_lang": str, "source_column": str, "target_column": str, "source_prefix": str, "max_source_length": int,
@@ -38,12 +38,12 @@ DATA_FLAGS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is looked at.
+    """The rows and the tokenizer to report on.
 
     Attributes:
-        data: Names the rows.
-        tokenizer: A folder or name, None for none.
-        flag: What named the tokenizer, for messages.
+        data: Selects the rows.
+        tokenizer: A folder or name; None for none.
+        flag: The flag that named the tokenizer, for messages.
     """
 
     data: DataConfig
@@ -63,8 +63,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         add(f"--{name}", metavar={int: "N", float: "X"}.get(kind, "TEXT"), help=helps[name], **values)
     add("--tokenizer", metavar="NAME", help="count tokens too: a folder, a run folder, or a Hub name[@revision]")
     add("--model", metavar="M", help="count the tokens of this model; with --grep, its translations")
-    add("--grep", metavar="PATTERN", help="instead of the report, show the pairs that match this regular expression "
-        "on a side, whatever the case")  # fmt: skip
+    add("--grep", metavar="PATTERN", help="instead of the report, show the pairs in which the source or the target "
+        "matches this regular expression (case is ignored)")  # fmt: skip
     add("--max_shown", type=int, default=10, metavar="N", help="pairs that --grep shows, at most (10)")
     add("-o", "--output", metavar="DIR", help="a folder for report.json and lengths.png (needs matplotlib), or with "
         "--grep for grep.jsonl")  # fmt: skip
@@ -96,7 +96,7 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
 
 
 def _subject(given: argparse.Namespace) -> Subject:
-    """Find out which rows and which tokenizer are meant.
+    """Return the rows and the tokenizer that the flags select.
 
     Raises:
         UserError: naming the flag.
@@ -132,7 +132,7 @@ def _subject(given: argparse.Namespace) -> Subject:
 
 
 def _of_one_pair(run: str, data: DataConfig, given: argparse.Namespace) -> DataConfig:
-    """Leave the choice of a pair, of a run that has several, to the flags."""
+    """Select one pair of a run with several pairs by the flags."""
     if data.pairs and not (given.source_lang and given.target_lang):
         raise UserError(
             f"--run: the run has several pairs, {data.pairs} (got {run}). "
@@ -174,7 +174,7 @@ def _report(given: argparse.Namespace, subject: Subject) -> None:
     from mtloop.data.load import describe
 
     data, has_tokens = subject.data, subject.tokenizer is not None
-    tokenizer = _load_tokenizer(subject, given) if has_tokens else None  # first: its mistakes are told at once
+    tokenizer = _load_tokenizer(subject, given) if has_tokens else None  # first: an error in it is reported at once
     corpus = _load(data)
     splits = _splits(corpus)
     tokens = {name: count_tokens(rows, tokenizer, data) for name, rows in splits.items()} if tokenizer else {}

@@ -63,14 +63,14 @@ def _check(given: argparse.Namespace) -> None:
     check_test_sets(given)
     if given.output is not None and Path(given.output).exists() and not Path(given.output).is_dir():
         raise UserError(f"-o: not a folder (got {given.output}). Give a folder, or a new name.")
-    if given.compare is not None:  # told now, and not when all is translated
+    if given.compare is not None:  # checked before anything is translated
         path = Path(given.compare)
         if path.suffix.lower() not in (".html", ".htm"):
             raise UserError(
                 f"--compare: expected the page to write, FILE.html (got {path}). Give the other model with --baseline."
             )
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)  # it may be that of -o
+            path.parent.mkdir(parents=True, exist_ok=True)  # may be the folder of -o
         except OSError as error:
             raise UserError(
                 f"--compare {path}: cannot be written ({error.strerror or error}). Give another path."

@@ -1,7 +1,6 @@
 """Convert a model for a faster engine, and compare the two.
 
-Write a model in the format of a faster engine, and compare the two on a test set: identical outputs, BLEU, chrF and
-sentences/s.
+The comparison on a test set reports identical outputs, BLEU, chrF and sentences/s of both.
 """
 
 from __future__ import annotations
@@ -81,13 +80,15 @@ def run(given: argparse.Namespace) -> None:
             test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
         _write(given, test_sets, trained, runtime)
         if not test_sets and not given.no_parity:
-            runtime.say(f"not compared: {given.model} is no run folder; --test_set FILE names rows to compare on")
+            runtime.say(
+                f"not compared: {given.model} is not a run folder. Give rows to compare on with --test_set FILE."
+            )
     finally:
         runtime.close()
 
 
 def _write(given: argparse.Namespace, test_sets: list[TestSet], trained: Config | None, runtime: Runtime) -> None:
-    """Make the export under a hidden name, and let it appear when it has been compared. Collective."""
+    """Write the export under a hidden name, and publish it after the comparison. Collective."""
     target = Path(given.output)
     partial = runtime.on_main(lambda: _new_folder(target))
     try:
@@ -104,7 +105,7 @@ def _write(given: argparse.Namespace, test_sets: list[TestSet], trained: Config 
 def _convert(
     given: argparse.Namespace, test_sets: list[TestSet], trained: Config | None, partial: Path, runtime: Runtime
 ) -> tuple[Record, list[Report]]:
-    """Translate the test sets with the model, and convert it; it leaves the memory with this function. Collective."""
+    """Translate the test sets with the model, and convert it; its memory is freed on return. Collective."""
     from mtloop.generation.conversion import convert, differences
     from mtloop.generation.engine import TransformersEngine
 
@@ -179,7 +180,7 @@ def _new_folder(target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_name(target)
         partial.mkdir()
-        partial.rmdir()  # the converter wants to make it
+        partial.rmdir()  # the converter creates it
     except OSError as error:
         raise UserError(f"-o {target}: cannot be written ({error.strerror or error}). Give another folder.") from error
     return partial
@@ -228,7 +229,7 @@ def compare(test_set: TestSet, generate: Report, exported: Report) -> dict[str, 
 
 
 def parity_table(report: dict[str, Any]) -> list[str]:
-    """Write a report as a table, and what it comes to below it."""
+    """Format a report as a table, and a summary below it."""
     metrics = metrics_of(report["generate"])
     rows = [["", *(metric.title for metric in metrics), "sentences/s"]]
     for name in ("generate", "ctranslate2"):
@@ -243,7 +244,7 @@ def parity_table(report: dict[str, Any]) -> list[str]:
 
 
 def _origin(folder: Path) -> tuple[str | None, int | None]:
-    """Return run id and step of what a run folder holds; None where they are not known."""
+    """Return the run id and the step of a model in a run folder; None for each that is unknown."""
     folder = folder.resolve()
     run = run_above(folder)
     if run is None:

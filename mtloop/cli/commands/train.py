@@ -32,7 +32,7 @@ DEMO_LINE = (
 
 
 def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None, metrics: Functions = ()) -> int:
-    """Train as the configuration says.
+    """Train with this configuration.
 
     Collective: every process of a launch calls it.
 
@@ -154,10 +154,10 @@ def _push_rest(config: Config, folder: RunFolder, runtime: Runtime) -> int:
 
 
 def _note_failure(work: Callable[[], int], folder: RunFolder, runtime: Runtime) -> int:
-    """Do work; whatever ends it early also stands in status.json.
+    """Do work; write whatever ends it early into status.json.
 
     Raises:
-        ProcessFailed: for what a process meets alone, said in one line.
+        ProcessFailed: for a failure of one process alone.
     """
     from mtloop.runtime.failures import explain
 
@@ -176,7 +176,7 @@ def _note_failure(work: Callable[[], int], folder: RunFolder, runtime: Runtime) 
         if failure is None:
             _note(folder, runtime, "failed", exit_status=1, message=f"{type(error).__name__}: {error}", is_alone=True)
             raise
-        if not (failure.is_lost_peer and folder.is_failed):  # the one that is gone has said why
+        if not (failure.is_lost_peer and folder.is_failed):  # the lost process has written the reason
             _note(folder, runtime, "failed", exit_status=1, message=str(failure), is_alone=True)
         raise failure from error
 
@@ -231,7 +231,7 @@ def _build_and_train(
 
 
 def _note(folder: RunFolder, runtime: Runtime, status: str, *, is_alone: bool = False, **entries: Any) -> None:
-    """Write status.json: from main, or from a process that failed alone and knows why.
+    """Write status.json: from main, or from a process that failed alone.
 
     A folder that can no longer be written must not hide the error that is reported.
     """

@@ -35,13 +35,13 @@ MAX_SHOWN = 5
 
 @dataclass
 class Warnings:
-    """What a reader should know of a file's translations: the numbers of the entries, from 1."""
+    """Texts and translations of a file that were cut: the numbers of the entries, from 1."""
 
     cut_sources: list[int] = field(default_factory=list)
     cut_translations: list[int] = field(default_factory=list)
 
     def look_at(self, found: list[list[Translation]], *, first: int) -> None:
-        """Note what of a block was cut."""
+        """Record which texts and translations of a block were cut."""
         for number, candidates in enumerate(found, start=first):
             if candidates[0].is_source_cut:
                 self.cut_sources.append(number)
@@ -49,8 +49,8 @@ class Warnings:
                 self.cut_translations.append(number)
 
     def lines(self, name: str, translator: Any) -> list[str]:
-        """Say how many texts and translations were cut, and which."""
-        told = []
+        """Report how many texts and translations were cut, and which."""
+        lines = []
         for numbers, what, flag, length in (
             (self.cut_sources, "over the longest source and cut", "max_source_length", translator.max_source_length),
             (
@@ -62,8 +62,8 @@ class Warnings:
         ):
             if numbers:
                 shown = ", ".join(map(str, numbers[:MAX_SHOWN])) + (" ..." if len(numbers) > MAX_SHOWN else "")
-                told.append(f"{name}: {len(numbers):,} {what} (--{flag} {length}): number {shown}")
-        return told
+                lines.append(f"{name}: {len(numbers):,} {what} (--{flag} {length}): number {shown}")
+        return lines
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +77,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "other: lines; - is standard input",
     )
     add("--text", action="append", default=[], help="a sentence; may be given more than once")
-    add("-o", "--output", metavar="OUT", help="the output, of the kind that its name says; for several files a folder "
+    add("-o", "--output", metavar="OUT", help="the output, in the format of its ending; for several files a folder "
         "(none: standard output)")  # fmt: skip
     add(
         "--model",
@@ -90,7 +90,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--source_lang", metavar="CODE", help="for models of several languages")
     add("--target_lang", metavar="CODE", help="for models of several languages")
     add("--source_prefix", metavar="TEXT", help="put before every text, for T5 models")
-    add("--source_column", metavar="NAME", help="where the text of a row stands (none: source_lang, source, text)")
+    add("--source_column", metavar="NAME", help="column of the text in a row (none: source_lang, source, text)")
     add("--overwrite_column", action="store_true", help="replace a column hypothesis (or score) of the input")
     add("--n_best", type=int, default=1, metavar="N", help="translations of each text, as `number ||| translation`")
     add("--scores", action="store_true", help="add the log-probability per token")
@@ -129,8 +129,8 @@ def _output_of(name: str, given: argparse.Namespace) -> Path:
 
 
 def _check_languages(given: argparse.Namespace, trained: Config | None) -> None:
-    """Refuse languages that a model of a run was not trained on, where it cannot be told which is wanted."""
-    if trained is None or trained.data.pairs or trained.model.model_name_or_path:  # a pretrained one may know more
+    """Refuse languages that the model of a run was not trained on."""
+    if trained is None or trained.data.pairs or trained.model.model_name_or_path:  # a pretrained one may support more
         return
     for flag in ("source_lang", "target_lang"):
         asked, own = getattr(given, flag), getattr(trained.data, flag)
@@ -192,7 +192,7 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
 
 
 class _Sink:
-    """Where translations go: standard output, or a file that appears when it is whole."""
+    """Writes translations to standard output, or to a file that appears when it is complete."""
 
     def __init__(self, name: str | None, given: argparse.Namespace, records: Records | None) -> None:
         self._path = None if given.output is None else _output_of(name or STDIN, given)
