@@ -86,7 +86,7 @@ def changed_by_learning(model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_adapter_is_put_on_query_and_value_of_every_family_and_trains_alone(tiny_configs, family):
+def test_attach_lora_adapts_query_and_value_and_trains_nothing_else(tiny_configs, family):
     model = new_model(tiny_configs[family])
     plain_class, plain_logits = type(model), logits_of(model)
     (line,) = choose_trained(model, TuningConfig(**LORA), name="owner/base")
@@ -100,7 +100,7 @@ def test_an_adapter_is_put_on_query_and_value_of_every_family_and_trains_alone(t
 
 @pytest.mark.parametrize("modules", [None, pytest.param(["all-linear"], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_merged_and_saved_it_gives_what_the_adapted_model_gives(tiny_configs, tmp_path, family, modules):
+def test_merged_weights_give_the_logits_of_the_adapted_model(tiny_configs, tmp_path, family, modules):
     model = adapted(tiny_configs[family], lora_target_modules=modules)
     expected = logits_of(model)
     base = new_model(tiny_configs[family])
@@ -127,7 +127,7 @@ def test_merged_and_saved_it_gives_what_the_adapted_model_gives(tiny_configs, tm
         assert torch.equal(weight, again.state_dict()[name]), name
 
 
-def test_an_adapter_says_what_it_belongs_to_and_nothing_of_where_that_lies(tiny_configs, tmp_path):
+def test_save_adapter_records_the_base_without_its_path(tiny_configs, tmp_path):
     local = tmp_path / "secret" / "opus"
     local.mkdir(parents=True)
     for name, base, revision in (("owner/base@v2", "owner/base", "v2"), (str(local), "opus", None)):
@@ -139,7 +139,7 @@ def test_an_adapter_says_what_it_belongs_to_and_nothing_of_where_that_lies(tiny_
         assert record["inference_mode"] and record["task_type"] == "SEQ_2_SEQ_LM" and record["r"] == 2
 
 
-def test_an_adapter_of_another_rank_or_of_other_layers_is_refused(tiny_configs, tmp_path):
+def test_stored_adapter_refuses_another_rank_or_other_layers(tiny_configs, tmp_path):
     model = adapted(tiny_configs["marian"])
     save_adapter(model, model.state_dict(), tmp_path / ADAPTER_NAME)
     with pytest.raises(ValueError, match=r"of another rank: .*lora_A.weight is \[2, 16\], here \[3, 16\]"):
@@ -150,7 +150,7 @@ def test_an_adapter_of_another_rank_or_of_other_layers_is_refused(tiny_configs, 
         load_weights(model, tmp_path / ADAPTER_NAME)
 
 
-def test_the_fingerprint_is_of_the_base_alone(tiny_configs):
+def test_base_fingerprint_ignores_the_adapter(tiny_configs):
     model = adapted(tiny_configs["marian"])
     before = base_fingerprint(model)
     learn(model)
@@ -162,7 +162,7 @@ def test_the_fingerprint_is_of_the_base_alone(tiny_configs):
 
 
 @pytest.mark.parametrize("target", ["lm_head", "shared", "proj", "layer_norm"])
-def test_what_cannot_have_an_adapter_is_refused_with_what_can(tiny_configs, target):
+def test_attach_lora_refuses_layers_that_cannot_be_merged(tiny_configs, target):
     """lm_head is tied to the table of pieces: merged into it, an adapter would change the embeddings as well."""
     with pytest.raises(
         UserError, match=f"^--lora_target_modules: .*got {target}.. Give one or more of fc1, fc2, k_proj"
@@ -170,13 +170,13 @@ def test_what_cannot_have_an_adapter_is_refused_with_what_can(tiny_configs, targ
         adapted(tiny_configs["marian"], lora_target_modules=["q_proj", target])
 
 
-def test_without_peft_its_package_is_named(tiny_configs, monkeypatch):
+def test_attach_lora_without_peft_names_the_package(tiny_configs, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match="--lora_rank: .*pip install peft`.$"):
         adapted(tiny_configs["marian"])
 
 
-def test_an_adapter_in_place_of_a_model_is_refused(tiny_configs, tmp_path):
+def test_choose_trained_refuses_an_adapter_as_model(tiny_configs, tmp_path):
     """transformers loads its base with it, and would then save the adapter alone."""
     model = adapted(tiny_configs["marian"])
     save_adapter(model, model.state_dict(), tmp_path / ADAPTER_NAME)
@@ -206,7 +206,7 @@ def parts_of(model, name):
     "parts", [["encoder"], ["decoder"], ["embeddings"], pytest.param(["encoder", "embeddings"], marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_frozen_parts_stay_bit_by_bit_and_the_rest_learns(tiny_configs, family, parts):
+def test_freeze_keeps_the_parts_bitwise_and_trains_the_rest(tiny_configs, family, parts):
     model = new_model(tiny_configs[family])
     movable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     (line,) = choose_trained(model, TuningConfig(freeze=parts), name=None)
@@ -221,7 +221,7 @@ def test_frozen_parts_stay_bit_by_bit_and_the_rest_learns(tiny_configs, family, 
 
 
 @pytest.mark.parametrize("is_t5", [False, True])
-def test_tables_of_their_own_are_frozen_as_embeddings_and_an_untied_output_learns(tiny_configs, is_t5):
+def test_freeze_embeddings_trains_an_untied_output(tiny_configs, is_t5):
     if is_t5:  # as a file of T5 1.1 leaves it, whatever its config says
         model = new_model(tiny_configs["t5"])
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
@@ -234,7 +234,7 @@ def test_tables_of_their_own_are_frozen_as_embeddings_and_an_untied_output_learn
     assert not any("shared" in name or "embed_" in name for name in moved)
 
 
-def test_to_freeze_everything_is_refused(tiny_configs):
+def test_freeze_refuses_all_parts(tiny_configs):
     with pytest.raises(
         UserError, match="--freeze: nothing of the model is left to train .got encoder,decoder,embeddings"
     ):
@@ -264,7 +264,7 @@ def hashes_of(path):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_bitwise_as_if_it_had_not_stopped(lora_run, runtime, capsys):
+def test_resume_with_an_adapter_is_bitwise_equal(lora_run, runtime, capsys):
     whole = lora_run("whole")
     assert train(whole) is None
     shown = capsys.readouterr().out
@@ -287,7 +287,7 @@ def test_a_stopped_run_goes_on_bitwise_as_if_it_had_not_stopped(lora_run, runtim
 
 
 @pytest.mark.slow
-def test_checkpoints_and_final_are_plain_models_beside_the_adapter(lora_run, model_path):
+def test_checkpoints_and_final_contain_plain_model_and_adapter(lora_run, model_path):
     run = lora_run(load_best_model_at_end=True)
     train(run)
     base = load_file(model_path / "model.safetensors")
@@ -312,7 +312,7 @@ def test_checkpoints_and_final_are_plain_models_beside_the_adapter(lora_run, mod
 
 
 @pytest.mark.slow
-def test_a_base_that_has_changed_is_refused_or_let_through(lora_run, model_path, tmp_path):
+def test_resume_refuses_a_changed_base_unless_allowed(lora_run, model_path, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(model_path, base)
     flags = {"model_name_or_path": str(base), "max_train_steps": 2}
@@ -333,7 +333,7 @@ def test_a_base_that_has_changed_is_refused_or_let_through(lora_run, model_path,
 
 
 @pytest.mark.slow
-def test_frozen_parts_of_a_run_stay_as_they_were(new_run, model_path, capsys):
+def test_run_keeps_frozen_parts(new_run, model_path, capsys):
     given = {"model_name_or_path": str(model_path), "model_size": None, "tokenizer_name": None, "max_train_steps": 2}
     run = new_run(**given, freeze=["encoder", "embeddings"], learning_rate=1e-2, weight_decay=0.1)
     assert "frozen: encoder, embeddings (with the output layer" in capsys.readouterr().out
@@ -345,7 +345,7 @@ def test_frozen_parts_of_a_run_stay_as_they_were(new_run, model_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_average_is_a_plain_model_and_what_the_run_itself_scores(lora_run):
+def test_average_of_adapters_is_a_plain_model(lora_run):
     run = lora_run(average_last=2, learning_rate=1e-2)
     assert train(run) is None
     folder = run.folder

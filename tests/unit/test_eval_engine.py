@@ -22,7 +22,7 @@ def hypotheses_of(run, step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [{}, {"lora_rank": 2, "learning_rate": 0.1}], ids=["whole", "lora"])
-def test_ctranslate2_scores_the_weights_of_each_evaluation_and_changes_nothing(new_run, model_path, capsys, flags):
+def test_eval_engine_scores_current_weights_and_changes_nothing(new_run, model_path, capsys, flags):
     if flags:
         pytest.importorskip("peft")
     flags = {**FLAGS, **flags, "model_name_or_path": model_path, "model_size": None, "num_beams": 1}
@@ -47,7 +47,7 @@ def test_ctranslate2_scores_the_weights_of_each_evaluation_and_changes_nothing(n
 
 
 @pytest.mark.slow
-def test_the_copy_goes_when_an_evaluation_fails(new_run):
+def test_eval_engine_removes_its_copy_after_a_failure(new_run):
     run = new_run(eval_engine="ctranslate2", source_prefix="translate: ")
     with pytest.raises(KeyError), eval_engine(run) as engine:
         assert engine.max_source_length == run.config.data.max_source_length
@@ -57,7 +57,7 @@ def test_the_copy_goes_when_an_evaluation_fails(new_run):
 
 
 @pytest.mark.slow
-def test_a_failed_conversion_leaves_nothing_and_names_the_flag(new_run, monkeypatch):
+def test_eval_engine_failed_conversion_names_the_flag(new_run, monkeypatch):
     run = new_run(eval_engine="ctranslate2")
 
     def fail(*arguments, **options):
@@ -69,7 +69,7 @@ def test_a_failed_conversion_leaves_nothing_and_names_the_flag(new_run, monkeypa
     assert not [path for path in run.folder.path.iterdir() if path.name.startswith(".tmp")]
 
 
-def test_an_engine_that_cannot_translate_is_refused_before_training(monkeypatch):
+def test_check_eval_engine_refuses_an_unsupported_model(monkeypatch):
     config = parse_config(["--eval_engine", "ctranslate2"])
     check_eval_engine(config, MarianConfig())
     with pytest.raises(

@@ -98,7 +98,7 @@ def both(folder, export, runtime, **options):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_gives_the_log_probabilities_of_transformers(
+def test_convert_keeps_the_log_probabilities_of_each_family(
     configs, marian_tokenizer, tmp_path, family, encoded_sample
 ):
     network = random_model(configs[family])
@@ -126,7 +126,7 @@ def test_every_family_gives_the_log_probabilities_of_transformers(
         torch.testing.assert_close(torch.tensor(scored.log_probs), expected, atol=1e-3, rtol=1e-4)
 
 
-def test_a_model_of_another_family_is_refused(configs, marian_tokenizer, runtime, tmp_path, model_path):
+def test_convert_refuses_another_family(configs, marian_tokenizer, runtime, tmp_path, model_path):
     engine = TransformersEngine.load(str(model_path), EngineOptions(), runtime)
     engine.network.config.model_type = "prophetnet"
     with pytest.raises(UserError, match="--model m: a model of type prophetnet cannot be converted .*marian"):
@@ -134,7 +134,7 @@ def test_a_model_of_another_family_is_refused(configs, marian_tokenizer, runtime
 
 
 @pytest.mark.slow
-def test_rows_without_a_piece_are_exported_too(tiny_model, model_path, marian_tokenizer, runtime, tmp_path, sentences):
+def test_convert_keeps_rows_without_a_token(tiny_model, model_path, marian_tokenizer, runtime, tmp_path, sentences):
     model = AutoModelForSeq2SeqLM.from_pretrained(model_path)
     model.resize_token_embeddings(len(marian_tokenizer) + 3)
     model.save_pretrained(tmp_path / "model")
@@ -148,7 +148,7 @@ def test_rows_without_a_piece_are_exported_too(tiny_model, model_path, marian_to
 
 
 @pytest.mark.parametrize("num_beams", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_an_export_translates_as_its_model_does(
+def test_export_translates_as_the_model(
     model_path, export, runtime, sentences, tiny_model, marian_tokenizer, num_beams
 ):
     # Tied to the outputs, the padding piece's embedding has moved in training: the decoder does not start from zeros.
@@ -164,7 +164,7 @@ def test_an_export_translates_as_its_model_does(
         assert one.score == pytest.approx(other.score, abs=2e-2)  # the padding piece is struck out before, or after
 
 
-def test_the_best_come_first_with_their_scores(model_path, export, runtime, sentences):
+def test_export_sorts_n_best_by_score(model_path, export, runtime, sentences):
     ours, theirs = both(model_path, export, runtime, num_beams=4, n_best=3, max_target_length=24)
     for found, expected in zip(theirs.translate(sentences[:8]), ours.translate(sentences[:8]), strict=True):
         scores = [candidate.score for candidate in found]
@@ -172,7 +172,7 @@ def test_the_best_come_first_with_their_scores(model_path, export, runtime, sent
         assert found[0].text == expected[0].text and scores[0] == pytest.approx(expected[0].score, abs=2e-2)
 
 
-def test_the_batches_change_nothing(export, runtime, sentences):
+def test_export_is_independent_of_batches(export, runtime, sentences):
     expected = Translator(str(export), runtime=runtime)(sentences)
     assert Translator(str(export), runtime=runtime, max_tokens_per_batch=1)(sentences[::-1]) == expected[::-1]
 
@@ -180,7 +180,7 @@ def test_the_batches_change_nothing(export, runtime, sentences):
 @pytest.mark.parametrize(
     "max_target_length", [2, 8, pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow)]
 )
-def test_lengths_mean_the_same(model_path, export, runtime, sentences, max_target_length):
+def test_export_applies_the_same_lengths(model_path, export, runtime, sentences, max_target_length):
     ours, theirs = both(
         model_path, export, runtime, num_beams=1, max_target_length=max_target_length, max_source_length=6
     )
@@ -191,7 +191,7 @@ def test_lengths_mean_the_same(model_path, export, runtime, sentences, max_targe
         Translator(str(export), runtime=runtime, max_source_length=9999)
 
 
-def test_an_export_is_known_by_its_folder(model_path, export, runtime, tmp_path):
+def test_open_engine_recognizes_an_export(model_path, export, runtime, tmp_path):
     with pytest.raises(
         UserError, match="^--engine: ctranslate2 needs an export of mtloop .got .* Make one with `mtloop export"
     ):
@@ -209,7 +209,7 @@ def test_an_export_is_known_by_its_folder(model_path, export, runtime, tmp_path)
         Translator(str(export), runtime=runtime)
 
 
-def test_int8_loads_and_knows_what_was_learned(model_path, runtime, tmp_path, short_set):
+def test_export_in_int8_translates(model_path, runtime, tmp_path, short_set):
     target = exported(model_path, tmp_path / "export", runtime, quantization="int8")
     assert (target / "model.bin").stat().st_size < (model_path / "model.safetensors").stat().st_size / 2
     sources, references = (short_set.rows[name][:16] for name in ("source", "target"))
@@ -259,7 +259,7 @@ def _multilingual(config, tokenizer, tmp_path):
     ("family", "languages"),
     [("mbart_path", ("en_XX", "fr_XX", "de_DE")), pytest.param("m2m_path", ("en", "fr", "de"), marks=pytest.mark.slow)],
 )
-def test_the_target_language_comes_first_and_may_be_another(request, runtime, tmp_path, sentences, family, languages):
+def test_export_starts_with_the_target_language(request, runtime, tmp_path, sentences, family, languages):
     folder = request.getfixturevalue(family)
     source, target, other = languages
     export = exported(folder, tmp_path / "export", runtime, source_lang=source, target_lang=target)
@@ -279,7 +279,7 @@ def test_the_target_language_comes_first_and_may_be_another(request, runtime, tm
 # Generation settings
 
 
-def test_generate_s_settings_have_their_names_there(tiny_model, marian_tokenizer, model_path, runtime):
+def test_search_of_maps_generation_settings(tiny_model, marian_tokenizer, model_path, runtime):
     network = AutoModelForSeq2SeqLM.from_pretrained(model_path)
     given = {"min_length": 5, "length_penalty": 0.6, "no_repeat_ngram_size": 3, "early_stopping": True,
              "repetition_penalty": 1.2}  # fmt: skip
@@ -302,13 +302,13 @@ def test_generate_s_settings_have_their_names_there(tiny_model, marian_tokenizer
     [
         pytest.param("length_penalty", 0.2, 3, marks=pytest.mark.slow),
         pytest.param("early_stopping", True, 3, marks=pytest.mark.slow),
-        # Of several beams others may win: test_generate_s_settings_have_their_names_there.
+        # Of several beams others may win: test_search_of_maps_generation_settings.
         ("min_length", 15, 1),
         pytest.param("no_repeat_ngram_size", 1, 1, marks=pytest.mark.slow),
         pytest.param("repetition_penalty", 1.5, 1, marks=pytest.mark.slow),
     ],
 )
-def test_a_setting_has_the_same_effect(model_path, runtime, tmp_path, sentences, name, value, num_beams):
+def test_export_applies_settings_as_generate(model_path, runtime, tmp_path, sentences, name, value, num_beams):
     network = AutoModelForSeq2SeqLM.from_pretrained(model_path)
     network.generation_config.num_beams = num_beams
     setattr(network.generation_config, name, value)
@@ -337,7 +337,7 @@ def run_command(model_path, fresh_accelerate, capsys):
 
 
 @pytest.mark.slow
-def test_an_export_comes_with_its_parity(run_command, model_path, rows_path, tmp_path):
+def test_export_reports_parity(run_command, model_path, rows_path, tmp_path):
     target = tmp_path / "new" / "export"
     words = ["--model", model_path, "-o", target, "--test_set", rows_path, "--max_samples", 20]
     status, out, err = run_command(*words)
@@ -360,7 +360,7 @@ def test_an_export_comes_with_its_parity(run_command, model_path, rows_path, tmp
 
 
 @pytest.mark.slow
-def test_an_export_searches_without_the_length_ratio_of_its_run(run_command, model_path, rows_path, tmp_path):
+def test_export_ignores_the_length_ratio_of_the_run(run_command, model_path, rows_path, tmp_path):
     shutil.copytree(model_path, tmp_path / "run" / "final")
     config = "train_file: [a.tsv]\nsource_lang: en\ntarget_lang: fr\ntrain_tokenizer: true\nmodel_size: tiny\n"
     (tmp_path / "run" / "config.yaml").write_text(f"{config}max_length_ratio: 3.0\n")
@@ -370,7 +370,7 @@ def test_an_export_searches_without_the_length_ratio_of_its_run(run_command, mod
 
 
 @pytest.mark.slow
-def test_a_damaged_export_is_told_in_a_line(export, runtime):
+def test_open_engine_refuses_a_corrupt_export_in_one_line(export, runtime):
     (export / "tokenizer" / "config.json").write_text("{}")
     with pytest.raises(
         UserError, match="^--model .*export: tokenizer/config.json cannot be read .*Export the model again"
@@ -379,7 +379,7 @@ def test_a_damaged_export_is_told_in_a_line(export, runtime):
 
 
 @pytest.mark.slow
-def test_what_differs_is_kept(monkeypatch, run_command, model_path, rows_path, tmp_path):
+def test_export_reports_differences(monkeypatch, run_command, model_path, rows_path, tmp_path):
     from mtloop.translate import parity
 
     evaluated = parity.evaluate_warm
@@ -412,7 +412,7 @@ def test_what_differs_is_kept(monkeypatch, run_command, model_path, rows_path, t
         (["-o", "{dir}/x", "--model", "{dir}/nowhere"], "--model '{dir}/nowhere': there is no such folder"),
     ],
 )
-def test_mistakes_are_told_in_a_line(run_command, model_path, rows_path, tmp_path, words, reason):
+def test_export_reports_mistakes_in_one_line(run_command, model_path, rows_path, tmp_path, words, reason):
     places = {"rows": rows_path, "dir": tmp_path}
     status, _, err = run_command("--model", model_path, *[word.format(**places) for word in words])
     (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]
@@ -420,7 +420,7 @@ def test_mistakes_are_told_in_a_line(run_command, model_path, rows_path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["news.jsonl"]
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch, run_command, model_path, export, tmp_path):
+def test_export_without_ctranslate2_names_the_package(monkeypatch, run_command, model_path, export, tmp_path):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     status, _, err = run_command("--model", model_path, "-o", tmp_path / "out")
     assert status == 2 and "`pip install ctranslate2`" in err

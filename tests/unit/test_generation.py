@@ -44,7 +44,7 @@ def generate(model, rows, lengths, runtime, pad_id, max_tokens):
 
 
 @pytest.mark.parametrize("max_tokens", [60, 10_000, pytest.param(1, marks=pytest.mark.slow)])
-def test_hypotheses_are_those_of_plain_generate_row_by_row(
+def test_generate_rows_equals_plain_generate_row_by_row(
     tiny_model, plain_pieces, rows, lengths, runtime, marian_tokenizer, max_tokens
 ):
     pad_id = marian_tokenizer.pad_token_id
@@ -56,7 +56,7 @@ def test_hypotheses_are_those_of_plain_generate_row_by_row(
     assert all((pieces >= 0).all() for pieces in found)  # NOTHING, the filler of the table, is gone
 
 
-def test_a_batch_that_has_no_room_is_translated_by_halves(
+def test_generate_rows_halves_a_batch_that_exceeds_memory(
     tiny_model, short_set, marian_tokenizer, runtime, monkeypatch
 ):
     pad_id = marian_tokenizer.pad_token_id
@@ -78,7 +78,7 @@ def test_a_batch_that_has_no_room_is_translated_by_halves(
 
 
 @pytest.mark.slow
-def test_beams_are_searched_as_plain_generate_does(tiny_model, rows, lengths, runtime, marian_tokenizer):
+def test_generate_rows_with_beams_equals_plain_generate(tiny_model, rows, lengths, runtime, marian_tokenizer):
     model = copy.deepcopy(tiny_model)
     model.generation_config.num_beams = 3
     pad_id = marian_tokenizer.pad_token_id
@@ -92,7 +92,7 @@ def test_beams_are_searched_as_plain_generate_does(tiny_model, rows, lengths, ru
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_a_translation_ends_at_a_multiple_of_its_own_source(
+def test_max_length_ratio_ends_each_translation_by_its_source(
     tiny_model, plain_pieces, rows, lengths, runtime, marian_tokenizer, monkeypatch, num_beams
 ):
     monkeypatch.setattr(generate_module, "SPARE_TOKENS", 1)
@@ -113,7 +113,7 @@ def test_a_translation_ends_at_a_multiple_of_its_own_source(
         assert [stripped(pieces.tolist(), pad_id) for pieces in free] == whole
 
 
-def test_the_generation_config_is_used_as_it_is(tiny_model, rows, lengths, runtime, marian_tokenizer):
+def test_generate_rows_uses_the_generation_config(tiny_model, rows, lengths, runtime, marian_tokenizer):
     model = copy.deepcopy(tiny_model)
     model.generation_config.max_length = 5
     model.generation_config.forced_bos_token_id = 7
@@ -126,7 +126,7 @@ def test_the_generation_config_is_used_as_it_is(tiny_model, rows, lengths, runti
 
 
 @pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: [*b, b[0][:1]]], ids=["one missing", "one twice"])
-def test_a_row_that_does_not_come_back_once_is_an_error(tiny_model, rows, lengths, runtime, marian_tokenizer, change):
+def test_by_row_index_requires_each_row_once(tiny_model, rows, lengths, runtime, marian_tokenizer, change):
     model = copy.deepcopy(tiny_model)
     model.generation_config.max_length = 3
     batches = change(plan_evaluation(lengths, max_tokens=1))  # a row a batch
@@ -134,7 +134,7 @@ def test_a_row_that_does_not_come_back_once_is_an_error(tiny_model, rows, length
         generate_hypotheses(model, rows, batches, runtime, pad_id=marian_tokenizer.pad_token_id)
 
 
-def test_rows_and_columns_that_only_fill_the_gathered_table_are_dropped():
+def test_by_row_index_drops_padding():
     # Two ranks: one had rows 2 and 0, three pieces wide; the other row 1 alone, padded to the same shape.
     first = torch.tensor([[2, 5, 6, 7], [0, 8, 9, 1]])
     second = torch.tensor([[1, 3], [NOTHING, NOTHING]])
@@ -143,7 +143,7 @@ def test_rows_and_columns_that_only_fill_the_gathered_table_are_dropped():
     assert [row.tolist() for row in _by_row_index(table, 3)] == [[8, 9, 1], [3], [5, 6, 7]]
 
 
-def test_ranks_share_the_batches_and_leave_none_out(rows, lengths, runtime, marian_tokenizer):
+def test_deal_batches_covers_all_batches(rows, lengths, runtime, marian_tokenizer):
     batches = plan_evaluation(lengths, max_tokens=60)
     dealt = []
     runtime.num_ranks = 3
@@ -187,7 +187,7 @@ def search(model, rows, lengths, *, max_tokens, **options):
         pytest.param({"eos_token_id": [0, 11]}, marks=pytest.mark.slow),
     ],
 )
-def test_greedy_search_finds_what_generate_finds(tiny_model, rows, lengths, marian_tokenizer, options, max_tokens):
+def test_greedy_search_equals_generate(tiny_model, rows, lengths, marian_tokenizer, options, max_tokens):
     rows, lengths = rows.select(range(4, 20)), lengths[4:20]  # 12 are known by heart
     with torch.no_grad():
         expected = [
@@ -204,7 +204,7 @@ MORE_FAMILIES = [
 
 
 @pytest.mark.parametrize("family", ["t5", *MORE_FAMILIES])
-def test_greedy_search_holds_for_each_family(tiny_configs, rows, lengths, family):
+def test_greedy_search_equals_generate_for_each_family(tiny_configs, rows, lengths, family):
     torch.manual_seed(1)
     model = AutoModelForSeq2SeqLM.from_config(tiny_configs[family], attn_implementation="eager").eval()
     generation = model.generation_config
@@ -216,14 +216,16 @@ def test_greedy_search_holds_for_each_family(tiny_configs, rows, lengths, family
     assert found == [stripped(pieces, generation.pad_token_id) for pieces in expected]
 
 
-def test_what_is_no_plain_greedy_search_is_left_to_generate(tiny_model):
+def test_rules_of_is_none_for_other_searches(tiny_model):
     config = tiny_model.generation_config
     assert rules_of(config, {}) is not None
     for options in ({"num_beams": 2}, {"no_repeat_ngram_size": 3}, {"bad_words_ids": [[5, 6]]}, {"min_length": 4}):
         assert rules_of(config, options) is None
 
 
-def test_a_static_batch_gives_its_own_rows_alone(tiny_model, rows, lengths, runtime, marian_tokenizer, plain_pieces):
+def test_generate_rows_drops_copies_of_a_static_batch(
+    tiny_model, rows, lengths, runtime, marian_tokenizer, plain_pieces
+):
     """Copies that fill a shape are translated too, and left out."""
     batches = plan_static_evaluation(lengths, None, max_tokens=200)
     assert sum(len(batch.sentence_ids) for batch in batches) > NUM_ROWS

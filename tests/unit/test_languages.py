@@ -35,7 +35,7 @@ MARIAN = [">>fr<<", ">>fr_CA<<", ">>fr_FR<<", ">>pt<<", ">>pt_br<<", ">>zho<<", 
         ("ns", M2M100, "ns"),  # no code of any standard, but M2M100's
     ],
 )
-def test_one_code_is_found(wanted, known, code):
+def test_match_language_finds_one_code(wanted, known, code):
     assert match_language(wanted, known) == [code]
 
 
@@ -48,7 +48,7 @@ def test_one_code_is_found(wanted, known, code):
         ("fr", [">>fr_CA<<", ">>fr_FR<<"], [">>fr_CA<<", ">>fr_FR<<"]),
     ],
 )
-def test_an_ambiguous_one_lists_the_candidates(wanted, known, codes):
+def test_match_language_lists_ambiguous_candidates(wanted, known, codes):
     assert match_language(wanted, known) == codes
     assert advise(wanted, known) == f"Give one of {', '.join(codes)}."
 
@@ -57,22 +57,22 @@ def test_an_ambiguous_one_lists_the_candidates(wanted, known, codes):
     ("wanted", "known"),
     [("de", NLLB), ("zh_TW", MBART), ("sr_Latn", NLLB), ("pt_BR", [">>pt_PT<<"]), ("xyzzy", NLLB), ("", NLLB)],
 )
-def test_another_language_script_or_region_is_not_taken(wanted, known):
+def test_match_language_refuses_another_script_or_region(wanted, known):
     assert match_language(wanted, known) == []
 
 
-def test_advice_names_what_is_near():
+def test_advise_lists_similar_codes():
     assert advise("tlh", M2M100).endswith("and 1 more.")
 
 
-def test_keys_of_rows():
+def test_find_key_matches_codes():
     assert find_key("fra_Latn", ["en", "fr"]) == "fr"
     assert find_key("fr", ["fr", "fr_FR"]) == "fr"
     assert find_key("fr", ["fr_CA", "fr_FR"]) is None
     assert find_key("de", ["en", "fr"]) is None
 
 
-def test_names_and_base_codes():
+def test_language_name_and_base_code():
     assert [language_name(code) for code in ("en", "en_XX", "eng_Latn", "fra", "zz9")] == [
         "English", "English", "English", "French", "zz9",
     ]  # fmt: skip

@@ -34,24 +34,24 @@ def by_hand(logits, labels, smoothing):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_sum_is_the_formula(batch, smoothing):
+def test_token_loss_sum_equals_the_formula(batch, smoothing):
     logits, labels = batch
     expected = by_hand(logits.detach(), labels, smoothing)
     assert token_loss_sum(logits, labels, label_smoothing=smoothing).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_uniform_logits_cost_log_v_a_token():
+def test_token_loss_sum_of_uniform_logits_is_log_v_per_token():
     labels = torch.tensor([[3, 4, IGNORE_INDEX]])
     assert token_loss_sum(torch.zeros(1, 3, 32), labels).item() == pytest.approx(2 * math.log(32))
 
 
-def test_parts_add_up_to_the_whole(batch):
+def test_token_loss_sum_is_additive(batch):
     logits, labels = batch
     parts = sum(token_loss_sum(logits[i : i + 1], labels[i : i + 1]) for i in range(4))
     assert parts.item() == pytest.approx(token_loss_sum(logits, labels).item(), rel=1e-6)
 
 
-def test_padding_gets_no_gradient(batch):
+def test_token_loss_sum_gives_padding_no_gradient(batch):
     logits, labels = batch
     token_loss_sum(logits, labels).backward()
     is_padding = labels == IGNORE_INDEX
@@ -59,14 +59,14 @@ def test_padding_gets_no_gradient(batch):
     assert logits.grad[~is_padding].abs().min() > 0
 
 
-def test_a_filler_counts_nothing_and_still_has_a_gradient(batch):
+def test_token_loss_sum_of_a_filler_has_a_zero_gradient(batch):
     logits, labels = batch
     loss = token_loss_sum(logits, torch.full_like(labels, IGNORE_INDEX))
     loss.backward()
     assert loss.item() == 0 and logits.grad.abs().max() == 0
 
 
-def test_half_precision_logits_are_summed_in_fp32(batch):
+def test_token_loss_sum_sums_half_precision_in_fp32(batch):
     logits, labels = batch
     loss = token_loss_sum(logits.bfloat16(), labels)
     assert loss.dtype == torch.float32
@@ -87,7 +87,7 @@ def gradients(total, *leaves):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("most", [1, 50 * 7, 2**24], ids=["a row a chunk", "a last short chunk", "one chunk"])
-def test_a_projection_in_chunks_is_that_of_all_logits(projection, monkeypatch, smoothing, most):
+def test_projected_loss_sum_in_chunks_equals_loss_of_all_logits(projection, monkeypatch, smoothing, most):
     monkeypatch.setattr(loss, "MAX_LOGITS_ON_CPU", most)
     hidden, weight, bias, labels = projection
     whole = token_loss_sum((hidden @ weight.T + bias)[None], labels[None], label_smoothing=smoothing)
@@ -99,21 +99,21 @@ def test_a_projection_in_chunks_is_that_of_all_logits(projection, monkeypatch, s
         assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_projection_of_no_rows_is_nothing(projection):
+def test_projected_loss_sum_of_no_rows_is_zero(projection):
     hidden, weight, bias, labels = projection
     total = projected_loss_sum(hidden[:0], weight, labels[:0], bias=bias)
     assert total.item() == 0
     assert all(gradient.abs().max() == 0 for gradient in gradients(total, hidden, weight))
 
 
-def test_a_frozen_projection_gets_no_gradient(projection):
+def test_projected_loss_sum_gives_a_frozen_weight_no_gradient(projection):
     hidden, weight, bias, labels = projection
     total = projected_loss_sum(hidden, weight.detach(), labels, bias=bias)
     expected = token_loss_sum((hidden @ weight.detach().T + bias)[None], labels[None])
     assert torch.allclose(*gradients(total, hidden), *gradients(expected, hidden), rtol=1e-5, atol=1e-6)
 
 
-def test_a_projection_in_bf16_is_summed_in_fp32(projection):
+def test_projected_loss_sum_sums_bf16_in_fp32(projection):
     hidden, weight, bias, labels = projection
     total = projected_loss_sum(hidden, weight, labels, bias=bias, dtype=torch.bfloat16)
     logits = (hidden.bfloat16() @ weight.bfloat16().T).float() + bias
@@ -122,7 +122,7 @@ def test_a_projection_in_bf16_is_summed_in_fp32(projection):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_micro_batches_that_share_a_projection_add_up_to_the_gradient_of_their_sum(projection, dtype):
+def test_projection_accumulates_the_gradient_of_micro_batches(projection, dtype):
     hidden, weight, bias, labels = projection
     expected = gradients(projected_loss_sum(hidden, weight, labels, bias=bias, dtype=dtype) / 7, hidden, weight)
     shared = Projection(num_forwards=3)
@@ -138,7 +138,7 @@ def test_micro_batches_that_share_a_projection_add_up_to_the_gradient_of_their_s
     assert torch.allclose(hidden.grad, expected[0], rtol=1e-6, atol=1e-6)
 
 
-def test_a_shared_projection_casts_the_weight_once(projection):
+def test_projection_casts_the_weight_once(projection):
     _, weight, _, _ = projection
     shared = Projection(num_forwards=2)
     columns = [shared.columns(weight, torch.bfloat16) for _ in range(2)]

@@ -95,7 +95,7 @@ def assert_one_line(caught, *parts):
 
 
 @every_family
-def test_shift_right_does_what_the_models_own_forward_does(model_dirs, marian_tokenizer, family):
+def test_shift_right_equals_the_forward_of_the_model(model_dirs, marian_tokenizer, family):
     model = load(model_dirs, family, marian_tokenizer).eval()
     inputs, labels = random_batch(marian_tokenizer)
     decoder_input_ids = shift_right(model, labels)
@@ -108,7 +108,7 @@ def test_shift_right_does_what_the_models_own_forward_does(model_dirs, marian_to
 
 
 @every_family
-def test_a_filler_goes_through_and_counts_nothing(model_dirs, marian_tokenizer, family):
+def test_batch_loss_of_a_filler_row_is_zero(model_dirs, marian_tokenizer, family):
     model = load(model_dirs, family, marian_tokenizer, dropout=0.0)
     inputs, labels = random_batch(marian_tokenizer)
     fillers = torch.full_like(labels, IGNORE_INDEX)
@@ -130,7 +130,7 @@ def with_positions(inputs, labels):
 
 @every_family
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_at_real_positions_is_that_of_all_logits(model_dirs, marian_tokenizer, family, smoothing):
+def test_batch_loss_at_real_positions_equals_loss_of_all_logits(model_dirs, marian_tokenizer, family, smoothing):
     model = load(model_dirs, family, marian_tokenizer, dropout=0.0)
     inputs, labels = random_batch(marian_tokenizer)
     if hasattr(model, "final_logits_bias"):  # not zero in the converted models
@@ -149,7 +149,7 @@ def test_the_loss_at_real_positions_is_that_of_all_logits(model_dirs, marian_tok
 
 
 @every_family
-def test_real_positions_alone_are_projected(model_dirs, marian_tokenizer, family):
+def test_batch_loss_projects_real_positions_only(model_dirs, marian_tokenizer, family):
     model = load(model_dirs, family, marian_tokenizer, dropout=0.0)
     inputs, labels = random_batch(marian_tokenizer)
     sizes = []
@@ -161,7 +161,7 @@ def test_real_positions_alone_are_projected(model_dirs, marian_tokenizer, family
 
 
 @pytest.mark.parametrize(("dtype", "is_projected"), [(torch.bfloat16, True), (torch.float16, False)])
-def test_the_projection_has_the_precision_of_the_forward(model_dirs, marian_tokenizer, dtype, is_projected):
+def test_batch_loss_projects_in_the_precision_of_the_forward(model_dirs, marian_tokenizer, dtype, is_projected):
     """As accelerate has it: autocast is inside of what is called, not around it."""
     model = load(model_dirs, "marian", marian_tokenizer, dropout=0.0)
     inputs, labels = random_batch(marian_tokenizer)
@@ -200,7 +200,7 @@ class DropoutRates(TorchFunctionMode):
 
 
 @every_family
-def test_dropout_replaces_the_rate_of_the_layers_alone(model_dirs, marian_tokenizer, family, tmp_path):
+def test_dropout_replaces_only_the_rate_of_the_layers(model_dirs, marian_tokenizer, family, tmp_path):
     inputs, labels = random_batch(marian_tokenizer)
     source = load(model_dirs, family, marian_tokenizer)
     source.save_pretrained(tmp_path)
@@ -216,7 +216,7 @@ def test_dropout_replaces_the_rate_of_the_layers_alone(model_dirs, marian_tokeni
 
 
 @every_family
-def test_without_dropout_two_forwards_in_training_are_equal(model_dirs, marian_tokenizer, family):
+def test_dropout_zero_makes_training_forwards_equal(model_dirs, marian_tokenizer, family):
     """The folders have 0.5 of every kind, layer drop included."""
     inputs, labels = random_batch(marian_tokenizer)
     torch.manual_seed(0)
@@ -229,7 +229,7 @@ def test_without_dropout_two_forwards_in_training_are_equal(model_dirs, marian_t
 
 
 @every_family
-def test_no_layer_is_skipped_so_that_every_weight_has_a_gradient(model_dirs, marian_tokenizer, family):
+def test_layerdrop_is_disabled_so_that_every_weight_has_a_gradient(model_dirs, marian_tokenizer, family):
     """Data parallelism fails on a trainable weight without one.
 
     With a layer drop of 0.5 on two layers, 5 forwards would all keep both with a probability of 0.25 ** 5.
@@ -246,7 +246,7 @@ def test_no_layer_is_skipped_so_that_every_weight_has_a_gradient(model_dirs, mar
 # Loading
 
 
-def test_weights_are_loaded_in_fp32(model_dirs, marian_tokenizer, tmp_path):
+def test_load_model_returns_fp32(model_dirs, marian_tokenizer, tmp_path):
     original = load(model_dirs, "marian", marian_tokenizer)
     original.to(torch.bfloat16).save_pretrained(tmp_path)
     model = load_model(str(tmp_path), marian_tokenizer, dropout=None)
@@ -256,14 +256,14 @@ def test_weights_are_loaded_in_fp32(model_dirs, marian_tokenizer, tmp_path):
     assert len(trainable) > 20 and all(torch.equal(p, weights[name].float()) for name, p in trainable)
 
 
-def test_a_folder_without_weights_is_refused(tiny_configs, marian_tokenizer, tmp_path):
+def test_load_model_refuses_a_folder_without_weights(tiny_configs, marian_tokenizer, tmp_path):
     tiny_configs["marian"].save_pretrained(tmp_path)
     with pytest.raises(UserError) as caught:
         load_model(str(tmp_path), marian_tokenizer, dropout=None)
     assert_one_line(caught, f"--model_name_or_path {tmp_path}", "model.safetensors")
 
 
-def test_a_model_that_is_not_there_is_refused(marian_tokenizer, tmp_path):
+def test_load_model_refuses_a_missing_model(marian_tokenizer, tmp_path):
     for name in (str(tmp_path / "nowhere"), "no-one/no-model", "no-one/no-model@main"):
         with pytest.raises(UserError) as caught:
             load_model(name, marian_tokenizer, dropout=None)
@@ -271,7 +271,7 @@ def test_a_model_that_is_not_there_is_refused(marian_tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1_000, -50])
-def test_a_file_cut_short_is_refused(model_dirs, marian_tokenizer, tmp_path, num_bytes):
+def test_load_model_refuses_a_truncated_file(model_dirs, marian_tokenizer, tmp_path, num_bytes):
     load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:num_bytes])
@@ -280,7 +280,7 @@ def test_a_file_cut_short_is_refused(model_dirs, marian_tokenizer, tmp_path, num
     assert_one_line(caught, f"--model_name_or_path {tmp_path}: cannot be loaded")
 
 
-def test_an_encoder_alone_is_refused(tiny_configs, marian_tokenizer, tmp_path):
+def test_load_model_refuses_an_encoder_only(tiny_configs, marian_tokenizer, tmp_path):
     """transformers would draw the decoder at random and go on."""
     T5EncoderModel(copy.deepcopy(tiny_configs["t5"])).save_pretrained(tmp_path)  # it changes its config
     with pytest.raises(UserError) as caught:
@@ -288,7 +288,7 @@ def test_an_encoder_alone_is_refused(tiny_configs, marian_tokenizer, tmp_path):
     assert_one_line(caught, "T5ForConditionalGeneration", "decoder.")
 
 
-def test_a_model_of_another_kind_is_refused(marian_tokenizer, tmp_path):
+def test_load_model_refuses_a_model_that_is_not_seq2seq(marian_tokenizer, tmp_path):
     BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
     with pytest.raises(UserError) as caught:
         load_model(str(tmp_path), marian_tokenizer, dropout=None)
@@ -298,7 +298,7 @@ def test_a_model_of_another_kind_is_refused(marian_tokenizer, tmp_path):
     assert_one_line(caught, f"--config_name {tmp_path}")
 
 
-def test_a_revision_follows_an_at_sign_except_in_a_folders_name(tmp_path):
+def test_split_revision_keeps_an_at_sign_in_a_folder_name(tmp_path):
     assert split_revision("a/b") == ("a/b", None)
     assert split_revision("a/b@v2") == ("a/b", "v2")
     folder = tmp_path / "me@home"
@@ -323,14 +323,14 @@ def with_vocabulary(config, folder, **values):
         ({"vocab_size": 400 + 257}, "has 657 rows"),
     ],
 )
-def test_a_tokenizer_of_another_vocabulary_is_refused(tiny_configs, marian_tokenizer, tmp_path, values, reason):
+def test_load_model_refuses_another_vocabulary(tiny_configs, marian_tokenizer, tmp_path, values, reason):
     folder = with_vocabulary(tiny_configs["bart"], tmp_path, **values)
     with pytest.raises(UserError) as caught:
         load_model(folder, marian_tokenizer, dropout=None)
     assert_one_line(caught, "--tokenizer_name", folder, reason, "Use the model's own tokenizer")
 
 
-def test_a_table_smaller_than_the_vocabulary_is_refused(tiny_configs, marian_tokenizer, tmp_path):
+def test_load_model_refuses_embeddings_smaller_than_the_vocabulary(tiny_configs, marian_tokenizer, tmp_path):
     """Not resized: only tokens added to the model's own vocabulary are missing in its table."""
     folder = with_vocabulary(
         tiny_configs["t5"], tmp_path, vocab_size=392, pad_token_id=None, eos_token_id=0, decoder_start_token_id=0
@@ -341,7 +341,7 @@ def test_a_table_smaller_than_the_vocabulary_is_refused(tiny_configs, marian_tok
 
 
 @pytest.mark.parametrize("num_rows", [400, 424, 400 + 256])
-def test_a_table_that_suffices_is_left_alone(tiny_configs, marian_tokenizer, tmp_path, num_rows):
+def test_load_model_keeps_larger_embeddings(tiny_configs, marian_tokenizer, tmp_path, num_rows):
     folder = with_vocabulary(tiny_configs["t5"], tmp_path, vocab_size=num_rows)
     model = load_model(folder, marian_tokenizer, dropout=None)
     assert model.get_input_embeddings().weight.shape == (num_rows, 16)
@@ -349,7 +349,7 @@ def test_a_table_that_suffices_is_left_alone(tiny_configs, marian_tokenizer, tmp
 
 
 @every_family
-def test_added_tokens_get_rows_and_the_old_ones_stay(model_dirs, marian_tokenizer, family, tmp_path):
+def test_load_model_adds_rows_for_added_tokens(model_dirs, marian_tokenizer, family, tmp_path):
     before = load(model_dirs, family, marian_tokenizer).get_input_embeddings().weight.detach()
     tokenizer = load_tokenizer(marian_tokenizer.name_or_path, source_lang="en", target_lang="fr")
     tokenizer.add_tokens(["<a>", "<b>", "<c>"])
@@ -371,7 +371,7 @@ def build_tiny(tokenizer, *, max_length=64, **described):
 
 
 @pytest.mark.parametrize("size", MODEL_SIZES)
-def test_a_size_is_built_as_its_table_says(marian_tokenizer, size):
+def test_build_model_follows_model_sizes(marian_tokenizer, size):
     with torch.device("meta"):  # shapes without memory
         model = build_tiny(marian_tokenizer, model_size=size)
     config = model.config
@@ -389,7 +389,7 @@ def test_a_size_is_built_as_its_table_says(marian_tokenizer, size):
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_positions_reach_the_longest_sentence(marian_tokenizer):
+def test_build_model_has_positions_for_the_longest_sentence(marian_tokenizer):
     assert build_tiny(marian_tokenizer, max_length=64).config.max_position_embeddings == 512
     model = build_tiny(marian_tokenizer, max_length=600)
     check_positions(position_limit(model), max_source_length=600, max_target_length=600)
@@ -398,7 +398,7 @@ def test_positions_reach_the_longest_sentence(marian_tokenizer):
         assert model.eval()(input_ids=ids, decoder_input_ids=ids).logits.shape == (1, 600, 400)
 
 
-def test_a_model_from_scratch_never_generates_pad(marian_tokenizer):
+def test_build_model_never_generates_pad(marian_tokenizer):
     """The bias of pad is made so large that every other piece is out of reach."""
     torch.manual_seed(0)
     model = build_tiny(marian_tokenizer).eval()
@@ -415,7 +415,7 @@ def test_a_model_from_scratch_never_generates_pad(marian_tokenizer):
 
 
 @every_family
-def test_a_config_is_built_for_the_tokenizers_vocabulary(tiny_configs, marian_tokenizer, tmp_path, family):
+def test_build_model_from_config_uses_the_vocabulary_of_the_tokenizer(tiny_configs, marian_tokenizer, tmp_path, family):
     """The config comes with a vocabulary and special ids of its own, some beyond the tokenizer's 400 pieces."""
     foreign = {"vocab_size": 58_104, "eos_token_id": 2, "pad_token_id": 1, "decoder_start_token_id": 58_100}
     if "forced_eos_token_id" in tiny_configs[family].to_dict():
@@ -438,7 +438,7 @@ def test_a_config_is_built_for_the_tokenizers_vocabulary(tiny_configs, marian_to
     assert pieces.shape[1] <= 9 and pieces.min() >= 0 and pieces.max() < 400
 
 
-def test_a_config_that_cannot_be_built_is_refused(tiny_configs, marian_tokenizer, tmp_path):
+def test_build_model_refuses_an_invalid_config(tiny_configs, marian_tokenizer, tmp_path):
     # M2M100's positions begin beyond the id of pad: 399 here, in a table of 64.
     few = {**tiny_configs["m2m_100"].to_dict(), "max_position_embeddings": 64}
     type(tiny_configs["m2m_100"]).from_dict(few).save_pretrained(tmp_path)
@@ -452,7 +452,7 @@ def test_a_config_that_cannot_be_built_is_refused(tiny_configs, marian_tokenizer
 
 
 @every_family
-def test_generation_settings_survive_an_export(model_dirs, marian_tokenizer, tmp_path, family):
+def test_configure_generation_is_saved_with_the_model(model_dirs, marian_tokenizer, tmp_path, family):
     model = load(model_dirs, family, marian_tokenizer)
     num_beams = configure_generation(model, marian_tokenizer, num_beams=None, max_length=33, forced_bos_token_id=None)
     model.save_pretrained(tmp_path)
@@ -466,7 +466,7 @@ def test_generation_settings_survive_an_export(model_dirs, marian_tokenizer, tmp
 
 
 @every_family
-def test_generation_begins_as_training_does(model_dirs, marian_tokenizer, family):
+def test_first_tokens_equal_those_of_training(model_dirs, marian_tokenizer, family):
     model = load(model_dirs, family, marian_tokenizer).eval()
     configure_generation(model, marian_tokenizer, num_beams=1, max_length=5, forced_bos_token_id=None)
     pieces = model.generate(input_ids=torch.tensor([[5, 6, 0]]))
@@ -490,9 +490,7 @@ def legacy_dir(model_dirs, tokenizer, folder):
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, 6), (3, 3), pytest.param(1, 1, marks=pytest.mark.slow)])
-def test_the_models_own_settings_are_kept_unless_they_contradict(
-    model_dirs, marian_tokenizer, tmp_path, asked, expected
-):
+def test_configure_generation_keeps_compatible_settings(model_dirs, marian_tokenizer, tmp_path, asked, expected):
     model = load_model(str(legacy_dir(model_dirs, marian_tokenizer, tmp_path)), marian_tokenizer, dropout=None)
     beams = configure_generation(model, marian_tokenizer, num_beams=asked, max_length=40, forced_bos_token_id=None)
     assert beams == expected
@@ -503,7 +501,7 @@ def test_the_models_own_settings_are_kept_unless_they_contradict(
     assert generation.early_stopping == (True if expected > 1 else None)
 
 
-def test_a_model_that_samples_is_made_to_search(model_dirs, marian_tokenizer, tmp_path):
+def test_configure_generation_disables_sampling(model_dirs, marian_tokenizer, tmp_path):
     load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
     edit_json(tmp_path / "generation_config.json", do_sample=True, temperature=0.7, top_p=0.9, num_return_sequences=2)
     model = load_model(str(tmp_path), marian_tokenizer, dropout=None).eval()
@@ -515,7 +513,7 @@ def test_a_model_that_samples_is_made_to_search(model_dirs, marian_tokenizer, tm
     assert torch.equal(pieces, model.generate(input_ids=inputs))
 
 
-def test_a_generation_config_beyond_repair_is_refused_at_the_start(model_dirs, marian_tokenizer, tmp_path):
+def test_configure_generation_refuses_an_invalid_config(model_dirs, marian_tokenizer, tmp_path):
     load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
     edit_json(tmp_path / "generation_config.json", output_scores=True)
     model = load_model(str(tmp_path), marian_tokenizer, dropout=None)
@@ -549,7 +547,7 @@ def multilingual_dirs(marian_tokenizer, tmp_path_factory):
         ("m2m_100", ("en", "fr"), False),
     ],
 )
-def test_the_target_language_comes_where_training_has_it(
+def test_first_tokens_contain_the_target_language(
     tiny_configs, multilingual_dirs, tmp_path, name, languages, starts_with_the_language
 ):
     tokenizer = load_tokenizer(str(multilingual_dirs / name), source_lang=languages[0], target_lang=languages[1])
@@ -572,7 +570,7 @@ def test_the_target_language_comes_where_training_has_it(
 # Positions
 
 
-def test_lengths_beyond_the_positions_are_refused(marian_tokenizer):
+def test_check_positions_refuses_longer_lengths(marian_tokenizer):
     model = build_tiny(marian_tokenizer)
     check_positions(position_limit(model), max_source_length=512, max_target_length=512)
     with pytest.raises(UserError) as caught:
@@ -583,14 +581,14 @@ def test_lengths_beyond_the_positions_are_refused(marian_tokenizer):
 
 
 @pytest.mark.parametrize("family", ["t5", "m2m_100"])
-def test_families_without_a_fixed_table_take_any_length(model_dirs, marian_tokenizer, family):
+def test_check_positions_allows_any_length_without_a_table(model_dirs, marian_tokenizer, family):
     model = load(model_dirs, family, marian_tokenizer).eval()
     check_positions(position_limit(model), max_source_length=700, max_target_length=700)
     ids = torch.full((1, 700), 5)
     assert model(input_ids=ids, decoder_input_ids=ids).logits.shape == (1, 700, 400)
 
 
-def test_configs_of_the_hub_keep_their_defaults(tmp_path):
+def test_defaults_of_configs_are_unchanged(tmp_path):
     """What the tests above rely on: no family sets a start or a layer drop that this file has not seen."""
     MarianConfig().save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).decoder_start_token_id == 58_100
@@ -599,7 +597,7 @@ def test_configs_of_the_hub_keep_their_defaults(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"])
-def test_a_mask_made_here_is_what_the_model_makes_of_it(tiny_configs, family):
+def test_additive_mask_equals_the_mask_of_the_model(tiny_configs, family):
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(tiny_configs[family], attn_implementation="eager").eval()
     ids = torch.arange(3, 23).reshape(2, 10)

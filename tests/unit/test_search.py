@@ -70,7 +70,7 @@ def sequences_of(model, batch, options):
     ],
     ids=str,
 )
-def test_what_is_found_is_what_generate_finds(tiny_model, batch, options):
+def test_search_equals_generate(tiny_model, batch, options):
     pad_id = tiny_model.generation_config.pad_token_id
     with torch.no_grad():
         expected = stripped(tiny_model.generate(**batch, **options), pad_id)
@@ -83,7 +83,7 @@ def test_what_is_found_is_what_generate_finds(tiny_model, batch, options):
     "family",
     ["t5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("marian", "bart", "mbart", "m2m_100", "pegasus"))],
 )
-def test_every_family_is_searched_as_generate_does(tiny_configs, batch, family, num_beams):
+def test_search_equals_generate_for_each_family(tiny_configs, batch, family, num_beams):
     torch.manual_seed(1)
     model = AutoModelForSeq2SeqLM.from_config(tiny_configs[family]).eval()
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_every_family_is_searched_as_generate_does(tiny_configs, batch, family, 
 
 
 @pytest.mark.parametrize("options", [{}, {**BEAMS, "num_return_sequences": 3}], ids=str)
-def test_scores_are_those_of_generate(tiny_model, batch, options):
+def test_search_scores_equal_those_of_generate(tiny_model, batch, options):
     with torch.no_grad():
         expected = tiny_model.generate(**batch, **options, **SCORED)
         found = tiny_model.generate(**batch, **options, **SCORED, **OURS)
@@ -110,20 +110,20 @@ def test_scores_are_those_of_generate(tiny_model, batch, options):
 
 
 @pytest.mark.parametrize("options", [{}, BEAMS], ids=str)
-def test_finished_rows_leave(tiny_model, batch, sizes, options):
+def test_search_removes_finished_rows(tiny_model, batch, sizes, options):
     sequences_of(tiny_model, batch, options)
     beams = options.get("num_beams", 1)
     assert sizes[0] == len(batch["input_ids"]) * beams and sizes == sorted(sizes, reverse=True)
     assert sizes[-1] <= sizes[0] / 2
 
 
-def test_no_row_leaves_a_rule_that_remembers_the_rows(tiny_model, batch, sizes):
+def test_search_keeps_rows_for_a_stateful_rule(tiny_model, batch, sizes):
     sequences_of(tiny_model, batch, {**BEAMS, "encoder_no_repeat_ngram_size": 2})
     assert set(sizes) == {len(batch["input_ids"]) * 4}
 
 
 @pytest.mark.parametrize("options", [{}, BEAMS], ids=str)
-def test_a_rule_that_can_let_rows_go_does(tiny_model, batch, sizes, options):
+def test_search_removes_rows_from_a_rule_with_keep_rows(tiny_model, batch, sizes, options):
     found, expected = by_length(tiny_model, batch, options)
     assert found == expected
     assert len({len(pieces) for pieces in found}) > 2

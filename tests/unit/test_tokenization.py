@@ -201,7 +201,7 @@ def listing(folder):
 # Training
 
 
-def test_the_folder_is_a_marian_tokenizer_of_exactly_the_size_asked_for(marian_dir, marian):
+def test_train_tokenizer_writes_a_marian_folder_of_the_given_size(marian_dir, marian):
     assert type(marian) is MarianTokenizer
     assert len(marian) == VOCAB_SIZE
     assert (marian.eos_token_id, marian.unk_token_id, marian.pad_token_id) == (0, 1, VOCAB_SIZE - 1)
@@ -214,7 +214,7 @@ def test_the_folder_is_a_marian_tokenizer_of_exactly_the_size_asked_for(marian_d
     assert os.listdir(marian_dir.parent) == ["tokenizer"]
 
 
-def test_every_id_of_sentencepiece_is_the_tokenizer_s(marian_dir, marian):
+def test_train_tokenizer_keeps_the_ids_of_sentencepiece(marian_dir, marian):
     model = sentencepiece.SentencePieceProcessor(model_file=str(marian_dir / "source.spm"))
     for text in texts()[:50]:
         assert marian(text)["input_ids"] == [*model.encode(text), 0]
@@ -232,7 +232,7 @@ TRICKY = [
 
 
 @pytest.mark.parametrize("text", TRICKY)
-def test_text_survives_encoding_and_decoding(tmp_path, text):
+def test_trained_tokenizer_round_trips_text(tmp_path, text):
     # The trainer does not count the characters of its own symbols, so "</s>" alone would teach it no slash.
     corpus = [*texts(), *[*TRICKY, "open / close < file >"] * 20]
     tokenizer = train_tokenizer(
@@ -243,12 +243,12 @@ def test_text_survives_encoding_and_decoding(tmp_path, text):
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-def test_tab_newline_and_no_break_space_are_known_even_to_a_corpus_without_them(marian):
+def test_trained_tokenizer_has_tab_newline_and_no_break_space(marian):
     text = "open\tthe\nfile\u00a0."
     assert marian.decode(marian(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_what_does_not_survive_is_what_the_docstring_says(marian):
+def test_trained_tokenizer_loses_only_what_the_docstring_lists(marian):
     def round_trip(text):
         return marian.decode(marian(text)["input_ids"], skip_special_tokens=True)
 
@@ -260,7 +260,7 @@ def test_what_does_not_survive_is_what_the_docstring_says(marian):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not KDE.is_file(), reason="the real KDE pairs are not beside the project")
-def test_real_messages_survive(tmp_path, is_full):
+def test_trained_tokenizer_round_trips_real_messages(tmp_path, is_full):
     with gzip.open(KDE, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line)["translation"] for line in itertools.islice(lines, 4000 if is_full else 800)]
     corpus = [row[lang] for row in rows for lang in ("en", "fr")]
@@ -276,7 +276,7 @@ def test_real_messages_survive(tmp_path, is_full):
 
 
 @pytest.mark.slow
-def test_another_process_and_folder_train_the_same_bytes(marian_dir, marian, other_process):
+def test_train_tokenizer_is_bitwise_equal_in_another_process(marian_dir, marian, other_process):
     again = other_process["folder"]
     assert other_process["fingerprint"] == tokenizer_fingerprint(marian)
     assert sorted(os.listdir(again)) == sorted(os.listdir(marian_dir))
@@ -287,7 +287,7 @@ def test_another_process_and_folder_train_the_same_bytes(marian_dir, marian, oth
 @pytest.mark.parametrize(
     ("vocab_size", "pattern", "step"), [(8000, r"Use (\d+) or less", 8), (16, r"Use (\d+) or more", -8)]
 )
-def test_the_advice_on_the_size_works_and_is_the_limit(tmp_path, vocab_size, pattern, step):
+def test_train_tokenizer_advises_the_limit_of_the_size(tmp_path, vocab_size, pattern, step):
     def train(size):
         train_tokenizer(texts(), vocab_size=size, output_dir=tmp_path / str(size), source_lang=None, target_lang=None)
 
@@ -302,12 +302,12 @@ def test_the_advice_on_the_size_works_and_is_the_limit(tmp_path, vocab_size, pat
     assert os.listdir(tmp_path) == [str(advised)]
 
 
-def test_an_empty_corpus_is_refused(tmp_path):
+def test_train_tokenizer_refuses_an_empty_corpus(tmp_path):
     with pytest.raises(UserError, match="all empty"):
         train_tokenizer(["", " \n"], vocab_size=80, output_dir=tmp_path / "t", source_lang=None, target_lang=None)
 
 
-def test_long_texts_are_not_skipped(tmp_path):
+def test_train_tokenizer_reads_long_texts(tmp_path):
     # sentencepiece skips texts over 4,192 bytes; only the long one, of 80,004, has the letter q.
     corpus = [*texts(), "quick " * 13_334]
     tokenizer = train_tokenizer(
@@ -316,7 +316,7 @@ def test_long_texts_are_not_skipped(tmp_path):
     assert 1 not in tokenizer("q")["input_ids"]
 
 
-def test_language_tokens_are_entries_before_the_padding_piece(tmp_path):
+def test_train_tokenizer_puts_language_tokens_before_pad(tmp_path):
     tokens = [">>fra<<", ">>deu<<"]
     tokenizer = train_tokenizer(
         texts(), vocab_size=80, output_dir=tmp_path / "t", source_lang="en", target_lang="fr", language_tokens=tokens
@@ -354,7 +354,7 @@ def marian_of(languages, tmp_path):
     )
 
 
-def test_a_multilingual_marian_gets_the_token_of_its_target(tmp_path):
+def test_source_prefix_of_multilingual_marian_is_the_language_token(tmp_path):
     tokenizer = marian_of(["fr", "fr_CA", "deu"], tmp_path)
     for wanted, token in (("fr", "fr"), ("French", "fr"), ("fr_CA", "fr_CA"), ("de", "deu")):
         assert source_prefix(MarianConfig(), tokenizer, "en", wanted) == f">>{token}<< "
@@ -366,13 +366,13 @@ def test_a_multilingual_marian_gets_the_token_of_its_target(tmp_path):
         source_prefix(MarianConfig(), tokenizer, "en", "es")
 
 
-def test_one_token_alone_says_nothing(tmp_path):
+def test_source_prefix_ignores_a_single_language_token(tmp_path):
     tokenizer = marian_of(["fr"], tmp_path)
     assert source_prefix(MarianConfig(), tokenizer, "en", "fr") is None
     assert not can_tell_pairs_apart(MarianConfig(), tokenizer)
 
 
-def test_t5_is_asked_in_words_and_its_relatives_where_they_must_tell_pairs_apart(t5):
+def test_source_prefix_of_t5_is_the_task_in_words(t5):
     words = "translate English to French: "
     assert source_prefix(T5Config(), t5, "en", "fr_FR") == words
     assert source_prefix(T5Config(), t5, None, None) is None  # columns: any text to text
@@ -383,7 +383,7 @@ def test_t5_is_asked_in_words_and_its_relatives_where_they_must_tell_pairs_apart
     assert source_prefix(BartConfig(), t5, "en", "fr", is_one_of_several=True) is None
 
 
-def test_a_prefix_is_remembered_where_t5_has_its_own(t5, tmp_path):
+def test_remember_prefix_stores_it_as_t5_does(t5, tmp_path):
     config = BartConfig()
     remember_prefix(config, "English", "fr_FR", "en2fr ")
     config.save_pretrained(tmp_path)
@@ -401,7 +401,7 @@ def test_a_prefix_is_remembered_where_t5_has_its_own(t5, tmp_path):
     assert len(read.task_specific_params) == 2
 
 
-def test_a_tokenizer_replaces_the_one_before_and_nothing_else(tmp_path, marian_dir):
+def test_train_tokenizer_replaces_only_a_tokenizer(tmp_path, marian_dir):
     folder = tmp_path / "tokenizer"
     for vocab_size in (80, 88):
         trained = train_tokenizer(texts(), vocab_size=vocab_size, output_dir=folder, source_lang=None, target_lang=None)
@@ -416,7 +416,7 @@ def test_a_tokenizer_replaces_the_one_before_and_nothing_else(tmp_path, marian_d
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
-def test_the_sample_of_a_long_corpus_is_seeded_uniform_and_has_both_sides():
+def test_sample_texts_is_seeded_and_uniform():
     numbers = [str(i) for i in range(20_000)]
     sample = training._sample_texts(iter(numbers), 1000)
     assert sample == training._sample_texts(iter(numbers), 1000)
@@ -432,12 +432,12 @@ def test_the_sample_of_a_long_corpus_is_seeded_uniform_and_has_both_sides():
 
 
 @pytest.mark.slow
-def test_marian_loads_without_its_advice_on_sacremoses(other_process):
+def test_load_tokenizer_hides_the_warning_about_sacremoses(other_process):
     assert other_process["loaded"]["ns/name"] == VOCAB_SIZE
     assert "sacremoses" not in other_process["stderr"]
 
 
-def test_bilingual_tokenizers_force_no_language(marian, t5):
+def test_target_language_token_of_bilingual_tokenizers_is_none(marian, t5):
     assert target_language_token(marian) is None
     assert target_language_token(t5) is None
 
@@ -451,7 +451,7 @@ CODES = {
 
 
 @pytest.mark.parametrize("family", CODES)
-def test_multilingual_tokenizers_write_and_force_their_codes(request, family):
+def test_load_tokenizer_sets_the_codes_of_multilingual_tokenizers(request, family):
     source_lang, target_lang = CODES[family]
     folder = request.getfixturevalue(family)
     tokenizer = load_tokenizer(str(folder), source_lang=source_lang, target_lang=target_lang)
@@ -465,7 +465,7 @@ def test_multilingual_tokenizers_write_and_force_their_codes(request, family):
 
 
 @pytest.mark.parametrize("family", CODES)
-def test_any_code_or_name_of_a_language_will_do(request, family):
+def test_load_tokenizer_accepts_any_code_or_name(request, family):
     target = {"uk_UA": ("uk", "ukr_Cyrl", "Ukrainian")}.get(CODES[family][1], ("fr", "fra_Latn", "French"))
     for source_lang, target_lang in zip(("en", "eng_Latn", "English"), target, strict=True):
         folder = str(request.getfixturevalue(family))
@@ -473,7 +473,7 @@ def test_any_code_or_name_of_a_language_will_do(request, family):
         assert (tokenizer.src_lang, tokenizer.tgt_lang) == CODES[family]
 
 
-def test_a_copy_for_other_languages_leaves_the_tokenizer_alone(mbart_dir):
+def test_for_languages_returns_a_copy(mbart_dir):
     tokenizer = load_tokenizer(str(mbart_dir), source_lang="en", target_lang="fr")
     before = tokenizer("open", text_target="open")
     other = for_languages(tokenizer, "fr", "en")
@@ -491,7 +491,7 @@ def test_a_copy_for_other_languages_leaves_the_tokenizer_alone(mbart_dir):
         ("m2m_dir", "fr-fr-fr-fr", "Give one of"),
     ],
 )
-def test_a_foreign_language_is_refused_with_what_there_is(request, family, wrong, advice):
+def test_load_tokenizer_refuses_an_unknown_language_with_candidates(request, family, wrong, advice):
     folder = request.getfixturevalue(family)
     with pytest.raises(UserError, match=f"--target_lang: not a language .*got '{wrong}'.. {advice}"):
         load_tokenizer(str(folder), source_lang=CODES[family][0], target_lang=wrong)
@@ -499,12 +499,12 @@ def test_a_foreign_language_is_refused_with_what_there_is(request, family, wrong
         load_tokenizer(str(folder), source_lang=wrong, target_lang=CODES[family][1])
 
 
-def test_special_tokens_are_no_languages(nllb_dir):
+def test_load_tokenizer_refuses_a_special_token_as_language(nllb_dir):
     with pytest.raises(UserError, match="--target_lang: .*got '<mask>'"):
         load_tokenizer(str(nllb_dir), source_lang="eng_Latn", target_lang="<mask>")
 
 
-def test_a_multilingual_tokenizer_needs_both_codes_unless_its_folder_has_them(mbart_dir, tmp_path):
+def test_load_tokenizer_needs_both_codes_unless_stored(mbart_dir, tmp_path):
     with pytest.raises(UserError, match="--source_lang: not given"):
         load_tokenizer(str(mbart_dir), source_lang=None, target_lang="fr_XX")
     with pytest.raises(UserError, match="--target_lang: not given"):
@@ -524,7 +524,7 @@ def test_a_multilingual_tokenizer_needs_both_codes_unless_its_folder_has_them(mb
         {"tokenizer_config.json": '{"tokenizer_class": "MarianTokenizer"}'},
     ],
 )
-def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path, files):
+def test_load_tokenizer_refuses_a_folder_without_tokenizer(tmp_path, files):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match="the folder has no valid tokenizer") as caught:
@@ -534,7 +534,7 @@ def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path, files):
 
 
 @pytest.mark.slow
-def test_a_missing_folder_and_an_unreachable_name_are_told_apart(tmp_path, other_process):
+def test_load_tokenizer_distinguishes_missing_folder_and_unreachable_name(tmp_path, other_process):
     with pytest.raises(UserError, match="there is no such folder"):
         load_tokenizer(str(tmp_path / "nowhere"), source_lang=None, target_lang=None)
     message = other_process["loaded"]["nobody/nothing@v2"]
@@ -544,7 +544,7 @@ def test_a_missing_folder_and_an_unreachable_name_are_told_apart(tmp_path, other
 
 
 @pytest.mark.slow
-def test_a_hub_name_loads_from_the_cache_at_its_revision(other_process):
+def test_load_tokenizer_reads_a_revision_from_the_cache(other_process):
     loaded = other_process["loaded"]
     assert loaded["ns/name"] == loaded["ns/name@main"] == VOCAB_SIZE
     assert loaded["ns/name@v2"] == VOCAB_SIZE + 8
@@ -552,7 +552,7 @@ def test_a_hub_name_loads_from_the_cache_at_its_revision(other_process):
     assert "no vocabulary file" in loaded["ns/name@bare"]
 
 
-def test_a_tokenizer_without_padding_is_refused(t5, tmp_path):
+def test_load_tokenizer_refuses_a_tokenizer_without_padding(t5, tmp_path):
     t5.pad_token = None
     t5.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -567,7 +567,7 @@ def test_a_tokenizer_without_padding_is_refused(t5, tmp_path):
 # Fingerprints
 
 
-def test_the_fingerprint_survives_copying_calls_and_pickling(marian, t5, mbart_dir, m2m_dir, tmp_path):
+def test_fingerprint_is_stable_after_copying_calls_and_pickling(marian, t5, mbart_dir, m2m_dir, tmp_path):
     mbart = load_tokenizer(str(mbart_dir), source_lang="en_XX", target_lang="fr_XX")
     m2m = load_tokenizer(str(m2m_dir), source_lang="en", target_lang="fr")
     for name, tokenizer, langs in (
@@ -589,7 +589,7 @@ def test_the_fingerprint_survives_copying_calls_and_pickling(marian, t5, mbart_d
     assert tokenizer_fingerprint(first) == tokenizer_fingerprint(second)
 
 
-def test_the_fingerprint_changes_with_a_piece_a_score_a_special_token_or_a_language(marian_dir, mbart_dir):
+def test_fingerprint_changes_with_tokens_scores_and_languages(marian_dir, mbart_dir):
     specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces = scored_pieces(marian_dir)
     other_piece = [*pieces[:-1], ("new", pieces[-1][1])]
@@ -603,7 +603,7 @@ def test_the_fingerprint_changes_with_a_piece_a_score_a_special_token_or_a_langu
     assert len(set(fingerprints)) == len(made)
 
 
-def test_the_fingerprint_of_marian_sees_the_scores_in_the_sentencepiece_model(marian_dir, marian, tmp_path):
+def test_fingerprint_of_marian_includes_scores(marian_dir, marian, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(marian_dir, copy)
     # A piece of the model is the text, field 1, and its float32 score, field 2 (tag 0x15): the score of "." is changed
@@ -659,7 +659,7 @@ def check_against_the_plain_tokenizer(rows, tokenizer, encoded, prefix=""):
 
 @pytest.mark.parametrize("family", ["marian", "t5"])
 @pytest.mark.parametrize("prefix", ["show: ", pytest.param(None, marks=pytest.mark.slow)])
-def test_encoding_is_what_the_tokenizer_itself_gives(request, family, prefix):
+def test_encode_rows_equals_the_tokenizer(request, family, prefix):
     tokenizer = request.getfixturevalue(family)
     rows = make_rows()
     encoded = encode(rows, tokenizer, source_prefix=prefix)
@@ -669,7 +669,7 @@ def test_encoding_is_what_the_tokenizer_itself_gives(request, family, prefix):
 
 
 @pytest.mark.parametrize("family", CODES)
-def test_multilingual_rows_carry_both_codes(request, family):
+def test_encode_rows_adds_both_language_codes(request, family):
     source_lang, target_lang = CODES[family]
     tokenizer = load_tokenizer(str(request.getfixturevalue(family)), source_lang=source_lang, target_lang=target_lang)
     rows = make_rows(30)
@@ -681,7 +681,7 @@ def test_multilingual_rows_carry_both_codes(request, family):
         assert target_language_token(tokenizer) in ids["labels"]
 
 
-def test_the_two_sides_of_marian_use_their_own_pieces(marian_dir, tmp_path):
+def test_encode_rows_uses_both_vocabularies_of_marian(marian_dir, tmp_path):
     apart = tmp_path / "apart"
     shutil.copytree(marian_dir, apart)
     # The target model of another training: its pieces cut the same text elsewhere.
@@ -696,7 +696,7 @@ def test_the_two_sides_of_marian_use_their_own_pieces(marian_dir, tmp_path):
     assert encoded.rows[0]["input_ids"] != encoded.rows[0]["labels"]
 
 
-def test_types_and_memory_mapping(marian, cache):
+def test_encode_rows_is_memory_mapped_int32(marian, cache):
     encoded = encode(make_rows(), marian)
     int32_list = datasets.List(datasets.Value("int32"))
     assert encoded.rows.features == {"input_ids": int32_list, "labels": int32_list}
@@ -708,7 +708,7 @@ def test_types_and_memory_mapping(marian, cache):
 
 
 @pytest.mark.slow
-def test_workers_give_the_same_rows_and_find_one_another_s_cache(marian, cache):
+def test_encode_rows_with_workers_shares_the_cache(marian, cache):
     rows = make_rows()
     with_workers = encode(rows, marian, num_workers=2)
     files = sorted(os.listdir(cache))
@@ -723,13 +723,13 @@ def test_workers_give_the_same_rows_and_find_one_another_s_cache(marian, cache):
     check_against_the_plain_tokenizer(rows, marian, with_workers)
 
 
-def test_the_order_of_selected_rows_is_kept(marian):
+def test_encode_rows_keeps_the_order_of_selected_rows(marian):
     rows = make_rows().shuffle(seed=3).select(range(50))
     check_against_the_plain_tokenizer(rows, marian, encode(rows, marian))
 
 
 @pytest.mark.slow
-def test_a_second_process_finds_the_cache(other_process):
+def test_encode_rows_shares_the_cache_between_processes(other_process):
     here = other_process["encoded_here"]
     assert other_process["encoded"] == [here.rows[:], here.source_lengths.tolist(), here.is_long.tolist()]
     assert other_process["cache_before"] == other_process["cache_after"]
@@ -737,7 +737,7 @@ def test_a_second_process_finds_the_cache(other_process):
 
 
 @pytest.mark.parametrize("change", [{"max_source_length": 11}, {"max_target_length": 19}, {"source_prefix": "show: "}])
-def test_another_setting_is_another_cache_file(marian, cache, change):
+def test_encode_rows_caches_each_setting(marian, cache, change):
     rows = make_rows()
     plain = encode(rows, marian)
     changed = encode(rows, marian, **change)
@@ -745,7 +745,7 @@ def test_another_setting_is_another_cache_file(marian, cache, change):
     assert changed.rows[:] != plain.rows[:]
 
 
-def test_another_tokenizer_or_corpus_is_another_cache_file(marian, t5, cache):
+def test_encode_rows_caches_each_tokenizer_and_corpus(marian, t5, cache):
     rows = make_rows()
     encode(rows, marian)
     encode(rows, t5)
@@ -753,7 +753,7 @@ def test_another_tokenizer_or_corpus_is_another_cache_file(marian, t5, cache):
     assert len(os.listdir(cache)) == 3
 
 
-def test_overwriting_tokenizes_again(marian, cache):
+def test_encode_rows_overwrites_the_cache(marian, cache):
     rows = make_rows()
     encode(rows, marian)
     (file,) = cache.iterdir()
@@ -764,6 +764,6 @@ def test_overwriting_tokenizes_again(marian, cache):
     assert file.stat().st_ino != before
 
 
-def test_no_rows_are_refused(marian):
+def test_encode_rows_refuses_no_rows(marian):
     with pytest.raises(ValueError, match="no rows to encode"):
         encode(make_rows().select([]), marian)
