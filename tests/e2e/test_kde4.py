@@ -1,4 +1,4 @@
-"""`train.py --dataset_name kde4` from empty caches: where rows come from, what a user sees, what a resume takes."""
+"""Test `train.py --dataset_name kde4` from empty caches: the source of the rows, the messages, and a resume."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_kde4_is_resumed_from_opus_after_the_hub_failed(hub, tmp_path):
     assert not any("source of train" in line for change in record["changes"] for line in change["changed"])
 
 
-def test_kde4_that_cannot_be_had_is_one_line(hub, tmp_path):
+def test_unavailable_kde4_is_reported_in_one_line(hub, tmp_path):
     del hub.repos[KDE4].branches[PARQUET_BRANCH]
     hub.archives.clear()
     done = train(hub, tmp_path)

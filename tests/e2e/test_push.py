@@ -1,6 +1,4 @@
-"""A training run that pushes: each epoch arrives once whatever happens to the Hub or to the run, and training never
-waits for it.
-"""
+"""Test training runs that push: each epoch is pushed once under faults of the Hub and of the run, which never waits."""
 
 import ast
 import hashlib
@@ -36,7 +34,7 @@ WHOLE = [*(f"Training in progress, epoch {epoch}" for epoch in (1, 2, 3)), "Trai
 
 @pytest.fixture(scope="module")
 def port():
-    """One address for all: the programs that know it are forked from one process."""
+    """Start one server for all tests: the programs are forked from one process that has its address."""
     return free_port()
 
 
@@ -51,7 +49,7 @@ def settings(server, token=WRITE_TOKEN):
 
 
 class Training:
-    """A run under way; its output is collected in a file beside its folder."""
+    """A running training; its output goes to a file next to its folder."""
 
     def __init__(self, server, folder, *flags, num_processes=1, token=WRITE_TOKEN, push=PUSH, train=TRAIN):
         self.folder, self.log = RunFolder(folder), Path(f"{folder}.log")
@@ -79,7 +77,7 @@ class Training:
             time.sleep(0.005)
 
     def end(self, timeout_s=120):
-        """Wait for the end, make sure that the token is nowhere, and return the status."""
+        """Wait for the end, check that no file or output holds the token, and return the status."""
         status = self.process.wait(timeout_s)
         for path in [self.log, *self.folder.path.rglob("*")]:
             assert not path.is_file() or WRITE_TOKEN.encode() not in path.read_bytes(), path
@@ -91,7 +89,7 @@ def titles(server):
 
 
 def assert_whole(server, folder):
-    """Three epochs and the end: once each, in order, tagged; as the journal says."""
+    """Check that three epochs and the end are pushed once each, in order, tagged, and in the journal."""
     assert titles(server) == WHOLE
     repo = server.repos[REPO]
     assert repo.tags == {f"epoch-{number}": commit.oid for number, commit in enumerate(repo.commits[1:4], start=1)}
@@ -103,7 +101,7 @@ def assert_whole(server, folder):
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory):
-    """The same training without a Hub, every checkpoint kept: what must have been pushed, by epoch."""
+    """Train the same run without a Hub and return the weights that must be pushed, by epoch."""
     folder = tmp_path_factory.mktemp("plain") / "run"
     done = run([PYTHON, "train.py", *TRAIN, "--output_dir", str(folder)])
     assert done.returncode == 0, done.stderr[-3000:]
@@ -112,17 +110,17 @@ def plain(tmp_path_factory):
 
 
 def weights(server):
-    """sha256 of the weights after each commit."""
+    """Return the sha256 of the weights after each commit."""
     return [files["model.safetensors"] for _, files in server.commits(REPO)]
 
 
 @pytest.mark.full
-def test_two_processes_push_each_epoch_once_and_none_waits(server, tmp_path):
+def test_push_with_two_processes(server, tmp_path):
     server.hang("PUT ", times=1, silence_s=6.0)
     training = Training(server, tmp_path / "run", num_processes=2)
     training.wait_for(lambda: any(request.startswith("PUT") for request in server.requests))
     before = training.last_step
-    training.wait_for(lambda: training.last_step > before + 5)  # both ranks make an update, or neither
+    training.wait_for(lambda: training.last_step > before + 5)  # both ranks train, or neither
     assert titles(server) == []
     assert training.end() == 0, training.output[-3000:]
     assert_whole(server, training.folder)
@@ -133,19 +131,19 @@ def test_two_processes_push_each_epoch_once_and_none_waits(server, tmp_path):
 
 
 @pytest.mark.full
-def test_rotation_leaves_alone_what_is_being_pushed(server, tmp_path, plain):
+def test_rotation_keeps_checkpoints_to_push(server, tmp_path, plain):
     server.hang("PUT ", times=3, silence_s=4.0)
     training = Training(server, tmp_path / "run", "--save_total_limit", "1")
     training.wait_for(lambda: len(list(training.folder.checkpoints_dir.glob("step_*"))) == 3)
     assert training.end() == 0, training.output[-3000:]
     assert_whole(server, training.folder)
     assert weights(server) == [*plain, plain[-1]]
-    checkpoints = training.folder.checkpoints_dir  # all is pushed now
+    checkpoints = training.folder.checkpoints_dir  # everything is pushed
     assert set(checkpoints.glob("step_*")) == {(checkpoints / name).resolve() for name in ("latest", "best")}
 
 
 @pytest.mark.full
-def test_a_server_that_is_away_for_the_middle_of_the_run_misses_nothing(server, tmp_path, plain):
+def test_push_after_server_outage(server, tmp_path, plain):
     training = Training(server, tmp_path / "run")
     training.wait_for(lambda: training.last_step > 5)
     server.leave()
@@ -156,7 +154,7 @@ def test_a_server_that_is_away_for_the_middle_of_the_run_misses_nothing(server, 
     assert weights(server) == [*plain, plain[-1]]
 
 
-def test_a_run_killed_in_the_middle_of_a_push_leaves_each_epoch_there_once(server, tmp_path, plain):
+def test_push_once_after_kill(server, tmp_path, plain):
     server.hang("POST .*/commit/", times=1, silence_s=3.0)  # stored, three seconds after the run is dead
     folder = tmp_path / "run"
     first = Training(server, folder)
@@ -170,7 +168,7 @@ def test_a_run_killed_in_the_middle_of_a_push_leaves_each_epoch_there_once(serve
 
 
 @pytest.mark.full
-def test_a_silent_server_delays_the_end_by_no_more_than_asked_and_push_completes_it(server, tmp_path):
+def test_silent_server_delays_end_by_push_timeout(server, tmp_path):
     server.hang("POST .*/preupload")
     training = Training(server, tmp_path / "run", "--push_timeout", "3")
     training.wait_for(lambda: "waiting for the Hub" in training.output)
@@ -189,7 +187,7 @@ def test_a_silent_server_delays_the_end_by_no_more_than_asked_and_push_completes
 
 
 @pytest.mark.full
-def test_a_hub_that_refuses_stops_the_pushing_and_the_same_command_completes_it(server, tmp_path):
+def test_push_stops_after_refusal_and_restart_completes_it(server, tmp_path):
     server.fail("/commit/main", 403)
     training = Training(server, tmp_path / "run")
     assert training.end() == 3, training.output[-3000:]
@@ -202,7 +200,7 @@ def test_a_hub_that_refuses_stops_the_pushing_and_the_same_command_completes_it(
 
 
 @pytest.mark.full
-def test_a_run_that_is_told_to_stop_gives_its_pushes_a_grace_and_makes_them_up(server, tmp_path, plain):
+def test_push_after_signal_within_grace_period(server, tmp_path, plain):
     server.hang("PUT ")
     training = Training(server, tmp_path / "run")
     training.wait_for(lambda: training.last_step > 25)
@@ -213,7 +211,7 @@ def test_a_run_that_is_told_to_stop_gives_its_pushes_a_grace_and_makes_them_up(s
     assert "NOT PUSHED to the Hub: epoch 1: " in training.output
     assert not [p for p in psutil.process_iter(["cmdline"]) if "mtloop.hub.upload" in (p.info["cmdline"] or [])]
     server.heal()
-    # The Hub is away as the run begins again: it goes on, and the queue waits.
+    # The Hub is unreachable when the run restarts: training continues, and the queue waits.
     server.leave()
     again = Training(server, tmp_path / "run")
     again.wait_for(lambda: again.last_step > 45)
@@ -224,7 +222,7 @@ def test_a_run_that_is_told_to_stop_gives_its_pushes_a_grace_and_makes_them_up(s
 
 
 @pytest.mark.full
-def test_an_epoch_whose_evaluation_was_cut_short_is_pushed_once_with_its_scores(server, tmp_path):
+def test_push_epoch_after_interrupted_evaluation(server, tmp_path):
     flags = ["--max_eval_samples", "100", "--num_train_epochs", "1", "--eval_max_tokens", "64"]
     training = Training(server, tmp_path / "run", *flags)
     training.wait_for(lambda: training.last_step == 19)
@@ -238,13 +236,13 @@ def test_an_epoch_whose_evaluation_was_cut_short_is_pushed_once_with_its_scores(
 
 
 @pytest.mark.full
-def test_another_machine_goes_on_from_the_hub(server, tmp_path, plain):
+def test_resume_from_hub_on_another_machine(server, tmp_path, plain):
     flags = ["--hub_strategy", "checkpoint"]
     first = Training(server, tmp_path / "run", *flags)
     first.wait_for(lambda: len(server.repos.get(REPO).commits if REPO in server.repos else []) > 1)
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
-    time.sleep(0.5)  # its push, if one was under way, is gone by now
+    time.sleep(0.5)  # for a running push to exit
     second = Training(server, tmp_path / "elsewhere", *flags, "--resume_from_checkpoint", f"hub:{REPO}")
     assert second.end() == 0, second.output[-3000:]
     assert f"fetching {REPO}@main" in second.output and "resumed from" in second.output
@@ -254,7 +252,7 @@ def test_another_machine_goes_on_from_the_hub(server, tmp_path, plain):
 
 
 @pytest.mark.full
-def test_an_adapter_is_pushed_beside_the_merged_model_and_another_machine_goes_on_with_it(server, model_path, tmp_path):
+def test_push_and_resume_adapter(server, model_path, tmp_path):
     train = ["--model_name_or_path", model_path, "--lora_rank", "4", "--lora_dropout", "0.1", "--dataset_name", "demo"]
     train += ["--source_lang", "en", "--target_lang", "fr", *TRAIN[1:5], "--num_train_epochs", "2", "--num_beams", "1"]
     train += ["--val_max_target_length", "16"]
@@ -276,7 +274,7 @@ def test_an_adapter_is_pushed_beside_the_merged_model_and_another_machine_goes_o
 
 
 @pytest.mark.full
-def test_other_data_than_the_checkpoint_of_the_hub_was_trained_on_are_refused(server, tmp_path):
+def test_resume_from_hub_refuses_other_data(server, tmp_path):
     first = Training(server, tmp_path / "run", "--hub_strategy", "checkpoint", "--num_train_epochs", "1")
     assert first.end() == 0, first.output[-3000:]
     flags = ["--resume_from_checkpoint", f"hub:{REPO}", "--max_train_samples", "200"]
@@ -285,7 +283,7 @@ def test_other_data_than_the_checkpoint_of_the_hub_was_trained_on_are_refused(se
     assert "it was trained with other data" in second.output and "--allow_changed" in second.output
 
 
-def test_a_token_that_may_not_write_is_refused_before_anything_is_loaded(server, tmp_path):
+def test_read_only_token_is_refused_before_loading(server, tmp_path):
     training = Training(server, tmp_path / "run", token=READ_TOKEN)
     assert training.end() == 2
     assert "--push_to_hub: the token cannot write to 'tester/demo' (status 403)" in training.output
@@ -313,8 +311,8 @@ print(json.dumps(tally(texts, DEFAULT_METRICS)["bleu"].score))
 
 
 @pytest.mark.full
-def test_the_card_tells_the_truth_about_what_is_downloaded(server, demo_run, tmp_path):
-    """The default run, pushed: what comes back, loaded by transformers alone, has the BLEU of the card."""
+def test_card_snippet_and_scores_of_downloaded_model(server, demo_run, tmp_path):
+    """The downloaded default run, loaded by transformers alone, has the BLEU of the card."""
     command = [PYTHON, "-m", "mtloop", "push", str(demo_run.folder), "--hub_model_id", REPO]
     done = run(command, **settings(server))
     assert done.returncode == 0, done.stderr
@@ -324,7 +322,7 @@ def test_the_card_tells_the_truth_about_what_is_downloaded(server, demo_run, tmp
     done = run([PYTHON, "-c", EVALUATE, REPO], **settings(server), **home)
     bleu = json.loads(done.stdout.splitlines()[-1])
     assert bleu > 20 and f"**BLEU {bleu:.2f}, " in card, (bleu, card[:2000])
-    assert card in server.cards  # the Hub has judged its metadata
+    assert card in server.cards  # the Hub has validated its metadata
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     done = run([PYTHON, "-c", snippet], **settings(server), **home)
     assert done.returncode == 0, done.stderr

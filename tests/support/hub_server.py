@@ -39,7 +39,7 @@ LFS_SUFFIXES = (".safetensors", ".spm", ".bin", ".pt", ".parquet")
 
 @dataclass
 class Commit:
-    """A commit and all files as they stand after it: path -> sha256."""
+    """A commit and all files after it: path -> sha256."""
 
     oid: str
     message: str
@@ -78,7 +78,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose "METHOD /path" holds the pattern.
+    """A fault of the next `times` requests whose "METHOD /path" matches the pattern.
 
     Attributes:
         pattern: A regular expression.
@@ -166,13 +166,13 @@ class HubServer:
         self._home.cleanup()
 
     def leave(self) -> None:
-        """Be gone: nobody listens, and what is under way is cut."""
+        """Stop listening, and cut open connections."""
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
 
     def come_back(self) -> None:
-        """Listen again, on the same port, with all that was stored."""
+        """Listen again, on the same port, with the same repositories."""
         self.closing.clear()
         self._listen(self.port)
         self.__enter__()
@@ -183,7 +183,7 @@ class HubServer:
             return [(commit.message, commit.files) for commit in self.repos[repo].branches[branch][1:]]
 
     def store(self, content: bytes) -> str:
-        """Keep a content and return its sha256."""
+        """Store a content and return its sha256."""
         sha = hashlib.sha256(content).hexdigest()
         self.blobs[sha] = content
         return sha
@@ -198,7 +198,7 @@ class HubServer:
             commits.append(Commit(oid, "published", shas))
 
     def keep(self) -> None:
-        """Write down the repositories as they stand."""
+        """Save the state of the repositories."""
         text = json.dumps({name: asdict(repo) for name, repo in self.repos.items()})
         (self.folder / "repos.json").write_text(text)
 
@@ -207,7 +207,7 @@ class HubServer:
         self._faults.append(Fault(pattern, times, status=status, retry_after=retry_after))
 
     def hang(self, pattern: str, times: int = 1_000_000, *, silence_s: float = float("inf")) -> None:
-        """Say nothing for so long, and then serve."""
+        """Wait, and then serve."""
         self._faults.append(Fault(pattern, times, silence_s=silence_s))
 
     def reset(self, pattern: str, times: int = 1, *, when: str = "before") -> None:
@@ -223,7 +223,7 @@ class HubServer:
         self._faults.clear()
 
     def next_fault(self, request: str) -> Fault:
-        """Note the request and take the first fault that it meets."""
+        """Record the request and return the first fault that matches it."""
         with self.lock:
             self.requests.append(request)
             fault = next((f for f in self._faults if f.times > 0 and re.search(f.pattern, request)), None)
@@ -272,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _cut(self) -> None:
-        """Reset the connection: no goodbye, whatever was written."""
+        """Reset the connection, without closing it properly."""
         self.close_connection = True
         with contextlib.suppress(OSError):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -394,7 +394,7 @@ def create_repo(hub: HubServer, body: bytes) -> Any:
 
 
 def validate_yaml(hub: HubServer, body: bytes) -> Any:
-    """Judge a card as the Hub does: YAML that cannot be read, or a license that is none, is an error."""
+    """Validate a card as the Hub does: invalid YAML and unknown licenses are errors."""
     content = json.loads(body)["content"]
     hub.cards.append(content)
     errors = []
@@ -480,7 +480,7 @@ def revision(hub: HubServer, body: bytes, repo: Repo, at: str = "main") -> Any:
 
 
 def entry(hub: HubServer, files: Mapping[str, str], path: str) -> dict[str, Any] | None:
-    """Describe a file or a folder; None where neither is there."""
+    """Describe a file or a folder; None if there is neither."""
     if path not in files:
         is_folder = any(file.startswith(f"{path}/") for file in files)
         oid = hashlib.sha1(path.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Fill the loopback Hub with KDE4 as it is there: a loading script, a branch of Parquet files, archives of OPUS."""
+"""Fill the loopback Hub with KDE4 as on the real one: a loading script, a branch of Parquet files, archives of OPUS."""
 
 from __future__ import annotations
 
