@@ -44,36 +44,48 @@ OMITTED = {
 FILE_SETTINGS = {"train_file", "validation_file", "test_file", "model_name_or_path", "tokenizer_name", "config_name"}
 
 
-def write_card(folder: RunFolder, part: Part, target: Target) -> str:
-    """Return README.md of a part for the target of its push."""
-    return render(collect(folder, part, target))
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Facts:
     """The facts of a run that a card shows, all read from the run folder.
 
     Attributes:
+        folder: The run folder.
         part: The part that is pushed.
         target: The repository and branch.
-        config: Resolved.
-        data: data.json.
-        lines: metrics.jsonl up to the part's step.
-        record: The manifest of the checkpoint; {} if it no longer exists.
-        examples: index, source, reference, hypothesis of some validation rows; empty without an evaluation.
-        tokenizer: tokenizer_config.json.
-        tasks: task_specific_params of the model's config: the prefix of each pair's sources.
     """
 
+    folder: RunFolder
     part: Part
     target: Target
-    config: Config
-    data: dict[str, Any]
-    lines: list[dict[str, Any]]
-    record: dict[str, Any]
-    examples: list[dict[str, Any]]
-    tokenizer: dict[str, Any]
-    tasks: dict[str, Any]
+
+    @cached_property
+    def config(self) -> Config:
+        """Return the resolved config."""
+        config = self.folder.stored_config()
+        assert config is not None  # a run that has a checkpoint has its configuration
+        return config
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Return data.json."""
+        return read_json(self.folder.data_path)
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """Return metrics.jsonl up to the part's step."""
+        return lines_until(self.folder, self.part)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Return the manifest of the checkpoint; {} if it no longer exists."""
+        return manifest_of(self.folder, self.part)
+
+    @cached_property
+    def examples(self) -> list[dict[str, Any]]:
+        """Return index, source, reference, hypothesis of some validation rows; empty without an evaluation."""
+        evaluated = [line["step"] for line in evaluations_of(self.lines) if line["step"] <= self.part.step]
+        name = "average" if self.part.average_of else f"step_{max(evaluated, default=0)}"
+        return choose(read_json_lines(self.folder.hypotheses_dir / f"{name}.jsonl"))
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -113,15 +125,6 @@ class Facts:
         return any(key.endswith("_ci") for _, line, _ in self.epochs for key in line)
 
     @property
-    def train_time_s(self) -> float | None:
-        time_s: float | None = self.record.get("state", {}).get("train_time_s")
-        return time_s
-
-    @property
-    def eval_time_s(self) -> float:
-        return sum(line.get("eval_time_s") or 0.0 for line in self.lines)
-
-    @property
     def dataset_text(self) -> str:
         if self.config.data.dataset_name == "demo":
             return "the demo corpus that comes with it"
@@ -131,9 +134,10 @@ class Facts:
     @property
     def tokenizer_codes(self) -> tuple[str, str] | None:
         """Return the pair in the tokenizer's codes; None for a tokenizer that does not take languages."""
-        if not self.tokenizer.get("src_lang") or not self.config.data.languages[0][0]:
+        tokenizer = read_json(self.part.folder / "tokenizer_config.json")
+        if not tokenizer.get("src_lang") or not self.config.data.languages[0][0]:
             return None
-        return self.tokenizer["src_lang"], self.tokenizer["tgt_lang"]
+        return tokenizer["src_lang"], tokenizer["tgt_lang"]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -149,39 +153,20 @@ class Facts:
         prefix = self.config.data.source_prefix
         if "pair" in row:
             source_lang, _, target_lang = row["pair"].partition("-")
-            prefix = self.tasks.get(translation_task(source_lang, target_lang), {}).get("prefix")
+            tasks = read_json(self.part.folder / "config.json").get("task_specific_params") or {}
+            prefix = tasks.get(translation_task(source_lang, target_lang), {}).get("prefix")
         return (prefix or "") + str(row["source"])
 
 
-def collect(folder: RunFolder, part: Part, target: Target) -> Facts:
-    """Read the facts from the run folder."""
-    config = folder.stored_config()
-    assert config is not None  # a run that has a checkpoint has its configuration
-    lines = lines_until(folder, part)
-    evaluated = [line["step"] for line in evaluations_of(lines) if line["step"] <= part.step]
-    name = "average" if part.average_of else f"step_{max(evaluated, default=0)}"
-    return Facts(
-        part=part,
-        target=target,
-        config=config,
-        data=read_json(folder.data_path),
-        lines=lines,
-        record=manifest_of(folder, part),
-        examples=choose(read_json_lines(folder.hypotheses_dir / f"{name}.jsonl")),
-        tokenizer=read_json(part.folder / "tokenizer_config.json"),
-        tasks=read_json(part.folder / "config.json").get("task_specific_params") or {},
-    )
-
-
-def render(facts: Facts) -> str:
-    """Fill card.md.jinja."""
-    target = facts.target
+def write_card(folder: RunFolder, part: Part, target: Target) -> str:
+    """Return README.md of a part for the target of its push."""
+    facts = Facts(folder, part, target)
     is_main = target.revision == MAIN_BRANCH
     card = ModelCard.from_template(
         _metadata(facts),
         template_str=files("mtloop.hub").joinpath("card.md.jinja").read_text(encoding="utf-8"),
         facts=facts,
-        part=facts.part,
+        part=part,
         config=facts.config,
         repo_id=target.repo_id,
         repo_at_revision=target.repo_id if is_main else f"{target.repo_id}@{target.revision}",
