@@ -31,7 +31,7 @@ class ProcessFailed(RunFailed):
         self.is_lost_peer = is_lost_peer
 
 
-def renamed(error: UserError, flag: str) -> UserError:
+def rename_flag(error: UserError, flag: str) -> UserError:
     """Return the error of a loader with the flag of a command instead of --model_name_or_path of train.py."""
     return UserError(re.sub(r"(--tokenizer_name / )?--model_name_or_path|--model(?= )", flag, str(error)))
 

@@ -12,7 +12,7 @@ from mtloop.config.environment import HardwareConfig
 from mtloop.config.fields import separate
 from mtloop.config.inputs import DataConfig
 from mtloop.config.settings import Config
-from mtloop.errors import UserError, renamed
+from mtloop.errors import UserError, rename_flag
 from mtloop.evaluation.metrics import METRICS, Metric
 from mtloop.evaluation.selection import choose_metrics
 from mtloop.languages import match_language
@@ -253,7 +253,7 @@ def open_model(
     try:
         opened = open_engine(model_folder(model), asked, runtime, engine=engine)
     except UserError as error:
-        raise renamed(error, flag) from error
+        raise rename_flag(error, flag) from error
     ratio = None if trained is None else trained.evaluation.max_length_ratio
     if ratio is not None and not isinstance(opened, TransformersEngine):
         runtime.say(

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 from mtloop.errors import FieldError
 
 AUTO = "auto"
+MAX_CHOICES_IN_PLACEHOLDER = 5
 BOOLS = {
     **dict.fromkeys(("true", "yes", "y", "t", "1"), True),
     **dict.fromkeys(("false", "no", "n", "f", "0"), False),
@@ -161,8 +162,10 @@ def default_text(field: Field) -> str:
 
 
 def help_text(field: Field) -> str:
-    """Return the help of a field with its default."""
-    return f"{field.metadata['help']} (default: {default_text(field)})"
+    """Return the help of a field, with its choices if they are too many for a placeholder, and its default."""
+    choices = field.metadata["choices"]
+    words = f": {', '.join(choices)}" if len(choices) > MAX_CHOICES_IN_PLACEHOLDER else ""
+    return f"{field.metadata['help']}{words} (default: {default_text(field)})"
 
 
 def read_value(field: Field, text: str) -> Any:

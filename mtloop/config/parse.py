@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import yaml
 
 import mtloop
-from mtloop.config.fields import AUTO, BOOLS, Field, help_text, kind_of, read_value
+from mtloop.config.fields import AUTO, BOOLS, MAX_CHOICES_IN_PLACEHOLDER, Field, help_text, kind_of, read_value
 from mtloop.config.settings import DATA_FIELDS, FIELDS, GROUPS, MODEL_FIELDS, Config, check_complete
 from mtloop.config.yaml_file import MAPPING_FIELD, Entry, read_source, recipe_names
 from mtloop.errors import FieldError, UserError
@@ -106,7 +106,7 @@ def _nargs(field: Field) -> dict[str, Any]:
 
 def _metavar(field: Field) -> str:
     if choices := field.metadata["choices"]:
-        return f"{{{','.join(choices)}}}"
+        return f"{{{','.join(choices)}}}" if len(choices) <= MAX_CHOICES_IN_PLACEHOLDER else "NAME"
     kind = kind_of(field)
     unit = field.metadata["unit"] or ("text" if kind in (str, list) else kind.__name__)
     return unit.upper() + (f"|{AUTO}" if field.metadata["may_be_auto"] else "")

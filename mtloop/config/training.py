@@ -168,9 +168,9 @@ class OptimizerConfig(Group):
         same_run=True,
         minimum=0,
     )
-    label_smoothing_factor: float = setting(0.0, "label smoothing", same_run=True, minimum=0, below=1)
+    label_smoothing_factor: float = setting(0.0, "label smoothing factor", same_run=True, minimum=0, below=1)
     skip_nonfinite: int = setting(
-        0, "updates with a non-finite gradient that are skipped before the run fails", unit="steps", minimum=0
+        0, "number of updates with a non-finite gradient that are skipped before the run fails", unit="steps", minimum=0
     )
 
     def __post_init__(self) -> None:
@@ -255,8 +255,8 @@ class EvaluationConfig(Group):
     )
     eval_engine: str = setting(
         "generate",
-        "program that translates in evaluations: generate() of transformers, or CTranslate2, which is faster and an "
-        "optional package",
+        "engine that translates in evaluations: generate of transformers, or ctranslate2, which is faster and needs "
+        "the package of that name",
         choices=("generate", "ctranslate2"),
     )
     metrics: list[str] | None = setting(

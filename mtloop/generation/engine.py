@@ -227,7 +227,7 @@ def load_pair(
     """Load the tokenizer and the model of a folder or of the Hub, for translating. Collective.
 
     Raises:
-        UserError: Naming the flags of train.py; see errors.renamed.
+        UserError: Naming the flags of train.py; see errors.rename_flag.
     """
     tokenizer = runtime.one_first(
         lambda: load_tokenizer(

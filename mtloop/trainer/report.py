@@ -14,7 +14,7 @@ from torch import Tensor
 from mtloop.atomic import read_json_lines
 from mtloop.batching.loader import Update
 from mtloop.config.settings import Config, is_from_scratch
-from mtloop.errors import RunFailed, UserError, renamed
+from mtloop.errors import RunFailed, UserError, rename_flag
 from mtloop.evaluation.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
 from mtloop.evaluation.metrics import Counted
 from mtloop.evaluation.significance import resample
@@ -211,7 +211,7 @@ def eval_engine(run: Run) -> Iterator[Engine]:
             run.runtime.on_main(partial(_convert, run, weights, folder))
             engine = CTranslate2Engine(str(folder / "converted"), asked, run.runtime)
         except UserError as error:
-            raise renamed(error, FLAG) from error
+            raise rename_flag(error, FLAG) from error
         yield engine
     finally:  # not collective: one rank alone may have failed
         if run.runtime.is_main:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from mtloop.batching.division import plan_evaluation
 from mtloop.checkpoint.listing import model_folder
 from mtloop.config.environment import HardwareConfig
-from mtloop.errors import UserError, renamed
+from mtloop.errors import UserError, rename_flag
 from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded, open_engine
 from mtloop.generation.generate import Hypothesis, SearchOptions
 from mtloop.runtime.quiet import quiet_libraries
@@ -96,7 +96,7 @@ class Translator:
                 self._load(self.runtime)
         except UserError as error:
             self.close()
-            raise renamed(error, "--model") from error
+            raise rename_flag(error, "--model") from error
         except BaseException:
             self.close()
             raise

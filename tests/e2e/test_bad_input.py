@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         (["--num_beams", "many"], ["--num_beams", "many"]),
         (["--num_beam", "3"], ["--num_beam", "--num_beams"]),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], ["reduce_lr_on_plateau"]),
-        (["--expect_processes", "2"], ["--expect_processes 2"]),
+        (["--expect_processes", "2"], ["--expect_processes: ", "expected 2"]),
         (["--vocab_size", "8000"], ["--vocab_size"]),
         (
             ["--max_source_length", "64", "--resume_from_checkpoint", "epoch_7"],

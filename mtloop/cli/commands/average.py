@@ -31,7 +31,7 @@ from mtloop.cli.flags import (
     start_runtime,
 )
 from mtloop.config.settings import Config, is_from_scratch
-from mtloop.errors import UserError, renamed
+from mtloop.errors import UserError, rename_flag
 from mtloop.evaluation.metrics import LOSS, Metric, Score, metric_named, metrics_of
 from mtloop.evaluation.significance import score_text
 from mtloop.metrics_log import evaluations_of
@@ -248,7 +248,7 @@ def _interpolate(
         try:
             return load_pair(model_folder(name), runtime, **options)
         except UserError as error:
-            raise renamed(error, flag) from error
+            raise rename_flag(error, flag) from error
 
     line = Line(given.model, base, load)
     if weights:

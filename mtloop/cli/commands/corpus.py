@@ -20,7 +20,7 @@ from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
 from mtloop.config.fields import help_text
 from mtloop.config.inputs import DataConfig
 from mtloop.config.settings import Config
-from mtloop.errors import UserError, renamed
+from mtloop.errors import UserError, rename_flag
 from mtloop.run_folder import RunFolder, stored_config
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _load_tokenizer(subject: Subject, given: argparse.Namespace) -> PreTrainedTo
             trust_remote_code=given.trust_remote_code,
         )
     except UserError as error:
-        raise renamed(error, subject.flag) from error
+        raise rename_flag(error, subject.flag) from error
 
 
 def _grep(given: argparse.Namespace, pattern: re.Pattern[str], corpus: Corpus, translator: Any = None) -> None:
