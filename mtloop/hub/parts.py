@@ -112,6 +112,11 @@ def epoch_part(folder: RunFolder, checkpoint: Path) -> Part | None:
     )
 
 
+def epoch_parts(folder: RunFolder) -> list[Part]:
+    """Return the parts of all checkpoints that end an epoch, oldest first."""
+    return [part for _, path in list_checkpoints(folder) if (part := epoch_part(folder, path)) is not None]
+
+
 def loss_of(part: Part) -> str:
     """Return why a part can no longer be pushed, missing or changed; "" if it can."""
     if part.epoch is None:
@@ -187,10 +192,9 @@ def epochs_to_push(folder: RunFolder, target: Target) -> list[Part]:
     Epochs before the newest one in the journal are omitted: pushed now, they would replace it on the branch.
     """
     arrived = pushed(folder, target)
-    parts = [part for _, path in list_checkpoints(folder) if (part := epoch_part(folder, path)) is not None]
     newest = max((step for _, _, _, step in arrived), default=-1)
     keys = {key[:3] for key in arrived}
-    return [part for part in parts if part.key not in keys and part.step > newest]
+    return [part for part in epoch_parts(folder) if part.key not in keys and part.step > newest]
 
 
 def pushed(folder: RunFolder, target: Target) -> set[tuple[str, str, str, int]]:

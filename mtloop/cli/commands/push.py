@@ -10,11 +10,10 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mtloop.checkpoint.listing import list_checkpoints
 from mtloop.config.environment import HubConfig
 from mtloop.errors import UserError
 from mtloop.hub.card import write_card
-from mtloop.hub.parts import STATUS_NOT_PUSHED, Part, Target, epoch_part, final_part, note_pushed
+from mtloop.hub.parts import STATUS_NOT_PUSHED, Part, Target, epoch_parts, final_part, note_pushed
 from mtloop.hub.preflight import check_hub
 from mtloop.hub.publisher import Drain, Publisher
 from mtloop.run_folder import RunFolder
@@ -98,7 +97,7 @@ def _push_parts(folder: RunFolder, hub: HubConfig, asked: Part | None, *, base_m
 def _epoch_asked(folder: RunFolder, epoch: int | None) -> Part | None:
     if epoch is None:
         return None
-    parts = {part.epoch: part for part in _epochs(folder)}
+    parts = {part.epoch: part for part in epoch_parts(folder)}
     if epoch not in parts:
         there = ", ".join(str(number) for number in parts) or "none"
         raise UserError(f"--epoch: no checkpoint of {folder.path} ends it (got {epoch}). Give one of: {there}.")
@@ -106,11 +105,7 @@ def _epoch_asked(folder: RunFolder, epoch: int | None) -> Part | None:
 
 
 def _newest_epoch(folder: RunFolder) -> Part:
-    parts = _epochs(folder)
+    parts = epoch_parts(folder)
     if not parts:
         raise UserError(f"RUN: no epoch is complete yet (got {folder.path}). Train at least one epoch.")
     return parts[-1]
-
-
-def _epochs(folder: RunFolder) -> list[Part]:
-    return [part for _, path in list_checkpoints(folder) if (part := epoch_part(folder, path)) is not None]
