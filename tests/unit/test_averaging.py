@@ -399,7 +399,7 @@ def test_run_ends_with_the_average_of_its_last_epochs(new_run, pairs_path, capsy
     assert part.manifest not in [
         json.loads((path / "training" / "manifest.json").read_text())["sha256"] for _, path in list_checkpoints(folder)
     ]
-    # The command makes the same of the same, and refuses what is damaged.
+    # The command gives the same bytes again, and refuses a corrupt checkpoint.
     status, _, err = run_command(folder.path, "--checkpoints", "epoch_2", "epoch_3", "-o", tmp_path / "out")
     assert status == 0 and hashes(tmp_path / "out") == hashes(folder.final_dir), err
     weights = folder.checkpoints_dir / "step_12" / "model.safetensors"

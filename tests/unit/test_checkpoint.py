@@ -827,7 +827,7 @@ def test_prune_keeps_the_newest_and_the_best(listed, capsys, flags, kept):
 
 
 def test_prune_counts_valid_checkpoints_only(listed, capsys):
-    """The newest is damaged: the one before it is the one to keep."""
+    """The newest is corrupt: the one before it is kept."""
     damage(listed.checkpoints_dir / "step_16" / "training" / "optimizer.pt", "flip")
     assert checkpoint(["prune", str(listed.path)]) == 0
     assert [step for step, _ in list_checkpoints(listed)] == [8, 10]
