@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +163,6 @@ def link(name: Path, target: Path) -> None:
     with contextlib.suppress(OSError):  # a file system without links, which are a convenience only
         partial.symlink_to(target.name)
         os.replace(partial, name)
-
-
-def for_each_file(path: Path, work: Callable[[str, Path], None]) -> None:
-    """Call work(relative path, path) for every file under a folder, sorted by name."""
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        work(file.relative_to(path).as_posix(), file)
 
 
 def sync_tree(path: Path) -> None:

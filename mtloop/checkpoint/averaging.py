@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mtloop.atomic import for_each_file, new_folder, write_json
+from mtloop.atomic import new_folder, write_json
 from mtloop.checkpoint.listing import epoch_ends, find_corruption
-from mtloop.checkpoint.manifest import MANIFEST_NAME, CorruptCheckpoint, hash_file, read_manifest
+from mtloop.checkpoint.manifest import MANIFEST_NAME, CorruptCheckpoint, hash_files, read_manifest
 from mtloop.checkpoint.restore import AVERAGED_NAME, reason_in_line
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.errors import RunFailed, UserError
@@ -162,16 +162,15 @@ def publish_average(folder: RunFolder, *, num_epochs: int, end_step: int, say: C
         raise RunFailed(f"--average_last: no valid checkpoint in {folder.path} (got {num_epochs}). Train again.")
     what = f"{folder.final_dir} is the average of {', '.join(path.name for path in chosen)}"
     say(what + (f": the run has fewer than {num_epochs} epochs" if len(chosen) < num_epochs else ""))
-    files: dict[str, dict[str, Any]] = {}
     try:
         with new_folder(folder.final_dir) as partial:
             average_into(partial, chosen)
-            for_each_file(partial, lambda name, file: files.update({name: hash_file(file)}))
+            files = hash_files(partial)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise RunFailed(f"{folder.final_dir}: cannot be written ({why})") from error
-    manifests = [manifest_of(path) for path in chosen]
-    identity = "\n".join(manifest.get("sha256", path.name) for manifest, path in zip(manifests, chosen, strict=True))
+    manifests = [read_manifest(path) for path in chosen]
+    identity = "\n".join(manifest["sha256"] for manifest in manifests)
     folder.update_record(
         final={
             "step": end_step,
@@ -262,6 +261,6 @@ def _copy(source: Path, folder: RunFolder) -> None:
             shutil.copytree(source, partial, ignore=shutil.ignore_patterns("training"), dirs_exist_ok=True)
         with contextlib.suppress(CorruptCheckpoint):
             manifest = read_manifest(source)
-            folder.update_record(final={"step": manifest["step"], "manifest": manifest.get("sha256", "")})
+            folder.update_record(final={"step": manifest["step"], "manifest": manifest["sha256"]})
     except OSError as error:
         raise RunFailed(f"{final}: cannot be written ({reason_in_line(error)})") from error

@@ -59,6 +59,12 @@ def hash_file(path: Path) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the entries in the manifest of all files below a folder, by path."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): hash_file(file) for file in files}
+
+
 def write_manifest(checkpoint: Path, record: dict[str, Any]) -> None:
     """Write the manifest with the hash of its content, flushed to disk.
 

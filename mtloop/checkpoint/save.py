@@ -17,12 +17,12 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.atomic import discard, for_each_file, forget_cached, partial_name, publish, sync_tree
+from mtloop.atomic import discard, forget_cached, partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import epoch_ends, find_corruption, link_names, list_checkpoints, set_aside
 from mtloop.checkpoint.manifest import (
     CorruptCheckpoint,
     HashedFile,
-    hash_file,
+    hash_files,
     read_manifest,
     write_manifest,
 )
@@ -195,18 +195,16 @@ class Checkpointer:
         save_adapter(self.model, snapshot.weights, path / ADAPTER_NAME)
         self.tokenizer.save_pretrained(path)
         shutil.copyfile(self.folder.config_path, path / "config.yaml")
-        files: dict[str, Any] = {}
-        # transformers cannot write to a stream: its files are hashed from the page cache.
-        for_each_file(path, lambda name, file: files.update({name: hash_file(file)}))
+        files = hash_files(path)  # from the page cache: transformers cannot write to a stream that hashes
         files["training/optimizer.pt"] = _save(snapshot.optimizer_state, path / "training" / "optimizer.pt")
         if snapshot.scaler_state is not None:
             files["training/scaler.pt"] = _save(snapshot.scaler_state, path / "training" / "scaler.pt")
         progress = {name: snapshot.state[name] for name in ("step", "epoch", "cursor")}
-        record = {**self.identity, **progress, **self._surroundings(), "state": snapshot.state, "files": files}
+        record = {**self.identity, **progress, **self._conditions(), "state": snapshot.state, "files": files}
         write_manifest(path, record)
         sync_tree(path)
 
-    def _surroundings(self) -> dict[str, Any]:
+    def _conditions(self) -> dict[str, Any]:
         runtime = self.runtime
         return {
             "num_ranks": runtime.num_ranks,
@@ -242,7 +240,9 @@ class Checkpointer:
         Raises:
             RunFailed: if it differs, naming the target.
         """
-        for_each_file(path, lambda _, file: forget_cached(file))
+        for file in path.rglob("*"):
+            if file.is_file():
+                forget_cached(file)
         if reason := find_corruption(path):
             raise RunFailed(
                 f"{target}: the disk returns other data than was written ({reason}). Earlier checkpoints are kept. "
@@ -292,7 +292,7 @@ class Checkpointer:
         )
         self.runtime.raise_together(error)
         assert record is not None
-        for difference in differences_to(record, {**self.identity, **self._surroundings()}):
+        for difference in differences_to(record, {**self.identity, **self._conditions()}):
             self.runtime.say(f"resumed with {difference}: results are not bitwise equal to the uninterrupted run")
         return record
 

@@ -638,7 +638,9 @@ def test_changed_data_is_refused_or_let_through_and_the_epoch_begins_again(new_r
     flags = {"train_file": path, "max_train_steps": 8, "lr_scheduler_type": "constant", "num_warmup_steps": 0}
     with pytest.raises(UserError, match="--max_train_steps"):
         new_run(**flags)
-    with pytest.raises(UserError, match=r"other data \(the source of train has changed \(.*mine.json .*--allow_changed"):
+    with pytest.raises(
+        UserError, match=r"other data \(the source of train has changed \(.*mine.json .*--allow_changed"
+    ):
         new_run(**{**flags, "max_train_steps": 2})
     run = new_run(**flags, allow_changed=True)
     capsys.readouterr()
