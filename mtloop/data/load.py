@@ -152,8 +152,8 @@ def _assemble(data: DataConfig, raws: dict[str, LoadedSplit]) -> Corpus:
     counts: dict[str, Any] = {}
     finished: dict[str, Dataset] = {}
     for split in (name for name in _FLAGS if name in splits):
-        given = f"--{_FLAGS[split]}" if getattr(data, _FLAGS[split]) else "--dataset_name"
-        kept, counts[split] = _drop(given, split, splits[split])
+        given = _FLAGS[split] if getattr(data, _FLAGS[split]) else "dataset_name" if data.dataset_name else "train_file"
+        kept, counts[split] = _drop(f"--{given}", split, splits[split])
         flag = "max_train_samples" if split == "train" else "max_eval_samples"
         max_samples = getattr(data, flag)
         if max_samples is not None and max_samples < len(kept):

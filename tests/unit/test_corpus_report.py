@@ -54,7 +54,7 @@ def files(tmp_path):
 @pytest.fixture
 def run_command(fresh_accelerate, capsys, request, monkeypatch):
     """Return a function that runs the command (without its picture unless tested) and returns status and output."""
-    if "picture" not in request.node.name:
+    if "draw" not in request.node.name:
         monkeypatch.setattr("mtloop.corpus_report.show.draw", lambda *arguments: False)
 
     def run(*words):
