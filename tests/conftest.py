@@ -376,7 +376,7 @@ def tiny_configs(marian_tokenizer):
 
 
 @pytest.fixture(scope="session")
-def plain_pieces(tiny_model, short_set):
+def plain_tokens(tiny_model, short_set):
     """What plain generate() makes of each row of short_set alone, without padding, by tiny_model."""
     import torch
 

@@ -1,4 +1,4 @@
-"""Every family, from a published model's folder to a translation elsewhere: the real tokenizer, loop and export."""
+"""Test every family from a published model's folder to a translation, with the real tokenizer, loop and export."""
 
 import json
 
@@ -171,7 +171,7 @@ def test_both_directions_in_one_run(
 
 
 def assert_encoded_as_the_class_does(run, folder, pairs, prefix):
-    """The rows that are trained on are what the class itself makes of a pair, and no piece is unknown."""
+    """The rows that are trained on are what the class itself makes of a pair, and no token is unknown."""
     plain = load_tokenizer(str(folder), source_lang=LANGUAGES[0], target_lang=LANGUAGES[1])
     rows = run.loader.encoded
     for row, (source, target) in zip(rows, pairs, strict=True):

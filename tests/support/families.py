@@ -1,4 +1,4 @@
-"""A tiny random model of each family with a real tokenizer of its class, over the pieces of some texts."""
+"""Make a tiny random model of each family, with a real tokenizer of its class trained on given texts."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]  # the head of fairseq's vocabulari
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a family.
+    """Expected properties of a family.
 
     Attributes:
-        first_token: What a translation into French begins with after the decoder's start; None for a piece of text.
-        start_token: The decoder's start.
-        prefix: What stands before a source.
+        first_token: First token of a translation into French after the decoder start; None for a token of text.
+        start_token: The decoder start.
+        prefix: The prefix of every source.
     """
 
     first_token: str | None = None
@@ -70,10 +70,10 @@ FAMILIES = {
 
 
 def make_family(name: str, folder: Path, texts: Sequence[str]) -> Path:
-    """Write a model of random weights and its tokenizer, as one is published; return the folder."""
+    """Write a model with random weights and its tokenizer in the layout of a published model; return the folder."""
     torch.manual_seed(0)
     model_dir = folder / name
-    tokenizer = _tokenizer(name, folder / f"{name}-pieces", texts)
+    tokenizer = _tokenizer(name, folder / f"{name}-vocabulary", texts)
     tokenizer.save_pretrained(model_dir)
     num_rows = max(len(tokenizer), *getattr(tokenizer, "lang_code_to_id", {"": 0}).values()) + 8
     config = _config(name, num_rows, tokenizer)
@@ -89,13 +89,13 @@ def _tokenizer(name: str, folder: Path, texts: Sequence[str]) -> Any:
     if name.startswith("marian"):
         return marian
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "source.spm"))
-    pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(2, model.get_piece_size())]
-    fairseq = [(special, 0.0) for special in SPECIALS] + pieces
+    scored = [(model.id_to_piece(i), model.get_score(i)) for i in range(2, model.get_piece_size())]
+    fairseq = [(special, 0.0) for special in SPECIALS] + scored
     if name in ("t5", "mt5", "umt5"):
-        return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces], extra_ids=10)
+        return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scored], extra_ids=10)
     if name == "pegasus":
         head = [("<pad>", 0.0), ("</s>", 0.0), ("<mask_1>", 0.0), ("<mask_2>", 0.0), ("<unk>", 0.0)]
-        return PegasusTokenizer(vocab=head + pieces, offset=5)
+        return PegasusTokenizer(vocab=head + scored, offset=5)
     if name == "mbart":
         return MBartTokenizer(vocab=fairseq)
     if name == "mbart50":
@@ -105,7 +105,7 @@ def _tokenizer(name: str, folder: Path, texts: Sequence[str]) -> Any:
     if name == "nllb":
         return _nllb(texts)
     assert name == "m2m_100"
-    (folder / "m2m.json").write_text(json.dumps({piece: i for i, (piece, _) in enumerate(fairseq)}))
+    (folder / "m2m.json").write_text(json.dumps({token: i for i, (token, _) in enumerate(fairseq)}))
     return M2M100Tokenizer(str(folder / "m2m.json"), str(folder / "source.spm"))
 
 
@@ -135,7 +135,7 @@ def _config(name: str, num_rows: int, tokenizer: Any) -> PretrainedConfig:
     size |= {"dropout": 0.0, "scale_embedding": True}
     t5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0}
     if name.startswith("marian"):
-        # The published ones have exactly a row for each piece.
+        # Published models have exactly one row for each token.
         return MarianConfig(**{**ids, "vocab_size": len(tokenizer)}, **size, decoder_start_token_id=pad)
     if name in ("t5", "mt5", "umt5"):
         kind = {"t5": T5Config, "mt5": MT5Config, "umt5": UMT5Config}[name]

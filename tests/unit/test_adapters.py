@@ -1,4 +1,4 @@
-"""adapters: what is frozen stays bit by bit; an adapter trains alone, merges into the plain model, and resumes."""
+"""Test adapters: frozen parts stay bitwise equal; an adapter trains, merges into the plain model, and resumes."""
 
 import copy
 import json
@@ -163,7 +163,7 @@ def test_base_fingerprint_ignores_the_adapter(tiny_configs):
 
 @pytest.mark.parametrize("target", ["lm_head", "shared", "proj", "layer_norm"])
 def test_attach_lora_refuses_layers_that_cannot_be_merged(tiny_configs, target):
-    """lm_head is tied to the table of pieces: merged into it, an adapter would change the embeddings as well."""
+    """lm_head is tied to the table of tokens: merged into it, an adapter would change the embeddings as well."""
     with pytest.raises(
         UserError, match=f"^--lora_target_modules: .*got {target}.. Give one or more of fc1, fc2, k_proj"
     ):

@@ -1,4 +1,4 @@
-"""trainer.eval_engine: evaluations by CTranslate2 leave the training alone and find what generate() finds."""
+"""Test --eval_engine: evaluations with CTranslate2 do not change the training and equal those of generate()."""
 
 import sys
 

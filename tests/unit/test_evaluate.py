@@ -79,12 +79,12 @@ def test_no_batch_of_the_loss_passes_the_cap_on_either_side(tiny_model, encoded_
 
 
 def test_the_report_holds_the_scores_of_plain_translations_against_raw_references(
-    tiny_model, plain_pieces, short_set, runtime, marian_tokenizer
+    tiny_model, plain_tokens, short_set, runtime, marian_tokenizer
 ):
     # A double space and a character that no piece has do not survive the tokenizer; the raw text keeps them.
     data = with_raw_targets(short_set, lambda text: text.replace(" ", "  ", 1) + " \u65e5\u672c")
     report = evaluate_model(tiny_model, marian_tokenizer, data, runtime, max_tokens=100)
-    hypotheses = [marian_tokenizer.decode(row, skip_special_tokens=True) for row in plain_pieces]
+    hypotheses = [marian_tokenizer.decode(row, skip_special_tokens=True) for row in plain_tokens]
     assert report.hypotheses == hypotheses
     assert report.scores == score(hypotheses, data.rows["target"][:], "fr")
     round_trip = [

@@ -1,4 +1,4 @@
-"""export: CTranslate2 computes what transformers does, for every family, and an export stands in for its model."""
+"""Test export: CTranslate2 computes what transformers does for every family, and an export replaces its model."""
 
 import copy
 import json
@@ -47,7 +47,7 @@ def configs(tiny_configs):
     ids = {name: getattr(tiny_configs["t5"], name) for name in ("vocab_size", "pad_token_id", "eos_token_id")}
     size |= {**ids, "decoder_start_token_id": ids["pad_token_id"], "num_layers": 2}
     found = {
-        **tiny_configs,
+        **copy.deepcopy(tiny_configs),
         "t5": T5Config(**size),
         # As the checkpoints of v1.1 say it: transformers then does not scale the outputs.
         "t5 v1.1": T5Config(**size, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
@@ -110,9 +110,9 @@ def test_convert_keeps_the_log_probabilities_of_each_family(
         return
     convert(engine.network, engine.tokenizer, "m", tmp_path / "export", quantization=None)
     rows = encoded_sample.rows.select(range(8))
-    pieces = marian_tokenizer.convert_ids_to_tokens(range(len(marian_tokenizer)))
-    sources = [[pieces[number] for number in ids] for ids in rows["input_ids"]]
-    targets = [[pieces[number] for number in ids[:-1]] for ids in rows["labels"]]  # it adds the end itself
+    tokens = marian_tokenizer.convert_ids_to_tokens(range(len(marian_tokenizer)))
+    sources = [[tokens[number] for number in ids] for ids in rows["input_ids"]]
+    targets = [[tokens[number] for number in ids[:-1]] for ids in rows["labels"]]  # it adds the end itself
     found = ctranslate2.Translator(str(tmp_path / "export"), intra_threads=1).score_batch(sources, targets)
     for row, scored in zip(rows, found, strict=True):
         labels = torch.tensor([row["labels"]])
@@ -151,7 +151,7 @@ def test_convert_keeps_rows_without_a_token(tiny_model, model_path, marian_token
 def test_export_translates_as_the_model(
     model_path, export, runtime, sentences, tiny_model, marian_tokenizer, num_beams
 ):
-    # Tied to the outputs, the padding piece's embedding has moved in training: the decoder does not start from zeros.
+    # Tied to the outputs, the padding token's embedding has moved in training: the decoder does not start from zeros.
     assert tiny_model.get_input_embeddings().weight[marian_tokenizer.pad_token_id].abs().max() > 0.01
     ours, theirs = both(model_path, export, runtime, num_beams=num_beams, max_target_length=24)
     texts = [*sentences, "", sentences[0]]
@@ -161,7 +161,7 @@ def test_export_translates_as_the_model(
     assert len({one.text for (one,) in found}) > 5 and found[-2][0].text == ""
     assert [one.is_cut for (one,) in found] == [one.is_cut for (one,) in expected]
     for (one,), (other,) in zip(found, expected, strict=True):
-        assert one.score == pytest.approx(other.score, abs=2e-2)  # the padding piece is struck out before, or after
+        assert one.score == pytest.approx(other.score, abs=2e-2)  # the padding token is struck out before, or after
 
 
 def test_export_sorts_n_best_by_score(model_path, export, runtime, sentences):
@@ -222,21 +222,21 @@ def test_export_in_int8_translates(model_path, runtime, tmp_path, short_set):
 
 
 @pytest.fixture
-def pieces(marian_tokenizer):
+def scored_tokens(marian_tokenizer):
     model = sentencepiece.SentencePieceProcessor(model_file=f"{marian_tokenizer.name_or_path}/source.spm")
     return [(model.id_to_piece(i), model.get_score(i)) for i in range(2, model.get_piece_size())]
 
 
 @pytest.fixture
-def mbart_path(configs, pieces, tmp_path):
-    tokenizer = MBartTokenizer(vocab=[("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces])
+def mbart_path(configs, scored_tokens, tmp_path):
+    tokenizer = MBartTokenizer(vocab=[("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scored_tokens])
     return _multilingual(configs["mbart"], tokenizer, tmp_path)
 
 
 @pytest.fixture
-def m2m_path(configs, pieces, marian_tokenizer, tmp_path):
-    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *(piece for piece, _ in pieces)]
-    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocabulary)}))
+def m2m_path(configs, scored_tokens, marian_tokenizer, tmp_path):
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *(token for token, _ in scored_tokens)]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
     spm = f"{marian_tokenizer.name_or_path}/source.spm"
     return _multilingual(configs["m2m_100"], M2M100Tokenizer(str(tmp_path / "vocab.json"), spm), tmp_path)
 

@@ -1,4 +1,4 @@
-"""families: each row of the table agrees with transformers' own classes of that model type."""
+"""Test families: each row of the table agrees with the classes of transformers."""
 
 import pytest
 import torch

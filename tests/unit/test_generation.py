@@ -1,4 +1,4 @@
-"""Every row is translated once, found by its index, exactly as generate() alone would, whatever the batches."""
+"""Test generate: every row is translated once, as generate() would alone, whatever the batches."""
 
 import copy
 
@@ -30,12 +30,12 @@ def lengths(short_set):
     return short_set.source_lengths
 
 
-def stripped(pieces, pad_id):
-    """A hypothesis without the padding behind it; the decoder's start is the padding piece too, and stays."""
-    end = len(pieces)
-    while end > 1 and pieces[end - 1] == pad_id:
+def stripped(tokens, pad_id):
+    """Return a hypothesis without the padding after it; the decoder start, a padding token too, is kept."""
+    end = len(tokens)
+    while end > 1 and tokens[end - 1] == pad_id:
         end -= 1
-    return list(pieces[:end])
+    return list(tokens[:end])
 
 
 def generate(model, rows, lengths, runtime, pad_id, max_tokens):
@@ -45,15 +45,15 @@ def generate(model, rows, lengths, runtime, pad_id, max_tokens):
 
 @pytest.mark.parametrize("max_tokens", [60, 10_000, pytest.param(1, marks=pytest.mark.slow)])
 def test_generate_rows_equals_plain_generate_row_by_row(
-    tiny_model, plain_pieces, rows, lengths, runtime, marian_tokenizer, max_tokens
+    tiny_model, plain_tokens, rows, lengths, runtime, marian_tokenizer, max_tokens
 ):
     pad_id = marian_tokenizer.pad_token_id
-    expected = [stripped(pieces, pad_id) for pieces in plain_pieces]
+    expected = [stripped(tokens, pad_id) for tokens in plain_tokens]
     # Rows that look alike would hide a mix-up.
-    assert len({tuple(pieces) for pieces in expected}) > NUM_ROWS // 2
+    assert len({tuple(tokens) for tokens in expected}) > NUM_ROWS // 2
     found = generate(tiny_model, rows, lengths, runtime, pad_id, max_tokens)
-    assert [stripped(pieces.tolist(), pad_id) for pieces in found] == expected
-    assert all((pieces >= 0).all() for pieces in found)  # NOTHING, the filler of the table, is gone
+    assert [stripped(tokens.tolist(), pad_id) for tokens in found] == expected
+    assert all((tokens >= 0).all() for tokens in found)  # NOTHING, the filler of the table, is gone
 
 
 def test_generate_rows_halves_a_batch_that_exceeds_memory(
@@ -88,12 +88,12 @@ def test_generate_rows_with_beams_equals_plain_generate(tiny_model, rows, length
         greedy = [tiny_model.generate(input_ids=torch.tensor([ids]))[0].tolist() for ids in few["input_ids"]]
     assert expected != greedy
     found = generate(model, few, short, runtime, pad_id, 60)
-    assert [stripped(pieces.tolist(), pad_id) for pieces in found] == [stripped(p, pad_id) for p in expected]
+    assert [stripped(tokens.tolist(), pad_id) for tokens in found] == [stripped(p, pad_id) for p in expected]
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_max_length_ratio_ends_each_translation_by_its_source(
-    tiny_model, plain_pieces, rows, lengths, runtime, marian_tokenizer, monkeypatch, num_beams
+    tiny_model, plain_tokens, rows, lengths, runtime, marian_tokenizer, monkeypatch, num_beams
 ):
     monkeypatch.setattr(generate_module, "SPARE_TOKENS", 1)
     model = copy.deepcopy(tiny_model)
@@ -102,15 +102,15 @@ def test_max_length_ratio_ends_each_translation_by_its_source(
     batches = plan_evaluation(lengths, max_tokens=10_000)  # rows of all lengths in one batch
     found = generate_hypotheses(model, rows, batches, runtime, pad_id=pad_id, max_length_ratio=0.5)
     bounds = np.ceil(lengths * 0.5).astype(int) + 1
-    whole = [stripped(pieces, pad_id) for pieces in plain_pieces]
-    assert sum(len(pieces) > bound for pieces, bound in zip(whole, bounds, strict=True)) > 5
-    cut = [stripped(pieces.tolist(), pad_id) for pieces in found]
-    assert all(len(pieces) <= bound for pieces, bound in zip(cut, bounds, strict=True))
+    whole = [stripped(tokens, pad_id) for tokens in plain_tokens]
+    assert sum(len(tokens) > bound for tokens, bound in zip(whole, bounds, strict=True)) > 5
+    cut = [stripped(tokens.tolist(), pad_id) for tokens in found]
+    assert all(len(tokens) <= bound for tokens, bound in zip(cut, bounds, strict=True))
     if num_beams == 1:  # greedily, what comes before the end does not know of it
-        assert cut == [pieces[:bound] for pieces, bound in zip(whole, bounds, strict=True)]
+        assert cut == [tokens[:bound] for tokens, bound in zip(whole, bounds, strict=True)]
     free = generate_hypotheses(model, rows, batches, runtime, pad_id=pad_id, max_length_ratio=100.0)
     if num_beams == 1:
-        assert [stripped(pieces.tolist(), pad_id) for pieces in free] == whole
+        assert [stripped(tokens.tolist(), pad_id) for tokens in free] == whole
 
 
 def test_generate_rows_uses_the_generation_config(tiny_model, rows, lengths, runtime, marian_tokenizer):
@@ -119,9 +119,9 @@ def test_generate_rows_uses_the_generation_config(tiny_model, rows, lengths, run
     model.generation_config.forced_bos_token_id = 7
     before = model.generation_config.to_dict()
     found = generate(model, rows, lengths, runtime, marian_tokenizer.pad_token_id, 100)
-    # max_length counts the decoder's start; the forced piece comes right behind it.
-    assert max(len(pieces) for pieces in found) == 5
-    assert {int(pieces[1]) for pieces in found} == {7}
+    # max_length counts the decoder's start; the forced token follows it.
+    assert max(len(tokens) for tokens in found) == 5
+    assert {int(tokens[1]) for tokens in found} == {7}
     assert model.generation_config.to_dict() == before
 
 
@@ -135,7 +135,7 @@ def test_by_row_index_requires_each_row_once(tiny_model, rows, lengths, runtime,
 
 
 def test_by_row_index_drops_padding():
-    # Two ranks: one had rows 2 and 0, three pieces wide; the other row 1 alone, padded to the same shape.
+    # Two ranks: one had rows 2 and 0, three tokens wide; the other row 1 alone, padded to the same shape.
     first = torch.tensor([[2, 5, 6, 7], [0, 8, 9, 1]])
     second = torch.tensor([[1, 3], [NOTHING, NOTHING]])
     table = _stack([first, second])
@@ -167,11 +167,11 @@ def search(model, rows, lengths, *, max_tokens, **options):
     for batch in plan_static_evaluation(lengths, None, max_tokens=max_tokens):
         encoded = collate(rows, batch.sentence_ids, pad_id=rules.pad, shape=batch.shape)
         with torch.no_grad():
-            pieces = greedy_search(
+            tokens = greedy_search(
                 model, encoded["input_ids"], encoded["attention_mask"], rules, end_program=lambda: None
             )
-        assert pieces.shape == (batch.shape.rows, rules.max_length)
-        found |= dict(zip(batch.sentence_ids[: batch.num_real].tolist(), pieces.tolist(), strict=False))
+        assert tokens.shape == (batch.shape.rows, rules.max_length)
+        found |= dict(zip(batch.sentence_ids[: batch.num_real].tolist(), tokens.tolist(), strict=False))
     return [stripped(found[row], rules.pad) for row in range(len(rows))]
 
 
@@ -195,7 +195,7 @@ def test_greedy_search_equals_generate(tiny_model, rows, lengths, marian_tokeniz
         ]
     pad_id = marian_tokenizer.pad_token_id
     found = search(tiny_model, rows, lengths, max_tokens=max_tokens, **options)
-    assert found == [stripped(pieces, pad_id) for pieces in expected]
+    assert found == [stripped(tokens, pad_id) for tokens in expected]
 
 
 MORE_FAMILIES = [
@@ -213,7 +213,7 @@ def test_greedy_search_equals_generate_for_each_family(tiny_configs, rows, lengt
     with torch.no_grad():
         expected = [model.generate(input_ids=torch.tensor([ids]))[0].tolist() for ids in few["input_ids"]]
     found = search(model, few, lengths[:8], max_tokens=200)
-    assert found == [stripped(pieces, generation.pad_token_id) for pieces in expected]
+    assert found == [stripped(tokens, generation.pad_token_id) for tokens in expected]
 
 
 def test_rules_of_is_none_for_other_searches(tiny_model):
@@ -224,11 +224,11 @@ def test_rules_of_is_none_for_other_searches(tiny_model):
 
 
 def test_generate_rows_drops_copies_of_a_static_batch(
-    tiny_model, rows, lengths, runtime, marian_tokenizer, plain_pieces
+    tiny_model, rows, lengths, runtime, marian_tokenizer, plain_tokens
 ):
     """Copies that fill a shape are translated too, and left out."""
     batches = plan_static_evaluation(lengths, None, max_tokens=200)
     assert sum(len(batch.sentence_ids) for batch in batches) > NUM_ROWS
     pad_id = marian_tokenizer.pad_token_id
     found = generate_hypotheses(tiny_model, rows, batches, runtime, pad_id=pad_id)
-    assert [stripped(p.tolist(), pad_id) for p in found] == [stripped(p, pad_id) for p in plain_pieces]
+    assert [stripped(p.tolist(), pad_id) for p in found] == [stripped(p, pad_id) for p in plain_tokens]

@@ -1,4 +1,4 @@
-"""languages: any spelling of a code finds the code that a model or a file has, and no other."""
+"""Test languages: codes in any style match the codes of a model or a file."""
 
 import pytest
 

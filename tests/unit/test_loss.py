@@ -1,4 +1,4 @@
-"""The loss is a sum: parts add up, padding counts nothing, smoothing is the textbook's."""
+"""Test loss: sums are additive, padding does not count, label smoothing follows the formula."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""model: real tiny models of six families, loaded, built, checked against their tokenizer and made to generate."""
+"""Test model: tiny models of six families are loaded, built, checked against their tokenizer, and generate."""
 
 import copy
 import json
@@ -63,7 +63,7 @@ def edit_json(path, **values):
 
 
 def random_batch(tokenizer):
-    """Three rows of pieces that end with eos, of target lengths 9, 5 and 2."""
+    """Three rows of tokens that end with eos, of target lengths 9, 5 and 2."""
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(2, 390, (3, 7), generator=generator)
     labels = torch.randint(2, 390, (3, 9), generator=generator)
@@ -357,7 +357,7 @@ def test_load_model_adds_rows_for_added_tokens(model_dirs, marian_tokenizer, fam
     assert torch.equal(model.get_input_embeddings().weight[:400], before)
     model.save_pretrained(tmp_path)
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
-    # 400 pieces and 3.
+    # 400 tokens and 3.
     assert again.get_input_embeddings().weight.shape == again.get_output_embeddings().weight.shape == (403, 16)
     logits = again(input_ids=torch.tensor([[402, 5, 0]]), decoder_input_ids=torch.tensor([[401]])).logits
     assert logits.shape == (1, 1, 403)
@@ -399,16 +399,16 @@ def test_build_model_has_positions_for_the_longest_sentence(marian_tokenizer):
 
 
 def test_build_model_never_generates_pad(marian_tokenizer):
-    """The bias of pad is made so large that every other piece is out of reach."""
+    """The bias of pad is made so large that every other token is out of reach."""
     torch.manual_seed(0)
     model = build_tiny(marian_tokenizer).eval()
     configure_generation(model, marian_tokenizer, num_beams=2, max_length=12, forced_bos_token_id=None)
     pad = marian_tokenizer.pad_token_id
     model.final_logits_bias[0, pad] = 1e4
     inputs = {"input_ids": torch.tensor([[5, 6, 7, 0]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
-    pieces = model.generate(**inputs)[0].tolist()
-    assert pieces[0] == pad  # the decoder's start
-    translation = pieces[1 : pieces.index(0) + 1]
+    tokens = model.generate(**inputs)[0].tolist()
+    assert tokens[0] == pad  # the decoder's start
+    translation = tokens[1 : tokens.index(0) + 1]
     assert translation and pad not in translation
     model.generation_config.bad_words_ids = None
     assert pad in model.generate(**inputs)[0, 1:].tolist()  # so the bias was enough
@@ -416,7 +416,7 @@ def test_build_model_never_generates_pad(marian_tokenizer):
 
 @every_family
 def test_build_model_from_config_uses_the_vocabulary_of_the_tokenizer(tiny_configs, marian_tokenizer, tmp_path, family):
-    """The config comes with a vocabulary and special ids of its own, some beyond the tokenizer's 400 pieces."""
+    """The config comes with a vocabulary and special ids of its own, some beyond the tokenizer's 400 tokens."""
     foreign = {"vocab_size": 58_104, "eos_token_id": 2, "pad_token_id": 1, "decoder_start_token_id": 58_100}
     if "forced_eos_token_id" in tiny_configs[family].to_dict():
         foreign["forced_eos_token_id"] = 2
@@ -434,8 +434,8 @@ def test_build_model_from_config_uses_the_vocabulary_of_the_tokenizer(tiny_confi
     configure_generation(model, marian_tokenizer, num_beams=2, max_length=9, forced_bos_token_id=None)
     model.save_pretrained(tmp_path / "export")
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "export")
-    pieces = again.generate(input_ids=torch.tensor([[5, 6, eos]]))
-    assert pieces.shape[1] <= 9 and pieces.min() >= 0 and pieces.max() < 400
+    tokens = again.generate(input_ids=torch.tensor([[5, 6, eos]]))
+    assert tokens.shape[1] <= 9 and tokens.min() >= 0 and tokens.max() < 400
 
 
 def test_build_model_refuses_an_invalid_config(tiny_configs, marian_tokenizer, tmp_path):
@@ -469,9 +469,9 @@ def test_configure_generation_is_saved_with_the_model(model_dirs, marian_tokeniz
 def test_first_tokens_equal_those_of_training(model_dirs, marian_tokenizer, family):
     model = load(model_dirs, family, marian_tokenizer).eval()
     configure_generation(model, marian_tokenizer, num_beams=1, max_length=5, forced_bos_token_id=None)
-    pieces = model.generate(input_ids=torch.tensor([[5, 6, 0]]))
+    tokens = model.generate(input_ids=torch.tensor([[5, 6, 0]]))
     labels = torch.tensor([marian_tokenizer(text_target="a file")["input_ids"]])
-    assert pieces[0, 0] == shift_right(model, labels)[0, 0]
+    assert tokens[0, 0] == shift_right(model, labels)[0, 0]
 
 
 def legacy_dir(model_dirs, tokenizer, folder):
@@ -508,9 +508,9 @@ def test_configure_generation_disables_sampling(model_dirs, marian_tokenizer, tm
     configure_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
     model.save_pretrained(tmp_path / "export")
     inputs = torch.tensor([[5, 6, 0], [7, 8, 0]])
-    pieces = model.generate(input_ids=inputs)
-    assert len(pieces) == 2  # one a row
-    assert torch.equal(pieces, model.generate(input_ids=inputs))
+    tokens = model.generate(input_ids=inputs)
+    assert len(tokens) == 2  # one a row
+    assert torch.equal(tokens, model.generate(input_ids=inputs))
 
 
 def test_configure_generation_refuses_an_invalid_config(model_dirs, marian_tokenizer, tmp_path):
@@ -524,16 +524,16 @@ def test_configure_generation_refuses_an_invalid_config(model_dirs, marian_token
 
 @pytest.fixture(scope="module")
 def multilingual_dirs(marian_tokenizer, tmp_path_factory):
-    """mBART's, mBART-50's and M2M100's tokenizers over the pieces of marian_tokenizer."""
+    """mBART's, mBART-50's and M2M100's tokenizers over the tokens of marian_tokenizer."""
     folder = tmp_path_factory.mktemp("multilingual")
     spm_path = f"{marian_tokenizer.name_or_path}/source.spm"
     model = sentencepiece.SentencePieceProcessor(model_file=spm_path)
-    pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(2, model.get_piece_size())]
+    tokens = [(model.id_to_piece(i), model.get_score(i)) for i in range(2, model.get_piece_size())]
     names = ["<s>", "<pad>", "</s>", "<unk>"]
     specials = [(name, 0.0) for name in names]
-    MBartTokenizer(vocab=specials + pieces).save_pretrained(folder / "mbart")
-    MBart50Tokenizer(vocab=specials + pieces).save_pretrained(folder / "mbart50")
-    vocabulary = {piece: i for i, piece in enumerate(names + [piece for piece, _ in pieces])}
+    MBartTokenizer(vocab=specials + tokens).save_pretrained(folder / "mbart")
+    MBart50Tokenizer(vocab=specials + tokens).save_pretrained(folder / "mbart50")
+    vocabulary = {token: i for i, token in enumerate(names + [token for token, _ in tokens])}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     M2M100Tokenizer(str(folder / "vocab.json"), spm_path).save_pretrained(folder / "m2m_100")
     return folder
@@ -557,14 +557,14 @@ def test_first_tokens_contain_the_target_language(
     language = target_language_token(tokenizer)
     configure_generation(model, tokenizer, num_beams=1, max_length=6, forced_bos_token_id=language)
     labels = torch.tensor([tokenizer(text_target="Open the file")["input_ids"]])
-    pieces = model.generate(input_ids=torch.tensor([[5, 6, 7, 2]]))[0].tolist()
+    tokens = model.generate(input_ids=torch.tensor([[5, 6, 7, 2]]))[0].tolist()
     if starts_with_the_language:
         # mBART's labels are "X eos language", its decoder reads "language X eos".
-        assert pieces[0] == language == shift_right(model, labels)[0, 0]
+        assert tokens[0] == language == shift_right(model, labels)[0, 0]
         assert model.generation_config.forced_bos_token_id is None
     else:
         # "language X eos" is predicted after eos.
-        assert pieces[:2] == [2, language] == shift_right(model, labels)[0, :2].tolist()
+        assert tokens[:2] == [2, language] == shift_right(model, labels)[0, :2].tolist()
 
 
 # Positions

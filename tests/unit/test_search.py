@@ -1,4 +1,4 @@
-"""search() finds what generate() alone finds, with its scores, and lets go of rows that are finished."""
+"""Test search: its translations and scores equal those of generate(), and finished rows are removed."""
 
 import pytest
 import torch
@@ -34,8 +34,8 @@ def sizes(tiny_model, monkeypatch):
 
 
 def stripped(sequences, pad_id):
-    """The pieces behind the decoder's start, without what fills a row behind its end."""
-    return [[piece for piece in row[1:] if piece != pad_id] for row in sequences.tolist()]
+    """Return the tokens after the decoder start, without padding."""
+    return [[token for token in row[1:] if token != pad_id] for row in sequences.tolist()]
 
 
 def by_length(model, batch, options):
@@ -74,7 +74,7 @@ def test_search_equals_generate(tiny_model, batch, options):
     pad_id = tiny_model.generation_config.pad_token_id
     with torch.no_grad():
         expected = stripped(tiny_model.generate(**batch, **options), pad_id)
-    assert len({len(pieces) for pieces in expected}) > 2 or "max_length" in options
+    assert len({len(tokens) for tokens in expected}) > 2 or "max_length" in options
     assert stripped(sequences_of(tiny_model, batch, options), pad_id) == expected
 
 
@@ -88,10 +88,10 @@ def test_search_equals_generate_for_each_family(tiny_configs, batch, family, num
     model = AutoModelForSeq2SeqLM.from_config(tiny_configs[family]).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            weight.mul_(10)  # fresh weights say nearly the same of every piece
+            weight.mul_(10)  # fresh weights say nearly the same of every token
     model.generation_config.max_length = 16
     found, expected = by_length(model, batch, {"num_beams": num_beams})
-    assert len({len(pieces) for pieces in expected}) > 2 and len({tuple(pieces) for pieces in expected}) > 4
+    assert len({len(tokens) for tokens in expected}) > 2 and len({tuple(tokens) for tokens in expected}) > 4
     assert found == expected
 
 
@@ -126,5 +126,5 @@ def test_search_keeps_rows_for_a_stateful_rule(tiny_model, batch, sizes):
 def test_search_removes_rows_from_a_rule_with_keep_rows(tiny_model, batch, sizes, options):
     found, expected = by_length(tiny_model, batch, options)
     assert found == expected
-    assert len({len(pieces) for pieces in found}) > 2
+    assert len({len(tokens) for tokens in found}) > 2
     assert min(sizes) < max(sizes)

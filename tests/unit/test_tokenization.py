@@ -1,4 +1,4 @@
-"""tokenization: training, loading, language codes, fingerprints and encoding, each with real tokenizers."""
+"""Test tokenization: training, loading, language codes, fingerprints and encoding with real tokenizers."""
 
 import gzip
 import hashlib
