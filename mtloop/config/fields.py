@@ -55,8 +55,8 @@ def setting(
         may_be_blank: If True, blank text is valid.
         is_split: If True, the items of a list are split at commas, and repeated ones are removed.
     """
-    metadata = {name: value for name, value in locals().items() if name != "default"}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = dict(locals())  # the arguments
+    return dataclasses.field(default=metadata.pop("default"), metadata=metadata)
 
 
 class Group:

@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from mtloop.config.environment import OutputConfig
+from mtloop.config.fields import valid_values
 from mtloop.config.inputs import DataConfig, ModelConfig
 from mtloop.config.parse import build_parser, config_from, foreign_flags, parse_config
 from mtloop.config.settings import (
     DEFAULTS,
+    FIELDS,
     Config,
     changed,
     differences,
@@ -236,6 +238,25 @@ def test_parse_config_accepts_inclusive_bounds():
     ]
     config = silent(edge)
     assert (config.model.dropout, config.model.vocab_size) == (0.0, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("num_beams", "a whole number of at least 1"),
+        ("max_source_length", "a whole number from 1 to 65536"),
+        ("max_grad_norm", "a number from 0 to inf"),
+        ("validation_split", "a number above 0 and below 1"),
+        ("dropout", "a number of at least 0 and below 1"),
+        ("vocab_size", "a multiple of 8 from 8 to 1000000"),
+        ("max_tokens_per_micro_batch", "a whole number of at least 1, or auto"),
+        ("push_to_hub", "true or false"),
+        ("pad_to", "one of fixed, buckets, longest"),
+        ("train_file", "one or more values"),
+    ],
+)
+def test_valid_values_describes_the_bounds(name, text):
+    assert valid_values(FIELDS[name]) == text
 
 
 def test_group_checks_its_values():
