@@ -80,8 +80,8 @@ def collate(
 
     Returns:
         input_ids and attention_mask int64 [B, S]; labels int64 [B, T], IGNORE_INDEX in the padding; target_positions
-        int64 [N]: where in the flattened labels the N real ones are, found here because a device would have to wait
-        for its own answer.
+        int64 [N]: indices of the N real ones in the flattened labels; to find them on the device would be a host
+        sync.
     """
     table = encoded.with_format("arrow")[row_ids]
     source, target = (shape.source, shape.target) if shape is not None else (None, None)

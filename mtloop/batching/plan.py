@@ -20,7 +20,7 @@ PLAN_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much one update holds, over all ranks: about `tokens` target tokens, or exactly `sentences` sentences.
+    """Size of an update over all ranks: about `tokens` target tokens, or exactly `sentences` sentences.
 
     Raises:
         ValueError: unless exactly one of the two is given and positive.

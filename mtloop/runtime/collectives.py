@@ -92,10 +92,6 @@ class Collectives:
         broadcast_object_list(box, from_process=0)
         return box[0]
 
-    def wait(self) -> None:
-        """Barrier. Collective."""
-        self.accelerator.wait_for_everyone()
-
     def raise_together(self, error: BaseException | None) -> None:
         """Raise on every rank if any rank has an error: a rank that fails alone would leave the others waiting.
 

@@ -87,7 +87,7 @@ def _own_address(peer: str) -> str | None:
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)  # of a datagram socket: looks up the route and sends nothing
             return str(probe.getsockname()[0]).partition("%")[0]
-    except OSError:  # an unknown name or no route: the launcher says so itself
+    except OSError:  # an unknown name or no route: the launcher reports it
         return None
 
 

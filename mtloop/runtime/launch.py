@@ -86,7 +86,7 @@ def set_threads(cpu_threads: int | None) -> int:
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     num_threads = cpu_threads or max(1, num_cores // num_local_ranks)
-    # MKL's vector mathematics makes itself ready in its first call, unlocked: where two threads come to it at once, one
+    # MKL's vector mathematics initializes in its first call, without a lock: where two threads come to it at once, one
     # may compute less exactly (in 7 of 4,272 first calls of exp on busy cores half of the rows were 1.5e-4 off; after a
     # call in one thread in 0 of 10,496), and the loss of the first update is then not that of the next run.
     torch.exp(torch.zeros(1))
@@ -181,7 +181,7 @@ LAUNCHED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 @dataclass(frozen=True, kw_only=True)
 class Sharding:
-    """How a model is sharded.
+    """Sharding of a model.
 
     Attributes:
         name: Printed name.

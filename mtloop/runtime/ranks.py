@@ -141,7 +141,7 @@ class Runtime(Collectives):
         hardware: HardwareConfig, precision: str | None, is_cpu: bool, project_dir: str | None, report_to: str | None
     ) -> Accelerator:
         return Accelerator(
-            # With cpu=True a multi-GPU launch file gives real gloo ranks; without, each would believe it is alone.
+            # With cpu=True a multi-GPU launch file gives real gloo ranks; without, each would be a single process.
             cpu=is_cpu,
             mixed_precision=precision,
             log_with=report_to,

@@ -29,7 +29,7 @@ def seed_device(seed: int, device: torch.device) -> None:
 
 
 def keep_weights_in_fp32() -> None:
-    """Leave bf16 to autocast: XLA_USE_BF16, which accelerate sets, takes weights and AdamW's moments along."""
+    """Leave bf16 to autocast: XLA_USE_BF16, which accelerate sets, converts weights and AdamW's moments too."""
     for name in ("XLA_USE_BF16", "XLA_DOWNCAST_BF16"):
         os.environ.pop(name, None)
 

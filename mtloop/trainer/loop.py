@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mtloop.checkpoint.averaging import publish_average, publish_final
 from mtloop.checkpoint.restore import load_weights
+from mtloop.errors import UserError
 from mtloop.runtime.failures import is_out_of_memory
 from mtloop.runtime.signals import Interrupted
 from mtloop.trainer.calibration import choose_micro_batches, choose_precision
@@ -27,7 +28,8 @@ def train(run: Run) -> int | None:
         The signal that stopped the run after it was saved; None when the run is done.
 
     Raises:
-        RunFailed: on every rank, when the run cannot go on.
+        RunFailed: on every rank, when the run cannot continue.
+        UserError: on every rank, when a metric of the user's fails; the run is saved.
     """
     with session(run):
         evaluate_if_pending(run)
@@ -57,7 +59,11 @@ def session(run: Run) -> Iterator[None]:
     try:
         yield
         run.checkpointer.finish()
-    except Interrupted as stop:  # on every rank; the evaluation is made after the resume
+    except UserError:  # on every rank: a metric of the user's failed. The evaluation is repeated after a resume
+        run.tracker.close_bar()
+        save_unless_saved(run)
+        raise
+    except Interrupted as stop:  # on every rank; the evaluation is repeated after a resume
         run.tracker.close_bar()
         run.stop_signal = stop.number
         save_unless_saved(run)

@@ -59,9 +59,16 @@ def with_recovery(step: Callable[[Run, Update], T]) -> Callable[[Run, Update], T
                 run.recovery.num_overflows += 1
                 run.optimizer.zero_grad()
                 continue
+            except MemoryShortage:
+                is_own = False
             except RuntimeError as error:
-                raise_unless_short_of_memory(run, error)
-            update = divide_again(run)  # after the handler, whose traceback holds on to tensors
+                if not (run.recovery.can_repeat and is_out_of_memory(error)):
+                    raise
+                is_own = True
+            # After the handler, whose traceback holds the tensors of the failed update.
+            if is_own:
+                run.runtime.is_any(True)  # the other ranks ask in agree_on_memory
+            update = divide_again(run)
 
     return repeat
 
@@ -77,7 +84,7 @@ def can_repeat(run: Run) -> bool:
 
 
 def agree_on_memory(run: Run, *, is_last: bool) -> None:
-    """Check before the ranks exchange gradients that none ran out of memory. Collective, and a host sync.
+    """Check before the ranks exchange gradients that none ran out of memory. Collective, and a host sync then.
 
     Raises:
         MemoryShortage: on every rank.
@@ -88,15 +95,6 @@ def agree_on_memory(run: Run, *, is_last: bool) -> None:
         run.recovery.can_repeat = False  # an exchange cannot be undone
 
 
-def raise_unless_short_of_memory(run: Run, error: RuntimeError) -> None:
-    """Raise an error again, unless it is a lack of memory in an update that can be repeated. Collective."""
-    if isinstance(error, MemoryShortage):
-        return
-    if not (run.recovery.can_repeat and is_out_of_memory(error)):
-        raise error
-    run.runtime.is_any(True)  # the other ranks ask in agree_on_memory
-
-
 def divide_again(run: Run) -> Update:
     """Halve the limit of a micro-batch and return the same update, divided by it. Collective.
 
@@ -104,6 +102,9 @@ def divide_again(run: Run) -> Update:
         RunFailed: when a micro-batch is a single row already.
     """
     run.optimizer.zero_grad()
+    run.checkpointer.finish()  # loader processes are forked anew: its writing thread may hold locks
+    if (scaler := run.runtime.accelerator.scaler) is not None:
+        scaler.update(scaler.get_scale())  # forgets that gradients were unscaled
     if run.runtime.device.type == "cuda":
         torch.cuda.empty_cache()
     if run.runtime.num_ranks > 1:
@@ -173,7 +174,7 @@ def step_if_finite(run: Run, grad_norm: Tensor) -> Tensor:
     """
     scaler = run.runtime.accelerator.scaler
     if scaler is not None and not math.isfinite(grad_norm.item()):  # host sync
-        # Without optimizer.step(), in which the scaler judges for itself: of a sharded model by its shard alone.
+        # Without optimizer.step(), which lets the scaler decide: for a sharded model by its own shard.
         scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
         if run.recovery.num_overflows < MAX_OVERFLOW_REPEATS:
             raise GradientOverflow

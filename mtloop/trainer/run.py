@@ -46,7 +46,7 @@ class Recovery:
         num_overflows: How often the present update has overflowed.
         num_updates: Updates made with the present limit of a micro-batch.
         unread: Norms since the host last read them.
-        num_skipped: float32 [1] on the device, updates skipped in the life of the run.
+        num_skipped: float32 [1] on the device, norms of the run that were not finite.
     """
 
     can_repeat: bool = False
@@ -64,7 +64,7 @@ class Run:
         data_report: Content of data.json.
         different: Settings and data that --allow_changed let through.
         recovery: State of recovery.py.
-        observers: Called after each update with the run, the update and its numbers; they must not change any.
+        observers: Called after each update with the run, the update as it was planned, and its numbers; read only.
         stop_signal: The signal that ends the run, the same on every rank.
         counted_at_start: Match counts of the pretrained model's validation hypotheses, on main once they were read.
     """
@@ -99,7 +99,8 @@ class Run:
     seconds_since_log: float = 0.0
 
     def updates(self) -> Iterator[Update]:
-        """Yield the updates from where the run is, until it is done, out of patience or told to stop."""
+        """Yield the updates from the present one, until the run is done, out of patience or told to stop."""
+        self.checkpointer.finish()  # loader processes are forked: its writing thread may hold locks
         self.tracker.open_bar(self.state.step)
         self.watch.skip()
         with contextlib.closing(self.loader.updates(epoch=self.state.epoch, cursor=self.state.cursor)) as updates:
@@ -108,8 +109,8 @@ class Run:
         self.tracker.close_bar()
 
     def check_signals(self) -> int | None:
-        """Return the signal that any rank got by this step, the same on every rank. Collective."""
-        self.stop_signal = self.runtime.agree_on_signal(self.state.step)
+        """Return the signal that any rank got by this step, or during its save; the same on every rank. Collective."""
+        self.stop_signal = self.runtime.agree_on_signal(None if self.due("save") else self.state.step)
         return self.stop_signal
 
     @property

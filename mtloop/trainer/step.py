@@ -37,7 +37,7 @@ class UpdateStats:
 
 @with_recovery  # an fp16 overflow or a lack of memory repeats the update
 def train_step(run: Run, update: Update) -> UpdateStats:
-    """Take one optimizer step on the mean over the update's target tokens. Collective."""
+    """Take one optimizer step on the mean over the update's target tokens. Collective; raises RunFailed."""
     runtime, model = run.runtime, run.wrapped_model
     smoothing = run.config.optimizer.label_smoothing_factor
     runtime.seed_update(run.state.step)

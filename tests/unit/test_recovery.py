@@ -8,6 +8,7 @@ import torch
 from mtloop.errors import RunFailed
 from mtloop.trainer import step
 from mtloop.trainer.loop import train
+from mtloop.trainer.step import train_step
 
 LIMIT = 400  # padded tokens that fit into the memory of these tests: an update of 16 pairs has more
 
@@ -92,6 +93,27 @@ def test_the_next_start_begins_with_the_lowered_limit(new_run, monkeypatch, caps
     train(again)
     assert sizes and max(sizes) <= LIMIT
     assert again.checkpointer.identity["max_tokens_per_micro_batch"] == found["max_tokens"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["fp16"], indirect=True)
+def test_fp16_gradients_are_unscaled_again_after_out_of_memory_in_the_clip(new_run, runtime, monkeypatch):
+    run = new_run(sentences_per_update=4)
+    clip, failures = runtime.clip_gradients, [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")]
+
+    def limited(*arguments):
+        norm = clip(*arguments)
+        if failures:
+            raise failures.pop()
+        return norm
+
+    monkeypatch.setattr(runtime, "clip_gradients", limited)
+    stats = train_step(run, next(run.loader.updates(epoch=0, cursor=0)))
+    expected = new_run("plain", sentences_per_update=4)
+    assert stats.loss_sum.item() == pytest.approx(
+        train_step(expected, next(expected.loader.updates(epoch=0, cursor=0))).loss_sum.item(), rel=1e-2
+    )
+    assert not stats.is_skipped and run.loader.max_tokens_per_micro_batch == 2_048
 
 
 def test_out_of_memory_with_a_single_row_ends_the_run(new_run, monkeypatch):

@@ -264,7 +264,6 @@ def test_one_rank_hands_back_what_it_has(runtime):
     assert runtime.gather_rows(rows, pad_id=-1) is rows
     assert runtime.gather_objects([1, "a"]) == [1, "a"]
     assert runtime.broadcast({"a": 1}) == {"a": 1}
-    runtime.wait()
 
 
 def test_batches_are_placed_and_not_shared_out(runtime):

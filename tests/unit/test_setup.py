@@ -1,4 +1,4 @@
-"""From a configuration to a run: the folder is claimed, numbers are settled once, wrong ones are refused."""
+"""From a configuration to a run: the folder is claimed, numbers are resolved once, wrong ones are refused."""
 
 import json
 import socket
@@ -109,9 +109,9 @@ def test_numbers_per_device_become_sentences_of_an_update(flags, num_ranks, expe
 def test_a_resume_on_other_processes_keeps_what_was_settled():
     asked = config_of(per_device_train_batch_size=8, gradient_accumulation_steps=2)
     stored = changed(resolve_budget(asked, None, num_ranks=4), num_warmup_steps=11, num_beams=6)
-    settled = resolve_budget(asked, stored, num_ranks=1)
-    assert settled.batch.sentences_per_update == 64
-    assert (settled.optimizer.num_warmup_steps, settled.evaluation.num_beams) == (11, 6)
+    resolved = resolve_budget(asked, stored, num_ranks=1)
+    assert resolved.batch.sentences_per_update == 64
+    assert (resolved.optimizer.num_warmup_steps, resolved.evaluation.num_beams) == (11, 6)
 
 
 def test_a_stored_configuration_starts_the_same_run_on_other_processes():
