@@ -8,7 +8,7 @@ Shape letters: B sentences, S source tokens, T target tokens, N real target toke
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -49,6 +49,25 @@ def batch_loss_sum(
     Returns:
         fp32 scalar, in nats.
     """
+    with replaced_logits(model, batch, label_smoothing, projection) as loss_sums:
+        logits = (wrapped_model or model)(
+            input_ids=batch["input_ids"],
+            attention_mask=static_mask(batch["attention_mask"]),
+            decoder_input_ids=shift_right(model, batch["labels"]),
+            use_cache=False,
+        ).logits
+    return loss_sums[0] if loss_sums else token_loss_sum(logits, batch["labels"], label_smoothing=label_smoothing)
+
+
+@contextlib.contextmanager
+def replaced_logits(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], label_smoothing: float, projection: Projection | None
+) -> Iterator[list[Tensor]]:
+    """Make the output layer compute the loss in place of the logits, where the loss is the same.
+
+    Yields:
+        A list that gets the loss in the forward, fp32 scalar; it stays empty where the model returns logits.
+    """
     labels, positions = batch["labels"], batch.get("target_positions")
     device_type = labels.device.type
     loss_sums: list[Tensor] = []
@@ -79,13 +98,7 @@ def batch_loss_sum(
     is_plain = family_of(model.config).has_plain_head and type(head) is torch.nn.Linear and head.bias is None
     is_projected = positions is not None and is_plain and not needs_static_shapes(labels.device)
     with head.register_forward_pre_hook(project) if is_projected else contextlib.nullcontext():
-        logits = (wrapped_model or model)(
-            input_ids=batch["input_ids"],
-            attention_mask=static_mask(batch["attention_mask"]),
-            decoder_input_ids=shift_right(model, labels),
-            use_cache=False,
-        ).logits
-    return loss_sums[0] if loss_sums else token_loss_sum(logits, labels, label_smoothing=label_smoothing)
+        yield loss_sums
 
 
 def token_loss_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
