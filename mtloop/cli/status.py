@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mtloop.errors import ProcessFailed, RunFailed, UserError
 
 
 class StdoutClosed(Exception):
     """Raised when the reader of standard output has gone (`| head`)."""
+
+
+@contextlib.contextmanager
+def writing(target: object, *, flag: str = "-o") -> Iterator[None]:
+    """Turn errors of the disk into UserErrors that name the flag and the target."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{flag} {target}: cannot be written ({error.strerror or error}). Give another place."
+        ) from error
 
 
 def reported(work: Callable[[], int], *, interrupted: str = "") -> int:

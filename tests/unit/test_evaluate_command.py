@@ -169,7 +169,7 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
         ),
         (
             ["--test_set", "{rows}", "--compare", "{rows}/x.html"],
-            "--compare {rows}/x.html: cannot be written (File exists). Give another path.",
+            "--compare {rows}/x.html: cannot be written (File exists). Give another place.",
         ),
         (
             ["--test_set", "{rows}", "--compare", "{folder}/there.html"],

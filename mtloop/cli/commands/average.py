@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from safetensors import SafetensorError
 
@@ -32,7 +31,7 @@ from mtloop.cli.flags import (
 )
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, rename_flag
-from mtloop.evaluation.metrics import LOSS, Metric, Score, metric_named, metrics_of
+from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of
 from mtloop.evaluation.significance import score_text
 from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder, stored_config
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from mtloop.evaluation.test_sets import ScoredModel, TestSet
     from mtloop.runtime.ranks import Runtime
 
+T = TypeVar("T")
 WAYS = ("last", "best", "checkpoints", "interpolate")
 
 
@@ -100,6 +100,8 @@ def _check(given: argparse.Namespace) -> list[float]:
     out = Path(given.output) if given.output is not None else None
     if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise UserError(f"-o: already exists (got {out}). Give another name, or remove it.")
+    if given.weight is not None:
+        _weight("--weight", given.weight)
     return [] if given.interpolate is None else [_weight("--interpolate", one) for one in given.interpolate.split(",")]
 
 
@@ -118,18 +120,16 @@ def _weight(flag: str, text: str | float) -> float:
 def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
     weights = _check(given)
-    metrics = chosen_metrics(given)
-    if given.weight is not None:
-        _weight("--weight", given.weight)
+    given.metrics = chosen_metrics(given)
     chosen = [] if given.is_line else _choose(given)
     runtime = start_runtime(given)
     try:
         trained = stored_config(str(given.model or chosen[-1]))
         fill_settings(given, trained)
         if given.is_line:
-            _interpolate(given, weights, metrics, trained, runtime)
+            _interpolate(given, weights, trained, runtime)
         else:
-            _average_checkpoints(given, chosen, metrics, trained, runtime)
+            _average_checkpoints(given, chosen, trained, runtime)
     finally:
         runtime.close()
 
@@ -160,11 +160,7 @@ def _choose(given: argparse.Namespace) -> list[Path]:
 
 
 def _average_checkpoints(
-    given: argparse.Namespace,
-    chosen: list[Path],
-    metrics: Sequence[Metric],
-    trained: Config | None,
-    runtime: Runtime,
+    given: argparse.Namespace, chosen: list[Path], trained: Config | None, runtime: Runtime
 ) -> None:
     from mtloop.checkpoint.averaging import average_into, check_valid
     from mtloop.checkpoint.restore import load_weights
@@ -187,18 +183,17 @@ def _average_checkpoints(
         else:
             out = Path(runtime.on_main(lambda: stack.enter_context(tempfile.TemporaryDirectory())))
             runtime.on_main(lambda: make(out))
+        names = [str(path) if given.model is None else path.name for path in chosen]  # of several runs the whole path
         known = {} if given.metric is None else RunFolder(Path(given.model)).metrics.scores(given.metric)
-        named = zip(_names(given, chosen), chosen, strict=True)
-        names = [f"{name}{_score_text(given.metric, known, path)}" for name, path in named]
-        runtime.say(f"{given.output or 'average'}: the average of {', '.join(names)}")
+        scores = {f"step_{step}": f" ({given.metric} {score:.4g})" for step, score in known.items()}
+        runtime.say(
+            f"{given.output or 'average'}: the average of {', '.join(name + scores.get(name, '') for name in names)}"
+        )
         if test_sets:
-            scored = open_model(_way(given), str(out), given, runtime, trained=trained, engine="transformers")
-            network = cast(Any, scored.engine).network
-            names = [*_names(given, chosen), "average"]
-            weights = [
-                (name, partial(load_weights, network, path)) for name, path in zip(names, [*chosen, out], strict=True)
-            ]
-            print_scores("model", scored, weights, test_sets, metrics)
+            way = next(f"--{way}" for way in WAYS if getattr(given, way) is not None)
+            scored = open_model(way, str(out), given, runtime, trained=trained, engine="transformers")
+            paths = dict(zip([*names, "average"], [*chosen, out], strict=True))
+            print_scores("model", paths, load_weights, scored, test_sets, given)
 
 
 def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
@@ -215,28 +210,7 @@ def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
             )
 
 
-def _names(given: argparse.Namespace, paths: list[Path]) -> list[str]:
-    """Return names for checkpoints; those of several runs are called by their whole path."""
-    return [str(path) if given.model is None else path.name for path in paths]
-
-
-def _score_text(metric: str | None, known: dict[int, float], path: Path) -> str:
-    step = int(path.name.removeprefix("step_")) if metric is not None else -1
-    return f" ({metric} {known[step]:.4g})" if step in known else ""
-
-
-def _way(given: argparse.Namespace) -> str:
-    """Return the flag that names the checkpoints."""
-    return next(f"--{way}" for way in WAYS if getattr(given, way) is not None)
-
-
-def _interpolate(
-    given: argparse.Namespace,
-    weights: list[float],
-    metrics: Sequence[Metric],
-    trained: Config | None,
-    runtime: Runtime,
-) -> None:
+def _interpolate(given: argparse.Namespace, weights: list[float], trained: Config | None, runtime: Runtime) -> None:
     from mtloop.generation.engine import load_pair
     from mtloop.translate.interpolation import Line
 
@@ -253,10 +227,9 @@ def _interpolate(
     line = Line(given.model, base, load)
     if weights:
         scored = open_model("RUN", given.model, given, runtime, trained=trained, engine="transformers")
-        network = cast(Any, scored.engine).network
         ends = {0.0: " (base)", 1.0: " (fine-tuned)"}
-        points = [(f"{weight:g}{ends.get(weight, '')}", partial(line.put, network, weight)) for weight in weights]
-        print_scores("weight", scored, points, test_sets, metrics)
+        points = {f"{weight:g}{ends.get(weight, '')}": weight for weight in weights}
+        print_scores("weight", points, line.put, scored, test_sets, given)
     if given.output is not None:
         runtime.on_main(lambda: _write(Path(given.output), lambda folder: line.write(folder, given.weight)))
         runtime.say(f"{given.output}: {1 - given.weight:.4g} x {base} + {given.weight:.4g} x {given.model}")
@@ -312,27 +285,30 @@ def _write(out: Path, fill: Callable[[Path], None]) -> None:
 
 def print_scores(
     title: str,
+    weights: Mapping[str, T],
+    put: Callable[[Any, T], None],
     scored: ScoredModel,
-    weights: Sequence[tuple[str, Callable[[], None]]],
     test_sets: list[TestSet],
-    metrics: Sequence[Metric],
+    given: argparse.Namespace,
 ) -> None:
     """Put one set of weights after another into a model and print its scores on each test set. Collective.
 
     Args:
         title: Heads the column of names.
+        weights: Sets of weights by name.
+        put: Puts a set of weights into a network.
         scored: The model.
-        weights: The name of each set, and what puts it into the model.
         test_sets: The rows.
-        metrics: To score with.
+        given: The flags; its `metrics` are applied.
     """
+    network = cast(Any, scored.engine).network
     found: dict[str, list[dict[str, Score]]] = {}
-    for name, put in weights:
-        put()
+    for name, one in weights.items():
+        put(network, one)
         found[name] = []
         for test_set in test_sets:
             scored.runtime.say(f"{name}: translating {len(test_set.rows):,} rows of {test_set.name} ...")
-            found[name].append(scored.evaluate(test_set, metrics=metrics).scores)
+            found[name].append(scored.evaluate(test_set, metrics=given.metrics).scores)
     scored.runtime.say(*scores_table(title, found, [one.name for one in test_sets]))
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mtloop.atomic import partial_name, write_json, write_json_lines
 from mtloop.checkpoint.listing import model_folder
 from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
+from mtloop.cli.status import writing
 from mtloop.config.fields import help_text
 from mtloop.config.inputs import DataConfig
 from mtloop.config.settings import Config
@@ -77,7 +78,8 @@ def run(given: argparse.Namespace) -> None:
     pattern = _pattern(given.grep)
     subject = _subject(given)
     if given.output is not None:
-        _make_folder(Path(given.output))
+        with writing(given.output):
+            Path(given.output).mkdir(parents=True, exist_ok=True)
     if pattern is not None and given.model is not None:
         _grep_and_translate(given, pattern, subject)
     elif os.environ.get("RANK", "0") == "0":  # under a launcher one process is enough, and the others are done
@@ -260,10 +262,3 @@ def _grep_and_translate(given: argparse.Namespace, pattern: re.Pattern[str], sub
         _grep(given, pattern, corpus, translator)
     finally:
         runtime.close()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"-o {folder}: cannot be written ({error.strerror or error}). Give another folder.") from error

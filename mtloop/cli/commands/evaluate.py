@@ -25,6 +25,7 @@ from mtloop.cli.flags import (
     open_model,
     start_runtime,
 )
+from mtloop.cli.status import writing
 from mtloop.config.settings import Config
 from mtloop.errors import UserError
 from mtloop.evaluation.significance import NUM_RESAMPLES, resample
@@ -33,7 +34,6 @@ from mtloop.tables import aligned
 
 if TYPE_CHECKING:
     from mtloop.evaluation.evaluate import Report
-    from mtloop.evaluation.metrics import Metric
     from mtloop.evaluation.significance import Interval
     from mtloop.evaluation.test_sets import TestSet, Verdict
     from mtloop.runtime.ranks import Runtime
@@ -69,12 +69,8 @@ def _check(given: argparse.Namespace) -> None:
             raise UserError(
                 f"--compare: expected the page to write, FILE.html (got {path}). Give the other model with --baseline."
             )
-        try:
+        with writing(path, flag="--compare"):
             path.parent.mkdir(parents=True, exist_ok=True)  # may be the folder of -o
-        except OSError as error:
-            raise UserError(
-                f"--compare {path}: cannot be written ({error.strerror or error}). Give another path."
-            ) from error
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError(f"--compare {path}: no file can be written there. Give another path.")
 
@@ -82,16 +78,16 @@ def _check(given: argparse.Namespace) -> None:
 def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
     _check(given)
-    metrics = chosen_metrics(given)
+    given.metrics = chosen_metrics(given)
     runtime = start_runtime(given)
     try:
         trained = stored_config(given.model)
         fill_settings(given, trained)
         test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
-        of_model = _reports(given, "--model", given.model, test_sets, metrics, trained, runtime)
+        of_model = _reports(given, "--model", given.model, test_sets, trained, runtime)
         of_baseline: list[Report] | list[None] = [None] * len(test_sets)
         if given.baseline is not None:
-            of_baseline = _reports(given, "--baseline", given.baseline, test_sets, metrics, trained, runtime)
+            of_baseline = _reports(given, "--baseline", given.baseline, test_sets, trained, runtime)
         runtime.on_main(lambda: _conclude(given, test_sets, of_model, of_baseline))
     finally:
         runtime.close()
@@ -102,7 +98,6 @@ def _reports(
     flag: str,
     model: str,
     test_sets: list[TestSet],
-    metrics: Sequence[Metric],
     trained: Config | None,
     runtime: Runtime,
 ) -> list[Report]:
@@ -111,7 +106,7 @@ def _reports(
     reports = []
     for test_set in test_sets:
         runtime.say(f"{flag.removeprefix('--')}: translating {len(test_set.rows):,} rows of {test_set.name} ...")
-        reports.append(scored.evaluate(test_set, metrics=metrics))
+        reports.append(scored.evaluate(test_set, metrics=given.metrics))
     return reports
 
 
@@ -160,10 +155,8 @@ def verdict_table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:
 
 def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> None:
     """Write report.json, and NAME.jsonl with index, source, reference, hypothesis and baseline of each row."""
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"-o {folder}: cannot be written ({error.strerror or error}). Give another folder.") from error
     report: dict[str, Any] = {"model": given.model, "baseline": given.baseline, "test_sets": {}}
     for verdict in verdicts:
         test_set = verdict.test_set

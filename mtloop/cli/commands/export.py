@@ -23,6 +23,7 @@ from mtloop.cli.flags import (
     open_model,
     start_runtime,
 )
+from mtloop.cli.status import writing
 from mtloop.errors import UserError
 from mtloop.evaluation.metrics import metrics_of
 from mtloop.evaluation.significance import recorded_text
@@ -95,7 +96,7 @@ def _write(given: argparse.Namespace, test_sets: list[TestSet], trained: Config 
         record, generated = _convert(given, test_sets, trained, partial, runtime)
         if test_sets:
             reports = _compare(given, test_sets, trained, generated, partial, runtime)
-            runtime.on_main(lambda: _save(replace(record, parity=reports), given, partial))
+            runtime.on_main(lambda: _save(replace(record, parity=reports), target, partial))
         runtime.on_main(lambda: _publish(partial, target))
     finally:
         if runtime.is_main:
@@ -117,7 +118,7 @@ def _convert(
 
     def convert_and_save() -> Record:
         origin = _origin(Path(model_folder(given.model)))
-        try:
+        with writing(given.output):
             record = convert(
                 engine.network,
                 engine.tokenizer,
@@ -126,11 +127,7 @@ def _convert(
                 quantization=given.quantization,
                 origin=origin,
             )
-        except OSError as error:
-            raise UserError(
-                f"-o {given.output}: cannot be written ({error.strerror or error}). Give another folder."
-            ) from error
-        _save(record, given, partial)
+            record.save(partial)
         return record
 
     return runtime.on_main(convert_and_save), generated
@@ -166,33 +163,25 @@ def _compare(
     return reports
 
 
-def _save(record: Record, given: argparse.Namespace, folder: Path) -> None:
-    try:
+def _save(record: Record, target: Path, folder: Path) -> None:
+    with writing(target):
         record.save(folder)
-    except OSError as error:
-        raise UserError(
-            f"-o {given.output}: cannot be written ({error.strerror or error}). Give another folder."
-        ) from error
 
 
 def _new_folder(target: Path) -> Path:
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_name(target)
         partial.mkdir()
         partial.rmdir()  # the converter creates it
-    except OSError as error:
-        raise UserError(f"-o {target}: cannot be written ({error.strerror or error}). Give another folder.") from error
     return partial
 
 
 def _publish(partial: Path, target: Path) -> None:
-    try:
+    with writing(target):
         sync_tree(partial)
         size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
         publish(partial, target)
-    except OSError as error:
-        raise UserError(f"-o {target}: cannot be written ({error.strerror or error}). Give another folder.") from error
     print(f"{target}: {size / 2**20:,.1f} MiB; to use it: mtloop translate FILE -o OUT --model {target}")
 
 

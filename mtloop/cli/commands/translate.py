@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtloop.atomic import partial_name
 from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
-from mtloop.cli.status import StdoutClosed
+from mtloop.cli.status import StdoutClosed, writing
 from mtloop.config.settings import Config
 from mtloop.data.files import STDIN, kind_of
 from mtloop.errors import UserError
@@ -208,26 +208,22 @@ class _Sink:
         Raises:
             UserError: naming the output and the reason.
         """
-        try:
-            if self._writer is None:
-                self._file = sys.stdout.buffer if self._path is None else self._open(self._path)
-                from mtloop.translate.files import Writer
+        from mtloop.translate.files import Writer
 
-                self._writer = Writer(self._file, self._kind, **self._options)
-            self._writer.write(block, found, self._records)
-        except BrokenPipeError:
-            raise StdoutClosed from None
-        except OSError as error:
-            raise UserError(
-                f"-o {self._path or '(standard output)'}: cannot be written ({error.strerror or error}). Give another."
-            ) from error
-        except UnicodeEncodeError as error:
-            problem = f"half a surrogate pair in {block[0].where or 'the input'} or below cannot be written as UTF-8"
-            raise UserError(f"-o {self._path or '(standard output)'}: {problem}. Give -o FILE.jsonl.") from error
-
-    def _open(self, path: Path) -> BinaryIO:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return partial_name(path).open("wb")
+        target = self._path or "(standard output)"
+        with writing(target):
+            try:
+                if self._writer is None:
+                    if self._path is not None:
+                        self._path.parent.mkdir(parents=True, exist_ok=True)
+                    self._file = sys.stdout.buffer if self._path is None else partial_name(self._path).open("wb")
+                    self._writer = Writer(self._file, self._kind, **self._options)
+                self._writer.write(block, found, self._records)
+            except BrokenPipeError:
+                raise StdoutClosed from None
+            except UnicodeEncodeError as error:
+                problem = f"half a surrogate pair in {block[0].where or 'the input'} or below"
+                raise UserError(f"-o {target}: UTF-8 cannot hold {problem}. Give -o FILE.jsonl.") from error
 
     def publish(self) -> None:
         """Let the file appear; an empty input makes an empty output."""
@@ -236,12 +232,10 @@ class _Sink:
         if self._writer is None:
             self.write([], [])
         assert self._file is not None and self._writer is not None
-        try:
+        with writing(self._path):
             self._writer.finish(self._records)
             self._file.close()
             os.replace(self._file.name, self._path)
-        except OSError as error:
-            raise UserError(f"-o {self._path}: cannot be written ({error.strerror or error}). Give another.") from error
 
     def close(self) -> None:
         """Remove a file that was not published."""
