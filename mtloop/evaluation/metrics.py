@@ -108,7 +108,7 @@ class Counted:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A score as plain data, which ranks exchange: a user's function need not be picklable."""
+    """A score as plain data, which ranks exchange: metrics hold closures, which cannot be pickled."""
 
     value: float
     signature: str

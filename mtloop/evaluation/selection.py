@@ -9,6 +9,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]
 Functions = Sequence[Function]
 NUM_TRIED = 8
+# Endings of the keys that a metric adds to a line of metrics.jsonl.
+RESERVED_ENDINGS = ("_ci", "_gain", "_p_value", "_signature")
 
 
 def choose_metrics(names: Sequence[str] | None, functions: Functions = ()) -> tuple[Metric, ...]:
@@ -46,14 +49,18 @@ def choose_metrics(names: Sequence[str] | None, functions: Functions = ()) -> tu
                 f"metrics: expected functions (got {function!r}). Give built-in metrics with --metrics, "
                 f"for example --metrics {','.join(METRICS)}."
             )
-        name = _checked_name(getattr(function, "__name__", type(function).__name__))
+        described = function
+        while isinstance(described, partial):
+            described = described.func
+        name = getattr(described, "__name__", type(described).__name__)
+        _check_name(name, "Rename the function, or define it with def.")
         if name in chosen:
             raise UserError(f"metrics: two metrics have one name (got {name!r}). Rename one of the functions.")
         chosen[name] = Metric(
             name=name,
             title=name,
-            compute=partial(_call, function, name),
-            greater_is_better=bool(getattr(function, "greater_is_better", True)),
+            compute=_UserFunction(function, name),
+            greater_is_better=bool(getattr(described, "greater_is_better", True)),
         )
     return tuple(chosen.values())
 
@@ -83,44 +90,65 @@ def check_selection(best: str, names: Sequence[str] | None, functions: Functions
         check_best_metric(best, [one.name for one in metrics])
 
 
-def try_functions(metrics: Sequence[Metric], rows: Dataset, best: str) -> None:
-    """Call the user's functions on a few rows with the references as translations, before anything is trained.
+def try_functions(metrics: Sequence[Metric], rows: Dataset, best: str = LOSS) -> dict[str, bool]:
+    """Call the user's functions on a few rows with the references as translations, before anything is computed.
+
+    The first translation is empty, as those of an untrained model may be.
+
+    Returns:
+        For each score of the user's functions whether a greater one is better.
 
     Raises:
         UserError: A function failed, or none of the scores is called `best`.
     """
     few = rows[:NUM_TRIED]
-    texts = Texts(sources=few["source"], hypotheses=few["target"], references=few["target"])
+    texts = Texts(sources=few["source"], hypotheses=["", *few["target"][1:]], references=few["target"])
     own = tally(texts, [one for one in metrics if one.name not in METRICS])
     check_best_metric(best, [*(one.name for one in metrics if one.name in METRICS), *own])
+    return {name: one.metric.greater_is_better for name, one in own.items()}
 
 
-def _checked_name(name: Any) -> str:
+def _check_name(name: Any, remedy: str) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][\w.+-]*", name):
-        raise UserError(f"metrics: a metric needs a name (got {name!r}). Define its function with def.")
-    if name in METRICS or name in RESERVED:
-        raise UserError(f"metrics: the name is already in use by mtloop (got {name!r}). Rename the function.")
-    return name
+        raise UserError(f"metrics: a metric needs a name of letters and digits (got {name!r}). {remedy}")
+    if name in METRICS or name in RESERVED or name.endswith(RESERVED_ENDINGS):
+        raise UserError(f"metrics: the name is in use by mtloop (got {name!r}). {remedy}")
 
 
-def _call(function: Function, name: str, texts: Texts) -> float | dict[str, float]:
-    """Call a user's function.
+@dataclass
+class _UserFunction:
+    """Call a user's function. A dict that it returns must have the same keys at every call."""
 
-    Raises:
-        UserError: It raised, or returned something else than a number or a dict of numbers.
-    """
-    try:
-        result = function(list(texts.sources), list(texts.hypotheses), list(texts.references))
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"metrics: {name} raised {reason} ({os.path.basename(frame.filename)}:{frame.lineno}). "
-            f"Correct the function; it was called with {len(texts.hypotheses)} sources, hypotheses and references."
-        ) from error
-    if isinstance(result, Mapping):
-        return {_checked_name(key): _number(value, f"{name}[{key!r}]") for key, value in result.items()}
-    return _number(result, name)
+    function: Function
+    name: str
+    keys: frozenset[str] | None = None
+
+    def __call__(self, texts: Texts) -> float | dict[str, float]:
+        """Return its number or its numbers.
+
+        Raises:
+            UserError: It raised, or returned something else than a number or a dict of numbers.
+        """
+        try:
+            result = self.function(list(texts.sources), list(texts.hypotheses), list(texts.references))
+        except (Exception, SystemExit) as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"metrics: {self.name} raised {reason} ({os.path.basename(frame.filename)}:{frame.lineno}). "
+                f"Correct the function; it was called with {len(texts.hypotheses)} sources, hypotheses and references."
+            ) from error
+        if not isinstance(result, Mapping):
+            return _number(result, self.name)
+        for key in result:
+            _check_name(key, f"Rename this key of the dict that {self.name} returns.")
+        self.keys = self.keys or frozenset(result)
+        if self.keys != set(result):
+            raise UserError(
+                f"metrics: {self.name} returned the keys {', '.join(sorted(result))} (before: "
+                f"{', '.join(sorted(self.keys))}). Return the same keys at every call."
+            )
+        return {key: _number(value, f"{self.name}[{key!r}]") for key, value in result.items()}
 
 
 def _number(value: Any, name: str) -> float:
@@ -128,7 +156,7 @@ def _number(value: Any, name: str) -> float:
         if isinstance(value, (str, bytes, bool)):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, RuntimeError):  # a tensor of several elements raises RuntimeError
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # a tensor of several elements raises RuntimeError
         kind = " ".join(repr(value).split())[:60]
         raise UserError(
             f"metrics: {name} returned no number (got {kind}). Return a number, or a dict of numbers."

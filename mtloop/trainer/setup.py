@@ -20,9 +20,11 @@ from mtloop.checkpoint.state import TrainState
 from mtloop.config.settings import Config, changed, differences, flat
 from mtloop.config.yaml_file import to_yaml
 from mtloop.data.load import Corpus, describe, load_corpus
+from mtloop.errors import UserError
 from mtloop.evaluation.evaluate import EvaluationSet
 from mtloop.evaluation.metrics import Metric
 from mtloop.evaluation.selection import Functions, choose_metrics, try_functions
+from mtloop.metrics_log import evaluations_of
 from mtloop.model.adapters import base_fingerprint, choose_trained
 from mtloop.model.generation_config import check_positions, configure_generation, position_limit
 from mtloop.model.loading import build_model, layers_of, load_model
@@ -79,7 +81,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     tokenizer = build_tokenizer(config, corpora, folder, runtime, is_new=stored is None)
     pairs, config = resolve_pairs(config, corpora, tokenizer, runtime)
     train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
-    metrics = choose_run_metrics(config, own, valid, runtime)
+    metrics = choose_run_metrics(config, own, valid, folder, runtime)
     different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
     model, config = prepare_model(config, tokenizer, pairs, runtime)
     check_eval_engine(config, model.config)
@@ -136,12 +138,29 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
 
 
 def choose_run_metrics(
-    config: Config, functions: Functions, valid: EvaluationSet, runtime: Runtime
+    config: Config, functions: Functions, valid: EvaluationSet, folder: RunFolder, runtime: Runtime
 ) -> tuple[Metric, ...]:
-    """Return the metrics of a run; the user's functions are tried on a few rows. Collective."""
+    """Return the metrics of a run; the user's functions are tried on a few rows. Collective.
+
+    Raises:
+        UserError: for a function that fails, or whose direction differs from that of the run that is resumed.
+    """
     metrics = choose_metrics(config.evaluation.metrics, functions)
-    if functions:
-        runtime.on_main(lambda: try_functions(metrics, valid.rows, config.evaluation.metric_for_best_model))
+
+    def check() -> None:
+        best = config.evaluation.metric_for_best_model
+        own = try_functions(metrics, valid.rows, best) if functions else {}
+        lines = evaluations_of(folder.metrics.lines())
+        recorded = lines[-1].get("user_metrics", {}) if lines else {}
+        if best in own and own[best] != recorded.get(best, own[best]):
+            raise UserError(
+                f"metrics: {best} now has another direction than in the run (greater_is_better is {own[best]}). Give "
+                "the same, or another --output_dir."
+            )
+        if missing := sorted(recorded.keys() - own.keys()):
+            runtime.say(f"metrics: {', '.join(missing)} of this run will not be computed; see mtloop.main(metrics=)")
+
+    runtime.on_main(check)
     return metrics
 
 

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 import mtloop
 from mtloop.errors import UserError
 from mtloop.evaluation.metrics import METRICS, Texts, metrics_of, tally
-from mtloop.evaluation.selection import check_selection, choose_metrics
+from mtloop.evaluation.selection import check_selection, choose_metrics, try_functions
 
 TEXTS = Texts(sources=["a", "b"], hypotheses=["x y", "z"], references=["x y", "w"])
 
@@ -58,7 +59,7 @@ def test_tally_refuses_what_is_no_number(value):
     def metric(sources, hypotheses, references):
         return value
 
-    with pytest.raises(UserError, match=r"^metrics: .*\(got .*\)\. (Return a number, or a dict|Define its function)"):
+    with pytest.raises(UserError, match=r"^metrics: .*\(got .*\)\. (Return a number, or a dict|Rename this key)"):
         tally(TEXTS, choose_metrics(["bleu"], [metric]))
 
 
@@ -75,6 +76,29 @@ def test_tally_refuses_two_scores_of_one_name():
         tally(TEXTS, choose_metrics(["bleu"], [errors, lambda_named("wrong")]))
 
 
+def test_tally_refuses_other_keys_than_before():
+    def metric(sources, hypotheses, references):
+        return dict.fromkeys(hypotheses[0].split(), 1.0)
+
+    metrics = choose_metrics(["bleu"], [metric])
+    assert set(tally(TEXTS, metrics)) == {"bleu", "x", "y"}
+    other = Texts(sources=["a"], hypotheses=["z"], references=["z"])
+    with pytest.raises(
+        UserError, match=r"^metrics: metric returned the keys z \(before: x, y\)\. Return the same keys"
+    ):
+        tally(other, metrics)
+
+
+def test_try_functions_gives_an_empty_translation():
+    def words_per_sentence(sources, hypotheses, references):
+        return sum(1 / len(text.split()) for text in hypotheses)
+
+    rows = Dataset.from_dict({"source": ["a", "b"], "target": ["x y", "z"]})
+    with pytest.raises(UserError, match="words_per_sentence raised ZeroDivisionError"):
+        try_functions(choose_metrics(None, [words_per_sentence]), rows)
+    assert try_functions(choose_metrics(None, [errors]), rows) == {"wrong": False, "wrong_share": False}
+
+
 def lambda_named(name):
     function = lambda sources, hypotheses, references: 1.0  # noqa: E731
     function.__name__ = name
@@ -89,6 +113,7 @@ def lambda_named(name):
         ([lambda sources, hypotheses, references: 1.0], "'<lambda>'"),
         ([lambda_named("bleu")], "'bleu'"),
         ([lambda_named("eval_loss")], "'eval_loss'"),
+        ([lambda_named("bleu_ci")], "'bleu_ci'"),
         ([length_ratio, length_ratio], "'length_ratio'"),
     ],
 )
@@ -99,7 +124,8 @@ def test_choose_metrics_refuses_what_has_no_usable_name(functions, words):
 
 
 def test_choose_metrics_takes_an_object_by_its_class_and_lists_the_built_in_ones():
-    assert choose_metrics(["bleu"], [functools.partial(length_ratio)])[1].name == "partial"
+    metric = choose_metrics(["bleu"], [functools.partial(errors)])[1]
+    assert (metric.name, metric.greater_is_better) == ("errors", False)
     with pytest.raises(UserError, match=r"^--metrics: .*'rouge'\)\. Give one or more of " + ", ".join(METRICS)):
         choose_metrics(["rouge"])
 
@@ -182,6 +208,24 @@ def test_main_names_a_function_that_fails_before_training(train_tiny, tmp_path, 
     assert "wrong, wrong_share, eval_loss." in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()  # the corrected command is not another run
     assert train_tiny([errors], metric_for_best_model="wrong") == 0
+
+
+@pytest.mark.slow
+def test_main_saves_the_run_when_a_function_fails_in_an_evaluation(train_tiny, tmp_path, capsys):
+    calls = []
+
+    def failing(sources, hypotheses, references):
+        calls.append(len(sources))
+        return 1 / (3 - len(calls))  # the trial, the evaluation of step 1, and that of step 2
+
+    assert train_tiny([failing]) == 2
+    assert "metrics: failing raised ZeroDivisionError" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "step_2").is_dir()
+    assert train_tiny([length_ratio]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [1, 2]
+    output = capsys.readouterr().out
+    assert "step 2 of 2" in output and "metrics: failing of this run will not be computed" in output
 
 
 @pytest.mark.slow

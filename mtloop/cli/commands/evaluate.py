@@ -28,6 +28,7 @@ from mtloop.cli.flags import (
 from mtloop.cli.status import writing
 from mtloop.config.settings import Config
 from mtloop.errors import UserError
+from mtloop.evaluation.selection import try_functions
 from mtloop.evaluation.significance import NUM_RESAMPLES, resample
 from mtloop.run_folder import stored_config
 from mtloop.tables import aligned
@@ -84,6 +85,7 @@ def run(given: argparse.Namespace) -> None:
         trained = stored_config(given.model)
         fill_settings(given, trained)
         test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
+        runtime.on_main(lambda: try_functions(given.metrics, test_sets[0].rows))
         of_model = _reports(given, "--model", given.model, test_sets, trained, runtime)
         of_baseline: list[Report] | list[None] = [None] * len(test_sets)
         if given.baseline is not None:
