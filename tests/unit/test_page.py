@@ -77,7 +77,7 @@ def shown(dom):
     return [[html.unescape(re.sub("<[^>]*>", "", text)) for text in row] for row in texts]
 
 
-def test_no_text_is_markup_in_the_file():
+def test_page_escapes_every_text():
     text = page([verdict()], model=SCRIPT, baseline='"b" & <i>')
     assert text.count("<script") == text.count("</script>") == 2  # the data and the page's own
     assert "<img" not in text and "<i>" not in text and "\u2028" not in text and "\u2029" not in text
@@ -92,13 +92,13 @@ def test_no_text_is_markup_in_the_file():
     ]
 
 
-def test_nothing_is_loaded_from_anywhere():
+def test_page_loads_nothing():
     text = page([verdict(["a"], ["b"], ["c"], ["d"], "news")], model="m", baseline="n")
     assert not re.search(r"https?:|src=|href=|url\(|@import|fetch\(|XMLHttp", text)
     assert "default-src 'none'; script-src 'sha256-" in text
 
 
-def test_the_table_says_scores_intervals_and_differences():
+def test_page_table_shows_scores_intervals_and_differences():
     one = verdict(name="news")
     text = page([one], model="runs/mine", baseline="team/old")
     bleu, other = one.scores["bleu"], one.baseline_scores["bleu"]
@@ -110,7 +110,7 @@ def test_the_table_says_scores_intervals_and_differences():
     assert "<th>model</tr>" in alone and "<th>p" not in alone and "with --baseline" in alone
 
 
-def test_words_that_differ_stand_at_odd_places():
+def test_differing_puts_differences_at_odd_places():
     assert differing("open the file.", "open a file.") == (["open ", "the", " file."], ["open ", "a", " file."])
     assert differing("the file", "file") == (["", "the ", "file"], ["", "", "file"])
     assert differing("same", "same") == (["same"], ["same"]) and differing("", "x") == (["", ""], ["", "x"])
@@ -119,7 +119,7 @@ def test_words_that_differ_stand_at_odd_places():
     assert differing("किताब खोलो", "किताबें खोलो")[0] == ["", "किताब", " खोलो"]
 
 
-def test_segments_are_the_text_again():
+def test_differing_segments_join_to_text():
     rng = random.Random(0)
     for _ in range(300):
         one, other = ("".join(rng.choices("ab c.,\n«漢字 é\u2028", k=rng.randrange(12))) for _ in range(2))
@@ -128,7 +128,7 @@ def test_segments_are_the_text_again():
         assert mine[::2] == theirs[::2] and (len(mine) > 1) == (one != other)
 
 
-def test_a_browser_shows_every_text_by_loss_and_runs_none(dom_of):
+def test_page_in_browser_shows_texts_by_loss(dom_of):
     text = page([verdict()], model=SCRIPT, baseline=SCRIPT)
     for dom in (dom_of(text), dom_of(driven(text, "document.documentElement.dataset.driven = 1"))):
         rows = shown(dom)
@@ -144,7 +144,7 @@ def test_a_browser_shows_every_text_by_loss_and_runs_none(dom_of):
     )
 
 
-def test_a_browser_sorts_filters_and_shows_more(dom_of):
+def test_page_in_browser_sorts_and_filters(dom_of):
     number = 450
     references = [f"reference {i}" for i in range(number)]
     hypotheses = [f"reference {i}" if i % 3 else f"hypothesis {i}" for i in range(number)]
@@ -176,7 +176,7 @@ def test_a_browser_sorts_filters_and_shows_more(dom_of):
     assert shown(dom) == [["only", "b", "b", "b"]]
 
 
-def test_without_a_baseline_the_worst_come_first(dom_of):
+def test_page_without_baseline_shows_worst_first(dom_of):
     one = verdict(others=None)
     rows = shown(dom_of(page([one], model="m", baseline=None)))
     chrf = sentence_chrf(MODEL, REFERENCES)

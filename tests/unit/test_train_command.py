@@ -62,7 +62,7 @@ def started_afresh(fresh_accelerate):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_all_its_files(finished):
+def test_main_writes_all_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         ".lock", "run.json", "config.yaml", "data.json", "metrics.jsonl", "status.json", "curves.png",
@@ -76,7 +76,7 @@ def test_a_run_leaves_all_its_files(finished):
 
 
 @pytest.mark.slow
-def test_metrics_status_and_data_say_what_was_done(finished):
+def test_main_writes_metrics_status_and_data(finished):
     records = metrics_of(finished)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 4]
     assert [name in records[-1] for name in ("eval_loss", "bleu", "bleu_signature", "chrf")] == [True] * 4
@@ -88,14 +88,14 @@ def test_metrics_status_and_data_say_what_was_done(finished):
 
 
 @pytest.mark.slow
-def test_numbers_per_device_are_converted_once_and_stored(finished):
+def test_main_stores_numbers_per_device_as_sentences(finished):
     batch = parse_config([str(finished / "config.yaml")]).batch
     assert (batch.per_device_train_batch_size, batch.gradient_accumulation_steps) == (8, 2)
     assert batch.sentences_per_update == 16
 
 
 @pytest.mark.slow
-def test_the_same_command_again_says_that_the_run_is_finished(finished, pairs_path, capsys):
+def test_main_again_reports_finished_run(finished, pairs_path, capsys):
     def times():
         return {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
 
@@ -108,7 +108,7 @@ def test_the_same_command_again_says_that_the_run_is_finished(finished, pairs_pa
 
 
 @pytest.mark.slow
-def test_a_finished_folder_with_other_settings_is_refused_with_what_differs(finished, pairs_path, capsys):
+def test_main_refuses_finished_folder_with_other_settings(finished, pairs_path, capsys):
     assert main(flags_of(pairs_path, finished, max_train_steps=5, logging_steps=3)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mtloop: error: --output_dir ")
@@ -117,7 +117,7 @@ def test_a_finished_folder_with_other_settings_is_refused_with_what_differs(fini
 
 
 @pytest.mark.slow
-def test_the_stored_configuration_starts_the_same_run_elsewhere(finished, tmp_path):
+def test_main_with_stored_config_repeats_run(finished, tmp_path):
     assert main([str(finished / "config.yaml"), "--output_dir", str(tmp_path)]) == 0
     assert metrics_of(tmp_path) == metrics_of(finished)
     hypotheses = [(folder / "hypotheses" / "step_4.jsonl").read_bytes() for folder in (tmp_path, finished)]
@@ -143,7 +143,7 @@ def test_the_stored_configuration_starts_the_same_run_elsewhere(finished, tmp_pa
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"no_such": 1}'}, "--lr_scheduler"),
     ],
 )
-def test_a_mistake_is_one_line_on_standard_error_and_status_2(pairs_path, tmp_path, capsys, change, words):
+def test_main_reports_mistake_in_one_line_with_status_2(pairs_path, tmp_path, capsys, change, words):
     folder = tmp_path / "run"
     assert main(flags_of(pairs_path, folder, **change)) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -156,20 +156,20 @@ def test_a_mistake_is_one_line_on_standard_error_and_status_2(pairs_path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_mistake_mended_goes_on_in_the_same_folder(pairs_path, tmp_path, capsys):
+def test_main_continues_after_corrected_mistake(pairs_path, tmp_path, capsys):
     assert main(flags_of(pairs_path, tmp_path, target_lang="de")) == 2
     assert main(flags_of(pairs_path, tmp_path, max_train_steps=1)) == 0
     assert status_of(tmp_path)["status"] == "finished"
 
 
-def test_only_the_first_process_prints_a_mistake(pairs_path, tmp_path, capsys, monkeypatch):
+def test_only_first_process_prints_mistake(pairs_path, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert main(flags_of(pairs_path, tmp_path, vocab_size=100)) == 2
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_status_1_and_says_so_in_its_folder(pairs_path, tmp_path, capsys):
+def test_main_of_failed_run_returns_1_and_writes_status(pairs_path, tmp_path, capsys):
     # A rate of 1e30 throws the weights to infinity in the first update; the second has no finite gradient.
     flags = flags_of(pairs_path, tmp_path, learning_rate=1e30, num_warmup_steps=0)
     assert main(flags) == 1
@@ -180,7 +180,7 @@ def test_a_run_that_fails_is_status_1_and_says_so_in_its_folder(pairs_path, tmp_
     assert line == f"mtloop: error: {status['message']}"
 
 
-def test_an_interrupt_before_training_is_130(pairs_path, tmp_path, capsys, monkeypatch):
+def test_main_interrupted_before_training_returns_130(pairs_path, tmp_path, capsys, monkeypatch):
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
@@ -191,7 +191,7 @@ def test_an_interrupt_before_training_is_130(pairs_path, tmp_path, capsys, monke
 
 
 @pytest.mark.slow
-def test_tracking_writes_beside_the_run(pairs_path, tmp_path):
+def test_tracking_writes_into_run_folder(pairs_path, tmp_path):
     pytest.importorskip("tensorboard")
     flags = flags_of(pairs_path, tmp_path, max_train_steps=1, with_tracking=True, report_to="tensorboard")
     assert main(flags) == 0
@@ -204,7 +204,7 @@ def test_tracking_writes_beside_the_run(pairs_path, tmp_path):
 @pytest.mark.parametrize(
     ("program", "is_ours"), [("train.py", True), ("/a/b/train.py", True), ("notebook.py", False), ("", False)]
 )
-def test_the_command_line_is_read_only_where_it_is_ours(program, is_ours, capsys, monkeypatch):
+def test_main_reads_command_line_in_train_py_only(program, is_ours, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [program, "--no_such_flag_at_all"])
     # Whoever does not read it goes on to the demo, which this leftover of another launch stops at once.
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -215,14 +215,14 @@ def test_the_command_line_is_read_only_where_it_is_ours(program, is_ours, capsys
     assert ("WORLD_SIZE: set to 2" in message) != is_ours
 
 
-def test_arguments_that_are_handed_in_win_over_the_command_line(capsys, monkeypatch):
+def test_main_prefers_arguments_to_command_line(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--no_such_flag_at_all"])
     assert main(["--another_one"]) == 2
     assert "--another_one" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_made_longer_with_allow_changed(pairs_path, tmp_path, capsys):
+def test_main_extends_finished_run_with_allow_changed(pairs_path, tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(flags_of(pairs_path, folder)) == 0
     longer = flags_of(pairs_path, folder, max_train_steps=6)
@@ -235,7 +235,7 @@ def test_a_finished_run_is_made_longer_with_allow_changed(pairs_path, tmp_path, 
     assert main(longer) == 0 and "nothing to do" in capsys.readouterr().out
 
 
-def test_a_command_that_does_not_exist_is_told_in_a_line(capsys):
+def test_unknown_command_is_one_line(capsys):
     assert commands(["translat"]) == 2
     assert (
         capsys.readouterr().err
@@ -246,13 +246,13 @@ def test_a_command_that_does_not_exist_is_told_in_a_line(capsys):
     assert commands(["--help"]) == 0 and "  translate   Translate files" in capsys.readouterr().out
 
 
-def test_the_program_is_called_as_it_was_started(capsys, monkeypatch):
+def test_program_is_named_as_started(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/mtloop"])
     assert commands(["push", "--help"]) == 0 and capsys.readouterr().out.startswith("usage: mtloop push ")
 
 
 @pytest.mark.parametrize("name", ["average", "checkpoint", "corpus", "evaluate", "export", "push", "translate"])
-def test_a_mistyped_flag_is_named_with_the_nearest(name, capsys):
+def test_mistyped_flag_names_nearest(name, capsys):
     # "list" and "x" are what checkpoint and push cannot do without; hyphens are as good as underscores
     words = {"checkpoint": ["list", "x"], "push": ["x"], "export": ["-o", "x", "--format", "ctranslate2"]}.get(name, [])
     given = {"checkpoint": "--save-totel-limit", "push": "--hub-stratgy"}.get(name, "--num-beems")
@@ -265,14 +265,14 @@ def test_a_mistyped_flag_is_named_with_the_nearest(name, capsys):
     )
 
 
-def test_a_command_is_listed_with_the_first_line_of_its_module(capsys):
+def test_help_lists_first_line_of_each_command(capsys):
     commands(["--help"])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     folder = Path(sys.modules["mtloop"].__file__).parent / "cli" / "commands"
     assert listed == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
 
-def test_only_flags_are_written_with_underscores():
+def test_parser_writes_only_flags_with_underscores():
     parser = Parser()
     for flag in ("--model", "--max_source_length"):
         parser.add_argument(flag)
@@ -283,7 +283,7 @@ def test_only_flags_are_written_with_underscores():
     assert given.files == ["a--b-c", "d", "--not-a-flag"]
 
 
-def test_a_reader_that_has_gone_ends_a_command_and_a_broken_socket_does_not(monkeypatch):
+def test_closed_standard_output_ends_command_quietly(monkeypatch):
     def broken(given):
         raise BrokenPipeError
 

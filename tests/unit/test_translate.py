@@ -60,14 +60,14 @@ def run_command(model_path, fresh_accelerate, capfdbinary):
 # Translator
 
 
-def test_a_text_gives_a_text_and_a_list_gives_a_list(translator, sentences):
+def test_translator_takes_text_or_list(translator, sentences):
     one = translator(sentences[0])
     assert isinstance(one, str) and one
     assert translator([sentences[0], "", " \t", sentences[1]])[:3] == [one, "", ""]
     assert translator([]) == []
 
 
-def test_it_is_what_plain_generate_gives(model_path, marian_tokenizer, tiny_model, translator, sentences):
+def test_translator_equals_plain_generate(model_path, marian_tokenizer, tiny_model, translator, sentences):
     batch = marian_tokenizer(sentences[:1], return_tensors="pt")
     with torch.no_grad():
         pieces = tiny_model.generate(**batch, num_beams=2, max_length=24, do_sample=False)
@@ -76,7 +76,7 @@ def test_it_is_what_plain_generate_gives(model_path, marian_tokenizer, tiny_mode
 
 
 @pytest.mark.slow
-def test_the_batches_change_nothing(model_path, runtime, sentences):
+def test_translator_does_not_depend_on_batches(model_path, runtime, sentences):
     sentences = sentences[:12]
     translator = Translator(str(model_path), num_beams=2, max_target_length=10, runtime=runtime)
     expected = translator(sentences)
@@ -90,7 +90,7 @@ def test_the_batches_change_nothing(model_path, runtime, sentences):
     assert translator(sentences[:3] * 4) == expected[:3] * 4
 
 
-def test_the_best_come_first_with_their_scores(model_path, runtime, sentences):
+def test_translator_sorts_n_best_by_score(model_path, runtime, sentences):
     translator = Translator(str(model_path), num_beams=4, n_best=3, max_target_length=24, runtime=runtime)
     found = translator.translate(sentences[:8])
     for candidates in found:
@@ -101,7 +101,7 @@ def test_the_best_come_first_with_their_scores(model_path, runtime, sentences):
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_a_score_is_the_mean_log_probability_of_the_pieces(
+def test_score_is_mean_log_probability_of_tokens(
     model_path, runtime, marian_tokenizer, tiny_model, num_beams, sentences
 ):
     translator = Translator(str(model_path), num_beams=num_beams, max_target_length=40, runtime=runtime)
@@ -118,23 +118,23 @@ def test_a_score_is_the_mean_log_probability_of_the_pieces(
     assert found.score == pytest.approx(steps.mean().item(), abs=2e-2)
 
 
-def test_what_is_cut_is_told(model_path, runtime, sentences):
+def test_translator_marks_cut_texts(model_path, runtime, sentences):
     translator = Translator(str(model_path), num_beams=1, max_source_length=4, max_target_length=3, runtime=runtime)
     (short,), (long,) = translator.translate(["Yes", sentences[0]])
     assert (short.is_source_cut, long.is_source_cut, long.is_cut) == (False, True, True)
 
 
-def test_lengths_beyond_the_model_are_refused(model_path, runtime):
+def test_translator_refuses_lengths_beyond_model(model_path, runtime):
     with pytest.raises(UserError, match="--max_source_length: this model has 512 positions .got 9999"):
         Translator(str(model_path), max_source_length=9999, runtime=runtime)
 
 
-def test_a_model_that_is_not_there_is_named_by_its_flag_here(runtime, tmp_path):
+def test_translator_names_flag_of_missing_model(runtime, tmp_path):
     with pytest.raises(UserError, match=r"^--model '.*nowhere': there is no such folder"):
         Translator(str(tmp_path / "nowhere"), runtime=runtime)
 
 
-def test_a_run_folder_means_its_final_model_else_its_newest_checkpoint(tmp_path):
+def test_translator_of_run_folder_takes_final_or_newest_checkpoint(tmp_path):
     assert model_folder("team/model@v1") == "team/model@v1"
     assert model_folder(str(tmp_path)) == str(tmp_path)
     for name in ("checkpoints/step_9", "checkpoints/step_10", "final"):
@@ -146,7 +146,7 @@ def test_a_run_folder_means_its_final_model_else_its_newest_checkpoint(tmp_path)
     assert model_folder(str(tmp_path)) == str(tmp_path)
 
 
-def test_the_package_offers_it_and_is_light_without_it(model_path, fresh_accelerate):
+def test_import_of_mtloop_does_not_import_torch(model_path, fresh_accelerate):
     assert mtloop.Translator is Translator and {"Translator", "main", "__version__"} <= set(dir(mtloop))
     with pytest.raises(AttributeError, match="no attribute 'Translater'"):
         mtloop.Translater  # noqa: B018
@@ -157,7 +157,7 @@ def test_the_package_offers_it_and_is_light_without_it(model_path, fresh_acceler
 
 
 @pytest.mark.slow
-def test_nothing_of_accelerate_is_left_behind(model_path, fresh_accelerate):
+def test_close_resets_accelerate(model_path, fresh_accelerate):
     with Translator(str(model_path), num_beams=1) as translator:
         assert isinstance(translator("Yes"), str) and PartialState._shared_state
     assert not PartialState._shared_state and not AcceleratorState._shared_state
@@ -172,7 +172,7 @@ def test_nothing_of_accelerate_is_left_behind(model_path, fresh_accelerate):
 
 
 @pytest.mark.slow
-def test_progress_bars_are_those_of_the_program(model_path, fresh_accelerate, capfd):
+def test_translator_restores_progress_bars(model_path, fresh_accelerate, capfd):
     datasets.enable_progress_bars()
     transformers.utils.logging.enable_progress_bar()
     with Translator(str(model_path), num_beams=1) as translator:
@@ -196,7 +196,7 @@ def entries(tmp_path, monkeypatch):
     return read
 
 
-def test_only_newlines_end_a_line(entries):
+def test_texts_end_lines_at_newlines_only(entries):
     content = "\ufeffa\x0bb\x0cc\u2028d\x85e\r\n\n \nf\rg".encode()
     assert entries(content, "x.txt") == [
         Entry("a\x0bb\x0cc\u2028d\x85e", "\r\n", "x.txt:1"), Entry("", "\n", "x.txt:2"), Entry(" ", "\n", "x.txt:3"),
@@ -205,7 +205,7 @@ def test_only_newlines_end_a_line(entries):
     assert entries(b"", "x.txt") == []
 
 
-def test_rows_name_their_text(entries):
+def test_texts_of_rows_find_column(entries):
     rows = ['{"translation": {"en": "a", "fr": "b"}, "id": 7}', "", '{"en": "c"}', '{"source": "d"}', '{"text": "e"}']
     found = entries("\n".join(rows).encode(), "x.jsonl")
     assert [entry.text for entry in found] == ["a", "c", "d", "e"] and found[0].origin["id"] == 7
@@ -232,7 +232,7 @@ def test_rows_name_their_text(entries):
         ("x.csv", b'en\n"a\n', "x.csv:2: malformed row"),
     ],
 )
-def test_a_broken_line_is_named(entries, name, content, reason):
+def test_texts_name_broken_line(entries, name, content, reason):
     with pytest.raises(UserError, match=re.escape(reason)):
         entries(content, name)
 
@@ -251,7 +251,7 @@ def written(name, rows, *, records=None, **options):
     return file.getvalue()
 
 
-def test_the_output_is_of_the_kind_that_its_name_says():
+def test_writer_format_follows_name():
     best, other = Translation(text="x\ny", score=-0.5), Translation(text='"z"', score=-1.25)
     rows = [(Entry("a", "\r\n"), [best]), (Entry("b", ""), [other])]
     assert write("o.txt", rows) == 'x y\r\n"z"'
@@ -277,7 +277,7 @@ def test_the_output_is_of_the_kind_that_its_name_says():
     ]
 
 
-def test_parquet_keeps_columns_and_their_types(tmp_path):
+def test_writer_parquet_keeps_columns_and_types(tmp_path):
     rows = [
         {"id": 7, "text": "a", "tags": ["x", "y"], "none": None},
         {"id": None, "text": "b", "tags": [], "none": None},
@@ -298,7 +298,7 @@ def test_parquet_keeps_columns_and_their_types(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["in.csv", "in.tsv", "in.parquet"])
-def test_a_table_without_rows_has_a_header(tmp_path, name):
+def test_writer_table_without_rows_has_header(tmp_path, name):
     columns = {"id": pa.array([], pa.string()), "en": pa.array([], pa.string())}
     if name == "in.parquet":
         pq.write_table(pa.table(columns), tmp_path / name)
@@ -312,7 +312,7 @@ def test_a_table_without_rows_has_a_header(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["o.jsonl", "o.csv", "o.parquet"])
-def test_a_column_is_replaced_only_when_asked(name):
+def test_writer_replaces_column_only_with_flag(name):
     rows = [(Entry("a", {"source": "a", "hypothesis": "old"}, "in.jsonl:1"), [Translation(text="new")])]
     with pytest.raises(UserError, match=r"^in.jsonl:1: .*already \(got 'hypothesis'\)\. .*--overwrite_column"):
         written(name, rows)
@@ -321,7 +321,7 @@ def test_a_column_is_replaced_only_when_asked(name):
     assert "new" in str(found) and "old" not in str(found)
 
 
-def test_a_table_takes_the_same_columns_alone():
+def test_writer_table_refuses_new_columns():
     first, second = Entry("a", {"source": "a"}, "in.jsonl:1"), Entry("b", {"n": 1}, "in.jsonl:2")
     rows = [(first, [Translation(text="x")]), (second, [Translation(text="y")])]
     for name in ("o.csv", "o.parquet"):
@@ -329,13 +329,13 @@ def test_a_table_takes_the_same_columns_alone():
             written(name, rows)
 
 
-def test_values_that_are_no_text_are_written_as_a_reader_expects():
+def test_writer_formats_values_other_than_text():
     row = {"source": "a", "list": [1], "yes": True, "price": Decimal("1.20"), "when": date(2026, 1, 2), "none": None}
     table = write("o.csv", [(Entry("a", row), [Translation(text="x")])])
     assert table.splitlines()[1] == "a,[1],true,1.20,2026-01-02,,x"
 
 
-def test_half_a_surrogate_pair_stays_in_json_and_is_refused_elsewhere():
+def test_writer_keeps_half_surrogate_pair_in_json_only():
     rows = [(Entry("a", {"source": "a", "other": "\ud83d"}, "in.jsonl:1"), [Translation(text="é")])]
     assert json.loads(write("o.jsonl", rows)) == {"source": "a", "other": "\ud83d", "hypothesis": "é"}
     for name in ("o.csv", "o.parquet"):
@@ -347,7 +347,7 @@ def test_half_a_surrogate_pair_stays_in_json_and_is_refused_elsewhere():
 
 
 @pytest.mark.slow
-def test_a_file_is_translated_line_by_line(run_command, sentences, tmp_path, monkeypatch):
+def test_translate_file_line_by_line(run_command, sentences, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "BLOCK_SIZE", 7)  # several blocks
     source, target = tmp_path / "in.txt", tmp_path / "new" / "out.txt"
     source.write_text("\n".join([*sentences[:20], "", sentences[0]]))
@@ -360,7 +360,7 @@ def test_a_file_is_translated_line_by_line(run_command, sentences, tmp_path, mon
     assert (status, out) == (0, target.read_text())
 
 
-def test_standard_input_and_sentences(run_command, sentences, monkeypatch):
+def test_translate_standard_input_and_sentences(run_command, sentences, monkeypatch):
     status, expected, _ = run_command("--text", sentences[0], "--text", sentences[1])
     assert status == 0 and len(expected.splitlines()) == 2
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(sentences[:2]).encode())))
@@ -368,7 +368,7 @@ def test_standard_input_and_sentences(run_command, sentences, monkeypatch):
     assert (status, out) == (0, expected.removesuffix("\n"))
 
 
-def test_several_files_go_into_a_folder(run_command, sentences, tmp_path):
+def test_translate_several_files_into_folder(run_command, sentences, tmp_path):
     (tmp_path / "a.txt").write_text(sentences[0])
     (tmp_path / "b.jsonl").write_text(json.dumps({"source": sentences[0], "id": 1}))
     (tmp_path / "c.txt").write_text("")
@@ -381,7 +381,7 @@ def test_several_files_go_into_a_folder(run_command, sentences, tmp_path):
     assert (tmp_path / "out" / "c.txt").read_text() == ""
 
 
-def test_what_is_cut_is_counted_and_named(run_command, sentences, tmp_path):
+def test_translate_reports_cut_texts(run_command, sentences, tmp_path):
     (tmp_path / "a.txt").write_text(f"Yes\n\n{sentences[0]}\n")
     status, _, err = run_command(tmp_path / "a.txt", "--max_source_length", "4")
     assert status == 0
@@ -407,7 +407,7 @@ def test_what_is_cut_is_counted_and_named(run_command, sentences, tmp_path):
         (["{in}", "--beams", "4"], "--beams: no such flag, did you mean --num_beams?"),
     ],
 )
-def test_mistakes_are_told_in_a_line(run_command, tmp_path, words, reason):
+def test_mistakes_are_reported_in_one_line(run_command, tmp_path, words, reason):
     source = tmp_path / "in.txt"
     source.write_text("Yes\n")
     places = {"in": source, "dir": tmp_path}
@@ -416,7 +416,9 @@ def test_mistakes_are_told_in_a_line(run_command, tmp_path, words, reason):
     assert status == 2 and out == "" and line.startswith(f"mtloop: error: {reason.format(**places)}")
 
 
-def test_a_run_of_one_pair_knows_its_languages(model_path, fresh_accelerate, capsys, tmp_path, sentences):
+def test_translate_refuses_languages_the_run_was_not_trained_on(
+    model_path, fresh_accelerate, capsys, tmp_path, sentences
+):
     """It reads the rows that it was trained on, and is not asked for what it cannot do."""
     shutil.copytree(model_path, tmp_path / "run" / "final")
     config = "train_file: [a.tsv]\nsource_lang: en\ntarget_lang: fr\ntrain_tokenizer: true\nmodel_size: tiny\n"
@@ -432,14 +434,14 @@ def test_a_run_of_one_pair_knows_its_languages(model_path, fresh_accelerate, cap
         assert line in capsys.readouterr().err
 
 
-def test_what_is_no_text_is_named(translator):
+def test_translator_names_item_that_is_not_a_text(translator):
     with pytest.raises(TypeError, match=r"^expected a text or a list of texts \(got int\)$"):
         translator(3)
     with pytest.raises(TypeError, match=r"^text 1: expected str \(got NoneType\)"):
         translator(["a", None])
 
 
-def test_a_broken_line_leaves_no_half_output(run_command, tmp_path, monkeypatch):
+def test_translate_leaves_no_partial_output(run_command, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "BLOCK_SIZE", 1)
     (tmp_path / "in.jsonl").write_text('{"source": "Yes"}\nnot\n')
     status, _, err = run_command(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")
