@@ -135,7 +135,7 @@ def test_wrong_flags(tmp_path, flags, words):
 
 def test_a_folder_given_as_a_file(tmp_path):
     line = refused(tmp_path, *SCRATCH, *LANGUAGES, "--train_file", tmp_path)
-    assert f"--train_file {tmp_path}: a folder" in line
+    assert f"--train_file: expected a file, not a folder (got {tmp_path})" in line
 
 
 def test_data_given_as_a_recipe(tmp_path):
