@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mtloop.errors import RunFailed
+from mtloop.errors import unwritable
 
 OLD = ".old-"
 
@@ -66,9 +66,7 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # a folder that is gone or read-only refuses this too
             partial.unlink()
-        raise RunFailed(
-            f"{path}: cannot be written ({error.strerror or error}). Free disk space, or make the folder writable."
-        ) from error
+        raise unwritable(path, error) from error
 
 
 def write_json(path: Path, record: Any) -> None:

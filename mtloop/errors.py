@@ -1,6 +1,9 @@
 """Errors that end a run with one line: mistakes of the user (status 2) and failures of the run (status 1)."""
 
+from __future__ import annotations
+
 import re
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -37,5 +40,11 @@ def rename_flag(error: UserError, flag: str) -> UserError:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the system's text of an OSError, else the first line of an error's message, or its type."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
+def unwritable(path: Path, error: BaseException) -> RunFailed:
+    """Return the error of a run that cannot write a file or folder."""
+    return RunFailed(f"{path}: cannot be written ({first_line(error)}). Free disk space, or make the folder writable.")

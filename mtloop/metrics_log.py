@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.atomic import json_line, read_json_lines, write_text
-from mtloop.errors import RunFailed
+from mtloop.errors import unwritable
 
 Line = dict[str, Any]
 VALID = "valid"
@@ -41,7 +41,7 @@ class MetricsLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json_line(clean))
         except OSError as error:
-            raise RunFailed(f"{self.path}: cannot be written ({error.strerror or error})") from error
+            raise unwritable(self.path, error) from error
         return line
 
     def lines(self, *, until: int | None = None) -> list[Line]:

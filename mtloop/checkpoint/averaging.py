@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from mtloop.atomic import new_folder, write_json
 from mtloop.checkpoint.listing import epoch_ends, find_corruption
 from mtloop.checkpoint.manifest import MANIFEST_NAME, CorruptCheckpoint, hash_files, read_manifest
-from mtloop.checkpoint.restore import AVERAGED_NAME, reason_in_line
+from mtloop.checkpoint.restore import AVERAGED_NAME
 from mtloop.checkpoint.save import Checkpointer
-from mtloop.errors import RunFailed, UserError
+from mtloop.errors import RunFailed, UserError, unwritable
 from mtloop.model.adapters import ADAPTER_NAME
 from mtloop.run_folder import RunFolder
 
@@ -167,8 +167,7 @@ def publish_average(folder: RunFolder, *, num_epochs: int, end_step: int, say: C
             average_into(partial, chosen)
             files = hash_files(partial)
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise RunFailed(f"{folder.final_dir}: cannot be written ({why})") from error
+        raise unwritable(folder.final_dir, error) from error
     manifests = [read_manifest(path) for path in chosen]
     identity = "\n".join(manifest["sha256"] for manifest in manifests)
     folder.update_record(
@@ -263,4 +262,4 @@ def _copy(source: Path, folder: RunFolder) -> None:
             manifest = read_manifest(source)
             folder.update_record(final={"step": manifest["step"], "manifest": manifest["sha256"]})
     except OSError as error:
-        raise RunFailed(f"{final}: cannot be written ({reason_in_line(error)})") from error
+        raise unwritable(final, error) from error

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from mtloop.checkpoint.manifest import CorruptCheckpoint, read_manifest
 from mtloop.checkpoint.state import TrainState
-from mtloop.errors import UserError
+from mtloop.errors import UserError, first_line
 from mtloop.model.adapters import ADAPTER_NAME, adapter_config, stored_adapter, unmerged
 from mtloop.runtime.sharding import put, sharded_state
 
@@ -109,7 +109,7 @@ def read_checkpoint(
         raise
     except (*UNREADABLE, CorruptCheckpoint) as error:
         raise UserError(
-            f"--resume_from_checkpoint: {path} cannot be read ({type(error).__name__}: {reason_in_line(error)}). Name "
+            f"--resume_from_checkpoint: {path} cannot be read ({type(error).__name__}: {first_line(error)}). Name "
             "an earlier checkpoint, for example step_N, or give another --output_dir."
         ) from error
     return record
@@ -125,12 +125,6 @@ def differences_to(record: dict[str, Any], now: dict[str, Any]) -> Iterator[str]
     for name in BITWISE:
         if name in record and name in now and record[name] != now[name]:
             yield f"{name} {_shown(now[name], record[name])}, saved with {_shown(record[name], now[name])}"
-
-
-def reason_in_line(error: BaseException) -> str:
-    """Return the first line of an error; libraries write several."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error)
-    return next(iter(text.strip().splitlines()), type(error).__name__)
 
 
 def _load(path: Path) -> Any:

@@ -26,9 +26,9 @@ from mtloop.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint, reason_in_line
+from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint
 from mtloop.checkpoint.state import BackgroundWriter, Buffers, Snapshot, TrainState, num_bytes_of
-from mtloop.errors import RunFailed, UserError
+from mtloop.errors import RunFailed, UserError, first_line
 from mtloop.model.adapters import ADAPTER_NAME, merged_weights, save_adapter
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.collectives import attempt
@@ -165,7 +165,7 @@ class Checkpointer:
         except UNWRITABLE as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunFailed(
-                f"{target}: saving failed ({reason_in_line(error)}). Earlier checkpoints are intact. Free disk space, "
+                f"{target}: saving failed ({first_line(error)}). Earlier checkpoints are intact. Free disk space, "
                 "or make the folder writable, and start the same command again."
             ) from error
         step, best_step = snapshot.state["step"], snapshot.state["best_step"]

@@ -136,7 +136,7 @@ def parse_config(argv: Sequence[str] | None, warn: Warn | None = None) -> Config
     values = vars(namespace)
     stray = next((word for word in words if word.startswith("-")), None)
     if stray is not None:
-        raise UserError(f"{stray}: no such flag; see --help, and write a value that begins with - as --flag=value")
+        raise UserError(f"{stray}: no such flag. See --help; write a value that begins with - as --flag=value.")
     if "config" in values:
         words.append(values.pop("config"))
     if len(words) > 1:
@@ -242,7 +242,7 @@ def _foreign(name: str, where: str, warn: Warn) -> ForeignFlag | None:
     foreign = known.get(name) or known.get(name.removeprefix("no_"))
     if foreign is None or (name not in known and foreign.values != "switches"):
         near = difflib.get_close_matches(name, [*FIELDS, "config", *known], n=1)
-        raise UserError(f"--{name}: no such flag" + (f", did you mean --{near[0]}?" if near else "; see --help"))
+        raise UserError(f"--{name}: no such flag" + (f", did you mean --{near[0]}?" if near else ". See --help."))
     if foreign.effect == "refused":
         raise UserError(f"--{name}: {foreign.advice}")
     effect = "is IGNORED AND THE RESULT CHANGES" if foreign.effect == "changes_result" else "is ignored"

@@ -14,7 +14,7 @@ from torch import Tensor
 from mtloop.atomic import read_json_lines
 from mtloop.batching.loader import Update
 from mtloop.config.settings import Config, is_from_scratch
-from mtloop.errors import RunFailed, UserError, rename_flag
+from mtloop.errors import UserError, rename_flag, unwritable
 from mtloop.evaluation.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
 from mtloop.evaluation.metrics import Counted
 from mtloop.evaluation.significance import resample
@@ -232,9 +232,7 @@ def _convert(run: Run, weights: dict[str, Tensor], folder: Path) -> None:
         )
         shutil.rmtree(folder / "copy")
     except OSError as error:
-        raise RunFailed(
-            f"{folder}: cannot be written ({error.strerror or error}). Free disk space and run the same command."
-        ) from error
+        raise unwritable(folder, error) from error
 
 
 def compare_engines(run: Run, engine: Engine, data: EvaluationSet) -> None:

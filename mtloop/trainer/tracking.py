@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from mtloop.errors import RunFailed
+from mtloop.errors import unwritable
 from mtloop.evaluation.metrics import metrics_of
 from mtloop.evaluation.significance import recorded_text
 from mtloop.metrics_log import VALID, evaluations_of, updates_of
@@ -173,9 +173,7 @@ class Tracker:
                     record |= {"pair": pairs[number]} if pairs else {}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
-            raise RunFailed(
-                f"{path}: cannot be written ({error.strerror or error}). Free disk space and run the same command."
-            ) from error
+            raise unwritable(path, error) from error
 
     def close_bar(self) -> None:
         if self._bar is not None:

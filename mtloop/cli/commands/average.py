@@ -32,6 +32,7 @@ from mtloop.cli.flags import (
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, rename_flag
 from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of
+from mtloop.evaluation.selection import try_functions
 from mtloop.evaluation.significance import score_text
 from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder, stored_config
@@ -301,6 +302,7 @@ def print_scores(
         test_sets: The rows.
         given: The flags; its `metrics` are applied.
     """
+    scored.runtime.on_main(lambda: try_functions(given.metrics, test_sets[0].rows))
     network = cast(Any, scored.engine).network
     found: dict[str, list[dict[str, Score]]] = {}
     for name, one in weights.items():
