@@ -91,10 +91,10 @@ def _head(verdicts: Sequence[Verdict], model: str, baseline: str | None) -> str:
     """Write what is compared, the table of scores, and how they were made."""
     names = [("model", model), *([("baseline", baseline)] if baseline is not None else [])]
     titles = ['<th class="name">test set', "<th>sentences", '<th class="name">metric', "<th>model"]
-    marked = "Marked: the words that the reference has not; with --baseline, two models are compared."
+    marked = "Marked: words that are not in the reference. --baseline compares two models."
     if baseline is not None:
         titles += ["<th>baseline", "<th>difference", "<th>p"]
-        marked = "p is of the paired bootstrap test. Marked: the words in which the two translations differ."
+        marked = "p is that of the paired bootstrap test. Marked: words in which the two translations differ."
     return "\n".join(
         [
             '<dl class="names">',

@@ -26,7 +26,7 @@ class TestSet:
         source_lang: Set for one of several pairs, whose languages the model is given; else None.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # not a test, although pytest would collect it
 
     name: str
     rows: Dataset
