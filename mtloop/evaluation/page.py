@@ -91,7 +91,7 @@ def _head(verdicts: Sequence[Verdict], model: str, baseline: str | None) -> str:
     """Write what is compared, the table of scores, and how they were made."""
     names = [("model", model), *([("baseline", baseline)] if baseline is not None else [])]
     titles = ['<th class="name">test set', "<th>sentences", '<th class="name">metric', "<th>model"]
-    marked = "Marked: words that are not in the reference. --baseline compares two models."
+    marked = "Marked: words that are not in the reference. Compare two models with --baseline."
     if baseline is not None:
         titles += ["<th>baseline", "<th>difference", "<th>p"]
         marked = "p is that of the paired bootstrap test. Marked: words in which the two translations differ."
