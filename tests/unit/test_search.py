@@ -59,14 +59,14 @@ def sequences_of(model, batch, options):
     [
         {},
         BEAMS,
-        {**BEAMS, "early_stopping": True},
+        pytest.param({**BEAMS, "early_stopping": True}, marks=pytest.mark.slow),
         {**BEAMS, "early_stopping": "never", "length_penalty": 2.0},
-        {**BEAMS, "length_penalty": -0.5},
-        {**BEAMS, "eos_token_id": [0, 11]},
+        pytest.param({**BEAMS, "length_penalty": -0.5}, marks=pytest.mark.slow),
+        pytest.param({**BEAMS, "eos_token_id": [0, 11]}, marks=pytest.mark.slow),
         {**BEAMS, "num_return_sequences": 3},
         {**BEAMS, "max_length": 6, "forced_bos_token_id": 7},
         {**BEAMS, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "renormalize_logits": True},
-        {**BEAMS, "encoder_no_repeat_ngram_size": 2},
+        pytest.param({**BEAMS, "encoder_no_repeat_ngram_size": 2}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
