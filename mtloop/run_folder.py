@@ -28,7 +28,8 @@ LOCK_WAIT_S = 10.0
 RUN_FILES: dict[str, str] = {
     "config.yaml": "Resolved settings. `train.py RUN/config.yaml --output_dir NEW` starts the same run again.",
     "metrics.jsonl": "One line per logged update, and one line per evaluation.",
-    "status.json": "`status` (running, stopped, finished or failed), `exit_status`, `message`, `step`, `pid`.",
+    "status.json": "`status` (running, stopped, finished or failed; running after a kill too), `exit_status`, "
+    "`message`, `step` at the end, `pid`.",
     "data.json": "Data sources, row counts, dropped rows by reason, and fingerprints of data and tokenizer.",
     "run.json": "Id of the run, measured precision, changes of `--allow_changed`, Hub target, source of `final/`.",
     "push.jsonl": "One line per push to the Hub: `part`, `step`, `manifest`, `repo_id`, `revision`, `commit`.",

@@ -39,7 +39,10 @@ def choose_metrics(names: Sequence[str] | None, functions: Functions = ()) -> tu
     chosen = {one.name: one for one in DEFAULT_METRICS} if names is None else {}
     for name in names or ():
         if name not in METRICS:
-            raise UserError(f"--metrics: unknown metric (got {name!r}). Give one or more of {', '.join(METRICS)}.")
+            raise UserError(
+                f"--metrics: unknown metric (got {name!r}). Give one or more of {', '.join(METRICS)}; pass a function "
+                "of your own from Python, mtloop.main([...], metrics=[function])."
+            )
         chosen[name] = METRICS[name]
     if isinstance(functions, str) or not isinstance(functions, Sequence):
         raise UserError(f"metrics: expected a list of functions (got {functions!r}). Write metrics=[my_metric].")
@@ -133,10 +136,11 @@ class _UserFunction:
             result = self.function(list(texts.sources), list(texts.hypotheses), list(texts.references))
         except (Exception, SystemExit) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = "" if frame.filename == __file__ else f" ({os.path.basename(frame.filename)}:{frame.lineno})"
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
-                f"metrics: {self.name} raised {reason} ({os.path.basename(frame.filename)}:{frame.lineno}). "
-                f"Correct the function; it was called with {len(texts.hypotheses)} sources, hypotheses and references."
+                f"metrics: {self.name} raised {reason}{place}. Correct the function; it was called with three lists of "
+                f"{len(texts.hypotheses)} texts: sources, hypotheses, references."
             ) from error
         if not isinstance(result, Mapping):
             return _number(result, self.name)

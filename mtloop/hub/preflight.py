@@ -115,7 +115,9 @@ def _describe(error: Exception, name: str) -> str:
     status = status_of(error)
     if isinstance(error, LocalTokenNotFoundError):
         return "no token for the Hub. Set HF_TOKEN or run `hf auth login`."
-    if status in (401, 403, 404):
+    if status == 401:
+        return f"the Hub refuses the token for {name!r} (status 401). Log in with `hf auth login`, or set HF_TOKEN."
+    if status in (403, 404):
         remedy = "Give one that can, in HF_TOKEN or with `hf auth login`, or another --hub_model_id."
         return f"the token cannot write to {name!r} (status {status}). {remedy}"
     if isinstance(error, HFValidationError) or status in (400, 422):

@@ -120,8 +120,9 @@ def _loading_advice(name_or_path: str, name: str, reason: Exception | str) -> st
     if "trust_remote_code" in str(reason):
         return f"{subject}: the repository contains code. Read it and, if you trust it, add --trust_remote_code."
     return (
-        f"{subject}: not on the Hub, or the Hub cannot be reached ({line.rstrip('.')}). Check the name; offline, run "
-        f"`hf download {name}` on a machine with network and copy its cache (HF_HOME), or give a local folder."
+        f"{subject}: no such folder (in {Path.cwd()}), and not on the Hub, or the Hub cannot be reached "
+        f"({line.rstrip('.')}). Check the name; offline, run `hf download {name}` on a machine with network and copy "
+        "its cache (HF_HOME)."
     )
 
 

@@ -120,7 +120,10 @@ def _vocab_size_advice(message: str, vocab_size: int, num_others: int, num_texts
     """Convert sentencepiece's two errors about the size to entries of the vocabulary and multiples of 8."""
     if too_high := re.search(r"Please set it to a value <= (\d+)", message):
         largest = (int(too_high[1]) + num_others) // 8 * 8
-        return f"--vocab_size: too large for a corpus of {num_texts} texts (got {vocab_size}). Use {largest} or less."
+        return (
+            f"--vocab_size: too large for a corpus of {num_texts} texts, sources and targets (got {vocab_size}). "
+            f"Use {largest} or less."
+        )
     if too_low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         smallest = -(-(int(too_low[1]) + num_others) // 8) * 8
         return f"--vocab_size: too small for the characters of the corpus (got {vocab_size}). Use {smallest} or more."

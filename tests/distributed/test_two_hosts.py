@@ -138,7 +138,7 @@ def test_the_same_run_as_on_one_process(hosts, tmp_path):
     assert run([PYTHON, "train.py", *FLAGS, *flags, str(alone)]).returncode == 0
     assert wait_for_end(hosts, start(hosts, *flags, both), 120) == [0, 0], hosts[0].errors() + hosts[1].errors()
     first = (hosts[0].home / "stdout").read_text().splitlines()[0]
-    assert "device cpu · 2 processes" in first and "the launch file asks for a GPU, none is here" in first
+    assert "device cpu · 2 processes" in first and "the launch file asks for a GPU, but none is available" in first
     expected, found = (lines_of(folder, "loss") for folder in (alone, both))
     assert [line["step"] for line in found] == list(range(1, 21))
     for a, b in zip(expected, found, strict=True):

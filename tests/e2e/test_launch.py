@@ -112,7 +112,7 @@ def test_a_launch_file_runs_on_the_cpu_and_says_if_it_asks_for_more(tmp_path, na
     assert done.returncode == 0, done.stderr[-3000:]
     first = done.stdout.splitlines()[0]
     assert first.startswith(f"device cpu · {num_processes} process")
-    assert first.endswith("the launch file asks for a GPU, none is here") == asks_for_gpu
+    assert first.endswith("the launch file asks for a GPU, but none is available") == asks_for_gpu
 
 
 def test_fsdp_file_on_a_cpu_is_refused(tmp_path):

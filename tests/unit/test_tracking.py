@@ -163,7 +163,7 @@ def test_hypotheses_are_written_row_by_row(tracker):
 
 def test_a_file_that_cannot_be_written_fails_the_run_in_one_line(tracker):
     tracker.folder.metrics.path.mkdir()
-    with pytest.raises(RunFailed, match=r"metrics\.jsonl: cannot be written \(Is a directory\)$"):
+    with pytest.raises(RunFailed, match=r"metrics\.jsonl: cannot be written \(Is a directory\)\. Free disk space"):
         tracker.log_update(update(1))
     tracker.folder.hypotheses_dir.write_text("")
     with pytest.raises(RunFailed, match=r"step_1\.jsonl: cannot be written"):

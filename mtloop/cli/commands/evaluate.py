@@ -107,7 +107,7 @@ def _reports(
     scored = open_model(flag, model, given, runtime, trained=stored_config(model) or trained)
     reports = []
     for test_set in test_sets:
-        runtime.say(f"{flag.removeprefix('--')}: translating {len(test_set.rows):,} rows of {test_set.name} ...")
+        runtime.say(f"translating {len(test_set.rows):,} rows of {test_set.name} with {model} ...")
         reports.append(scored.evaluate(test_set, metrics=given.metrics))
     return reports
 
