@@ -86,6 +86,7 @@ def changed_by_learning(model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_attach_lora_adapts_query_and_value_and_trains_nothing_else(tiny_configs, family):
     model = new_model(tiny_configs[family])
     plain_class, plain_logits = type(model), logits_of(model)
@@ -100,6 +101,7 @@ def test_attach_lora_adapts_query_and_value_and_trains_nothing_else(tiny_configs
 
 @pytest.mark.parametrize("modules", [None, pytest.param(["all-linear"], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_merged_weights_give_the_logits_of_the_adapted_model(tiny_configs, tmp_path, family, modules):
     model = adapted(tiny_configs[family], lora_target_modules=modules)
     expected = logits_of(model)

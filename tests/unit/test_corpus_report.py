@@ -150,6 +150,7 @@ def test_lengths_equal_plain_python(report_of, files):
     assert "source words" in out and "target characters" in out
 
 
+@pytest.mark.slow
 def test_tokens_and_limits_of_run(report_of, run_command, new_run, pairs_path):
     run = new_run(max_source_length=14, max_target_length=16)
     run.folder.write_config(run.config)
@@ -201,6 +202,7 @@ def test_grep_shows_first_matches(run_command, files, tmp_path):
     assert run_command(*words, "--grep", "zzz")[1] == "'zzz': 0 of 25 rows\n"
 
 
+@pytest.mark.slow
 def test_grep_translates_matches(run_command, sample_rows, tmp_path, model_path):
     pairs = [(row["source"], row["target"]) for row in sample_rows.select(range(12))]
     path = write(tmp_path / "demo.jsonl", pairs)

@@ -354,6 +354,7 @@ def test_validation_split_refuses_single_row() -> None:
     assert "--validation_split: cannot split 1 rows (got 0.5)" in error_of(write("t.jsonl", GOOD), validation_split=0.5)
 
 
+@pytest.mark.slow
 def test_max_samples_takes_fixed_ordered_subset() -> None:
     rows = make_rows(100)
     rows[10]["fr"] = ""
@@ -525,6 +526,7 @@ def test_fingerprint_depends_on_content_only() -> None:
     assert fingerprint(**given) == fingerprint(**given, split_seed=5, validation_split=0.4)
 
 
+@pytest.mark.slow
 def test_load_named_reads_local_folder() -> None:
     write("set/train.jsonl", json_lines(TRANSLATIONS))
     write("set/dev.jsonl", json_lines(TRANSLATIONS[:2]))
@@ -588,6 +590,7 @@ def test_load_demo(languages: tuple[str, str]) -> None:
         ("kde_en_ja", ("en", "ja"), 3_000),
     ],
 )
+@pytest.mark.slow
 def test_load_corpus_reads_real_catalogues_unchanged(name: str, languages: tuple[str, str], number: int) -> None:
     path = REAL_DATA / f"{name}.jsonl.gz"
     if not path.exists():

@@ -110,6 +110,7 @@ def test_demo_pairs_ignore_hash_seed(hash_seed):
     assert done.stdout.strip() == PINNED, done.stderr
 
 
+@pytest.mark.slow
 def test_grammar_size_and_vocabulary():
     assert len(PATTERNS) >= 40 and len({pattern.english for pattern in PATTERNS}) == len(PATTERNS)
     assert len(NOUNS) + len(ATTRIBUTES) + len(VERBS) + len(ADJECTIVES) >= 300

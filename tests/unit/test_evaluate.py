@@ -53,6 +53,7 @@ def with_raw_targets(data, change):
 
 
 @pytest.mark.parametrize("max_tokens", [pytest.param(1, marks=pytest.mark.slow), 70, 10_000])
+@pytest.mark.slow
 def test_loss_does_not_depend_on_batches(tiny_model, short_set, runtime, marian_tokenizer, max_tokens):
     expected = loss_by_brute_force(tiny_model, short_set)
     assert 0.1 < expected < 10  # 16 rows known by heart, 8 never seen: neither 0 nor noise
@@ -112,6 +113,7 @@ def test_evaluate_scores_translations_against_raw_references(
 
 
 @pytest.mark.parametrize("is_training", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_evaluate_leaves_model_unchanged(tiny_model, short_set, runtime, marian_tokenizer, is_training):
     model = copy.deepcopy(tiny_model).train(is_training)
     for module in model.modules():

@@ -98,6 +98,7 @@ def both(folder, export, runtime, **options):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_convert_keeps_the_log_probabilities_of_each_family(
     configs, marian_tokenizer, tmp_path, family, encoded_sample
 ):
@@ -164,6 +165,7 @@ def test_export_translates_as_the_model(
         assert one.score == pytest.approx(other.score, abs=2e-2)  # the padding token is struck out before, or after
 
 
+@pytest.mark.slow
 def test_export_sorts_n_best_by_score(model_path, export, runtime, sentences):
     ours, theirs = both(model_path, export, runtime, num_beams=4, n_best=3, max_target_length=24)
     for found, expected in zip(theirs.translate(sentences[:8]), ours.translate(sentences[:8]), strict=True):
@@ -209,6 +211,7 @@ def test_open_engine_recognizes_an_export(model_path, export, runtime, tmp_path)
         Translator(str(export), runtime=runtime)
 
 
+@pytest.mark.slow
 def test_export_in_int8_translates(model_path, runtime, tmp_path, short_set):
     target = exported(model_path, tmp_path / "export", runtime, quantization="int8")
     assert (target / "model.bin").stat().st_size < (model_path / "model.safetensors").stat().st_size / 2
@@ -308,6 +311,7 @@ def test_search_of_maps_generation_settings(tiny_model, marian_tokenizer, model_
         pytest.param("repetition_penalty", 1.5, 1, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_export_applies_settings_as_generate(model_path, runtime, tmp_path, sentences, name, value, num_beams):
     network = AutoModelForSeq2SeqLM.from_pretrained(model_path)
     network.generation_config.num_beams = num_beams

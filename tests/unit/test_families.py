@@ -135,6 +135,7 @@ def plbart(tmp_path_factory):
 
 
 @pytest.mark.parametrize("lora", [{}, pytest.param({"lora_rank": 2}, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_plbart_trains_and_translates_as_plain_generate_does(plbart, new_run, runtime, lora):
     run = new_run(
         train_file=plbart / "pairs.tsv",

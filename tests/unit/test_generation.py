@@ -56,6 +56,7 @@ def test_generate_rows_equals_plain_generate_row_by_row(
     assert all((tokens >= 0).all() for tokens in found)  # NOTHING, the filler of the table, is gone
 
 
+@pytest.mark.slow
 def test_generate_rows_halves_a_batch_that_exceeds_memory(
     tiny_model, short_set, marian_tokenizer, runtime, monkeypatch
 ):
@@ -92,6 +93,7 @@ def test_generate_rows_with_beams_equals_plain_generate(tiny_model, rows, length
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.slow
 def test_max_length_ratio_ends_each_translation_by_its_source(
     tiny_model, plain_tokens, rows, lengths, runtime, marian_tokenizer, monkeypatch, num_beams
 ):
@@ -204,6 +206,7 @@ MORE_FAMILIES = [
 
 
 @pytest.mark.parametrize("family", ["t5", *MORE_FAMILIES])
+@pytest.mark.slow
 def test_greedy_search_equals_generate_for_each_family(tiny_configs, rows, lengths, family):
     torch.manual_seed(1)
     model = AutoModelForSeq2SeqLM.from_config(tiny_configs[family], attn_implementation="eager").eval()

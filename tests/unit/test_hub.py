@@ -242,6 +242,7 @@ def test_push_moves_tag_of_retrained_epoch(server, open_publisher, tmp_path):
     assert repo.tags == {"epoch-1": repo.commits[1].oid, "epoch-2": repo.commits[3].oid}
 
 
+@pytest.mark.slow
 def test_push_omits_epochs_before_newest(server, open_publisher, tmp_path):
     folder = make_run(tmp_path, epochs=2)
     publisher = open_publisher(folder)
@@ -278,6 +279,7 @@ def test_push_to_branch_prefixes_tags(server, open_publisher, tmp_path):
     assert set(server.repos[REPO].tags) == {"small-epoch-1"}
 
 
+@pytest.mark.slow
 def test_push_deletes_files_of_earlier_model_only(server, open_publisher, tmp_path):
     for name in ("model-00001-of-00002.safetensors", "pytorch_model.bin", "vocab.json", "LICENSE", "images/curve.png"):
         server.blobs["0" * 64] = b"old"
@@ -410,6 +412,7 @@ def test_without_token(monkeypatch):
     assert without_token(f"a secret-of-mine, {READ_TOKEN}") == "a (token), (token)"
 
 
+@pytest.mark.slow
 def test_push_stops_without_token(server, open_publisher, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))

@@ -50,6 +50,7 @@ def test_card_omits_unknown_metadata(tmp_path):
     assert data.eval_results[0].dataset_type == "mtloop-demo"
 
 
+@pytest.mark.slow
 def test_card_lists_each_epoch(tmp_path):
     folder = make_run(tmp_path, is_finished=True)
     rows = [line for line in card_of(folder, None).text.splitlines() if line.startswith("| ") and "|---" not in line]
@@ -103,6 +104,7 @@ def test_card_describes_progress(tmp_path):
         assert told in text, told
 
 
+@pytest.mark.slow
 def test_card_describes_adapter(tmp_path):
     folder = make_run(tmp_path / "lora", *FINE_TUNING, "--dataset_name", "kde4", "--lora_rank", "8")
     text = card_of(folder, target=Target(repo_id="team/en-fr", revision="dev")).text

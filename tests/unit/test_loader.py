@@ -170,6 +170,7 @@ def test_micro_batches_of_given_shapes_hold_the_same_sentences(new_loader, small
                 assert batch["attention_mask"].any(dim=1).all()
 
 
+@pytest.mark.slow
 def test_the_share_of_real_tokens_is_that_of_the_tensors(new_loader):
     """The whole epoch is below the sample of the line that is printed, so both count the same."""
     longest = {"longest": (64, 64), "max_tokens": 120, "overhead": 20, "num_ranks": 1}
@@ -215,6 +216,7 @@ def test_each_epoch_has_its_own_order_and_the_next_follows(new_loader):
 @pytest.mark.parametrize(
     "cursor", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(-1, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_resume_at_a_cursor_goes_on_with_exactly_the_rest(new_loader, cursor):
     loader = new_loader()
     whole = epoch_of(loader, epoch=2)
@@ -227,6 +229,7 @@ def test_a_resume_at_a_cursor_goes_on_with_exactly_the_rest(new_loader, cursor):
 # Workers and placement
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_batches(new_loader):
     alone = list(itertools.islice(new_loader().updates(epoch=0, cursor=3), 10))
     shared = list(itertools.islice(new_loader(num_workers=2).updates(epoch=0, cursor=3), 10))
@@ -247,12 +250,14 @@ def test_a_worker_survives_the_signals_that_stop_a_run(new_loader):
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_accelerates_placement_changes_nothing(new_loader, runtime, num_workers):
     placed = new_loader(place=runtime.place_batches, num_workers=num_workers)
     for epoch in range(2):
         assert_same(epoch_of(placed, epoch=epoch, cursor=2), epoch_of(new_loader(), epoch=epoch, cursor=2))
 
 
+@pytest.mark.slow
 def test_reading_ahead_does_not_change_what_is_random(new_loader):
     """Randomness of an update is a function of (seed, step, rank): the loader must not depend on it."""
     torch.manual_seed(1)

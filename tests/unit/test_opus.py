@@ -232,6 +232,7 @@ def test_kde4_without_a_network_or_a_cache(hub: HubServer, monkeypatch: pytest.M
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_pairs_resume_from_recorded_sources(hub: HubServer, runtime: Runtime) -> None:
     branch = hub.repos[KDE4].branches.pop(PARQUET_BRANCH)
     add_archive(hub, "KDE4/v2", {"en": file_of(ENGLISH, " \n"), "fr": file_of(OTHER)})

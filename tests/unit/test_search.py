@@ -96,6 +96,7 @@ def test_search_equals_generate_for_each_family(tiny_configs, batch, family, num
 
 
 @pytest.mark.parametrize("options", [{}, {**BEAMS, "num_return_sequences": 3}], ids=str)
+@pytest.mark.slow
 def test_search_scores_equal_those_of_generate(tiny_model, batch, options):
     with torch.no_grad():
         expected = tiny_model.generate(**batch, **options, **SCORED)

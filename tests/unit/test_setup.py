@@ -148,6 +148,7 @@ def test_what_is_settled_is_stored_and_the_same_flags_build_the_same_run(new_run
     assert all((weight == weights[name]).all() for name, weight in run.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_other_data_under_the_same_name_is_refused(new_run, tmp_path):
     path = tmp_path / "pairs.jsonl"
     lines = [json.dumps({"en": f"the file {i}", "fr": f"le fichier {i}"}) for i in range(20)]
@@ -168,6 +169,7 @@ def test_the_configuration_is_written_last(new_run, tmp_path):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_long_pairs_are_dropped_and_counted(new_run):
     kept_all, dropped = new_run("all", max_target_length=25), new_run("dropped", max_target_length=25, drop_long=True)
     is_long = [

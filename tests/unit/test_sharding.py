@@ -179,6 +179,7 @@ def test_weights_are_read_into_a_sharded_model_and_stay_tied(one_rank, family_di
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+@pytest.mark.slow
 def test_an_optimizer_s_state_goes_out_whole_and_comes_back_in_parts(one_rank, family_dir):
     model = shard_all(load(family_dir("marian")))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -745,6 +745,7 @@ def test_encode_rows_caches_each_setting(marian, cache, change):
     assert changed.rows[:] != plain.rows[:]
 
 
+@pytest.mark.slow
 def test_encode_rows_caches_each_tokenizer_and_corpus(marian, t5, cache):
     rows = make_rows()
     encode(rows, marian)

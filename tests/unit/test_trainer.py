@@ -131,6 +131,7 @@ def norm_at_step(run):
 @pytest.mark.parametrize(
     ("max_grad_norm", "clips"), [(0.01, True), (0.0, False), pytest.param(1e6, False, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_the_whole_gradient_is_clipped_once_and_its_norm_before_that_is_reported(new_run, max_grad_norm, clips):
     run = new_run(max_grad_norm=max_grad_norm, max_tokens_per_micro_batch=SMALL)
     update = first_update(run)
@@ -154,6 +155,7 @@ def test_dropout_depends_on_the_step_and_not_on_what_was_drawn_before(new_run):
     assert gradients_of(run, update)[0] != first
 
 
+@pytest.mark.slow
 def test_the_learning_rate_reported_is_the_one_the_step_was_taken_with(new_run):
     run = new_run(max_train_steps=4, num_warmup_steps=2, learning_rate=8e-4)
     updates = run.loader.updates(epoch=0, cursor=0)
@@ -214,6 +216,7 @@ def test_an_infinite_weight_fails_the_run_before_anything_is_saved(new_run):
     assert not has_moved(run, before) and list_checkpoints(run.folder) == []
 
 
+@pytest.mark.slow
 def test_as_many_are_tolerated_as_asked_and_the_run_goes_on(new_run, capsys):
     run = new_run(skip_nonfinite=2, max_train_steps=3, logging_steps=1)
     spoil(run, steps=[0, 1])
@@ -276,6 +279,7 @@ def test_one_too_many_stops_the_weights_at_once_and_the_run_before_it_saves(new_
     assert not has_moved(run, after[0]) and len(after) >= 4
 
 
+@pytest.mark.slow
 def test_norms_are_read_after_a_while_though_nothing_is_due(new_run, monkeypatch):
     monkeypatch.setattr("mtloop.trainer.recovery.MAX_UNREAD", 3)
     run = new_run(max_train_steps=7, logging_steps=100)
@@ -686,6 +690,7 @@ def test_a_run_begun_with_other_updates_is_refused(new_run):
 
 
 @pytest.mark.parametrize("runtime", ["bf16"], indirect=True)
+@pytest.mark.slow
 def test_a_weight_is_cast_once_an_update(new_run):
     run = new_run(max_tokens_per_micro_batch=SMALL)
     update = first_update(run)

@@ -90,6 +90,7 @@ def test_translator_does_not_depend_on_batches(model_path, runtime, sentences):
     assert translator(sentences[:3] * 4) == expected[:3] * 4
 
 
+@pytest.mark.slow
 def test_translator_sorts_n_best_by_score(model_path, runtime, sentences):
     translator = Translator(str(model_path), num_beams=4, n_best=3, max_target_length=24, runtime=runtime)
     found = translator.translate(sentences[:8])
@@ -360,6 +361,7 @@ def test_translate_file_line_by_line(run_command, sentences, tmp_path, monkeypat
     assert (status, out) == (0, target.read_text())
 
 
+@pytest.mark.slow
 def test_translate_standard_input_and_sentences(run_command, sentences, monkeypatch):
     status, expected, _ = run_command("--text", sentences[0], "--text", sentences[1])
     assert status == 0 and len(expected.splitlines()) == 2
@@ -368,6 +370,7 @@ def test_translate_standard_input_and_sentences(run_command, sentences, monkeypa
     assert (status, out) == (0, expected.removesuffix("\n"))
 
 
+@pytest.mark.slow
 def test_translate_several_files_into_folder(run_command, sentences, tmp_path):
     (tmp_path / "a.txt").write_text(sentences[0])
     (tmp_path / "b.jsonl").write_text(json.dumps({"source": sentences[0], "id": 1}))
