@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtloop.checkpoint.listing import model_folder
 from mtloop.config.environment import HardwareConfig
-from mtloop.config.fields import separate
-from mtloop.config.inputs import DataConfig
+from mtloop.config.fields import BOOLS, separate
+from mtloop.config.inputs import DataConfig, Dialect
 from mtloop.config.settings import Config
 from mtloop.errors import UserError, rename_flag
 from mtloop.evaluation.metrics import METRICS, Metric
@@ -36,6 +38,11 @@ HIGHEST = {
 }
 # As in train.py.
 SETTINGS = ("source_lang", "target_lang", "source_column", "target_column", "source_prefix")
+TABLE_SETTINGS = ("quoting", "delimiter", "no_header")
+# A switch of the settings, which accepts its value as in train.py; other text is refused by the settings.
+SWITCH: dict[str, Any] = {
+    "nargs": "?", "const": True, "metavar": "BOOL", "type": lambda text: BOOLS.get(text.lower(), text),
+}  # fmt: skip
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +54,24 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--use_cpu", action="store_true", help="compute on the CPU although an accelerator is present")
     add("--cpu_threads", type=int, metavar="N", help="CPU threads a process (none: the cores shared out)")
     add("--trust_remote_code", action="store_true", help="run code from the model's repository")
+
+
+def add_table_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the form of .csv and .tsv files."""
+    for name in TABLE_SETTINGS:
+        kind = SWITCH if name == "no_header" else {"metavar": "TEXT"}
+        parser.add_argument(f"--{name}", help="as in train.py (none: as the run of the model was trained)", **kind)
+
+
+def dialect_of(given: argparse.Namespace, trained: Config | None) -> Dialect:
+    """Return the form of .csv and .tsv files by the flags, else by the run of the model.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    own = trained.data.dialect if trained is not None else Dialect()
+    chosen = {name: getattr(given, name) for name in TABLE_SETTINGS if getattr(given, name) is not None}
+    return replace(own, **chosen)
 
 
 def add_metrics_flag(parser: argparse.ArgumentParser, *default: str) -> None:
@@ -103,6 +128,7 @@ def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str, max_sam
         f"(none: {without})")  # fmt: skip
     for name in SETTINGS:
         add(f"--{name}", metavar="TEXT", help="as in train.py (none: as the run of the model was trained)")
+    add_table_flags(parser)
     add("--max_samples", type=int, default=max_samples, metavar="N",
         help=f"the first N rows of each test set ({max_samples or 'none: all'})")  # fmt: skip
 
@@ -152,7 +178,7 @@ def load_run_rows_or_test_sets(given: argparse.Namespace, trained: Config | None
         UserError: There are no rows, or a file cannot be read.
     """
     if given.test_set:
-        return load_test_sets(given)
+        return load_test_sets(given, trained)
     if trained is None:
         raise UserError(
             f"--test_set: missing, and --model is not a run folder (got {given.model}). Give rows to score on."
@@ -189,14 +215,19 @@ def _is_asked(given: argparse.Namespace, data: DataConfig) -> bool:
     return all(match_language(str(asked), [str(there)]) for asked, there in pairs)
 
 
-def load_test_sets(given: argparse.Namespace) -> list[TestSet]:
-    """Load each --test_set."""
+def load_test_sets(given: argparse.Namespace, trained: Config | None) -> list[TestSet]:
+    """Load each --test_set; a warning counts the rows with doubtful quotes."""
     from mtloop.data.load import load_test_set
-    from mtloop.data.rows import Columns
+    from mtloop.data.rows import Columns, note_lines
 
     columns = Columns(given.source_lang, given.target_lang, given.source_column, given.target_column)
-    named = map(_named, given.test_set)
-    return _as_test_sets(given, {name: load_test_set("--test_set", files, columns)[0] for name, files in named})
+    dialect, found = dialect_of(given, trained), {}
+    for name, files in map(_named, given.test_set):
+        found[name], counts = load_test_set("--test_set", files, columns, dialect=dialect)
+        if os.environ.get("RANK", "0") == "0":
+            for line in note_lines(counts.get("notes", {})):
+                print(f"mtloop: warning: {' '.join(files)}: {line}", file=sys.stderr)
+    return _as_test_sets(given, found)
 
 
 def _as_test_sets(given: argparse.Namespace, rows: dict[str, Dataset]) -> list[TestSet]:

@@ -10,6 +10,7 @@ from mtloop.errors import FieldError
 LEAVE_ONE_OUT = "Leave one out."
 PARTS = ("encoder", "decoder", "embeddings")
 ALL_LINEAR = "all-linear"
+QUOTING = ("csv", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +158,41 @@ class TuningConfig(Group):
         object.__setattr__(self, "freeze", [part for part in PARTS if part in self.freeze])
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """The form of .csv and .tsv files.
+
+    Attributes:
+        quoting: csv for fields in double quotes, none for fields as they are; None for csv in .csv and none in .tsv.
+        delimiter: The character between two fields; None for a comma in .csv and a tab in .tsv.
+        no_header: Whether the first line is a row; the columns are then named by their numbers, from 1.
+    """
+
+    quoting: str | None = None
+    delimiter: str | None = None
+    no_header: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quoting not in (None, *QUOTING):
+            raise FieldError("quoting", f"expected one of {', '.join(QUOTING)}", got=repr(self.quoting))
+        if not isinstance(self.no_header, bool):
+            raise FieldError("no_header", "expected true or false", got=repr(self.no_header))
+        if self.delimiter in ("\\t", "tab"):  # as it can be typed in a shell
+            object.__setattr__(self, "delimiter", "\t")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise FieldError(
+                "delimiter", "expected one character, or tab", got=repr(self.delimiter), remedy="Give one, such as ';'."
+            )
+
+    def is_quoted(self, kind: str) -> bool:
+        """Return True if fields of a csv or tsv file may be in quotes."""
+        return (self.quoting or ("csv" if kind == "csv" else "none")) == "csv"
+
+    def separator(self, kind: str) -> str:
+        """Return the character between two fields of a csv or tsv file."""
+        return self.delimiter or ("," if kind == "csv" else "\t")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Group):
     """The sentence pairs: their source, filters and splits."""
@@ -194,10 +230,27 @@ class DataConfig(Group):
         same_run=True,
     )
     source_column: str | None = setting(
-        None, "column of the source text", unset="found from --source_lang", same_run=True
+        None, "column of the source text; a number with --no_header", unset="found from --source_lang", same_run=True
     )
     target_column: str | None = setting(
-        None, "column of the target text", unset="found from --target_lang", same_run=True
+        None, "column of the target text; a number with --no_header", unset="found from --target_lang", same_run=True
+    )
+    quoting: str | None = setting(
+        None,
+        "fields of .csv and .tsv files: csv reads double quotes as CSV does, none reads them as text",
+        unset="csv for .csv, none for .tsv",
+        same_run=True,
+        choices=QUOTING,
+    )
+    delimiter: str | None = setting(
+        None,
+        "character between the fields of .csv and .tsv files, or tab",
+        unset="a comma for .csv, a tab for .tsv",
+        same_run=True,
+        may_be_blank=True,
+    )
+    no_header: bool = setting(
+        False, "the first line of .csv and .tsv files is a row; columns are numbered from 1", same_run=True
     )
     pairs: str | None = setting(
         None,
@@ -263,6 +316,14 @@ class DataConfig(Group):
                 raise FieldError(
                     given, "only valid with the other column", got=getattr(self, given), remedy=f"Add --{missing}."
                 )
+        _ = self.dialect  # checks its values
+        if self.no_header and not self.source_column:
+            raise FieldError(
+                "no_header",
+                "columns have numbers instead of names",
+                got="no column",
+                remedy="Add --source_column and --target_column, for example 1 and 2.",
+            )
         if self.source_lang and self.source_lang == self.target_lang and not self.source_column:
             raise FieldError(
                 "target_lang",
@@ -283,6 +344,11 @@ class DataConfig(Group):
                 raise FieldError("pairs", "expected SOURCE-TARGET,..., for example en-fr,en-pt_BR", got=repr(name))
         if len(set(self.pair_names)) < len(self.pair_names):
             raise FieldError("pairs", "a pair is repeated", got=pairs, remedy="Name each pair once.")
+
+    @property
+    def dialect(self) -> Dialect:
+        """The form of .csv and .tsv files."""
+        return Dialect(self.quoting, self.delimiter, self.no_header)
 
     @property
     def pair_names(self) -> tuple[str, ...]:

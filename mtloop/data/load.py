@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from mtloop.config.inputs import Dialect
 from mtloop.data.opus import KDE4_NAMES, load_kde4, load_opus
-from mtloop.data.rows import REASONS, ROWS_VERSION, Columns, LoadedSplit, Store, digest
+from mtloop.data.rows import NOTES, REASONS, ROWS_VERSION, Columns, LoadedSplit, Store, digest, note_lines
 from mtloop.data.sources import load_demo, load_files, load_named
 from mtloop.errors import RunFailed, UserError
 
@@ -35,7 +36,8 @@ class Corpus:
         valid: Validation rows.
         test: Test rows; None if the source has none.
         report: JSON: "sources" per split, "counts" per split ("loaded", "dropped" by reason, "kept"; loaded is the sum
-            of the others), and "fingerprint", equal for equal content and settings.
+            of these two; "notes": rows with doubtful quotes, if there are any), and "fingerprint", equal for equal
+            content and settings.
     """
 
     train: Dataset
@@ -75,14 +77,20 @@ def load_corpus(
 
 
 def load_test_set(
-    flag: str, files: list[str], columns: Columns, *, cache_dir: str | None = None
+    flag: str,
+    files: list[str],
+    columns: Columns,
+    *,
+    dialect: Dialect | None = None,
+    cache_dir: str | None = None,
 ) -> tuple[Dataset, dict[str, Any]]:
-    """Load files to score on: return the rows of source and target, and the counts of loaded, dropped and kept rows.
+    """Load files to score on: return the rows of source and target, and the counts as in Corpus.report.
 
     Args:
         flag: The flag that named the files, for messages.
         files: One file of rows, several, a glob, or two aligned text files, source first.
         columns: The place of the texts.
+        dialect: The form of .csv and .tsv files; None for the usual one.
         cache_dir: As in load_corpus.
 
     Raises:
@@ -90,7 +98,8 @@ def load_test_set(
         RunFailed: for a cache that cannot be written.
     """
     try:
-        rows, counts = _drop(flag, " ".join(files), load_files(flag, files, columns, Store(cache_dir, False)).rows)
+        loaded = load_files(flag, files, columns, dialect or Dialect(), Store(cache_dir, False))
+        rows, counts = _drop(flag, " ".join(files), loaded.rows)
     except OSError as error:
         raise _unwritable(error) from error
     return rows.select_columns(["index", "source", "target"]), {**counts, "kept": len(rows)}
@@ -104,13 +113,14 @@ def _unwritable(error: OSError) -> RunFailed:
 
 
 def describe(report: dict[str, Any]) -> list[str]:
-    """Return one line per split: rows loaded, dropped by reason, kept."""
+    """Return one line per split, rows loaded, dropped by reason, kept; and one for its rows with doubtful quotes."""
     lines = []
     for split, counts in report["counts"].items():
         dropped = counts["dropped"]
         reasons = f" ({', '.join(f'{number:,} {reason}' for reason, number in dropped.items())})" if dropped else ""
         number = sum(dropped.values())
         lines.append(f"{split}: {counts['loaded']:,} rows loaded, {number:,} dropped{reasons}, {counts['kept']:,} kept")
+        lines += [f"{split}: {line}" for line in note_lines(counts.get("notes", {}))]
     return lines
 
 
@@ -132,10 +142,10 @@ def _load_raws(
     elif name and name.startswith("opus:"):
         raws = load_opus(name, columns, store, say)
     elif name:
-        raws = load_named(name, data.dataset_config_name, columns, store)
+        raws = load_named(name, data.dataset_config_name, columns, data.dialect, store)
     for split, field in _FLAGS.items():
         if patterns := getattr(data, field):
-            raws[split] = load_files(f"--{field}", patterns, columns, store)
+            raws[split] = load_files(f"--{field}", patterns, columns, data.dialect, store)
     return raws
 
 
@@ -180,8 +190,10 @@ def _cut(rows: Dataset, validation_split: float, seed: int) -> tuple[Dataset, Da
 def _drop(flag: str, name: str, rows: Dataset) -> tuple[Dataset, dict[str, Any]]:
     """Return the rows that have both texts, and the counts."""
     totals = np.zeros(len(REASONS), dtype=np.int64)
-    for batch in rows.select_columns("reason").with_format("arrow").iter(_COUNT_BATCH):
+    noted = np.zeros(len(NOTES), dtype=np.int64)
+    for batch in rows.select_columns(["reason", "note"]).with_format("arrow").iter(_COUNT_BATCH):
         totals += np.bincount(batch["reason"].to_numpy(), minlength=len(REASONS))
+        noted += np.bincount(batch["note"].to_numpy(), minlength=len(NOTES))
     dropped = {reason: int(total) for reason, total in zip(REASONS[1:], totals[1:], strict=True) if total}
     if not totals[0]:
         reasons = ", ".join(f"{total} {reason}" for reason, total in dropped.items())
@@ -191,7 +203,8 @@ def _drop(flag: str, name: str, rows: Dataset) -> tuple[Dataset, dict[str, Any]]
     if dropped:
         # filter, not select: it writes the positions batch by batch and caches them.
         rows = rows.with_format("arrow").filter(_is_kept, input_columns="reason", batched=True).with_format(None)
-    return rows, {"loaded": int(totals.sum()), "dropped": dropped}
+    notes = {note: int(total) for note, total in zip(NOTES[1:], noted[1:], strict=True) if total}
+    return rows, {"loaded": int(totals.sum()), "dropped": dropped, **({"notes": notes} if notes else {})}
 
 
 def _is_kept(reasons: pa.Array) -> list[bool]:

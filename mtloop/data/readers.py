@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -16,15 +17,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtloop.config.inputs import Dialect
 from mtloop.data.files import STDIN, InputFile, kind_of, read_lines
 from mtloop.data.jsontext import json_lines, json_values
-from mtloop.data.rows import TRANSLATION, Columns, pack
+from mtloop.data.rows import NOTES, TRANSLATION, Columns, pack
 from mtloop.errors import UserError
 from mtloop.languages import find_key
 
 _PARQUET_BATCH = 1000
 # csv.reader expects the lines of open(newline=""), where a lone \r ends a line too.
 _AFTER_LONE_CR = re.compile(r"(?<=\r)(?!\n)")
+# A text may be longer than the 131,072 characters that the csv module allows; this is the most that it can allow.
+csv.field_size_limit(2**31 - 1)
 
 
 class Records:
@@ -36,21 +40,26 @@ class Records:
         languages: The keys of the "translation" column found so far.
         is_table: Whether all rows have the same columns, which the file names.
         schema: Of a Parquet file, once it is open.
+        note: The position in NOTES of the doubtful quotes of the last row of a table.
     """
 
-    def __init__(self, file: InputFile, kind: str, columns: Columns | None = None) -> None:
+    def __init__(
+        self, file: InputFile, kind: str, columns: Columns | None = None, dialect: Dialect | None = None
+    ) -> None:
         """Prepare to read; nothing is opened yet.
 
         Args:
             file: The file to read.
             kind: json, jsonl, csv, tsv or parquet.
             columns: The only columns to read from a Parquet file; None for all.
+            dialect: The form of a csv or tsv file; None for the usual one.
         """
-        self.file, self.kind, self.columns = file, kind, columns
+        self.file, self.kind, self.columns, self.dialect = file, kind, columns, dialect or Dialect()
         self.names: dict[str, None] = {}  # in the order of their appearance
         self.languages: set[str] = set()
         self.is_table = kind in ("csv", "tsv", "parquet")
         self.schema: pa.Schema | None = None
+        self.note = 0
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (file and line, row).
@@ -61,7 +70,7 @@ class Records:
         if self.kind == "parquet":
             return self._parquet_rows()
         if self.is_table:
-            return self._table_rows("," if self.kind == "csv" else "\t")
+            return self._table_rows()
         return self._objects(json_values(self.file) if self.kind == "json" else json_lines(self.file))
 
     def _objects(self, values: Iterator[tuple[int, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -77,33 +86,58 @@ class Records:
             self.languages.update(translation if isinstance(translation, dict) else ())
             yield where, row
 
-    def _table_rows(self, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Read with csv.reader; strict, because otherwise it accepts a file that is truncated inside quotes."""
+    def _table_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        is_quoted = self.dialect.is_quoted(self.kind)
+        other = "none" if is_quoted else "csv"
+        for line, fields, note in self._quoted_fields() if is_quoted else self._plain_fields():
+            where = f"{self.file.name}:{line}"
+            if not self.names:
+                if self.dialect.no_header:
+                    self.names = {str(number): None for number in range(1, len(fields) + 1)}
+                else:
+                    self.names = dict.fromkeys(fields)
+                    if len(self.names) < len(fields):
+                        raise UserError(
+                            f"{where}: duplicate column in the header (got {', '.join(fields)}). "
+                            "Rename one of them, or give --no_header."
+                        )
+                    continue
+            if len(fields) != len(self.names):
+                first = "first row" if self.dialect.no_header else "header"
+                raise UserError(
+                    f"{where}: expected {len(self.names)} fields, as in the {first} (got {len(fields)}). "
+                    f"Correct this row, or give --delimiter or --quoting {other}."
+                )
+            self.note = NOTES.index(note)
+            yield where, dict(zip(self.names, fields, strict=True))
+
+    def _quoted_fields(self) -> Iterator[tuple[int, list[str], str]]:
+        """Yield (line, fields, note) with csv.reader; strict, or it accepts a file that is truncated inside quotes."""
         lines = (part for _, line in read_lines(self.file) for part in _AFTER_LONE_CR.split(line) if part)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader(lines, delimiter=self.dialect.separator(self.kind), strict=True)
         line = 1
         while True:
-            where = f"{self.file.name}:{line}"
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                raise UserError(f"{where}: malformed row ({error}). Check it for an unclosed quote.") from error
-            if fields and not self.names:
-                self.names = dict.fromkeys(fields)
-                if len(self.names) < len(fields):
-                    raise UserError(
-                        f"{where}: duplicate column in the header (got {', '.join(fields)}). Rename one of them."
-                    )
-            elif fields:
-                if len(fields) != len(self.names):
-                    raise UserError(
-                        f"{where}: expected {len(self.names)} fields, as in the header (got {len(fields)}). "
-                        "Correct this row."
-                    )
-                yield where, dict(zip(self.names, fields, strict=True))
+                raise UserError(
+                    f"{self.file.name}:{line}: malformed row ({error}). "
+                    "Check it for an unclosed quote, or give --quoting none."
+                ) from error
+            if fields:
+                yield line, fields, "spans_lines" if reader.line_num > line else ""
             line = reader.line_num + 1
+
+    def _plain_fields(self) -> Iterator[tuple[int, list[str], str]]:
+        """Yield (line, fields, note) of a table without quoting: a line is a row, a quote is text."""
+        separator = self.dialect.separator(self.kind)
+        for number, line in read_lines(self.file):
+            if text := without_ending(line):
+                fields = text.split(separator)
+                has_doubled = '""' in text and any(map(_is_quoted_as_csv, fields))
+                yield number, fields, "doubled_quotes" if has_doubled else ""
 
     def _parquet_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
@@ -127,7 +161,16 @@ class Records:
             ) from error
 
 
-def record_rows(files: tuple[InputFile, ...], kind: str, columns: Columns, version: int) -> Iterator[dict[str, Any]]:
+def _is_quoted_as_csv(field: str) -> bool:
+    """Return True for a field in quotes that has quotes inside, all of them doubled."""
+    inner = field[1:-1]
+    is_quoted = len(field) > 1 and field[0] == field[-1] == '"'
+    return is_quoted and '""' in inner and '"' not in inner.replace('""', "")
+
+
+def record_rows(
+    files: tuple[InputFile, ...], kind: str, columns: Columns, dialect: Dialect, version: int
+) -> Iterator[dict[str, Any]]:
     """Yield the packed rows of files with named columns; `version` only distinguishes cached results.
 
     Raises:
@@ -135,14 +178,14 @@ def record_rows(files: tuple[InputFile, ...], kind: str, columns: Columns, versi
     """
     index = 0
     for file in files:
-        records = Records(file, kind, columns)
+        records = Records(file, kind, columns, dialect)
         is_checked, is_read = False, False
         for _, row in records:
             is_read = True
             if not is_checked and (records.is_table or None in columns.names):  # otherwise known only at the end
                 columns.check(file.name, records.names, records.languages)
                 is_checked = True
-            yield pack(index, *columns.pair(row))
+            yield pack(index, *columns.pair(row), records.note)
             index += 1
         if is_read or records.names:
             columns.check(file.name, records.names, records.languages)
@@ -212,19 +255,24 @@ class Texts:
 
     Attributes:
         records: The rows of a file with columns; None for a text file.
+        notes: The number of rows read so far for each of NOTES.
     """
 
-    def __init__(self, name: str, *, column: str | None, source_lang: str | None) -> None:
+    def __init__(
+        self, name: str, *, column: str | None, source_lang: str | None, dialect: Dialect | None = None
+    ) -> None:
         """Prepare to read; nothing is opened yet.
 
         Args:
             name: A path, or - for the lines of standard input.
             column: The column of the text; None looks for the source language, "source" and "text".
             source_lang: Language code; also the key in a row's "translation".
+            dialect: The form of a csv or tsv file; None for the usual one.
         """
         self._file, self._column, self._source_lang = InputFile(name, name), column, source_lang
         kind = "text" if name == STDIN else kind_of("FILE", [name])
-        self.records = None if kind == "text" else Records(self._file, kind)
+        self.records = None if kind == "text" else Records(self._file, kind, dialect=dialect)
+        self.notes: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield the entries.
@@ -238,6 +286,8 @@ class Texts:
                 yield Entry(text, line[len(text) :], f"{self._file.name}:{number}")
             return
         for where, row in self.records:
+            if self.records.note:
+                self.notes[NOTES[self.records.note]] += 1
             yield Entry(self._text_of(row, where), row, where)
 
     def _text_of(self, row: dict[str, Any], where: str) -> str:

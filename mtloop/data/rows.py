@@ -1,7 +1,7 @@
 """Define a row, the columns that its two texts come from, and the cache of rows.
 
-Rows are packed as (index, source, target, reason to drop it) into memory-mapped Arrow files, which are found again by
-the content that they were made of. Must not know file formats or the Hub.
+Rows are packed as (index, source, target, reason to drop it, note on its quotes) into memory-mapped Arrow files, which
+are found again by the content that they were made of. Must not know file formats or the Hub.
 """
 
 from __future__ import annotations
@@ -26,8 +26,20 @@ from mtloop.languages import find_key
 ROWS_VERSION = 2
 # The number stored with each row is the position here; 0 is a row that is kept.
 REASONS = ("kept", "missing_language", "wrong_type", "empty")
+# The doubtful quotes of a row of a table, which are counted and logged; numbered in the same way.
+NOTES = ("", "spans_lines", "doubled_quotes")
+NOTE_LINES = {
+    "spans_lines": "with a quoted field that spans lines; if the quotes are text, give --quoting none",
+    "doubled_quotes": "with a field in quotes that has doubled quotes; if it is quoted as CSV, give --quoting csv",
+}
 RAW_FEATURES = Features(
-    {"index": Value("int64"), "source": Value("string"), "target": Value("string"), "reason": Value("int8")}
+    {
+        "index": Value("int64"),
+        "source": Value("string"),
+        "target": Value("string"),
+        "reason": Value("int8"),
+        "note": Value("int8"),
+    }
 )
 TRANSLATION = "translation"
 # The texts of a "translation" that is not an object: any value of another type than str would do.
@@ -101,15 +113,21 @@ class Columns:
                 remedy = "Name two of its columns with --source_column and --target_column"
                 raise UserError(f"{where}: no column {TRANSLATION!r}. {remedy}: {there}.")
             if self.key(name, present) not in present:
-                raise UserError(f"{flag}: no row of {where} has this {what} (got {name}). Choose from: {there}.")
+                other = "; or give --no_header to number the columns" if what == "column" and name.isdigit() else ""
+                raise UserError(f"{flag}: no row of {where} has this {what} (got {name}). Choose from: {there}{other}.")
 
 
-def pack(index: int, source: Any, target: Any) -> dict[str, Any]:
+def pack(index: int, source: Any, target: Any, note: int = 0) -> dict[str, Any]:
     """Return the stored row: texts as they are, or, for a row to be dropped, no texts and the reason's number."""
     reason = max(_judge(source), _judge(target), key=(0, 3, 2, 1).__getitem__)
     if reason:
         source = target = None
-    return {"index": index, "source": source, "target": target, "reason": reason}
+    return {"index": index, "source": source, "target": target, "reason": reason, "note": note}
+
+
+def note_lines(notes: Mapping[str, int]) -> list[str]:
+    """Describe the rows with doubtful quotes, given their number for each of NOTES."""
+    return [f"{number:,} rows {NOTE_LINES[note]}" for note, number in notes.items()]
 
 
 def pack_batch(
@@ -169,7 +187,7 @@ class Store:
 
         The key is the content, not a path or time: a changed file has another folder, and is never served stale.
         """
-        folder = self.root / digest([ROWS_VERSION, identity])[:32]
+        folder = self.root / digest([ROWS_VERSION, list(RAW_FEATURES), identity])[:32]
         if folder.exists() and not self.is_current(folder):
             shutil.rmtree(folder)
         return folder

@@ -5,6 +5,7 @@ Must not know splitting or dropping.
 
 from __future__ import annotations
 
+import csv
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, DatasetBuilder
+from datasets.packaged_modules.csv.csv import CsvConfig
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from mtloop.config.inputs import split_revision
+from mtloop.config.inputs import Dialect, split_revision
 from mtloop.data.demo.grammar import PAIRS_SHA256, demo_pairs
 from mtloop.data.files import InputFile, find_files, identify, kind_of
 from mtloop.data.readers import aligned_rows, languages_in, record_rows
@@ -28,7 +30,7 @@ T = TypeVar("T")
 _SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
 
-def load_files(flag: str, patterns: list[str], columns: Columns, store: Store) -> LoadedSplit:
+def load_files(flag: str, patterns: list[str], columns: Columns, dialect: Dialect, store: Store) -> LoadedSplit:
     """Load the files of one split.
 
     Raises:
@@ -41,18 +43,34 @@ def load_files(flag: str, patterns: list[str], columns: Columns, store: Store) -
     files = tuple(identify(path, flag=flag) for path in paths)
     if kind == "text":
         return load_text_pair(files[0], files[1], store)
-    return load_records(files, kind, columns, store)
+    return load_records(files, kind, columns, store, dialect)
 
 
-def load_records(files: tuple[InputFile, ...], kind: str, columns: Columns, store: Store) -> LoadedSplit:
+def load_records(
+    files: tuple[InputFile, ...], kind: str, columns: Columns, store: Store, dialect: Dialect | None = None
+) -> LoadedSplit:
     """Load files with named columns.
 
     Raises:
         UserError: see `record_rows`.
     """
-    identity = {"kind": kind.removesuffix("l"), "sha256": [file.sha256 for file in files], "columns": columns.names}
-    rows = store.fill(record_rows, identity, {"files": files, "kind": kind, "columns": columns})
+    dialect = dialect or Dialect()
+    identity: dict[str, Any] = {"kind": kind.removesuffix("l"), "sha256": [file.sha256 for file in files]}
+    identity["columns"] = columns.names
+    if kind in ("csv", "tsv"):
+        identity |= _form(kind, dialect)
+    rows = store.fill(record_rows, identity, {"files": files, "kind": kind, "columns": columns, "dialect": dialect})
     return LoadedSplit(rows, identity, [file.record for file in files])
+
+
+def _form(kind: str, dialect: Dialect) -> dict[str, Any]:
+    """Return what differs from quoted fields, the usual delimiter and a header."""
+    usual, separator = Dialect().separator(kind), dialect.separator(kind)
+    return {
+        **({} if dialect.is_quoted(kind) else {"quoting": "none"}),
+        **({} if separator == usual else {"delimiter": separator}),
+        **({"no_header": True} if dialect.no_header else {}),
+    }
 
 
 def load_text_pair(source: InputFile, target: InputFile, store: Store) -> LoadedSplit:
@@ -108,13 +126,16 @@ def demo_rows(split: str, is_swapped: bool, pairs_sha256: str, version: int) -> 
         yield pack(index, french, english) if is_swapped else pack(index, english, french)
 
 
-def load_named(name: str, config_name: str | None, columns: Columns, store: Store) -> dict[str, LoadedSplit]:
+def load_named(
+    name: str, config_name: str | None, columns: Columns, dialect: Dialect, store: Store
+) -> dict[str, LoadedSplit]:
     """Load the splits of a data set of the Hub, or of a local data set folder.
 
     Args:
         name: NAME, NAME@REVISION, or a folder.
         config_name: The configuration of the data set.
         columns: The place of the texts.
+        dialect: The form of .csv and .tsv files.
         store: The cache.
 
     Raises:
@@ -123,10 +144,13 @@ def load_named(name: str, config_name: str | None, columns: Columns, store: Stor
     path, revision = split_revision(name)
     cache_dir = store.cache_dir
     try:
-        identity, files = _local_identity(path, config_name, columns)
+        options = {"revision": revision or None, "cache_dir": cache_dir}
+        builder = _with_config(datasets.load_dataset_builder, path, config_name, columns, **options)
+        form = _form_of(builder, dialect)
+        identity, files = _local_identity(path, builder, form)
         if identity:
             cache_dir = str(store.folder(identity))
-        arguments = {"revision": revision or None, "cache_dir": cache_dir}
+        arguments = {**options, "cache_dir": cache_dir, **form}
         splits = _with_config(datasets.load_dataset, path, config_name, columns, **arguments)
     except UserError:
         raise
@@ -137,7 +161,7 @@ def load_named(name: str, config_name: str | None, columns: Columns, store: Stor
     for split, accepted in _SPLIT_NAMES.items():
         found = next((candidate for candidate in accepted if candidate in splits), None)
         if found:
-            loaded[split] = _convert(name, found, splits[found], columns, store, (identity, files))
+            loaded[split] = _convert(name, found, splits[found], columns, store, (identity, files, form))
     if "train" not in loaded:
         raise UserError(
             f"--dataset_name: {name} has no split 'train' (got {', '.join(map(str, splits))}). Give one of its "
@@ -159,18 +183,26 @@ def _with_config(load: Callable[..., T], path: str, config_name: str | None, col
         raise
 
 
-def _local_identity(path: str, config_name: str | None, columns: Columns) -> tuple[Any, dict[str, list[InputFile]]]:
+def _form_of(builder: DatasetBuilder, dialect: Dialect) -> dict[str, Any]:
+    """Return the arguments for data sets of .csv and .tsv files, which the library reads with quotes by default."""
+    if not isinstance(builder.config, CsvConfig):
+        return {}
+    form: dict[str, Any] = {"sep": dialect.delimiter} if dialect.delimiter else {}
+    kind = "tsv" if builder.config.sep == "\t" else "csv"
+    return form if dialect.is_quoted(kind) else {**form, "quoting": csv.QUOTE_NONE}
+
+
+def _local_identity(path: str, builder: DatasetBuilder, form: dict[str, Any]) -> tuple[Any, dict[str, list[InputFile]]]:
     """Hash the files of a local folder: the library itself compares their times. None for a name of the Hub."""
     if not Path(path).is_dir():
         return None, {}
-    builder = _with_config(datasets.load_dataset_builder, path, config_name, columns)
     data_files = builder.config.data_files or {}
     files = {
         str(split): [identify(str(file), flag="--dataset_name") for file in split_files]
         for split, split_files in data_files.items()
     }
     hashes = {split: [file.sha256 for file in split_files] for split, split_files in files.items()}
-    return {"kind": "folder", "config": builder.config.name, "sha256": hashes}, files
+    return {"kind": "folder", "config": builder.config.name, "sha256": hashes, **form}, files
 
 
 def _convert(
@@ -179,17 +211,17 @@ def _convert(
     rows: Dataset,
     columns: Columns,
     store: Store,
-    local: tuple[Any, dict[str, list[InputFile]]],
+    local: tuple[Any, dict[str, list[InputFile]], dict[str, Any]],
 ) -> LoadedSplit:
     columns.check(f"{name} ({split})", rows.column_names, languages_in(rows.features.arrow_schema))
     names = [columns.key(name, rows.column_names) for name in columns.names]
     wanted = [column for column in dict.fromkeys((TRANSLATION, *names)) if column in rows.column_names]
     packed = store.convert(rows.select_columns(wanted), columns)
-    content, files = local
+    content, files, form = local
     if content is None:
         # The URLs hold the repository and its commit.
         urls = sorted(rows.info.download_checksums or [rows._fingerprint])
-        content = {"kind": "hub", "config": rows.info.config_name, "urls": urls}
+        content = {"kind": "hub", "config": rows.info.config_name, "urls": urls, **form}
     origin = {"name": name, "config": rows.info.config_name, "split": split}
     origin["files"] = [file.record for file in files[split]] if files else content["urls"]
     return LoadedSplit(packed, {**content, "split": split, "columns": columns.names}, [origin])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtloop.config.inputs import Dialect
 from mtloop.data.files import kind_of
 from mtloop.data.readers import Entry, Records
 from mtloop.errors import UserError
@@ -29,6 +30,7 @@ class Writer:
 
     Lines keep the endings of the file they came from; n-best lists and scores are written as Moses does:
     `number ||| translation ||| score`. In a table each of several translations has a row, elsewhere a row has a list.
+    A table has the form of the input if that is of the same kind, else the usual one of its kind.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Writer:
         self._n_best, self._with_scores, self._overwrites = n_best, with_scores, overwrites
         self._number = 0
         self._header: list[str] = []
+        self._dialect = Dialect()
         self._table: pq.ParquetWriter | None = None
 
     @property
@@ -141,17 +144,35 @@ class Writer:
             schema = self._schema(rows, records)
             self._table = pq.ParquetWriter(self._raw, schema)
             return list(schema.names)
+        if records is not None and records.kind == self._kind:
+            self._dialect = records.dialect
         names = [*records.names] if records is not None and records.is_table else [*rows[0]] if rows else ["source"]
         header = list(dict.fromkeys([*names, *self._own_columns]))
-        self._write_cells([header])
+        if not self._dialect.no_header:
+            self._write_cells([header])
         return header
 
     def _write_table(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._write_cells([[_cell(row.get(name)) for name in self._header] for row in rows])
+        separator = self._dialect.separator(self._kind)
+        cells = []
+        for row in rows:
+            if not self._dialect.is_quoted(self._kind):  # where a translation is always one field of one line
+                row = {**row, HYPOTHESIS: " ".join(row[HYPOTHESIS].splitlines()).replace(separator, " ")}
+            cells.append([_cell(row.get(name)) for name in self._header])
+        self._write_cells(cells)
 
     def _write_cells(self, rows: list[list[str]]) -> None:
+        separator = self._dialect.separator(self._kind)
         text = io.StringIO()
-        csv.writer(text, delimiter="," if self._kind == "csv" else "\t", lineterminator="\n").writerows(rows)
+        if self._dialect.is_quoted(self._kind):
+            csv.writer(text, delimiter=separator, lineterminator="\n").writerows(rows)
+        for row in [] if self._dialect.is_quoted(self._kind) else rows:
+            if bad := [cell for cell in row if separator in cell or "\n" in cell or cell.endswith("\r")]:
+                raise UserError(
+                    f"-o: a table without quoting cannot hold a newline or the delimiter (got {bad[0][:60]!r}). "
+                    "Give -o FILE.jsonl or FILE.csv."
+                )
+            text.write(separator.join(row) + "\n")
         self._file.write(text.getvalue().encode("utf-8"))
 
     def _write_parquet(self, rows: Sequence[dict[str, Any]]) -> None:

@@ -158,6 +158,11 @@ def test_parse_config_refuses_command_line_mistakes(argv, line):
             [*TUNE, "--target_column", "a"],
             "--target_column: only valid with the other column (got a). Add --source_column.",
         ),
+        ([*TUNE, "--no_header"], "--no_header: columns have numbers instead of names (got no column). Add --source_c"),
+        ([*TUNE, "--no_header", "x"], "--no_header: expected true or false (got 'x')."),
+        ([*TUNE, "--quoting", "all"], "--quoting: expected one of csv, none (got 'all')."),
+        ([*TUNE, "--delimiter", "||"], "--delimiter: expected one character, or tab (got '||'). Give one, such as"),
+        ([*TUNE, "--delimiter", '"'], "--delimiter: expected one character, or tab (got '\"'). Give one, such as"),
         (
             [*SCRATCH, "--train_file", "a.tsv", "--source_lang", "en"],
             "--target_lang: required (got no value). Give a language",

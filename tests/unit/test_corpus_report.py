@@ -190,6 +190,18 @@ def test_draw_with_and_without_matplotlib(report_of, files, tmp_path, marian_tok
     assert not picture.exists() and "no picture without matplotlib: pip install matplotlib" in out
 
 
+def test_corpus_counts_doubtful_quotes_and_reads_tables_without_header(report_of, run_command, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text('en,fr\n"a\nb",c\n' + "".join(f"d{number},e{number}\n" for number in range(9)))
+    report, out = report_of(table, *LANGUAGES, "--validation_file", table)
+    assert report["counts"]["train"]["notes"] == {"spans_lines": 1} and "train: 1 rows with a quoted field that" in out
+    table.write_text("".join(f"{number};d{number};e{number}\n" for number in range(20)))
+    flags = ("--no_header", "--delimiter", ";", "--source_column", "2", "--target_column", "3")
+    assert report_of(table, *flags)[0]["num_rows"]["all"] == 20
+    status, _, err = run_command(table, *LANGUAGES, "--no_header", "x")
+    assert status == 2 and err.startswith("mtloop: error: --no_header: expected true or false (got 'x')")
+
+
 def test_grep_shows_first_matches(run_command, files, tmp_path):
     words = [files[0], "--validation_file", files[1], *LANGUAGES, "-o", tmp_path / "out"]
     status, out, err = run_command(*words, "--grep", "^OUVR|number 3", "--max_shown", 3)

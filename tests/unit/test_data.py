@@ -119,13 +119,66 @@ def test_load_corpus_reads_each_format_unchanged(name: str, packing: str) -> Non
     if packing and name.endswith(".parquet"):
         assert "Unpack the .gz" in error_of(write(name + packing, FORMATS[name]))
         return
-    corpus = load(write(name + packing, FORMATS[name]))
+    fields = {"quoting": "csv"} if name.endswith(".tsv") else {}
+    corpus = load(write(name + packing, FORMATS[name]), **fields)
     assert corpus.train.column_names == ["index", "source", "target"]
     assert corpus.train.features["index"].dtype == "int64"
     assert corpus.train["index"][:] == list(range(len(PAIRS)))
     assert texts(corpus.train) == PAIRS
     assert corpus.test is None
     assert corpus.train.cache_files, "rows must be memory-mapped"
+
+
+def test_read_tsv_keeps_quotes() -> None:
+    pairs = [('"Open the file', "Ouvrir"), ("close", "fermer"), ('save "', "enregistrer"), ('"Hi"', '"Salut" dit-il')]
+    pairs += [(" a\rb\x0b ", "c\u2028d"), ("1", "null")]
+    content = "".join("\t".join(pair) + "\n" for pair in [("en", "fr"), *pairs])
+    for ending in ("\n", "\r\n"):
+        corpus = load(write("t.tsv", content.replace("\n", ending).encode()))
+        assert texts(corpus.train) == pairs
+        assert corpus.report["counts"]["train"] == {"loaded": 6, "dropped": {}, "kept": 6}
+    # As CSV, the first three rows are one, and the fourth is malformed.
+    assert "t.tsv:5: malformed row" in error_of("t.tsv", quoting="csv")
+    assert texts(load(write("t.csv", b'en,fr\n"a,"b"\n'), quoting="none").train) == [('"a', '"b"')]
+
+
+def test_doubtful_quotes_of_tables_are_counted() -> None:
+    content = b'en,fr,note\n"a\nb",c,\nd,e,"x\r\ny"\nf,g,"h ""i"""\n,"j\nk",\n'
+    corpus = load(write("t.csv", content))
+    assert texts(corpus.train) == [("a\nb", "c"), ("d", "e"), ("f", "g")]
+    assert corpus.report["counts"]["train"] == {
+        "loaded": 4, "dropped": {"empty": 1}, "kept": 3, "notes": {"spans_lines": 3},
+    }  # fmt: skip
+    assert describe(corpus.report)[1] == (
+        "train: 3 rows with a quoted field that spans lines; if the quotes are text, give --quoting none"
+    )
+    # Quoted by a writer of CSV; the other quotes are ordinary in texts.
+    table = b'en\tfr\n"a ""b"""\tc\n"d"\t""\n"e" ""f""\t"g\n'
+    report = load(write("t.tsv", table)).report
+    assert report["counts"]["train"]["notes"] == {"doubled_quotes": 1}
+    assert describe(report)[1].endswith("if it is quoted as CSV, give --quoting csv")
+    write("q.tsv", table.partition(b'"d"')[0])
+    assert texts(load("q.tsv", quoting="csv", delimiter="tab").train) == [('a "b"', "c")]
+
+
+def test_table_without_header_and_with_other_delimiter() -> None:
+    columns = {"source_column": "2", "target_column": "4"}
+    write("t.tsv", b"1276\tLet's try.\t77\tEssayons.\n1277\tOh!\t78\tEh !\n")  # as Tatoeba exports pairs
+    assert texts(load("t.tsv", no_header=True, **columns).train) == [("Let's try.", "Essayons."), ("Oh!", "Eh !")]
+    assert "Choose from: 1, 2, 3, 4" in error_of("t.tsv", no_header=True, source_column="2", target_column="5")
+    assert error_of("t.tsv", **columns).endswith("or give --no_header to number the columns.")
+    assert "Rename one of them, or give --no_header" in error_of(write("d.tsv", b"Oh\tOh\nOh\tEh\n"))
+    write("few.tsv", b"a\tb\tc\td\ne\tf\n")
+    assert "few.tsv:2: expected 4 fields, as in the first row (got 2)" in error_of("few.tsv", no_header=True, **columns)
+    assert texts(load(write("s.csv", b'en;fr\n"a;b";c\n'), delimiter=";").train) == [("a;b", "c")]
+    assert texts(load(write("p.tsv", b"en|fr\na\tb|c\n"), delimiter="|").train) == [("a\tb", "c")]
+
+
+def test_csv_reads_fields_of_any_length() -> None:
+    text = "a " * 100_000  # the csv module allows 131,072 characters
+    for name, content in (("t.csv", f"en,fr\n{text},b\n"), ("t.tsv", f"en\tfr\n{text}\tb\n")):
+        assert texts(load(write(name, content.encode())).train) == [(text, "b")]
+    assert texts(load("t.tsv", quoting="csv").train) == [(text, "b")]
 
 
 def test_columns_follow_languages_and_flags() -> None:
@@ -521,6 +574,11 @@ def test_fingerprint_depends_on_content_only() -> None:
         fingerprint(write("t.jsonl", json_lines(make_rows(40)[::-1]))),
     ]
     assert len(set(different)) == len(different)
+    write("t.tsv", b"en\tfr\na\tb\nc\td\n")
+    given = {"train_file": ["t.tsv"], "source_column": "1", "target_column": "2", "validation_split": 0.5}
+    forms = [{"no_header": True}, {"no_header": True, "quoting": "csv"}]
+    tables = [load(**{**given, **form}).report["fingerprint"] for form in forms]
+    assert len({*tables, *different}) == len(different) + 2
     # Where nothing is cut or thinned out, the seed and the share have no part in the rows.
     given = {"validation_file": ["t.jsonl"]}
     assert fingerprint(**given) == fingerprint(**given, split_seed=5, validation_split=0.4)
@@ -544,6 +602,20 @@ def test_load_named_reads_local_folder() -> None:
     assert after.train[4]["target"] == "two"
     assert after.report["fingerprint"] != corpus.report["fingerprint"]
     assert "Choose from: en, fr" in error_of(dataset_name="set", target_lang="de")
+
+
+def test_load_named_reads_tsv_without_quoting() -> None:
+    write("set/train.tsv", b'en\tfr\n"Open the file\tOuvrir\nclose\tfermer\nsave "\tenregistrer\n')
+    write("set/dev.tsv", b'en\tfr\n"Hi"\t"Salut"\n')
+    corpus = load(dataset_name="set")
+    assert texts(corpus.train) == [('"Open the file', "Ouvrir"), ("close", "fermer"), ('save "', "enregistrer")]
+    assert texts(corpus.valid) == [('"Hi"', '"Salut"')]
+    quoted = load(dataset_name="set", quoting="csv")
+    assert texts(quoted.train) == [("Open the file\tOuvrir\nclose\tfermer\nsave ", "enregistrer")]
+    assert quoted.report["fingerprint"] != corpus.report["fingerprint"]
+    write("semi/train.csv", b'en;fr\n"a;b";c\nd;e\n')
+    semi = load(dataset_name="semi", delimiter=";", validation_split=0.5)
+    assert sorted(texts(semi.train) + texts(semi.valid)) == [("a;b", "c"), ("d", "e")]
 
 
 def test_load_named_finds_configuration_of_languages() -> None:

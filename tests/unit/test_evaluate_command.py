@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mtloop.cli.flags import _named, fill_settings, load_own_rows
+from mtloop.cli.flags import _named, fill_settings, load_own_rows, load_test_sets
 from mtloop.config.parse import parse_config
 from mtloop.evaluation.metrics import METRICS
 from mtloop.evaluation.significance import MIN_ROWS, Interval
@@ -209,6 +209,24 @@ def test_evaluate_cuts_baseline_at_its_positions(run_command, model_path, rows_p
     words = ("--model", tmp_path / "run", "--baseline", model_path, "--test_set", rows_path, "--max_samples", "3")
     status, out, err = run_command(*words)
     assert status == 0 and "(+0.00, too few rows)" in out, err
+
+
+def test_load_test_sets_reads_tables_as_run_or_flags_say(tmp_path, capsys):
+    pairs = {"source_lang": "en", "target_lang": "fr", "source_column": None, "target_column": None}
+    form = dict.fromkeys(("quoting", "delimiter", "no_header"))
+    (tmp_path / "t.tsv").write_text('en\tfr\n"a ""b"""\tc\n')
+    given = argparse.Namespace(**pairs, **form, test_set=[str(tmp_path / "t.tsv")], max_samples=None)
+    assert load_test_sets(given, None)[0].sources == ['"a ""b"""']
+    assert capsys.readouterr().err == (
+        f"mtloop: warning: {tmp_path}/t.tsv: 1 rows with a field in quotes that has doubled quotes; "
+        "if it is quoted as CSV, give --quoting csv\n"
+    )
+    given.quoting = "csv"
+    assert load_test_sets(given, None)[0].sources == ['a "b"'] and not capsys.readouterr().err
+    given.quoting, trained = None, parse_config(["demo", "--quoting", "csv"])
+    assert load_test_sets(given, trained)[0].sources == ['a "b"']
+    given.no_header, given.source_column, given.target_column = True, "1", "2"
+    assert load_test_sets(given, trained)[0].sources == ["en", 'a "b"']
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ import mtloop
 from mtloop.checkpoint.listing import model_folder
 from mtloop.cli.commands import translate as command
 from mtloop.config.environment import HardwareConfig
+from mtloop.config.inputs import Dialect
 from mtloop.data.readers import Entry, Texts
 from mtloop.errors import UserError
 from mtloop.runtime.ranks import Runtime
@@ -212,7 +213,10 @@ def test_texts_of_rows_find_column(entries):
     assert [entry.text for entry in found] == ["a", "c", "d", "e"] and found[0].origin["id"] == 7
     assert [entry.text for entry in entries(b'{"m": "a", "en": "b"}', "x.jsonl", column="m")] == ["a"]
     table = b'id\ten\n1\t"a ""quoted""\tb"\n2\tc\n'
-    assert [entry.text for entry in entries(table, "x.tsv")] == ['a "quoted"\tb', "c"]
+    assert [entry.text for entry in entries(table, "x.tsv", dialect=Dialect("csv"))] == ['a "quoted"\tb', "c"]
+    assert [entry.text for entry in entries(b'en\tid\n"a\t1\n"b"\t2\n', "x.tsv")] == ['"a', '"b"']
+    pair = {"column": "2", "dialect": Dialect(no_header=True)}
+    assert [entry.text for entry in entries(b"1\ta\n2\tb\n", "x.tsv", **pair)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -310,6 +314,30 @@ def test_writer_table_without_rows_has_header(tmp_path, name):
     content = written(name, [], records=texts.records, with_scores=True)
     names = pq.read_schema(io.BytesIO(content)).names if name == "in.parquet" else re.split("[,\t\n]", content.decode())
     assert names[:4] == ["id", "en", "hypothesis", "score"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect", "content", "expected"),
+    [
+        ("o.tsv", Dialect(), 'en\tid\n"a\t1\n', 'en\tid\thypothesis\n"a\t1\tx "y" z\n'),
+        ("o.tsv", Dialect("csv"), 'en\tid\n"a\tb"\t1\n', 'en\tid\thypothesis\n"a\tb"\t1\t"x ""y""\nz"\n'),
+        ("o.tsv", Dialect(no_header=True), "a\t1\n", 'a\t1\tx "y" z\n'),
+        ("o.csv", Dialect(no_header=True), "a\t1\n", '1,2,hypothesis\na,1,"x ""y""\nz"\n'),
+        ("o.tsv", Dialect(delimiter="|"), "en|id\na\tb|1\n", 'en|id|hypothesis\na\tb|1|x "y" z\n'),
+    ],
+)
+def test_writer_table_has_form_of_input(tmp_path, name, dialect, content, expected):
+    (tmp_path / "in.tsv").write_text(content)
+    column = "1" if dialect.no_header else None
+    texts = Texts(str(tmp_path / "in.tsv"), column=column, source_lang="en", dialect=dialect)
+    found = [(entry, [Translation(text='x "y"\nz')]) for entry in texts]
+    assert write(name, found, records=texts.records) == expected
+
+
+def test_writer_table_without_quoting_refuses_tabs_and_newlines():
+    for text in ("a\tb", "a\nb"):
+        with pytest.raises(UserError, match=r"^-o: .*cannot hold .*Give -o FILE.jsonl or FILE.csv\."):
+            write("o.tsv", [(Entry(text, {"source": text}, "in.jsonl:1"), [Translation(text="x")])])
 
 
 @pytest.mark.parametrize("name", ["o.jsonl", "o.csv", "o.parquet"])

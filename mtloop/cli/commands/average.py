@@ -263,7 +263,7 @@ def _load_rows(given: argparse.Namespace, trained: Config | None) -> list[TestSe
             "Give rows to score on."
         )
     own = [] if trained is None else load_own_rows(given, trained, "valid")
-    others = load_test_sets(given)
+    others = load_test_sets(given, trained)
     if own and any(test_set.name == own[0].name for test_set in others):
         raise UserError(f"--test_set: the run's own rows have this name (got {own[0].name!r}). Give another NAME=FILE.")
     return own + others

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import partial_name, write_json, write_json_lines
 from mtloop.checkpoint.listing import model_folder
-from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
+from mtloop.cli.flags import SWITCH, add_model_flags, check_counts, start_runtime
 from mtloop.cli.status import writing
 from mtloop.config.fields import help_text
 from mtloop.config.inputs import DataConfig
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 # Flags of train.py that select the rows and their lengths; the value is their type.
 DATA_FLAGS: dict[str, Any] = {
     "dataset_name": str, "dataset_config_name": str, "validation_file": list, "test_file": list, "source_lang": str,
-    "target_lang": str, "source_column": str, "target_column": str, "source_prefix": str, "max_source_length": int,
-    "max_target_length": int, "validation_split": float, "split_seed": int, "preprocessing_num_workers": int,
+    "target_lang": str, "source_column": str, "target_column": str, "quoting": str, "delimiter": str, "no_header": bool,
+    "source_prefix": str, "max_source_length": int, "max_target_length": int, "validation_split": float,
+    "split_seed": int, "preprocessing_num_workers": int,
 }  # fmt: skip
 
 
@@ -61,7 +62,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     helps = {field.name: help_text(field) for field in dataclasses.fields(DataConfig)}
     for name, kind in DATA_FLAGS.items():
         values: dict[str, Any] = {"nargs": "+"} if kind is list else {"type": kind}
-        add(f"--{name}", metavar={int: "N", float: "X"}.get(kind, "TEXT"), help=helps[name], **values)
+        values = SWITCH if kind is bool else {"metavar": {int: "N", float: "X"}.get(kind, "TEXT"), **values}
+        add(f"--{name}", help=helps[name], **values)
     add("--tokenizer", metavar="NAME", help="count tokens too: a folder, a run folder, or a Hub name[@revision]")
     add("--model", metavar="M", help="count the tokens of this model; with --grep, its translations")
     add("--grep", metavar="PATTERN", help="instead of the report, show the pairs in which the source or the target "

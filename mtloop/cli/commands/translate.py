@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtloop.atomic import partial_name
-from mtloop.cli.flags import add_model_flags, check_counts, start_runtime
+from mtloop.cli.flags import add_model_flags, add_table_flags, check_counts, dialect_of, start_runtime
 from mtloop.cli.status import StdoutClosed, writing
 from mtloop.config.settings import Config
 from mtloop.data.files import STDIN, kind_of
@@ -90,7 +90,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--source_lang", metavar="CODE", help="for models of several languages")
     add("--target_lang", metavar="CODE", help="for models of several languages")
     add("--source_prefix", metavar="TEXT", help="put before every text, for T5 models")
-    add("--source_column", metavar="NAME", help="column of the text in a row (none: source_lang, source, text)")
+    add("--source_column", metavar="NAME", help="column of the text in a row, a number with --no_header "
+        "(none: source_lang, source, text)")  # fmt: skip
+    add_table_flags(parser)
     add("--overwrite_column", action="store_true", help="replace a column hypothesis (or score) of the input")
     add("--n_best", type=int, default=1, metavar="N", help="translations of each text, as `number ||| translation`")
     add("--scores", action="store_true", help="add the log-probability per token")
@@ -151,6 +153,7 @@ def run(given: argparse.Namespace) -> None:
     source_lang = trained.data.languages[0][0] if trained is not None else None
     given.row_lang = given.source_lang or source_lang
     given.column = given.source_column or (trained.data.source_column if trained is not None else None)
+    given.dialect = dialect_of(given, trained)
     runtime = start_runtime(given)
     names = ("model", "source_lang", "target_lang", "source_prefix", "num_beams", "n_best", "max_tokens_per_batch",
              "max_source_length", "max_target_length", "trust_remote_code", "engine")  # fmt: skip
@@ -167,10 +170,12 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
     from tqdm.auto import tqdm
 
     from mtloop.data.readers import Entry, Texts
+    from mtloop.data.rows import note_lines
 
     runtime = translator.runtime
     warnings, num_done = Warnings(), 0
-    texts = Texts(name, column=given.column, source_lang=given.row_lang) if name is not None else None
+    places = {"column": given.column, "source_lang": given.row_lang, "dialect": given.dialect}
+    texts = Texts(name, **places) if name is not None else None
     # Nothing is opened before main asks for the first.
     entries = iter(texts if texts is not None else [Entry(text, "\n") for text in given.text])
     is_typed = name == STDIN and sys.stdin is not None and sys.stdin.isatty()
@@ -187,7 +192,8 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
             bar.update(len(block))
         runtime.on_main(sink.publish)
     if runtime.is_main:
-        for line in warnings.lines(name or "--text", translator):
+        notes = [] if texts is None else [f"{name}: {line}" for line in note_lines(texts.notes)]
+        for line in [*warnings.lines(name or "--text", translator), *notes]:
             print(f"mtloop: warning: {line}", file=sys.stderr)
 
 
