@@ -9,15 +9,42 @@ import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from mtloop.errors import UserError
+from mtloop.languages import base_code
 
-_KINDS = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+_KINDS = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".parquet": "parquet",
+}
+# Formats whose lines are not texts. Other endings are plain text: .txt, languages such as .en, and any other.
+_UNSUPPORTED = {
+    "a gettext catalogue": "po pot mo gmo",
+    "a translation memory": "tmx",
+    "an XLIFF file": "xlf xliff sdlxliff mxliff mqxliff mqxlz sdlppx txlf",
+    "a Qt translation file": "ts qm qph",
+    "a term base": "tbx",
+    "XML": "xml sgm sgml rdf xsl xslt resx resw dita dtd svg plist",
+    "a table of resources": "properties strings stringsdict xcstrings arb resjson rc ftl lang ini cfg toml yml yaml",
+    "a subtitle file": "srt vtt ssa ass sbv ttml dfxp",
+    "a web page": "html htm xhtml mhtml mht",
+    "a document": "docx doc docm odt rtf pdf epub mobi azw3 tex xlsx xls xlsm ods pptx ppt odp odg idml dotx",
+    "source code": "js mjs jsx tsx css py java rb php vue svelte ipynb sql",
+    "an archive": "zip tar tgz tbz2 txz bz2 xz zst lz4 lzma 7z rar jar",
+    "binary data": "arrow feather orc avro sqlite sqlite3 db pickle pkl npy npz h5 bin pth ckpt safetensors onnx "
+    "model png jpg jpeg gif webp mp3 mp4 wav",
+}
+_FORMATS = {f".{ending}": name for name, endings in _UNSUPPORTED.items() for ending in endings.split()}
 # The name of standard input.
 STDIN = "-"
 _HASH_CHUNK = 1 << 20
@@ -75,17 +102,29 @@ def find_files(flag: str, patterns: list[str]) -> list[str]:
     return paths
 
 
-def kind_of(flag: str, paths: list[str]) -> str:
+def kind_of(flag: str, paths: list[str], languages: Iterable[str | None] = ()) -> str:
     """Return the kind of all files: json, jsonl, csv, tsv, parquet or text.
 
+    Args:
+        flag: The flag that named the files, for messages.
+        paths: The names of the files, which need not exist.
+        languages: Codes or names; a file that ends in the code of one is plain text (.ts is Tsonga, or of Qt).
+
     Raises:
-        UserError: for mixed kinds, or gzipped parquet.
+        UserError: for mixed kinds, unsupported formats, or gzipped parquet.
     """
+    codes = {f".{code}" for language in languages if language for code in (base_code(language), language.lower())}
     kinds: dict[str, str] = {}
     for path in paths:
         name = Path(path.lower())
         is_gzip = name.suffix == ".gz"
-        kind = _KINDS.get((name.with_suffix("") if is_gzip else name).suffix, "text")
+        ending = (name.with_suffix("") if is_gzip else name).suffix
+        kind = _KINDS.get(ending, "text")
+        if ending in _FORMATS and ending not in codes:
+            raise UserError(
+                f"{flag}: {_FORMATS[ending]} ({ending}) is not supported (got {path}). Convert it to .jsonl, .csv, "
+                ".tsv or .parquet, or to plain text with one sentence a line."
+            )
         if is_gzip and kind == "parquet":
             raise UserError(f"{flag}: Parquet is compressed inside, not by gzip (got {path}). Unpack the .gz.")
         kinds.setdefault(kind, path)

@@ -270,7 +270,7 @@ class Texts:
             dialect: The form of a csv or tsv file; None for the usual one.
         """
         self._file, self._column, self._source_lang = InputFile(name, name), column, source_lang
-        kind = "text" if name == STDIN else kind_of("FILE", [name])
+        kind = "text" if name == STDIN else kind_of("FILE", [name], [source_lang])
         self.records = None if kind == "text" else Records(self._file, kind, dialect=dialect)
         self.notes: Counter[str] = Counter()
 

@@ -37,7 +37,7 @@ def load_files(flag: str, patterns: list[str], columns: Columns, dialect: Dialec
         UserError: naming `flag` and the path, or path:LINE.
     """
     paths = find_files(flag, patterns)
-    kind = kind_of(flag, paths)
+    kind = kind_of(flag, paths, (columns.source_lang, columns.target_lang))
     if kind == "text":
         _check_text_pair(flag, patterns, paths, columns)
     files = tuple(identify(path, flag=flag) for path in paths)

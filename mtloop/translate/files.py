@@ -34,7 +34,14 @@ class Writer:
     """
 
     def __init__(
-        self, file: BinaryIO, name: str, *, n_best: int = 1, with_scores: bool = False, overwrites: bool = False
+        self,
+        file: BinaryIO,
+        name: str,
+        *,
+        n_best: int = 1,
+        with_scores: bool = False,
+        overwrites: bool = False,
+        languages: Sequence[str | None] = (),
     ) -> None:
         """Prepare to write.
 
@@ -44,10 +51,11 @@ class Writer:
             n_best: Translations of each text.
             with_scores: Whether scores are written.
             overwrites: Whether a column of the input may be replaced.
+            languages: As in kind_of.
         """
         self._raw = file
         self._file: Any = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if name.lower().endswith(".gz") else file
-        self._kind = kind_of("-o", [name])
+        self._kind = kind_of("-o", [name], languages)
         self._n_best, self._with_scores, self._overwrites = n_best, with_scores, overwrites
         self._number = 0
         self._header: list[str] = []

@@ -208,6 +208,48 @@ def test_text_lines_end_at_newlines_only(packing: str) -> None:
     assert texts(load(f"t.en{packing}", f"t.fr{packing}").train) == [(line, line) for line in lines]
 
 
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "po",
+        "pot",
+        "mo",
+        "tmx",
+        "xlf",
+        "xliff",
+        "ts",
+        "xml",
+        "properties",
+        "strings",
+        "srt",
+        "html",
+        "docx",
+        "po.gz",
+        "PO",
+    ],
+)
+def test_unsupported_formats_are_refused_by_name(ending: str) -> None:
+    name = write(f"app.{ending}", b'msgid "a"\nmsgstr "b"\n')
+    shown = ending.lower().removesuffix(".gz")
+    for files in ([name], [name, name], ["t.en", name]):
+        write("t.en", b"a\n")
+        message = error_of(*files)
+        assert message.startswith("--train_file: ") and f"(.{shown}) is not supported (got {name}). Convert" in message
+    write("t.csv", b"en,fr\na,b\nc,d\n")
+    assert error_of("t.csv", test_file=[name]).startswith("--test_file: ")
+
+
+def test_ending_of_a_language_is_plain_text() -> None:
+    write("t.en", b"a\nb\n")
+    write("t.ts", b"c\nd\n")  # Tsonga, or of Qt
+    for code in ("ts", "Tsonga", "tso_Latn"):
+        assert texts(load("t.en", "t.ts", target_lang=code).train) == [("a", "c"), ("b", "d")]
+    assert texts(load("t.en", write("t.arb", b"c\nd\n"), target_lang="arb").train) == [("a", "c"), ("b", "d")]
+    assert texts(load("t.en", write("t.cs", b"c\nd\n"), source_lang=None, target_lang=None).train)
+    assert texts(load(write("t.ndjson", GOOD)).train) == [("a", "b")]
+    assert texts(load(write("t.tab", b"en\tfr\na\tb\n")).train) == [("a", "b")]
+
+
 def test_text_without_languages() -> None:
     corpus = load(write("in.txt", b"a\nb\n"), write("out.txt", b"c\nd\n"), source_lang=None, target_lang=None)
     assert texts(corpus.train) == [("a", "c"), ("b", "d")]

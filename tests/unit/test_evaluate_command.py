@@ -154,6 +154,7 @@ def test_evaluate_several_sets_against_baseline(run_command, model_path, rows_pa
     [
         ([], "--test_set: missing, and --model is not a run folder (got {model}). Give rows to score on."),
         (["--test_set", "{rows}", "--test_set", "{rows}"], "--test_set: two have the same name (got news, news). Give"),
+        (["--test_set", "{folder}/app.po"], "--test_set: a gettext catalogue (.po) is not supported (got {folder}/app"),
         (["--test_set", "{rows}x"], "--test_set: no such file (got {rows}x)"),
         (
             ["--test_set", "{rows}", "--num_beams", "0"],
@@ -180,6 +181,7 @@ def test_evaluate_several_sets_against_baseline(run_command, model_path, rows_pa
 def test_mistakes_are_reported_in_one_line(run_command, model_path, rows_path, tmp_path, words, reason):
     places = {"rows": rows_path, "model": model_path, "folder": tmp_path}
     (tmp_path / "there.html").mkdir()
+    (tmp_path / "app.po").touch()
     status, _, err = run_command("--model", model_path, *[word.format(**places) for word in words])
     (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]
     assert status == 2 and line.startswith(f"mtloop: error: {reason.format(**places)}"), line

@@ -117,11 +117,11 @@ def _check(given: argparse.Namespace) -> None:
             raise UserError(
                 f"FILE: {'a folder, not a file' if Path(name).is_dir() else 'no such file'} (got {name}). Give a file."
             )
-        kind_of("FILE", [name])
+        kind_of("FILE", [name], [given.row_lang])
         if given.output is not None and _output_of(name, given).resolve() == Path(name).resolve():
             raise UserError(f"-o: equals the input (got {given.output}). Give another name.")
         if given.output is not None:
-            kind_of("-o", [str(_output_of(name, given))])
+            kind_of("-o", [str(_output_of(name, given))], given.output_languages)
 
 
 def _output_of(name: str, given: argparse.Namespace) -> Path:
@@ -145,13 +145,14 @@ def _check_languages(given: argparse.Namespace, trained: Config | None) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
+    trained = stored_config(given.model)
+    pairs = trained.data.languages if trained is not None else ((None, None),)
+    given.row_lang = given.source_lang or pairs[0][0]
+    given.output_languages = [given.target_lang, *(target for _, target in pairs)]
     _check(given)
     from mtloop.translate.translator import Translator
 
-    trained = stored_config(given.model)
     _check_languages(given, trained)
-    source_lang = trained.data.languages[0][0] if trained is not None else None
-    given.row_lang = given.source_lang or source_lang
     given.column = given.source_column or (trained.data.source_column if trained is not None else None)
     given.dialect = dialect_of(given, trained)
     runtime = start_runtime(given)
@@ -204,6 +205,7 @@ class _Sink:
         self._path = None if given.output is None else _output_of(name or STDIN, given)
         self._kind = str(self._path) if self._path is not None else "stdout.txt"
         self._options = {"n_best": given.n_best, "with_scores": given.scores, "overwrites": given.overwrite_column}
+        self._options["languages"] = given.output_languages
         self._records = records
         self._file: BinaryIO | None = None
         self._writer: Writer | None = None
