@@ -36,8 +36,8 @@ def json_lines(file: InputFile) -> Iterator[tuple[int, Any]]:
         yield number, value
 
 
-def json_values(file: InputFile) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) for an array, an object with an array "data", or one value a line.
+def json_values(file: InputFile, *, has_data: bool) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) for an array, an object with an array "data" if it may be one, or one value a line.
 
     Raises:
         UserError: "path:LINE: ..." for invalid JSON.
@@ -45,7 +45,7 @@ def json_values(file: InputFile) -> Iterator[tuple[int, Any]]:
     with reading(file) as stream:
         text = _JsonText(file, stream)
         is_array = text.peek() == "["
-        if is_array or (text.peek() == "{" and text.enter_data()):
+        if is_array or (has_data and text.peek() == "{" and text.enter_data()):
             yield from text.elements()
             text.leave(is_array)
             return

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from mtloop.config.inputs import Dialect
 from mtloop.data.files import STDIN, InputFile, kind_of, read_lines
-from mtloop.data.jsontext import json_lines, json_values
-from mtloop.data.rows import NOTES, TRANSLATION, Columns, pack
+from mtloop.data.jsontext import json_values
+from mtloop.data.rows import NOTES, TRANSLATION, Columns, by_language, pack
 from mtloop.errors import UserError
 from mtloop.languages import find_key
 
@@ -60,6 +60,7 @@ class Records:
         self.is_table = kind in ("csv", "tsv", "parquet")
         self.schema: pa.Schema | None = None
         self.note = 0
+        self._is_struct = False
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (file and line, row).
@@ -71,7 +72,7 @@ class Records:
             return self._parquet_rows()
         if self.is_table:
             return self._table_rows()
-        return self._objects(json_values(self.file) if self.kind == "json" else json_lines(self.file))
+        return self._objects(json_values(self.file, has_data=self.kind == "json"))
 
     def _objects(self, values: Iterator[tuple[int, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
         for line, row in values:
@@ -82,9 +83,17 @@ class Records:
                     'Write each row as {"source": ..., "target": ...}.'
                 )
             self.names.update(dict.fromkeys(row))
-            translation = row.get(TRANSLATION)
-            self.languages.update(translation if isinstance(translation, dict) else ())
+            self._find_languages(row)
             yield where, row
+
+    @property
+    def has_languages(self) -> bool:
+        """Return True if all keys of the "translation" column are known before the last row."""
+        return self.is_table and (TRANSLATION not in self.names or self._is_struct)
+
+    def _find_languages(self, row: dict[str, Any]) -> None:
+        found = by_language(row.get(TRANSLATION))
+        self.languages.update(found if isinstance(found, Mapping) else ())
 
     def _table_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         is_quoted = self.dialect.is_quoted(self.kind)
@@ -109,7 +118,9 @@ class Records:
                     f"Correct this row, or give --delimiter or --quoting {other}."
                 )
             self.note = NOTES.index(note)
-            yield where, dict(zip(self.names, fields, strict=True))
+            row = dict(zip(self.names, fields, strict=True))
+            self._find_languages(row)
+            yield where, row
 
     def _quoted_fields(self) -> Iterator[tuple[int, list[str], str]]:
         """Yield (line, fields, note) with csv.reader; strict, or it accepts a file that is truncated inside quotes."""
@@ -145,6 +156,7 @@ class Records:
                 self.schema = table.schema_arrow
                 self.names = dict.fromkeys(self.schema.names)
                 self.languages = set(languages_in(self.schema))
+                self._is_struct = bool(self.languages)
                 wanted = None
                 if self.columns is not None:
                     keys = [self.columns.key(name, self.names) for name in self.columns.names]
@@ -153,6 +165,8 @@ class Records:
                 for batch in table.iter_batches(batch_size=_PARQUET_BATCH, columns=wanted):
                     for row in batch.to_pylist():
                         number += 1
+                        if not self._is_struct:
+                            self._find_languages(row)
                         yield f"{self.file.name}: row {number}", row
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             first_line = str(error).partition("\n")[0]
@@ -180,12 +194,19 @@ def record_rows(
     for file in files:
         records = Records(file, kind, columns, dialect)
         is_checked, is_read = False, False
-        for _, row in records:
+        for where, row in records:
             is_read = True
-            if not is_checked and (records.is_table or None in columns.names):  # otherwise known only at the end
+            if not is_checked and (records.has_languages or None in columns.names):  # otherwise known only at the end
                 columns.check(file.name, records.names, records.languages)
                 is_checked = True
-            yield pack(index, *columns.pair(row), records.note)
+            source, target = columns.pair(row)
+            if isinstance(source, (list, dict)) and isinstance(target, (list, dict)):
+                kind, numbers = type(source).__name__, f"{len(source)} and {len(target)}"
+                raise UserError(
+                    f"{where}: expected two texts in a row, not {kind}s of texts (got {numbers}). "
+                    "Write one row for each pair."
+                )
+            yield pack(index, source, target, records.note)
             index += 1
         if is_read or records.names:
             columns.check(file.name, records.names, records.languages)
@@ -228,11 +249,12 @@ def without_ending(line: str) -> str:
 
 
 def languages_in(schema: pa.Schema) -> list[str]:
-    """Return the keys of a "translation" column of structs; none without such a column."""
-    if TRANSLATION not in schema.names:
+    """Return the keys of a "translation" column of structs of languages; none without such a column."""
+    kind = schema.field(TRANSLATION).type if TRANSLATION in schema.names else None
+    if kind is None or not pa.types.is_struct(kind):
         return []
-    kind = schema.field(TRANSLATION).type
-    return [kind.field(i).name for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+    keys = [kind.field(i).name for i in range(kind.num_fields)]
+    return [] if set(keys) == {"language", TRANSLATION} else keys
 
 
 @dataclass(frozen=True)
@@ -292,7 +314,7 @@ class Texts:
 
     def _text_of(self, row: dict[str, Any], where: str) -> str:
         column, source_lang = self._column, self._source_lang
-        languages = row.get(TRANSLATION)
+        languages = by_language(row.get(TRANSLATION))
         place: Mapping[str, Any] = languages if column is None and isinstance(languages, Mapping) else row
         names = [column] if column else [name for name in (source_lang, "source", "text") if name]
         found = next((name for name in names if name in place), None)

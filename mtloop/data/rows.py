@@ -6,6 +6,7 @@ are found again by the content that they were made of. Must not know file format
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import shutil
@@ -42,11 +43,48 @@ RAW_FEATURES = Features(
     }
 )
 TRANSLATION = "translation"
+# The keys of an item of a map as the datasets library gives it, and of its TranslationVariableLanguages.
+_PAIR, _VARIABLE = {"key", "value"}, {"language", TRANSLATION}
 # The texts of a "translation" that is not an object: any value of another type than str would do.
 NOT_A_TEXT = 0
 # Every rank loads the corpus, the first one alone and the others after it: what is younger than this process can be
 # shared even with --overwrite_cache.
 _STARTED = time.time()
+
+
+def by_language(value: Any) -> Any:
+    """Return a "translation" as a mapping from language to text, and a value that is none as it is.
+
+    Besides mappings these forms are read: their text as JSON and as Python (of `Dataset.to_csv`), the pairs of a map of
+    Arrow or Spark, and {"language": [...], "translation": [...]} of `TranslationVariableLanguages`, of which the first
+    text of a language counts.
+    """
+    if isinstance(value, str):
+        value = _parsed(value)
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) and set(item) == _PAIR for item in value):
+        value = [(item["key"], item["value"]) for item in value]
+    if isinstance(value, list) and value and all(isinstance(item, tuple) and len(item) == 2 for item in value):
+        return dict(value)
+    if (
+        isinstance(value, Mapping)
+        and set(value) == _VARIABLE
+        and all(isinstance(side, list) for side in value.values())
+    ):
+        pairs = zip(value["language"], value[TRANSLATION], strict=False)
+        return dict(reversed(list(pairs)))
+    return value
+
+
+def _parsed(text: str) -> Any:
+    """Return the value that a text spells as JSON or Python; other text as it is."""
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
 
 
 @dataclass(frozen=True)
@@ -75,7 +113,7 @@ class Columns:
         """Return the source and target values of a row, None for a missing one."""
         place: Any = row
         if not self.source_column and TRANSLATION in row:
-            place = row[TRANSLATION]
+            place = by_language(row[TRANSLATION])
             if place is None:
                 return None, None
             if not isinstance(place, Mapping):

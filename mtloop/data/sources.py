@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,15 +18,17 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from mtloop.atomic import read_json
 from mtloop.config.inputs import Dialect, split_revision
 from mtloop.data.demo.grammar import PAIRS_SHA256, demo_pairs
 from mtloop.data.files import InputFile, find_files, identify, kind_of
 from mtloop.data.readers import aligned_rows, languages_in, record_rows
-from mtloop.data.rows import TRANSLATION, Columns, LoadedSplit, Store, pack
+from mtloop.data.rows import TRANSLATION, Columns, LoadedSplit, Store, by_language, pack
 from mtloop.errors import UserError
 from mtloop.languages import base_code
 
 T = TypeVar("T")
+_NUM_SAMPLED = 1000  # rows in which the languages of a data set are looked up
 _SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
 
@@ -144,10 +146,12 @@ def load_named(
     path, revision = split_revision(name)
     cache_dir = store.cache_dir
     try:
-        options = {"revision": revision or None, "cache_dir": cache_dir}
+        options: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
+        if saved := _saved_files(path):
+            path, options["data_files"] = "arrow", {"train": saved}
         builder = _with_config(datasets.load_dataset_builder, path, config_name, columns, **options)
         form = _form_of(builder, dialect)
-        identity, files = _local_identity(path, builder, form)
+        identity, files = _local_identity(builder, form) if saved or Path(path).is_dir() else (None, {})
         if identity:
             cache_dir = str(store.folder(identity))
         arguments = {**options, "cache_dir": cache_dir, **form}
@@ -192,10 +196,16 @@ def _form_of(builder: DatasetBuilder, dialect: Dialect) -> dict[str, Any]:
     return form if dialect.is_quoted(kind) else {**form, "quoting": csv.QUOTE_NONE}
 
 
-def _local_identity(path: str, builder: DatasetBuilder, form: dict[str, Any]) -> tuple[Any, dict[str, list[InputFile]]]:
-    """Hash the files of a local folder: the library itself compares their times. None for a name of the Hub."""
-    if not Path(path).is_dir():
-        return None, {}
+def _saved_files(path: str) -> list[str]:
+    """Return the files of a folder of `Dataset.save_to_disk`, which holds one split; none for any other folder."""
+    state = Path(path, "state.json")
+    if not state.is_file():
+        return []
+    return [str(state.with_name(file["filename"])) for file in read_json(state)["_data_files"]]
+
+
+def _local_identity(builder: DatasetBuilder, form: dict[str, Any]) -> tuple[Any, dict[str, list[InputFile]]]:
+    """Hash the files of a local folder: the library itself compares their times."""
     data_files = builder.config.data_files or {}
     files = {
         str(split): [identify(str(file), flag="--dataset_name") for file in split_files]
@@ -213,7 +223,12 @@ def _convert(
     store: Store,
     local: tuple[Any, dict[str, list[InputFile]], dict[str, Any]],
 ) -> LoadedSplit:
-    columns.check(f"{name} ({split})", rows.column_names, languages_in(rows.features.arrow_schema))
+    languages = set(languages_in(rows.features.arrow_schema))
+    if TRANSLATION in rows.column_names and not languages:  # in another form than structs
+        for value in rows.select(range(min(len(rows), _NUM_SAMPLED)))[TRANSLATION]:
+            found = by_language(value)
+            languages.update(found if isinstance(found, Mapping) else ())
+    columns.check(f"{name} ({split})", rows.column_names, languages)
     names = [columns.key(name, rows.column_names) for name in columns.names]
     wanted = [column for column in dict.fromkeys((TRANSLATION, *names)) if column in rows.column_names]
     packed = store.convert(rows.select_columns(wanted), columns)
@@ -234,6 +249,8 @@ def _named_error(name: str, config_name: str | None, error: Exception) -> UserEr
             "The datasets library runs no loading scripts, and --trust_remote_code does not change this: try "
             "--dataset_name NAME@refs/convert/parquet, opus:<Corpus>/<version>, or --train_file"
         )
+    elif "datasets dtype equivalent" in str(error):
+        remedy = "The datasets library cannot hold this type. Give its files to --train_file"
     elif isinstance(error, ValueError) and "onfig" in str(error):
         reason = " ".join(str(error).split())[:500]
         remedy = f"Give one of its configurations with --dataset_config_name (got {config_name})"

@@ -660,6 +660,38 @@ def test_load_named_reads_tsv_without_quoting() -> None:
     assert sorted(texts(semi.train) + texts(semi.valid)) == [("a;b", "c"), ("d", "e")]
 
 
+def test_load_corpus_reads_rows_as_libraries_write_them() -> None:
+    rows = datasets.Dataset.from_list(TRANSLATIONS)
+    rows.to_csv("python.csv")  # the text of a Python dict
+    rows.save_to_disk("saved")
+    write("text.csv", delimited(",", [{"translation": json.dumps(row["translation"])} for row in TRANSLATIONS]))
+    write("array.jsonl", FORMATS["array.json"])
+    write("pretty.jsonl", FORMATS["pretty.json"])
+    map_of_texts = pa.array([[("en", en), ("fr", fr)] for en, fr in PAIRS], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"translation": map_of_texts}), "map.parquet")
+    variable = [{"language": ["en", "fr", "fr"], "translation": [en, fr, "other"]} for en, fr in PAIRS]
+    write("variable.jsonl", json_lines([{"translation": one} for one in variable]))
+    write("variable.parquet", parquet([{"translation": one} for one in variable]))
+    for name in sorted({path.name for path in Path().iterdir() if path.is_file()}):
+        corpus = load(name)
+        assert texts(corpus.train) == PAIRS, name
+        assert error_of(name, target_lang="de").startswith(f"--target_lang: no row of {name} has this language"), name
+        assert "Choose from its languages: en, fr" in error_of(name, target_lang=None), name
+        write(f"folder/{name}/train{Path(name).suffix}", Path(name).read_bytes())
+    assert "Give its files to --train_file" in error_of(dataset_name="folder/map.parquet")  # unknown to the library
+    for name in ("saved", *(str(path) for path in Path("folder").iterdir() if path.name != "map.parquet")):
+        corpus = load(dataset_name=name, validation_split=0.5)
+        assert sorted(texts(corpus.train) + texts(corpus.valid)) == sorted(PAIRS), name
+
+
+def test_load_corpus_refuses_lists_of_texts() -> None:
+    columns = json.dumps({"en": [en for en, _ in PAIRS], "fr": [fr for _, fr in PAIRS]}).encode()
+    for name in ("columns.json", "columns.jsonl"):
+        assert error_of(write(name, columns)) == (
+            f"{name}:1: expected two texts in a row, not lists of texts (got 6 and 6). Write one row for each pair."
+        )
+
+
 def test_load_named_finds_configuration_of_languages() -> None:
     card = (
         "---\nconfigs:\n- config_name: de-fr\n  data_files: x.jsonl\n- config_name: en-fr\n  data_files: t.jsonl\n---\n"

@@ -224,7 +224,7 @@ def test_texts_of_rows_find_column(entries):
     [
         ("x.txt", b"a\n\xff\n", "x.txt:2: not UTF-8 (got byte 0xff)"),
         ("x.jsonl", b'{"en": "a"}\nnot\n', "x.jsonl:2: invalid JSON"),
-        ("x.jsonl", b"[1]\n", "x.jsonl:1: expected a JSON object as a row (got list)"),
+        ("x.jsonl", b"[1]\n", "x.jsonl:1: expected a JSON object as a row (got int)"),
         (
             "x.jsonl",
             b'{"de": "a", "id": 1}\n',

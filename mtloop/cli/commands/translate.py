@@ -204,8 +204,12 @@ class _Sink:
     def __init__(self, name: str | None, given: argparse.Namespace, records: Records | None) -> None:
         self._path = None if given.output is None else _output_of(name or STDIN, given)
         self._kind = str(self._path) if self._path is not None else "stdout.txt"
-        self._options = {"n_best": given.n_best, "with_scores": given.scores, "overwrites": given.overwrite_column}
-        self._options["languages"] = given.output_languages
+        self._options: dict[str, Any] = {
+            "n_best": given.n_best,
+            "with_scores": given.scores,
+            "overwrites": given.overwrite_column,
+            "languages": given.output_languages,
+        }
         self._records = records
         self._file: BinaryIO | None = None
         self._writer: Writer | None = None
