@@ -12,12 +12,19 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import langcodes
+from langcodes.data_dicts import LIKELY_SUBTAGS, MACROLANGUAGES
 
 # Unicode's distance of nb from no, and of arb from ar, which are one language. Others are 4 or more.
 MAX_DISTANCE = 1
 NUM_SHOWN = 8
 # mBART's code for any region.
 ANY_REGION = "XX"
+# Scripts that put no spaces between words. Source: Unicode CLDR, scriptMetadata.txt, lines break between letters; and
+# Tibetan, Javanese, Balinese and Batak, whose lines break between syllables.
+UNSPACED_SCRIPTS = frozenset(
+    ("Ahom", "Bopo", "Hanb", "Hani", "Hans", "Hant", "Hira", "Hrkt", "Jpan", "Kana", "Khmr", "Kits", "Lana", "Laoo")
+    + ("Mymr", "Nshu", "Tale", "Talu", "Tang", "Tavt", "Thai", "Yiii", "Tibt", "Java", "Bali", "Batk")
+)
 
 
 def match_language(wanted: str, known: Iterable[str]) -> list[str]:
@@ -64,6 +71,20 @@ def base_code(code: str) -> str:
     if language is None or language.language is None:
         return _plain(code)
     return str(langcodes.Language.get(langcodes.standardize_tag(language.language, macro=True)).language)
+
+
+def script_of(code: str) -> str | None:
+    """Return the script of a code or language, as Thai, Hans or Latn (ISO 15924); None if it is unknown.
+
+    A code that names no script has the usual one of its language, or of the macrolanguage (cdo: that of zh).
+    """
+    language = _parse(code) or _find(code)
+    if language is None or language.language is None:
+        return None
+    if language.script is not None:
+        return language.script
+    known = [tag for tag in (language.language, MACROLANGUAGES.get(language.language)) if tag in LIKELY_SUBTAGS]
+    return langcodes.Language.get(known[0]).maximize().script if known else None
 
 
 def translation_task(source_lang: str, target_lang: str) -> str:

@@ -14,6 +14,7 @@ from mtloop.config.environment import HardwareConfig
 from mtloop.config.fields import BOOLS, separate
 from mtloop.config.inputs import DataConfig, Dialect
 from mtloop.config.settings import Config
+from mtloop.config.training import BLEU_TOKENIZERS
 from mtloop.errors import UserError, rename_flag
 from mtloop.evaluation.metrics import METRICS, Metric
 from mtloop.evaluation.selection import choose_metrics
@@ -86,15 +87,21 @@ def add_metrics_flag(parser: argparse.ArgumentParser, *default: str) -> None:
         metavar="NAME",
         help=f"scores of the translations, listed below ({' '.join(default)})",
     )
+    parser.add_argument(
+        "--bleu_tokenizer",
+        choices=BLEU_TOKENIZERS,
+        help="as in train.py (none: that of the run, or by the script of the target language)",
+    )
 
 
-def chosen_metrics(given: argparse.Namespace) -> tuple[Metric, ...]:
-    """Return the metrics of --metrics, and those that were passed to main().
+def chosen_metrics(given: argparse.Namespace, trained: Config | None) -> tuple[Metric, ...]:
+    """Return the metrics of --metrics, and those that were passed to main(); BLEU's tokenizer may be the run's.
 
     Raises:
         UserError: naming the flag.
     """
-    return choose_metrics(separate(given.metrics), given.functions)
+    own = None if trained is None else trained.evaluation.bleu_tokenizer
+    return choose_metrics(separate(given.metrics), given.functions, bleu_tokenizer=given.bleu_tokenizer or own)
 
 
 def check_counts(given: argparse.Namespace, *names: str) -> None:

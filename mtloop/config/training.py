@@ -23,6 +23,8 @@ SCHEDULES = (
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 )
+# sacreBLEU's; the ones with mecab need a package, spm and flores a download.
+BLEU_TOKENIZERS = ("13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "spm", "flores101", "flores200")
 METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 # schedule -> the arguments of which it needs one, and an example
 SCHEDULE_NEEDS = {
@@ -264,6 +266,14 @@ class EvaluationConfig(Group):
         "scores of the translations, separated by commas or spaces; `mtloop evaluate --help` lists them",
         unset="bleu chrf",
         is_split=True,
+    )
+    bleu_tokenizer: str | None = setting(
+        None,
+        "tokenizer of BLEU, one of sacreBLEU's; those with mecab need a package, spm and flores a download",
+        unset="by the script of the target language: zh for Chinese, ja-mecab and ko-mecab where installed, char for "
+        "other scripts without spaces, otherwise 13a",
+        same_run=True,
+        choices=BLEU_TOKENIZERS,
     )
     metric_for_best_model: str = setting(
         "bleu", "score that decides the best checkpoint: one of --metrics, or eval_loss", same_run=True

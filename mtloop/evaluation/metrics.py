@@ -7,6 +7,7 @@ registry. Must not know models, files or ranks. N sentences, K statistics of eac
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-from mtloop.errors import UserError
-from mtloop.languages import base_code
+from mtloop.errors import UserError, first_line
+from mtloop.languages import UNSPACED_SCRIPTS, script_of
 
 LOSS = "eval_loss"
 # Keys of a line of metrics.jsonl: a metric of the same name would replace them.
@@ -25,12 +26,15 @@ RESERVED = frozenset(
     + ("eval_loss", "perplexity", "num_sentences", "eval_time_s", "sentences_per_s", "user_metrics")
 )
 _DEFAULT_TOKENIZER = "13a"
-# sacreBLEU's own choice for languages written without spaces, best first; "char" is its stand-in that needs no package.
-_TOKENIZERS_BY_LANGUAGE = {
-    "zh": ("zh",),
-    "ja": ("ja-mecab", "char"),
-    "ko": ("ko-mecab", "char"),
+# sacreBLEU's own choices, best first; "char" needs no package, and suits every script without spaces.
+_TOKENIZERS_BY_SCRIPT = {
+    **dict.fromkeys(UNSPACED_SCRIPTS, ("char",)),
+    **dict.fromkeys(("Hani", "Hans", "Hant", "Hanb", "Bopo"), ("zh",)),
+    **dict.fromkeys(("Jpan", "Hrkt", "Hira", "Kana"), ("ja-mecab", "char")),
+    **dict.fromkeys(("Kore", "Hang"), ("ko-mecab", "char")),
 }
+_PACKAGES = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
+_DOWNLOAD_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Texts:
         sources: N texts.
         hypotheses: Their translations.
         references: The raw references.
-        target_lang: Selects BLEU's tokenizer; None for the default one.
+        target_lang: Its script selects BLEU's tokenizer; None for the default one.
     """
 
     sources: Sequence[str]
@@ -203,6 +207,33 @@ def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> list[
     return [chrf.sentence_score(one, [other]).score for one, other in zip(hypotheses, references, strict=True)]
 
 
+def load_bleu(tokenizer: str) -> BLEU:
+    """Return BLEU with one of sacreBLEU's tokenizers; some are downloaded at their first use.
+
+    Raises:
+        UserError: The tokenizer needs a package, or a download that failed.
+    """
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)  # sacreBLEU sets none
+    try:
+        return BLEU(tokenize=tokenizer)
+    except (Exception, SystemExit) as error:  # RuntimeError, ImportError, OSError, KeyError of an older version
+        remedy = "It is downloaded at its first use: run this with network access, or copy ~/.sacrebleu/models"
+        if tokenizer in _PACKAGES:
+            remedy = f"Run pip install '{_PACKAGES[tokenizer]}'"
+        problem = first_line(error).rstrip(".")
+        raise UserError(
+            f"--bleu_tokenizer: cannot be loaded: {problem} (got {tokenizer!r}). {remedy}, or give char."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def bleu_with(tokenizer: str) -> Metric:
+    """Return BLEU with one of sacreBLEU's tokenizers for every language."""
+    return replace(METRICS["bleu"], count=sacrebleu_statistics(lambda _: load_bleu(tokenizer)))
+
+
 def seed_text() -> str:
     """Return sacreBLEU's seed: a number, or "none" for a random one."""
     return os.environ.get("SACREBLEU_SEED", "12345").lower()
@@ -260,8 +291,8 @@ def _check_counts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
 
 
 def _bleu(texts: Texts) -> BLEU:
-    language = base_code(texts.target_lang) if texts.target_lang else ""
-    *preferred, last = _TOKENIZERS_BY_LANGUAGE.get(language, (_DEFAULT_TOKENIZER,))
+    script = script_of(texts.target_lang) if texts.target_lang else None
+    *preferred, last = _TOKENIZERS_BY_SCRIPT.get(script or "", (_DEFAULT_TOKENIZER,))
     for name in preferred:
         try:
             return BLEU(tokenize=name)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mtloop.errors import UserError
-from mtloop.evaluation.metrics import DEFAULT_METRICS, LOSS, METRICS, RESERVED, Metric, Texts, tally
+from mtloop.evaluation.metrics import DEFAULT_METRICS, LOSS, METRICS, RESERVED, Metric, Texts, bleu_with, tally
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,16 +22,21 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]
 Functions = Sequence[Function]
 NUM_TRIED = 8
+# BLEU counts n-grams of up to four tokens: below this mean nearly no reference has any.
+FEW_TOKENS, NUM_MEASURED = 2.0, 1000
 # Endings of the keys that a metric adds to a line of metrics.jsonl.
 RESERVED_ENDINGS = ("_ci", "_gain", "_p_value", "_signature")
 
 
-def choose_metrics(names: Sequence[str] | None, functions: Functions = ()) -> tuple[Metric, ...]:
+def choose_metrics(
+    names: Sequence[str] | None, functions: Functions = (), *, bleu_tokenizer: str | None = None
+) -> tuple[Metric, ...]:
     """Return the metrics of these names, and the user's functions as metrics.
 
     Args:
         names: Values of --metrics; None for the default ones.
         functions: Called with sources, hypotheses and references; return a number or a dict of numbers.
+        bleu_tokenizer: One of sacreBLEU's; None for the one that the script of the target language needs.
 
     Raises:
         UserError: for an unknown name, and for what is not a function with a usable name.
@@ -44,6 +49,8 @@ def choose_metrics(names: Sequence[str] | None, functions: Functions = ()) -> tu
                 "of your own from Python, mtloop.main([...], metrics=[function])."
             )
         chosen[name] = METRICS[name]
+    if bleu_tokenizer is not None and "bleu" in chosen:
+        chosen["bleu"] = bleu_with(bleu_tokenizer)
     if isinstance(functions, str) or not isinstance(functions, Sequence):
         raise UserError(f"metrics: expected a list of functions (got {functions!r}). Write metrics=[my_metric].")
     for function in functions:
@@ -109,6 +116,34 @@ def try_functions(metrics: Sequence[Metric], rows: Dataset, best: str = LOSS) ->
     own = tally(texts, [one for one in metrics if one.name not in METRICS])
     check_best_metric(best, [*(one.name for one in metrics if one.name in METRICS), *own])
     return {name: one.metric.greater_is_better for name, one in own.items()}
+
+
+def measure_references(
+    metrics: Sequence[Metric], references: Sequence[str], target_lang: str | None, name: str
+) -> list[str]:
+    """Return a warning if BLEU finds about one token in a reference, as in a script without spaces; else [].
+
+    Args:
+        metrics: Those of the run.
+        references: N texts; the first ones are counted.
+        target_lang: As in Texts.
+        name: Of the rows, for the message.
+
+    Raises:
+        UserError: BLEU's tokenizer cannot be loaded.
+    """
+    count = next((one.count for one in metrics if one.name == "bleu"), None)
+    if count is None:
+        return []
+    few = references[:NUM_MEASURED]
+    statistics = count(Texts(sources=few, hypotheses=few, references=few, target_lang=target_lang))
+    mean = float(statistics.rows[:, 1].mean())  # sacreBLEU's reference length
+    if mean >= FEW_TOKENS:
+        return []
+    return [
+        f"warning: {name}: BLEU will be about 0: its tokenizer finds {mean:.1f} tokens in a reference, and BLEU needs "
+        "4. Give --bleu_tokenizer char for a script without spaces, or --metric_for_best_model chrf."
+    ]
 
 
 def _check_name(name: Any, remedy: str) -> None:

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from mtloop.evaluation.evaluate import EvaluationSet, Report, evaluate
 from mtloop.evaluation.metrics import DEFAULT_METRICS, Metric
+from mtloop.evaluation.selection import measure_references, try_functions
 from mtloop.evaluation.significance import Interval, score_text
 from mtloop.generation.engine import Engine
 from mtloop.runtime.ranks import Runtime
@@ -98,6 +99,17 @@ def _encode(test_set: TestSet, engine: Engine, runtime: Runtime) -> EvaluationSe
         source_lengths=encoded.source_lengths,
         target_lengths=encoded.target_lengths,
     )
+
+
+def try_metrics(metrics: Sequence[Metric], test_sets: Sequence[TestSet], runtime: Runtime) -> None:
+    """Try the metrics on a few rows before anything is translated, and print warnings. Main only.
+
+    Raises:
+        UserError: A user's function failed, or BLEU's tokenizer cannot be loaded.
+    """
+    try_functions(metrics, test_sets[0].rows)
+    for one in test_sets:
+        runtime.say(*measure_references(metrics, one.references, one.target_lang, one.name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from mtloop.config.yaml_file import to_yaml
 from mtloop.data.load import Corpus, describe, load_corpus
 from mtloop.errors import UserError
 from mtloop.evaluation.evaluate import EvaluationSet
-from mtloop.evaluation.metrics import Metric
-from mtloop.evaluation.selection import Functions, choose_metrics, try_functions
+from mtloop.evaluation.metrics import Metric, load_bleu
+from mtloop.evaluation.selection import Functions, choose_metrics, measure_references, try_functions
 from mtloop.metrics_log import evaluations_of
 from mtloop.model.adapters import base_fingerprint, choose_trained
 from mtloop.model.generation_config import check_positions, configure_generation, position_limit
@@ -137,6 +137,19 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     )
 
 
+def check_bleu_tokenizer(name: str, runtime: Runtime) -> None:
+    """Load --bleu_tokenizer, which may be downloaded, before the data is read. Collective.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+
+    def check() -> None:
+        load_bleu(name)
+
+    runtime.on_main(check)
+
+
 def choose_run_metrics(
     config: Config, functions: Functions, valid: EvaluationSet, folder: RunFolder, runtime: Runtime
 ) -> tuple[Metric, ...]:
@@ -145,9 +158,14 @@ def choose_run_metrics(
     Raises:
         UserError: for a function that fails, or whose direction differs from that of the run that is resumed.
     """
-    metrics = choose_metrics(config.evaluation.metrics, functions)
+    metrics = choose_metrics(config.evaluation.metrics, functions, bleu_tokenizer=config.evaluation.bleu_tokenizer)
 
     def check() -> None:
+        references = valid.rows["target"][:]
+        for part in valid.parts:
+            runtime.say(*measure_references(metrics, references[part.rows], part.target_lang, part.name))
+        if not valid.parts:
+            runtime.say(*measure_references(metrics, references, config.data.target_lang, valid.name))
         best = config.evaluation.metric_for_best_model
         own = try_functions(metrics, valid.rows, best) if functions else {}
         lines = evaluations_of(folder.metrics.lines())

@@ -388,8 +388,8 @@ def test_export_reports_differences(monkeypatch, run_command, model_path, rows_p
 
     evaluated = command.evaluate_warm
 
-    def alter(scored, test_set):
-        found = evaluated(scored, test_set)
+    def alter(scored, test_set, metrics):
+        found = evaluated(scored, test_set, metrics)
         is_export = not isinstance(scored.engine, TransformersEngine)
         return replace(found, hypotheses=["x", *found.hypotheses[1:]]) if is_export else found
 

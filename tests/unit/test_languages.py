@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtloop.languages import advise, base_code, find_key, language_name, match_language
+from mtloop.languages import advise, base_code, find_key, language_name, match_language, script_of
 
 NLLB = ["eng_Latn", "fra_Latn", "zho_Hans", "zho_Hant", "arb_Arab", "arz_Arab", "nob_Latn", "nno_Latn", "pes_Arab"]
 NLLB += ["prs_Arab", "srp_Cyrl", "hrv_Latn", "lvs_Latn", "est_Latn", "por_Latn", "spa_Latn"]
@@ -70,6 +70,21 @@ def test_find_key_matches_codes():
     assert find_key("fr", ["fr", "fr_FR"]) == "fr"
     assert find_key("fr", ["fr_CA", "fr_FR"]) is None
     assert find_key("de", ["en", "fr"]) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "script"),
+    [
+        *[(code, "Thai") for code in ("th", "tha_Thai", "th_TH", ">>tha<<", "Thai")],
+        *[("km", "Khmr"), ("lao", "Laoo"), ("my_XX", "Mymr"), ("bod_Tibt", "Tibt"), ("dz", "Tibt")],
+        *[("zh", "Hans"), ("zh_TW", "Hant"), ("yue", "Hant"), ("lzh_Hani", "Hani"), ("cdo", "Hans")],
+        *[("jv_Java", "Java"), ("nan_Latn", "Latn")],
+        *[("ja", "Jpan"), ("jpn_Hira", "Hira"), ("ja_Latn", "Latn"), ("ko", "Kore"), ("jv", "Latn"), ("en", "Latn")],
+        *[("qqq", None), ("nonsense words", None)],
+    ],
+)
+def test_script_of_a_code_or_its_language(code, script):
+    assert script_of(code) == script
 
 
 def test_language_name_and_base_code():

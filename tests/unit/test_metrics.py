@@ -76,7 +76,9 @@ def test_tally_signs_as_sacrebleu():
     assert scores["ter"].signature == f"nrefs:1|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:{version}"
 
 
-@pytest.mark.parametrize("code", ["zh", "zh_CN", "zh-TW", "zho_Hans"])
+@pytest.mark.parametrize(
+    "code", ["zh", "zh_CN", "zh-TW", "zho_Hans", "yue_Hant", "yue", "lzh", "wuu", "cdo", "cmn_Hani"]
+)
 def test_tally_counts_chinese_by_character(code):
     # 13a sees one token without spaces, the zh tokenizer sees four.
     assert "|tok:zh|" in score(["打开文件"], ["打开文件"], target_lang=code)["bleu"].signature
@@ -91,6 +93,26 @@ def test_tally_counts_chinese_by_character(code):
 def test_tally_uses_mecab_for_japanese_and_korean_if_installed(code, dictionary, name):
     expected = name if importlib.util.find_spec(dictionary) else "char"
     assert f"|tok:{expected}" in score(["ファイルを開く"], ["ファイルを開く"], target_lang=code)["bleu"].signature
+
+
+# One sentence each; "char" sees one token in each character that is no space.
+UNSPACED = {
+    "th": "ฉันรักภาษาไทย", "lao_Laoo": "ຂ້ອຍຮັກພາສາລາວ", "km": "ខ្ញុំស្រឡាញ់ភាសាខ្មែរ", "my_MM": "ငါမြန်မာစာကိုချစ်တယ်",
+    "bo": "ང་བོད་སྐད་ལ་དགའ", "dzo_Tibt": "རྫོང་ཁ", "shn": "ၵႂၢမ်းတႆး", "jav_Java": "ꦧꦱꦗꦮ", ">>tha<<": "ภาษา ไทย",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "text"), UNSPACED.items())
+def test_tally_counts_scripts_without_spaces_by_character(code, text):
+    perfect = score([text], [text], target_lang=code)["bleu"]
+    assert "|tok:char|" in perfect.signature and perfect.value == pytest.approx(100)
+    assert score(["x" * 20], [text], target_lang=code)["bleu"].value == score([text], [text])["bleu"].value == 0
+    assert bleu_sums([text], [text], target_lang=code)[1] == len(text.replace(" ", ""))
+
+
+@pytest.mark.parametrize("code", ["ja_Latn", "nan_Latn", "jv", "vi", "xyz"])
+def test_tally_uses_13a_for_languages_in_another_script(code):
+    assert "|tok:13a|" in score(["a"], ["a"], target_lang=code)["bleu"].signature
 
 
 @pytest.mark.parametrize("code", [None, "fr", "fr_XX", "deu_Latn"])

@@ -1,17 +1,22 @@
 """evaluation.selection: built-in metrics by name, and functions of the user that appear wherever scores do."""
 
 import functools
+import importlib.util
 import json
+import socket
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sacrebleu.metrics import BLEU
 
 import mtloop
+from mtloop.config.training import BLEU_TOKENIZERS
 from mtloop.errors import UserError
-from mtloop.evaluation.metrics import METRICS, Texts, metrics_of, tally
-from mtloop.evaluation.selection import check_selection, choose_metrics, try_functions
+from mtloop.evaluation.metrics import METRICS, Texts, load_bleu, metrics_of, tally
+from mtloop.evaluation.selection import check_selection, choose_metrics, measure_references, try_functions
 
 TEXTS = Texts(sources=["a", "b"], hypotheses=["x y", "z"], references=["x y", "w"])
 
@@ -97,6 +102,63 @@ def test_try_functions_gives_an_empty_translation():
     with pytest.raises(UserError, match="words_per_sentence raised ZeroDivisionError"):
         try_functions(choose_metrics(None, [words_per_sentence]), rows)
     assert try_functions(choose_metrics(None, [errors]), rows) == {"wrong": False, "wrong_share": False}
+
+
+@pytest.mark.parametrize("tokenizer", ["13a", "intl", "zh", "char"])
+def test_choose_metrics_takes_a_tokenizer_of_bleu(tokenizer):
+    texts = Texts(sources=["a"], hypotheses=["打开文件"], references=["打开文件"], target_lang="ja")
+    bleu, chrf = tally(texts, choose_metrics(None, bleu_tokenizer=tokenizer)).values()
+    assert f"|tok:{tokenizer}|" in bleu.signature and "tok" not in chrf.signature
+    # 13a and intl see one token, without a 4-gram; the others four.
+    assert bleu.score == pytest.approx(100 if tokenizer in ("zh", "char") else 0)
+    assert [one.name for one in choose_metrics(["ter"], bleu_tokenizer=tokenizer)] == ["ter"]
+
+
+def test_bleu_tokenizers_are_those_of_sacrebleu():
+    assert set(BLEU_TOKENIZERS) <= set(BLEU.TOKENIZERS)
+
+
+def test_load_bleu_names_the_package_of_a_tokenizer():
+    for language, module in (("ja", "MeCab"), ("ko", "mecab_ko")):
+        if importlib.util.find_spec(module) is not None:
+            continue
+        with pytest.raises(UserError) as caught:
+            load_bleu(f"{language}-mecab")
+        assert str(caught.value).startswith("--bleu_tokenizer: ")
+        assert f"(got '{language}-mecab'). Run pip install 'sacrebleu[{language}]'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [URLError("no route"), SystemExit(1), RuntimeError("could not parse"), KeyError("spm")]
+)
+def test_load_bleu_says_that_a_tokenizer_is_downloaded(monkeypatch, error):
+    def fail(**settings):
+        raise error
+
+    monkeypatch.setattr("mtloop.evaluation.metrics.BLEU", fail)
+    with pytest.raises(
+        UserError, match=r"^--bleu_tokenizer: .*\(got 'flores200'\)\. It is downloaded at its first use"
+    ):
+        load_bleu("flores200")
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize(
+    ("references", "language", "tokenizer", "is_warned"),
+    [
+        (["ฉันรักภาษาไทย", "ภาษาไทย"], None, None, True),  # the language is unknown
+        (["ฉันรักภาษาไทย", "ภาษาไทย"], "th", None, False),
+        (["ฉันรักภาษาไทย", "ภาษาไทย"], "th", "13a", True),
+        (["ฉันรักภาษาไทย", "ภาษาไทย"], None, "char", False),
+        (["open", "a file"], "en", None, True),
+        (["open it", "a file"], "en", None, False),
+    ],
+)
+def test_measure_references_warns_of_single_tokens(references, language, tokenizer, is_warned):
+    metrics = choose_metrics(None, bleu_tokenizer=tokenizer)
+    lines = measure_references(metrics, references, language, "valid")
+    assert len(lines) == is_warned and all("valid" in line and "--bleu_tokenizer char" in line for line in lines)
+    assert measure_references(choose_metrics(["chrf"]), references, language, "valid") == []
 
 
 def lambda_named(name):
@@ -195,6 +257,43 @@ def test_main_shows_a_user_s_metrics_in_every_place(train_tiny, tmp_path, capsys
     assert "(wrong " in printed and "valid exact match  valid length_ratio" in printed
     assert mtloop.main([*map(str, words), "--metric", "chrf"]) == 2
     assert "--metric: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_main_scores_with_the_tokenizer_of_bleu(train_tiny, tmp_path, capsys):
+    assert train_tiny(bleu_tokenizer="char", max_train_steps=1) == 0
+    line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert "|tok:char|" in json.loads(line)["bleu_signature"]
+    for words, tokenizer in (([], "char"), (["--bleu_tokenizer", "intl"], "intl")):
+        capsys.readouterr()
+        own = ["evaluate", "--model", tmp_path / "run", "--cpu_threads", "1", "--metrics", "bleu"]
+        assert mtloop.main([*map(str, own), *words]) == 0
+        assert f"|tok:{tokenizer}|" in capsys.readouterr().out
+    folders = [tmp_path / "run" / "checkpoints" / "step_1", tmp_path / "run" / "final"]
+    own = ["average", "--checkpoints", *folders, "--evaluate"]
+    own += ["--bleu_tokenizer", "zh", "--cpu_threads", "1"]
+    assert mtloop.main([*map(str, own)]) == 0 and "|tok:zh|" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_main_refuses_a_tokenizer_of_bleu_before_training(train_tiny, tmp_path, capsys, monkeypatch):
+    def fail(**settings):
+        raise URLError("no route")
+
+    monkeypatch.setattr("mtloop.evaluation.metrics.BLEU", fail)
+    assert train_tiny(bleu_tokenizer="flores200") == 2
+    assert "mtloop: error: --bleu_tokenizer: " in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert train_tiny(bleu_tokenizer="moses") == 2
+    assert "--bleu_tokenizer: expected one of 13a, " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_main_warns_of_references_of_one_token(train_tiny, tmp_path, capsys):
+    rows = tmp_path / "words.jsonl"
+    rows.write_text("".join(json.dumps({"en": f"the file {i}", "fr": f"fichier{i}"}) + "\n" for i in range(40)))
+    assert train_tiny(train_file=str(rows), max_train_steps=1) == 0
+    assert "warning: valid: BLEU will be about 0: its tokenizer finds 1.0 tokens" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -32,7 +32,6 @@ from mtloop.cli.flags import (
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, rename_flag
 from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of
-from mtloop.evaluation.selection import try_functions
 from mtloop.evaluation.significance import score_text
 from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder, stored_config
@@ -121,12 +120,12 @@ def _weight(flag: str, text: str | float) -> float:
 def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
     weights = _check(given)
-    given.metrics = chosen_metrics(given)
     chosen = [] if given.is_line else _choose(given)
+    trained = stored_config(str(given.model or chosen[-1]))
+    fill_settings(given, trained)
+    given.metrics = chosen_metrics(given, trained)
     runtime = start_runtime(given)
     try:
-        trained = stored_config(str(given.model or chosen[-1]))
-        fill_settings(given, trained)
         if given.is_line:
             _interpolate(given, weights, trained, runtime)
         else:
@@ -302,7 +301,9 @@ def print_scores(
         test_sets: The rows.
         given: The flags; its `metrics` are applied.
     """
-    scored.runtime.on_main(lambda: try_functions(given.metrics, test_sets[0].rows))
+    from mtloop.evaluation.test_sets import try_metrics
+
+    scored.runtime.on_main(lambda: try_metrics(given.metrics, test_sets, scored.runtime))
     network = cast(Any, scored.engine).network
     found: dict[str, list[dict[str, Score]]] = {}
     for name, one in weights.items():

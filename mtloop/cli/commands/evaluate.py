@@ -28,7 +28,6 @@ from mtloop.cli.flags import (
 from mtloop.cli.status import writing
 from mtloop.config.settings import Config
 from mtloop.errors import UserError
-from mtloop.evaluation.selection import try_functions
 from mtloop.evaluation.significance import NUM_RESAMPLES, resample
 from mtloop.run_folder import stored_config
 from mtloop.tables import aligned
@@ -79,13 +78,15 @@ def _check(given: argparse.Namespace) -> None:
 def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
     _check(given)
-    given.metrics = chosen_metrics(given)
+    trained = stored_config(given.model)
+    fill_settings(given, trained)
+    given.metrics = chosen_metrics(given, trained)
     runtime = start_runtime(given)
     try:
-        trained = stored_config(given.model)
-        fill_settings(given, trained)
+        from mtloop.evaluation.test_sets import try_metrics
+
         test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
-        runtime.on_main(lambda: try_functions(given.metrics, test_sets[0].rows))
+        runtime.on_main(lambda: try_metrics(given.metrics, test_sets, runtime))
         of_model = _reports(given, "--model", given.model, test_sets, trained, runtime)
         of_baseline: list[Report] | list[None] = [None] * len(test_sets)
         if given.baseline is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial as partial_of
 from pathlib import Path
@@ -25,7 +26,8 @@ from mtloop.cli.flags import (
 )
 from mtloop.cli.status import writing
 from mtloop.errors import UserError
-from mtloop.evaluation.metrics import metrics_of
+from mtloop.evaluation.metrics import Metric, metrics_of
+from mtloop.evaluation.selection import choose_metrics
 from mtloop.evaluation.significance import recorded_text
 from mtloop.generation import RECORD_NAME
 from mtloop.run_folder import run_above, stored_config
@@ -114,7 +116,8 @@ def _convert(
     engine = cast(TransformersEngine, scored.engine)
     runtime.say(*(f"warning: generation_config {line}" for line in differences(engine.network)))
     runtime.say(*(f"generate: translating {len(each.rows):,} rows of {each.name} ..." for each in test_sets))
-    generated = [evaluate_warm(scored, each) for each in test_sets]
+    metrics = run_metrics(trained)
+    generated = [evaluate_warm(scored, each, metrics) for each in test_sets]
 
     def convert_and_save() -> Record:
         origin = _origin(Path(model_folder(given.model)))
@@ -151,7 +154,7 @@ def _compare(
     }
     reports = []
     for test_set, ours in zip(test_sets, generated, strict=True):
-        theirs = evaluate_warm(exported, test_set)
+        theirs = evaluate_warm(exported, test_set, run_metrics(trained))
         report = runtime.on_main(partial_of(compare, test_set, ours, theirs))
         runtime.say(
             f"parity on {report['num_sentences']:,} rows of {test_set.name}, {exported.engine.num_beams} beams, on "
@@ -185,10 +188,15 @@ def _publish(partial: Path, target: Path) -> None:
     print(f"{target}: {size / 2**20:,.1f} MiB; to use it: mtloop translate FILE -o OUT --model {target}")
 
 
-def evaluate_warm(scored: ScoredModel, test_set: TestSet) -> Report:
+def run_metrics(trained: Config | None) -> tuple[Metric, ...]:
+    """Return the default metrics, with the run's tokenizer of BLEU."""
+    return choose_metrics(None, bleu_tokenizer=None if trained is None else trained.evaluation.bleu_tokenizer)
+
+
+def evaluate_warm(scored: ScoredModel, test_set: TestSet, metrics: Sequence[Metric]) -> Report:
     """Evaluate on a test set, after a few of its rows to warm up. Collective."""
     scored.evaluate(test_set, few=NUM_WARM_UP, metrics=())
-    return scored.evaluate(test_set)
+    return scored.evaluate(test_set, metrics=metrics)
 
 
 def compare(test_set: TestSet, generate: Report, exported: Report) -> dict[str, Any]:

@@ -200,9 +200,11 @@ def _build_and_train(
     from mtloop.hub.parts import STATUS_NOT_PUSHED
     from mtloop.trainer.loop import train
     from mtloop.trainer.pushing import drain, drain_alone, open_publisher, resolve_target
-    from mtloop.trainer.setup import build_run
+    from mtloop.trainer.setup import build_run, check_bleu_tokenizer
 
     target = resolve_target(config, folder, runtime, is_resumed=stored is not None)
+    if config.evaluation.bleu_tokenizer is not None:
+        check_bleu_tokenizer(config.evaluation.bleu_tokenizer, runtime)
     run = build_run(config, stored, folder, runtime, functions)
     run.publisher = open_publisher(config, folder, runtime, target)
     if run.publisher is not None:
