@@ -1,4 +1,4 @@
-"""Match language codes in any style: fr, fr_FR, fra_Latn, >>fra<< and French are one language.
+"""Match language codes in any style: fr, fr_FR, fra_Latn, >>fra<<, <2fr> and French are one language.
 
 Must not know tokenizers or data: callers pass the codes. Names and the distances of languages come from Unicode's CLDR
 through the package langcodes.
@@ -19,6 +19,9 @@ MAX_DISTANCE = 1
 NUM_SHOWN = 8
 # mBART's code for any region.
 ANY_REGION = "XX"
+# T5's tokens of target languages (MADLAD-400): <2fr>, <2zh_Hant>, <2nan_Latn_TW>; not its <2translate>, <2Latn> (a
+# script), <2CA> (a region) or <2en_xx_simple>.
+LANGUAGE_TOKEN = re.compile(r"^<2([a-z]{2,3}(?:[_-](?!xx)[A-Za-z0-9]{2,4}){0,2})>$")
 # Scripts that put no spaces between words. Source: Unicode CLDR, scriptMetadata.txt, lines break between letters; and
 # Tibetan, Javanese, Balinese and Batak, whose lines break between syllables.
 UNSPACED_SCRIPTS = frozenset(
@@ -32,7 +35,7 @@ def match_language(wanted: str, known: Iterable[str]) -> list[str]:
 
     Args:
         wanted: A code of any style (fr, fr_FR, fra_Latn, zh-Hans), or a name (French).
-        known: Codes of any style; Marian's arrows around them are allowed.
+        known: Codes of any style; the marks of a language token (>>fra<<, <2fr>) are allowed.
 
     Returns:
         One code; several if `wanted` is ambiguous (zh of zho_Hans and zho_Hant); none if it is unknown.
@@ -109,7 +112,8 @@ def _listed(codes: Sequence[str]) -> str:
 
 
 def _plain(code: str) -> str:
-    return code.removeprefix(">>").removesuffix("<<").replace("_", "-").lower()
+    bare = code.removeprefix(">>").removesuffix("<<") if code.startswith(">>") else code
+    return (LANGUAGE_TOKEN.sub(r"\1", bare)).replace("_", "-").lower()
 
 
 @lru_cache(maxsize=4096)
@@ -149,9 +153,12 @@ def _match(meant: langcodes.Language, known: tuple[str, ...]) -> Sequence[str]:
         and _agree(meant.territory, language.territory)
         and langcodes.tag_distance(str(meant.language), str(language.language)) <= MAX_DISTANCE
     ]
-    # fr of fr and fr_CA; not fa of prs, which is fa_AF, and pes.
-    exact = [code for code, one in found if (one.language, one.territory) == (meant.language, meant.territory)]
-    return exact if len(exact) == 1 else [code for code, _ in found]
+    # zho_Hant of zh and zh_Hant; fr of fr and fr_CA, not fa of prs, which is fa_AF, and pes; zh_TW of zh and zh_Hant.
+    for parts in (("language", "script", "territory"), ("language", "territory"), ("language", "script")):
+        exact = [code for code, one in found if all(getattr(one, part) == getattr(meant, part) for part in parts)]
+        if len(exact) == 1:
+            return exact
+    return [code for code, _ in found]
 
 
 def _agree(wanted: str | None, other: str | None) -> bool:

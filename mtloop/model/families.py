@@ -16,8 +16,9 @@ class Family:
 
     Attributes:
         source_prefix: The prefix of every source. "task": the task in words, as T5 was trained. "task of several": the
-            same, only if one run has several pairs. "language": the token of the target language, if the tokenizer has
-            several. None: no prefix.
+            same, only if one run has several pairs; both: the token of the target language, if the vocabulary has such
+            tokens (MADLAD-400). "language": the token of the target language, if the tokenizer has several. None: no
+            prefix.
         decoder_start: The first token of the decoder's input. "config": decoder_start_token_id of the config. "last
             label": the last real label, for mBART the language token. "model": from the model's own
             prepare_decoder_input_ids_from_labels.

@@ -1,7 +1,7 @@
 """Load a tokenizer from a folder or the Hub, set its languages, and resolve the prefix of a pair of languages.
 
 A multilingual tokenizer (mBART, M2M100, NLLB) marks the languages with tokens. T5 and a multilingual Marian need a
-prefix before every source: the task in words, or the token of the target language.
+prefix before every source: the task in words, or the token of the target language (Marian, MADLAD-400).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from mtloop.config.inputs import split_revision
 from mtloop.errors import UserError, first_line
-from mtloop.languages import advise, language_name, match_language, translation_task
+from mtloop.languages import LANGUAGE_TOKEN, advise, language_name, match_language, translation_task
 from mtloop.model.families import family_of
 
 # The warning is about Marian's normalizer, which is never called (transformers 5.23). The filter is for the process,
@@ -155,15 +155,16 @@ def resolve_language(wanted: str, known: list[str], flag: str) -> str:
 
 
 def known_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """List the language codes of a tokenizer in its style (Marian: `>>fra<<`); [] if it is not multilingual."""
+    """List the language codes of a tokenizer in its style (Marian: `>>fra<<`, T5: `<2fr>`); [] if it has none."""
     if getattr(tokenizer, "lang_code_to_id", None):
         return sorted(tokenizer.lang_code_to_id)
     if _is_multilingual(tokenizer):
         named = {str(token) for token in tokenizer.special_tokens_map.values()}
         return sorted(token for token in tokenizer.all_special_tokens if token not in named)
-    # A single target language needs no token.
-    codes = sorted(getattr(tokenizer, "supported_language_codes", []))
-    return codes if len(codes) > 1 else []
+    codes: list[str] | None = getattr(tokenizer, "supported_language_codes", None)  # Marian's
+    if codes is None:
+        return sorted(token for token in tokenizer.get_vocab() if LANGUAGE_TOKEN.match(token))
+    return sorted(codes) if len(codes) > 1 else []  # a single target language needs no token
 
 
 def source_prefix(
@@ -179,20 +180,20 @@ def source_prefix(
 
     Args:
         model_config: Has the model type, and the prefixes stored by earlier training (`remember_prefix`).
-        tokenizer: A multilingual Marian's has the language tokens.
+        tokenizer: That of a multilingual Marian or of MADLAD-400 has language tokens.
         source_lang: Code in any style, or name.
         target_lang: As source_lang.
         is_one_of_several: Whether the model translates several pairs, which the prefix must distinguish.
         must_choose: Whether a model with the prefixes of several pairs needs the languages.
 
     Raises:
-        UserError: The languages are needed and not given; a target language that a multilingual Marian does not have.
+        UserError: The languages are needed and not given; a target language that has no token among several.
     """
     stored = _stored_prefix(model_config, source_lang, target_lang)
     if stored is not None:
         return stored
     prefix = family_of(model_config).source_prefix
-    if prefix == "language" and (known := known_languages(tokenizer)):
+    if prefix is not None and (known := known_languages(tokenizer)):
         if target_lang is None:
             raise UserError(
                 "--target_lang: not given, but the model has several target languages. Give one, for example "
@@ -217,7 +218,10 @@ def language_token(language: str) -> str:
 
 def can_tell_pairs_apart(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return True if a model can distinguish several pairs: by language tokens, or by the task in words."""
-    return bool(known_languages(tokenizer)) or family_of(model_config).source_prefix in ("task", "task of several")
+    prefix = family_of(model_config).source_prefix
+    return _is_multilingual(tokenizer) or prefix in ("task", "task of several") or (
+        prefix == "language" and bool(known_languages(tokenizer))
+    )  # fmt: skip
 
 
 def remember_prefix(

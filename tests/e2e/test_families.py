@@ -99,7 +99,7 @@ def test_a_family_learns_is_saved_and_translates_elsewhere(family, pairs, pairs_
         model_size=None,
         tokenizer_name=None,
         sentences_per_update=NUM_PAIRS,
-        **{**BY_HEART, **(T5_BY_HEART if name.endswith("t5") else {})},
+        **{**BY_HEART, **(T5_BY_HEART if name == "madlad" or name.endswith("t5") else {})},
         num_beams=2,
         val_max_target_length=64,
         max_source_length=100,
@@ -179,6 +179,8 @@ def assert_encoded_as_the_class_does(run, folder, pairs, prefix):
         assert row["input_ids"] == own["input_ids"] and row["labels"] == own["labels"]
         assert plain.unk_token_id not in row["input_ids"][len(plain(prefix or "")["input_ids"]) :] + row["labels"]
         assert plain.decode(row["labels"], skip_special_tokens=True).strip() == target.strip()
+    if prefix and prefix.startswith("<2"):
+        assert plain.convert_tokens_to_ids(prefix.strip()) in rows[0]["input_ids"][:2]
     if prefix and prefix.startswith(">>"):
         assert plain.convert_ids_to_tokens(rows[0]["input_ids"][0]) == prefix.strip()
 
@@ -191,5 +193,14 @@ def test_translator_needs_to_be_told_the_language_of_a_multilingual_model(texts,
         Translator(folder, target_lang="es", runtime=runtime)
     assert Translator(folder, target_lang="French", runtime=runtime).source_prefix == ">>fra<< "
     assert Translator(folder, source_prefix="", runtime=runtime).source_prefix == ""
+    madlad = str(make_family("madlad", tmp_path, texts))
+    with pytest.raises(UserError, match="--target_lang: not given, .*<2de>, <2en>, <2fr>"):
+        Translator(madlad, runtime=runtime)
+    with pytest.raises(UserError, match="--target_lang: not a language .*.got 'es'.. Give one of <2de>"):
+        Translator(madlad, source_lang="en", target_lang="es", runtime=runtime)
+    translator = Translator(madlad, target_lang="fra_Latn", runtime=runtime)
+    assert translator.source_prefix == "<2fr> "
+    translator.set_languages("fr", "German")
+    assert translator.source_prefix == "<2de> "
     with pytest.raises(UserError, match="--target_lang: not given"):
         Translator(str(make_family("nllb", tmp_path, texts)), source_lang="en", runtime=runtime)

@@ -57,6 +57,7 @@ FAMILIES = {
     "marian": Family(),
     "marian-multilingual": Family(prefix=">>fra<< "),
     "t5": Family(prefix="translate English to French: "),
+    "madlad": Family(prefix="<2fr> "),
     "mt5": Family(),
     "umt5": Family(),
     "bart": Family(start_token="</s>"),
@@ -91,8 +92,10 @@ def _tokenizer(name: str, folder: Path, texts: Sequence[str]) -> Any:
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "source.spm"))
     scored = [(model.id_to_piece(i), model.get_score(i)) for i in range(2, model.get_piece_size())]
     fairseq = [(special, 0.0) for special in SPECIALS] + scored
-    if name in ("t5", "mt5", "umt5"):
-        return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scored], extra_ids=10)
+    if name in ("t5", "mt5", "umt5", "madlad"):
+        languages = ["<2en>", "<2fr>", "<2de>"] if name == "madlad" else []
+        head = [(special, 0.0) for special in ("<pad>", "</s>", "<unk>", *languages)]
+        return T5Tokenizer(vocab=head + scored, extra_ids=10)
     if name == "pegasus":
         head = [("<pad>", 0.0), ("</s>", 0.0), ("<mask_1>", 0.0), ("<mask_2>", 0.0), ("<unk>", 0.0)]
         return PegasusTokenizer(vocab=head + scored, offset=5)
@@ -137,8 +140,8 @@ def _config(name: str, num_rows: int, tokenizer: Any) -> PretrainedConfig:
     if name.startswith("marian"):
         # Published models have exactly one row for each token.
         return MarianConfig(**{**ids, "vocab_size": len(tokenizer)}, **size, decoder_start_token_id=pad)
-    if name in ("t5", "mt5", "umt5"):
-        kind = {"t5": T5Config, "mt5": MT5Config, "umt5": UMT5Config}[name]
+    if name in ("t5", "mt5", "umt5", "madlad"):
+        kind = {"mt5": MT5Config, "umt5": UMT5Config}.get(name, T5Config)
         return kind(**ids, **t5, decoder_start_token_id=pad)
     if name == "pegasus":
         return PegasusConfig(**ids, **size, decoder_start_token_id=pad)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtloop.languages import advise, base_code, find_key, language_name, match_language, script_of
+from mtloop.languages import LANGUAGE_TOKEN, advise, base_code, find_key, language_name, match_language, script_of
 
 NLLB = ["eng_Latn", "fra_Latn", "zho_Hans", "zho_Hant", "arb_Arab", "arz_Arab", "nob_Latn", "nno_Latn", "pes_Arab"]
 NLLB += ["prs_Arab", "srp_Cyrl", "hrv_Latn", "lvs_Latn", "est_Latn", "por_Latn", "spa_Latn"]
@@ -37,6 +37,41 @@ MARIAN = [">>fr<<", ">>fr_CA<<", ">>fr_FR<<", ">>pt<<", ">>pt_br<<", ">>zho<<", 
 )
 def test_match_language_finds_one_code(wanted, known, code):
     assert match_language(wanted, known) == [code]
+
+
+# Some of MADLAD-400's, as its published vocabulary has them.
+MADLAD = ["<2ar>", "<2ca>", "<2en>", "<2fr>", "<2fr_CA>", "<2ks>", "<2ks_Deva>", "<2nan_Latn_TW>", "<2sr>", "<2zh>"]
+MADLAD += ["<2zh_Hant>", "<2zh_Latn>"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "token"),
+    [
+        *[(wanted, "<2fr>") for wanted in ("fr", "fra_Latn", "French", "<2fr>", "fr_FR", ">>fra<<")],
+        *[("fra_CA", "<2fr_CA>"), ("cat_Latn", "<2ca>"), ("eng_Latn", "<2en>"), ("srp_Cyrl", "<2sr>")],
+        *[
+            ("zh", "<2zh>"),
+            ("zho_Hans", "<2zh>"),
+            ("zh_CN", "<2zh>"),
+            ("zho_Hant", "<2zh_Hant>"),
+            ("zh_TW", "<2zh_Hant>"),
+        ],
+        *[("kas_Deva", "<2ks_Deva>"), ("kas_Arab", "<2ks>"), ("arb_Arab", "<2ar>")],
+    ],
+)
+def test_match_language_finds_one_language_token(wanted, token):
+    assert match_language(wanted, MADLAD) == [token]
+
+
+def test_find_key_matches_a_language_token():
+    assert find_key("<2fr>", ["en", "fr"]) == "fr" and language_name("<2fr>") == "French"
+
+
+@pytest.mark.parametrize("token", MADLAD)
+def test_language_token_matches_those_of_languages_alone(token):
+    assert LANGUAGE_TOKEN.match(token)
+    others = ("<2>", "<2CA>", "<2Latn>", "<2translate>", "<2back_translated>", "<2en_xx_simple>", "<2zxx_xx_dtynoise>")
+    assert not any(map(LANGUAGE_TOKEN.match, (*others, "fr", "2fr", f"{token} ", f" {token}", "<2fr", "<2f>")))
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ FAST = ("marian", "t5")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+    "name",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "madlad"],
 )
 def test_each_layer_of_every_family_is_a_unit_and_the_model_computes_what_it_did(one_rank, family_dir, name):
     plain, model = load(family_dir(name)), load(family_dir(name))

@@ -36,6 +36,7 @@ from mtloop.tokenization.encoding import encode_rows, tokenizer_fingerprint
 from mtloop.tokenization.loading import (
     can_tell_pairs_apart,
     for_languages,
+    known_languages,
     load_tokenizer,
     remember_prefix,
     source_prefix,
@@ -381,6 +382,27 @@ def test_source_prefix_of_t5_is_the_task_in_words(t5):
         assert source_prefix(config, t5, "eng", "fra_Latn", is_one_of_several=True) == words
         assert can_tell_pairs_apart(config, t5)
     assert source_prefix(BartConfig(), t5, "en", "fr", is_one_of_several=True) is None
+
+
+@pytest.mark.parametrize("config", [T5Config(), MT5Config(), UMT5Config()], ids=["t5", "mt5", "umt5"])
+def test_source_prefix_of_t5_is_the_language_token_of_its_vocabulary(marian_dir, config):
+    tokens = ["<2en>", "<2fr>", "<2fr_CA>", "<2translate>", "<2FR>"]
+    specials = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>", *tokens)]
+    madlad = T5Tokenizer(vocab=specials + scored_pieces(marian_dir), extra_ids=0)
+    assert known_languages(madlad) == ["<2en>", "<2fr>", "<2fr_CA>"] and can_tell_pairs_apart(config, madlad)
+    for wanted, token in (("fr", "fr"), ("fra_Latn", "fr"), ("French", "fr"), ("fr_CA", "fr_CA"), ("<2en>", "en")):
+        for several in (False, True):
+            prefix = source_prefix(config, madlad, "de", wanted, is_one_of_several=several)
+            assert prefix == f"<2{token}> "
+            ids = madlad(prefix + "a")["input_ids"]
+            assert madlad.convert_tokens_to_ids(prefix.strip()) in ids[:2] and madlad.unk_token_id not in ids[:2]
+    with pytest.raises(UserError, match=r"^--target_lang: not a language .*\(got 'de'\)\. Give one of <2en>"):
+        source_prefix(config, madlad, "en", "de")
+    with pytest.raises(UserError, match=r"^--target_lang: not given, .*<2fr>.*--source_prefix"):
+        source_prefix(config, madlad, None, None)
+    remember_prefix(config, "en", "fr", "other: ")  # what an earlier run was trained with
+    assert source_prefix(config, madlad, "en", "fr") == "other: "
+    assert source_prefix(BartConfig(), madlad, "en", "fr") is None and not can_tell_pairs_apart(BartConfig(), madlad)
 
 
 def test_remember_prefix_stores_it_as_t5_does(t5, tmp_path):
