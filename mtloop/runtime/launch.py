@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,6 +50,25 @@ def check_environment(*, is_cpu: bool, shard_model: bool) -> None:
         )
 
 
+def check_precision(precision: str | None) -> None:
+    """Refuse fp8, which the launch file may ask for: accelerate would exchange the layers of the model.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if (precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")).lower() == "fp8":
+        raise UserError("--mixed_precision: not supported, in the launch file too (got fp8). Give bf16, fp16 or no.")
+
+
+def asked_dynamo() -> str | None:
+    """Return the backend of torch dynamo that the launch file asks for; it is not used.
+
+    Every batch has another shape, and each would be compiled.
+    """
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    return None if backend in ("", "no") else backend
+
+
 def use_deterministic_algorithms(is_wanted: bool) -> None:
     """Make torch use deterministic algorithms, and raise an error where it has none; or stop doing so.
 
@@ -80,12 +100,51 @@ def has_accelerator() -> bool:
     )
 
 
+def num_usable_cores() -> int:
+    """Return how many cores this process may use: its affinity, and the CPU quota of its container rounded down.
+
+    With more threads than the quota all of them would be stopped for the rest of each period.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, int(min(num_cores, cpu_quota())))
+
+
+def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Return the cores' worth of time that the control groups of this process allow it, infinity without a limit.
+
+    The limits of all groups above count too. In a container the path may be that of the host, which is not there: the
+    root is then the group of the container.
+
+    Source: the Linux kernel's Documentation/admin-guide/cgroup-v2.rst, and scheduler/sched-bwc.rst for version 1.
+    """
+    quotas = [math.inf]
+    with contextlib.suppress(OSError, ValueError):  # no control groups: another system
+        for line in own.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            for root in (groups / controllers, groups / "cpu") if controllers else (groups, groups / "unified"):
+                parts = Path(path.lstrip("/")).parts
+                quotas += [_quota_of(root.joinpath(*parts[:depth])) for depth in range(len(parts) + 1)]
+    return min(quotas)
+
+
+def _quota_of(group: Path) -> float:
+    with contextlib.suppress(OSError, ValueError):  # not of version 2, or without a limit ("max")
+        quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        return int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):  # not of version 1
+        quota_us = int((group / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        if quota_us > 0:  # -1: no limit
+            return quota_us / int((group / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+    return math.inf
+
+
 def set_threads(cpu_threads: int | None) -> int:
     """Set the number of threads to this process's share of the cores; plain `accelerate launch` sets one."""
     num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    num_threads = cpu_threads or max(1, num_cores // num_local_ranks)
+    num_threads = cpu_threads or max(1, num_usable_cores() // num_local_ranks)
     # MKL's vector mathematics initializes in its first call, without a lock: where two threads come to it at once, one
     # may compute less exactly (in 7 of 4,272 first calls of exp on busy cores half of the rows were 1.5e-4 off; after a
     # call in one thread in 0 of 10,496), and the loss of the first update is then not that of the next run.

@@ -31,9 +31,11 @@ from mtloop.errors import ProcessFailed, UserError
 from mtloop.runtime.collectives import Collectives
 from mtloop.runtime.failures import choose_interface, could_not_meet, explain
 from mtloop.runtime.launch import (
+    asked_dynamo,
     asked_sharding,
     avoid_planned_attention,
     check_environment,
+    check_precision,
     choose_precision,
     complete_fp16,
     flag,
@@ -107,6 +109,7 @@ class Runtime(Collectives):
             avoid_planned_attention()
         is_auto = hardware.mixed_precision == "auto"
         precision = choose_precision(is_cpu=is_cpu) if is_auto else hardware.mixed_precision
+        check_precision(precision)
         check_environment(is_cpu=is_cpu, shard_model=hardware.shard_model)
         sharding = asked_sharding(hardware, precision)
         choose_interface()
@@ -146,6 +149,7 @@ class Runtime(Collectives):
             mixed_precision=precision,
             log_with=report_to,
             project_dir=project_dir,
+            dynamo_backend="no",  # None would be that of the launch file
             # Accumulation is ours: accelerate's would divide the loss a second time and step schedules per rank. A
             # plain number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -182,6 +186,8 @@ class Runtime(Collectives):
         text += f" · sharded ({self.sharding.name})" if self.sharding is not None else ""
         if self.device.type == "cpu" and self._is_gpu_launch:
             text += " · the launch file asks for a GPU, but none is available"
+        if backend := asked_dynamo():
+            text += f" · the launch file asks for torch dynamo ({backend}), which is not used"
         return text
 
     @property

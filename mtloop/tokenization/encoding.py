@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ import transformers
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
+
+from mtloop.runtime.launch import num_usable_cores
 
 _ENCODING_VERSION = 1  # increase when the encoded columns change: old cache files are then not read
 _MIN_ROWS_FOR_WORKERS = 20_000
@@ -104,7 +105,7 @@ def _encoding_fingerprint(rows: Dataset, tokenizer: PreTrainedTokenizerBase, set
 def _num_processes(num_rows: int, num_workers: int | None) -> int | None:
     """Return num_proc of Dataset.map; None is the current process."""
     if num_workers is None:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        usable = num_usable_cores()
         num_workers = usable if num_rows >= _MIN_ROWS_FOR_WORKERS else 1
     return min(num_workers, num_rows) if num_workers > 1 else None
 

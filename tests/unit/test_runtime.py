@@ -1,5 +1,6 @@
 """What one process promises: threads, precision, refusals, seeds, errors that are agreed on, signals. No launcher."""
 
+import math
 import os
 import random
 import signal
@@ -12,13 +13,14 @@ import psutil
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import DynamoBackend
 from torch.utils.data import DataLoader
 
 from mtloop.config.environment import HardwareConfig
 from mtloop.errors import RunFailed, UserError
 from mtloop.runtime.collectives import attempt
 from mtloop.runtime.failures import choose_interface, explain
-from mtloop.runtime.launch import asked_precision, avoid_planned_attention
+from mtloop.runtime.launch import asked_precision, avoid_planned_attention, cpu_quota, num_usable_cores
 from mtloop.runtime.ranks import Runtime
 from mtloop.runtime.signals import Interrupted
 
@@ -49,7 +51,40 @@ def test_threads_are_the_cores_shared_by_the_processes_of_the_machine(fresh_acce
     torch.set_num_threads(7)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_local_ranks))
     start(cpu_threads=None)
-    assert torch.get_num_threads() == max(1, len(os.sched_getaffinity(0)) // num_local_ranks)
+    assert torch.get_num_threads() == max(1, num_usable_cores() // num_local_ranks)
+
+
+def test_num_usable_cores_is_bounded_by_quota(monkeypatch):
+    monkeypatch.setattr("mtloop.runtime.launch.os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for quota, expected in ((math.inf, 8), (16.0, 8), (2.0, 2), (1.5, 1), (0.2, 1)):
+        monkeypatch.setattr("mtloop.runtime.launch.cpu_quota", lambda quota=quota: quota)
+        assert num_usable_cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "expected"),
+    [
+        ("0::/\n", {}, math.inf),
+        ("0::/\n", {"cpu.max": "max 100000"}, math.inf),
+        ("0::/\n", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/a/b\n", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "200000 100000"}, 2.0),  # the group above
+        ("0::/docker/of/the/host\n", {"cpu.max": "50000 100000"}, 0.5),  # a path that the container does not have
+        ("1:cpu:/a\n0::/\n", {"cpu/a/cpu.cfs_quota_us": "100000", "cpu/a/cpu.cfs_period_us": "50000"}, 2.0),
+        ("4:cpu,cpuacct:/\n", {"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "9"}, math.inf),
+        ("3:memory:/\n", {"memory/cpu.cfs_quota_us": "1", "memory/cpu.cfs_period_us": "1"}, math.inf),
+        ("not a line", {}, math.inf),
+    ],
+)
+def test_cpu_quota_reads_control_groups(tmp_path, own, limits, expected):
+    (tmp_path / "own").write_text(own)
+    for name, text in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert cpu_quota(tmp_path, tmp_path / "own") == expected
+
+
+def test_cpu_quota_without_control_groups_is_infinite(tmp_path):
+    assert cpu_quota(tmp_path, tmp_path / "missing") == math.inf
 
 
 # precision
@@ -120,6 +155,7 @@ def test_auto_on_a_processor_is_fp32_until_the_trainer_has_measured(fresh_accele
         ),
         ({}, {"shard_model": True, "mixed_precision": "fp16"}, ["--mixed_precision: ", "(got fp16)", "bf16"]),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["deepspeed", "multi_cpu.yaml", "--shard_model"]),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, {}, ["--mixed_precision: ", "launch file", "(got fp8)", "bf16"]),
         ({"WORLD_SIZE": "2"}, {}, ["WORLD_SIZE: set to 2", "accelerate launch"]),
         ({}, {"expect_processes": 2}, ["--expect_processes: the launch started 1", "(expected 2)", "--num_processes"]),
     ],
@@ -175,6 +211,17 @@ def test_description_is_one_line_and_says_what_the_launch_file_could_not_have(fr
     assert (
         start(mixed_precision="no").describe() == f"{text} fp32 · the launch file asks for a GPU, but none is available"
     )
+
+
+def test_dynamo_of_launch_file_is_not_used_and_said(fresh_accelerate, monkeypatch):
+    assert "dynamo" not in start().describe()
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    runtime = start()
+    assert runtime.accelerator.state.dynamo_plugin.backend == DynamoBackend.NO
+    assert "the launch file asks for torch dynamo (inductor), which is not used" in runtime.describe()
+    network = torch.nn.Linear(1, 1)
+    wrapped, _ = runtime.prepare(network, torch.optim.SGD(network.parameters()))
+    assert wrapped is network
 
 
 def test_deterministic_algorithms_are_asked_for_until_the_end_of_the_run(fresh_accelerate, monkeypatch):
