@@ -7,7 +7,13 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake of the user: one line with the flag or file:line, the problem and the remedy. Exit status 2."""
+    """A mistake of the user: one line with the flag or file:line, the problem and the remedy. Exit status 2.
+
+    Attributes:
+        is_shared: True if every process of the run raises it: the first one reports it.
+    """
+
+    is_shared = False
 
 
 class FieldError(UserError):
@@ -19,7 +25,13 @@ class FieldError(UserError):
 
 
 class RunFailed(RuntimeError):
-    """A failure of the run (disk, process, non-finite gradient): one line. Exit status 1."""
+    """A failure of the run (disk, process, non-finite gradient): one line. Exit status 1.
+
+    Attributes:
+        is_shared: As of UserError.
+    """
+
+    is_shared = False
 
 
 class ProcessFailed(RunFailed):
@@ -32,6 +44,15 @@ class ProcessFailed(RunFailed):
     def __init__(self, message: str, *, is_lost_peer: bool = False) -> None:
         super().__init__(message)
         self.is_lost_peer = is_lost_peer
+
+
+def is_shared(error: BaseException | None) -> bool:
+    """Return True if every process of the run raises the error, or the one that it was made from."""
+    while error is not None:
+        if getattr(error, "is_shared", False):
+            return True
+        error = error.__cause__
+    return False
 
 
 def rename_flag(error: UserError, flag: str) -> UserError:

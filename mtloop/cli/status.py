@@ -6,9 +6,14 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 
-from mtloop.errors import ProcessFailed, RunFailed, UserError
+from mtloop.errors import ProcessFailed, RunFailed, UserError, is_shared
+from mtloop.runtime.streams import make_streams_safe
+
+# In which the launcher ends a process whose mistake the first process of the machine has made and reported too.
+LAUNCHER_ENDS_OTHERS_S = 5.0
 
 
 class StdoutClosed(Exception):
@@ -36,17 +41,32 @@ def reported(work: Callable[[], int], *, interrupted: str = "") -> int:
     Returns:
         The status of `work`; 1 if it failed; 2 for a mistake of the user; 128 + its number for a signal.
     """
+    make_streams_safe()
     try:
         return work()
-    except UserError as error:
-        return report(str(error), 2)
-    except ProcessFailed as error:
-        return report(str(error), 1, is_alone=True)
-    except RunFailed as error:
-        return report(str(error), 1)
+    except (UserError, RunFailed) as error:
+        return report(str(error), 2 if isinstance(error, UserError) else 1, is_alone=_is_alone(error))
     except KeyboardInterrupt as error:
         number = int(getattr(error, "number", signal.SIGINT))
         return report(f"{signal.Signals(number).name}{interrupted}", status_of(number))
+
+
+def _is_alone(error: UserError | RunFailed) -> bool:
+    """Return True if this process must report an error itself, because process 0 does not report it.
+
+    An error that is not shared may still be that of all processes of a machine, such as a mistyped flag. The first of
+    them reports it at once and ends, and the launcher ends the others while they wait here.
+    """
+    if isinstance(error, ProcessFailed):
+        return True
+    if os.environ.get("RANK", "0") == "0" or is_shared(error):
+        return False
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        try:
+            time.sleep(LAUNCHER_ENDS_OTHERS_S)
+        except KeyboardInterrupt:  # the launcher's signal
+            return False
+    return True
 
 
 def report(message: str, status: int, *, is_alone: bool = False) -> int:

@@ -161,6 +161,8 @@ def reading(file: InputFile) -> Iterator[IO[bytes]]:
     """
     try:
         if file.path == STDIN:
+            if sys.stdin is None:
+                raise UserError("FILE: standard input is closed (got -). Name a file, or open standard input.")
             yield sys.stdin.buffer
         elif file.member:
             with zipfile.ZipFile(file.path) as archive, archive.open(file.member) as member:

@@ -105,9 +105,10 @@ class Collectives:
             theirs = [verdict for verdict in self.gather_objects([mine]) if verdict is not None]
             if error is None and theirs:
                 is_user_error, message = theirs[0]
-                if is_user_error:
-                    raise UserError(message.split(": ", 1)[1])
-                raise RunFailed(f"another rank failed: {message}")
+                text = message.split(": ", 1)[1]
+                error = UserError(text) if is_user_error else RunFailed(f"another rank failed: {message}")
+            if isinstance(error, (UserError, RunFailed)):
+                error.is_shared = True
         if error is not None:
             raise error
 

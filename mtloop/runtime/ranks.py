@@ -201,14 +201,13 @@ class Runtime(Collectives):
 
     def say(self, *lines: str) -> None:
         """Print lines once, from the main process, above a progress bar where there is one."""
-        if not self.is_main:
+        if not self.is_main or sys.stdout is None:
             return
-        try:
+        # Where a program of the user's uses the library: the commands make the streams safe.
+        with contextlib.suppress(OSError, UnicodeEncodeError):
             for line in lines:
                 tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader of the output has ended (`| head`): train on without output
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the rest of the process
 
     def seed_update(self, step: int) -> None:
         """Make all randomness of an update a function of (seed, step, rank), so that a resume need restore none."""

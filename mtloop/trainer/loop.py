@@ -15,7 +15,7 @@ from mtloop.runtime.signals import Interrupted
 from mtloop.trainer.calibration import choose_micro_batches, choose_precision
 from mtloop.trainer.pushing import push_final, push_of_epoch, queue_earlier
 from mtloop.trainer.recovery import lower_limit_of_next_start, report_nonfinite
-from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, together
+from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, show_samples, together
 from mtloop.trainer.resume import restore
 from mtloop.trainer.run import Run
 from mtloop.trainer.step import train_step
@@ -42,6 +42,7 @@ def train(run: Run) -> int | None:
                 evaluate_and_record(run)
             if run.due("save"):
                 save(run)
+            show_samples(run)
             if run.check_signals():
                 save_unless_saved(run)
         if run.stop_signal is None:
@@ -80,6 +81,7 @@ def evaluate_if_pending(run: Run) -> None:
     if run.is_evaluation_pending:
         evaluate_and_record(run)
         save(run)  # the pretrained model may be the best one: final/ is made of this checkpoint then
+        show_samples(run)
 
 
 def finish(run: Run) -> None:
@@ -93,6 +95,7 @@ def finish(run: Run) -> None:
     if run.test is not None:
         load_weights(run.model, source)
         evaluate_on(run, run.test)
+        show_samples(run)
     together(run, run.tracker.draw_curves)
     push_final(run)
 
@@ -103,6 +106,7 @@ def make_average(run: Run, num_epochs: int) -> Path:
     runtime.on_main(lambda: publish_average(folder, num_epochs=num_epochs, end_step=end_step, say=runtime.say))
     load_weights(run.model, folder.final_dir)
     evaluate_on(run, replace(run.valid, name="average"))
+    show_samples(run)
     return folder.final_dir
 
 

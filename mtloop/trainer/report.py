@@ -88,7 +88,7 @@ def evaluate_and_record(run: Run) -> Report:
 
 
 def evaluate_on(run: Run, data: EvaluationSet) -> Report:
-    """Evaluate on `data`, print, and write metrics and hypotheses. Collective."""
+    """Evaluate on `data`, and write and print the results. Collective."""
     with run.runtime.reporting_compilations():
         report = evaluate_rows(run, data)
     together(run, lambda: record_evaluation(run, data, report))
@@ -114,18 +114,25 @@ def evaluate_rows(run: Run, data: EvaluationSet) -> Report:
 
 
 def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
-    """Write and print the results of an evaluation on main."""
+    """Write and print the results of an evaluation on main; show_samples prints the samples."""
     if not run.runtime.is_main:
         return
     step = run.state.step
     rows = list(zip(data.rows["index"][:], data.rows["source"][:], data.rows["target"][:], strict=True))
     record = {"step": step, "epoch": epoch_of(run), "train_time_s": run.state.train_time_s}
     record |= {**report.metrics(), **significance(run, data, rows, report)}
-    run.tracker.log_evaluation(data.name, record, epoch=epoch_of(run), pairs=list(report.pair_scores))
     pairs = [part.name for part in data.parts for _ in range(part.rows.start, part.rows.stop)]
     run.tracker.write_hypotheses(step, rows, report.hypotheses, name=data.name, pairs=pairs)
+    run.tracker.log_evaluation(data.name, record, epoch=epoch_of(run), pairs=list(report.pair_scores))
     chosen = choose_samples(len(rows), seed=run.config.hardware.seed)
-    run.tracker.print_samples([(rows[i][1], rows[i][2], report.hypotheses[i]) for i in chosen])
+    run.samples = [(rows[i][1], rows[i][2], report.hypotheses[i]) for i in chosen]
+
+
+def show_samples(run: Run) -> None:
+    """Print the samples of the evaluation just made, after its checkpoint: an output that blocks must not delay it."""
+    samples, run.samples = run.samples, None
+    if samples is not None:
+        run.tracker.print_samples(samples)
 
 
 def significance(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]], report: Report) -> dict[str, Any]:

@@ -100,6 +100,15 @@ def test_a_rank_that_fails_alone_ends_the_others(tmp_path, fault, flags, message
         assert_goes_on(tmp_path, 20)
 
 
+@pytest.mark.parametrize("who", ["all", "1"])
+def test_a_mistake_is_printed_once_by_a_process_that_makes_it(tmp_path, who):
+    words = ["tests/distributed/worker_faults.py", f"mistake_{who}", tmp_path / "signs", *FLAGS]
+    done = run(start_command(*words, "--output_dir", tmp_path / "run", num_processes=2), timeout_s=120)
+    (line,) = errors_of(done)
+    process = "process 1: " if who == "1" else ""
+    assert line.startswith(f"mtloop: error: {process}--max_train_steps: ") and "(got 0)" in line
+
+
 def test_a_loader_worker_that_is_killed_is_named(tmp_path):
     done, status = fail(tmp_path, "loader", "--dataloader_num_workers", "2", num_processes=1)
     (line,) = errors_of(done)

@@ -143,6 +143,8 @@ def inject(fault, folder):
         with_little_memory(step.batch_loss_sum)
     elif fault == "nan":
         poisoned(step.batch_loss_sum, folder)
+    elif fault in ("mistake_all", "mistake_1"):
+        sys.argv += ["--max_train_steps", "0"] if fault == "mistake_all" or RANK == 1 else []
     else:
         assert fault == "clock"
         loop.train_step = with_a_clock_that_jumps(loop.train_step)

@@ -10,7 +10,9 @@ import pytest
 from mtloop.cli.commands.train import main
 from mtloop.cli.main import Parser
 from mtloop.cli.main import main as commands
+from mtloop.cli.status import reported
 from mtloop.config.parse import parse_config
+from mtloop.errors import RunFailed, UserError
 
 # What a clock says differs between two runs that are the same.
 CLOCKS = ("tokens_per_s", "eval_time_s", "sentences_per_s", "train_time_s")
@@ -162,10 +164,31 @@ def test_main_continues_after_corrected_mistake(pairs_path, tmp_path, capsys):
     assert status_of(tmp_path)["status"] == "finished"
 
 
-def test_only_first_process_prints_mistake(pairs_path, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("local_rank", ["0", "1"])
+def test_reported_prints_mistake_of_another_process_there(capsys, monkeypatch, local_rank):
+    waits = []
+    monkeypatch.setattr("mtloop.cli.status.time.sleep", waits.append)
     monkeypatch.setenv("RANK", "1")
-    assert main(flags_of(pairs_path, tmp_path, vocab_size=100)) == 2
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert main({"max_train_steps": 0}) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mtloop: error: process 1: --max_train_steps: ")
+    assert len(waits) == int(local_rank)  # the launcher ends a process whose mistake the first of its machine reports
+
+
+@pytest.mark.parametrize("kind", [UserError, RunFailed])
+def test_reported_leaves_shared_error_to_first_process(capsys, monkeypatch, kind):
+    def work():
+        error = kind("--model: missing.")
+        error.is_shared = True
+        raise UserError("--base: missing.") from error  # with the flag of a command
+
+    monkeypatch.setenv("RANK", "1")
+    assert reported(work) == 2
     assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    assert reported(work) == 2
+    assert capsys.readouterr().err == "mtloop: error: --base: missing.\n"
 
 
 @pytest.mark.slow

@@ -531,6 +531,26 @@ def test_a_run_from_scratch_is_compared_with_nothing(new_run):
     assert [set(found) for found in chances(run)] == [{"step", "bleu_ci", "chrf_ci"}] * 3
 
 
+def test_train_writes_results_before_printing_and_saves_before_samples(new_run, monkeypatch):
+    run, events = new_run(max_train_steps=1, eval_on_start=True), []
+    save, print_row = run.checkpointer.save, run.tracker._print_row
+
+    def saving(**how):
+        events.append("save")
+        save(**how)
+
+    def printing(name, record, *, epoch):
+        is_written = (run.folder.hypotheses_dir / f"step_{record['step']}.jsonl").exists()
+        events.append("row" if is_written and chances(run)[-1]["step"] == record["step"] else "too early")
+        print_row(name, record, epoch=epoch)
+
+    monkeypatch.setattr(run.checkpointer, "save", saving)
+    monkeypatch.setattr(run.tracker, "_print_row", printing)
+    monkeypatch.setattr(run.tracker, "print_samples", lambda samples: events.append("samples"))
+    train(run)
+    assert events == ["row", "save", "samples"] * 2
+
+
 @pytest.mark.slow
 def test_hypotheses_of_other_rows_are_no_start(new_run, model_path):
     run = new_run(**FINE_TUNING, model_name_or_path=model_path, model_size=None)

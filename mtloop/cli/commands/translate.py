@@ -106,6 +106,8 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError(
             "FILE, --text: expected exactly one of them. Give FILE... (- for standard input), or --text SENTENCE."
         )
+    if given.output is None and sys.__stdout__ is None:
+        raise UserError("-o: missing, and standard output is closed. Give -o OUT.")
     check_counts(given, "num_beams", "n_best", "max_tokens_per_batch", "max_source_length", "max_target_length")
     if len(given.files) > 1 and (given.output is None or Path(given.output).is_file()):
         raise UserError("-o: several files need a folder. Give -o FOLDER.")
