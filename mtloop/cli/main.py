@@ -11,15 +11,16 @@ import argparse
 import ast
 import difflib
 import importlib
-import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mtloop
 from mtloop.cli.status import StdoutClosed, reported
+from mtloop.config.fields import is_unicode
 from mtloop.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,19 +70,8 @@ def _run(words: list[str], functions: Functions) -> int:
         if isinstance(error.code, str):
             raise
         return error.code or 0
-    except (StdoutClosed, BrokenPipeError) as error:
-        if not isinstance(error, StdoutClosed) and _takes_output():
-            raise  # of another pipe, or a socket
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except StdoutClosed:
         return 0
-
-
-def _takes_output() -> bool:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return False
-    return True
 
 
 def command_files() -> dict[str, Traversable]:
@@ -120,6 +110,7 @@ class Parser(argparse.ArgumentParser):
             UserError: naming the flag, and the nearest one if it is unknown.
             SystemExit: with status 0, after --help.
         """
+        check_unicode(words)
         given, rest = self.parse_known_intermixed_args(words)
         if not rest:
             return given
@@ -138,6 +129,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise argparse's complaint."""
         raise UserError(" ".join(message.split()).removeprefix("argument "))
+
+
+def check_unicode(words: Sequence[str]) -> None:
+    """Refuse a word with bytes that are not UTF-8, which Python hands over as halves of surrogate pairs.
+
+    Raises:
+        UserError: naming the flag before the word, if there is one.
+    """
+    for before, word in pairwise(["", *words]):
+        if not is_unicode(word):
+            flag = FLAG.match(word) or FLAG.match(before)
+            raise UserError(f"{flag[0] if flag else 'argument'}: not UTF-8 (got {word!a}). Give it in UTF-8.")
 
 
 def _underscored(words: Sequence[str]) -> list[str]:

@@ -168,6 +168,20 @@ def help_text(field: Field) -> str:
     return f"{field.metadata['help']}{words} (default: {default_text(field)})"
 
 
+def is_unicode(text: str) -> bool:
+    """Return True if UTF-8 can encode the text.
+
+    JSON and YAML can spell half a surrogate pair, and Python reads a byte of the command line that is not UTF-8 as one.
+    """
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_value(field: Field, text: str) -> Any:
     """Convert text to the type of a field; text that cannot be converted stays text, which check_value refuses."""
     kind = kind_of(field)

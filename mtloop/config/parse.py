@@ -19,7 +19,16 @@ from typing import Any, NoReturn
 import yaml
 
 import mtloop
-from mtloop.config.fields import AUTO, BOOLS, MAX_CHOICES_IN_PLACEHOLDER, Field, help_text, kind_of, read_value
+from mtloop.config.fields import (
+    AUTO,
+    BOOLS,
+    MAX_CHOICES_IN_PLACEHOLDER,
+    Field,
+    help_text,
+    is_unicode,
+    kind_of,
+    read_value,
+)
 from mtloop.config.settings import DATA_FIELDS, FIELDS, GROUPS, MODEL_FIELDS, Config, check_complete
 from mtloop.config.yaml_file import MAPPING_FIELD, Entry, read_source, recipe_names
 from mtloop.errors import FieldError, UserError
@@ -267,6 +276,9 @@ def _read_entries(entries: Iterable[Entry], warn: Warn) -> dict[str, Any]:
 
 def _value_of(entry: Entry) -> Any:
     field = FIELDS[entry.name]
+    for text in entry.value if isinstance(entry.value, list) else [entry.value or ""]:
+        if not is_unicode(text):
+            raise FieldError(entry.name, "not Unicode text", got=ascii(text), remedy="Give it in UTF-8.")
     if isinstance(entry.value, list):
         return list(entry.value)
     return None if entry.value is None else read_value(field, entry.value)

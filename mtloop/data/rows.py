@@ -20,6 +20,7 @@ import datasets
 from datasets import Dataset, Features, Value
 from datasets.exceptions import DatasetGenerationError
 
+from mtloop.config.fields import is_unicode
 from mtloop.errors import UserError
 from mtloop.languages import find_key
 
@@ -181,22 +182,11 @@ def pack_batch(
 def _judge(text: Any) -> int:
     if text is None:
         return REASONS.index("missing_language")
-    if not isinstance(text, str) or not _is_unicode(text):
+    if not isinstance(text, str) or not is_unicode(text):
         return REASONS.index("wrong_type")
     if not text or text.isspace():
         return REASONS.index("empty")
     return 0
-
-
-def _is_unicode(text: str) -> bool:
-    """Return True if UTF-8 can encode the text: JSON can spell half a surrogate pair, Arrow cannot store one."""
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

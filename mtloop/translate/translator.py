@@ -144,7 +144,7 @@ class Translator:
         return best[0] if is_one else best
 
     def translate(self, texts: Sequence[str]) -> list[list[Translation]]:
-        """Translate N texts, each once, whatever the batches.
+        """Translate N texts, each once, whatever the batches; half a surrogate pair is read as U+FFFD.
 
         Returns:
             N lists of n_best translations, best first; a blank text gives one blank translation.
@@ -163,7 +163,11 @@ class Translator:
 
     def _translate_unique(self, texts: list[str]) -> list[list[Translation]]:
         assert self.runtime is not None
-        sources = [(self.loaded.source_prefix or "") + text for text in texts]
+        # Half a surrogate pair, which tokenizers refuse, becomes U+FFFD.
+        sources = [
+            (self.loaded.source_prefix or "") + text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            for text in texts
+        ]
         ids, is_long = encode_side(self.loaded.tokenizer, "text", sources, self.loaded.max_source_length)
         lengths = np.array([len(row) for row in ids], dtype=np.int32)
         batches = plan_evaluation(lengths, max_tokens=self.max_tokens_per_batch)

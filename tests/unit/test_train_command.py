@@ -306,10 +306,26 @@ def test_parser_writes_only_flags_with_underscores():
     assert given.files == ["a--b-c", "d", "--not-a-flag"]
 
 
-def test_closed_standard_output_ends_command_quietly(monkeypatch):
+def test_broken_pipe_elsewhere_is_no_closed_output(monkeypatch):
     def broken(given):
         raise BrokenPipeError
 
     monkeypatch.setattr("mtloop.cli.commands.push.run", broken)
     with pytest.raises(BrokenPipeError):
         commands(["push", "x"])
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["translate", "--text", "caf\udce9", "--model", "m"], "--text"),
+        (["translate", "--text=caf\udce9", "--model", "m"], "--text"),
+        (["corpus", "caf\udce9.tsv"], "argument"),
+        (["train", "--source_prefix", "caf\udce9"], "--source_prefix"),
+    ],
+)
+def test_commands_refuse_bytes_that_are_not_utf8(words, flag, capsys):
+    assert commands(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mtloop: error: {flag}: not U")
+    assert "caf\\udce9" in line and line.endswith("Give it in UTF-8.")

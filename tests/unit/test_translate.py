@@ -372,7 +372,32 @@ def test_writer_keeps_half_surrogate_pair_in_json_only():
             written(name, rows)
 
 
+def test_translator_reads_half_surrogate_pair_as_replacement(translator):
+    assert translator(["a \ud83d b", "\ud83d\ude00"]) == translator(["a \ufffd b", "\U0001f600"])
+
+
 # The command
+
+
+def test_translate_counts_half_surrogate_pairs(run_command, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"en": "open"}\n{"en": "a \\ud83d"}\n')
+    status, _, err = run_command(path, "--source_column", "en", "-o", tmp_path / "out.jsonl")
+    assert status == 0
+    assert f"mtloop: warning: {path}: 1 with half a surrogate pair, read as U+FFFD: number 2" in err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["en"] for row in rows] == ["open", "a \ud83d"] and all(row["hypothesis"] for row in rows)
+    status, out, _ = run_command(path, "--source_column", "en")
+    assert (status, out.splitlines()) == (0, [row["hypothesis"] for row in rows])
+
+
+def test_translate_refuses_closed_streams(run_command, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdin", None)
+    status, _, err = run_command("-", "-o", tmp_path / "out.txt")
+    assert (status, err.splitlines()[-1][:37]) == (2, "mtloop: error: FILE: standard input i")
+    monkeypatch.setattr("sys.__stdout__", None)
+    status, _, err = run_command("--text", "a")
+    assert (status, err) == (2, "mtloop: error: -o: missing, and standard output is closed. Give -o OUT.\n")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from mtloop.atomic import partial_name
 from mtloop.cli.flags import add_model_flags, add_table_flags, check_counts, dialect_of, start_runtime
 from mtloop.cli.status import StdoutClosed, writing
+from mtloop.config.fields import is_unicode
 from mtloop.config.settings import Config
 from mtloop.data.files import STDIN, kind_of
 from mtloop.errors import UserError
@@ -35,34 +36,35 @@ MAX_SHOWN = 5
 
 @dataclass
 class Warnings:
-    """Texts and translations of a file that were cut: the numbers of the entries, from 1."""
+    """Texts and translations of a file that were cut or changed: the numbers of the entries, from 1."""
 
+    broken_sources: list[int] = field(default_factory=list)
     cut_sources: list[int] = field(default_factory=list)
     cut_translations: list[int] = field(default_factory=list)
 
-    def look_at(self, found: list[list[Translation]], *, first: int) -> None:
-        """Record which texts and translations of a block were cut."""
-        for number, candidates in enumerate(found, start=first):
+    def look_at(self, texts: list[str], found: list[list[Translation]], *, first: int) -> None:
+        """Record which texts and translations of a block were cut or changed."""
+        for number, (text, candidates) in enumerate(zip(texts, found, strict=True), start=first):
+            if not is_unicode(text):
+                self.broken_sources.append(number)
             if candidates[0].is_source_cut:
                 self.cut_sources.append(number)
             if candidates[0].is_cut:
                 self.cut_translations.append(number)
 
     def lines(self, name: str, translator: Any) -> list[str]:
-        """Report how many texts and translations were cut, and which."""
+        """Report how many texts and translations were cut or changed, and which."""
+        source_length = f"--max_source_length {translator.max_source_length}"
+        target_length = f"--max_target_length {translator.max_target_length}"
         lines = []
-        for numbers, what, flag, length in (
-            (self.cut_sources, "over the longest source and cut", "max_source_length", translator.max_source_length),
-            (
-                self.cut_translations,
-                "as long as a translation may be, perhaps unfinished",
-                "max_target_length",
-                translator.max_target_length,
-            ),
+        for numbers, what in (
+            (self.broken_sources, "with half a surrogate pair, read as U+FFFD"),
+            (self.cut_sources, f"over the longest source and cut ({source_length})"),
+            (self.cut_translations, f"as long as a translation may be, perhaps unfinished ({target_length})"),
         ):
             if numbers:
                 shown = ", ".join(map(str, numbers[:MAX_SHOWN])) + (" ..." if len(numbers) > MAX_SHOWN else "")
-                lines.append(f"{name}: {len(numbers):,} {what} (--{flag} {length}): number {shown}")
+                lines.append(f"{name}: {len(numbers):,} {what}: number {shown}")
         return lines
 
 
@@ -188,8 +190,9 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
     bar = tqdm(unit="line", disable=not runtime.is_main or is_typed or not sys.stderr.isatty(), dynamic_ncols=True)
     with closing(sink), closing(bar):
         while block := runtime.on_main(lambda: list(islice(entries, size))):
-            found = translator.translate([entry.text for entry in block])
-            warnings.look_at(found, first=num_done + 1)
+            sources = [entry.text for entry in block]
+            found = translator.translate(sources)
+            warnings.look_at(sources, found, first=num_done + 1)
             num_done += len(block)
             runtime.on_main(lambda block=block, found=found: sink.write(block, found))
             bar.update(len(block))
