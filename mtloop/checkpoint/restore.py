@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel
 
 from mtloop.checkpoint.manifest import CorruptCheckpoint, read_manifest
-from mtloop.checkpoint.state import TrainState
+from mtloop.checkpoint.state import TrainState, find_nonfinite
 from mtloop.errors import UserError, first_line
 from mtloop.model.adapters import ADAPTER_NAME, adapter_config, stored_adapter, unmerged
 from mtloop.runtime.sharding import put, sharded_state
@@ -105,6 +105,8 @@ def read_checkpoint(
             scaler.load_state_dict(_load(training / "scaler.pt"))
         state.load_state_dict(record["state"])
         set_schedule(scheduler, state.step)
+        if name := find_nonfinite(model, optimizer):  # of a version that did not check
+            raise ValueError(f"{name} is not finite")
     except UserError:
         raise
     except (*UNREADABLE, CorruptCheckpoint) as error:

@@ -27,7 +27,7 @@ from mtloop.checkpoint.manifest import (
     write_manifest,
 )
 from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint
-from mtloop.checkpoint.state import BackgroundWriter, Buffers, Snapshot, TrainState, num_bytes_of
+from mtloop.checkpoint.state import BackgroundWriter, Buffers, Snapshot, TrainState, find_nonfinite, num_bytes_of
 from mtloop.errors import RunFailed, UserError, first_line
 from mtloop.model.adapters import ADAPTER_NAME, merged_weights, save_adapter
 from mtloop.run_folder import RunFolder
@@ -95,10 +95,11 @@ class Checkpointer:
             then: Called on main in the same thread when the checkpoint is published.
 
         Raises:
-            RunFailed: on every rank, if main could not write; earlier checkpoints are intact. An error of a background
-                save is raised by the next save(), check() or finish().
+            RunFailed: on every rank, if main could not write, or a weight is not finite; earlier checkpoints are
+                intact. An error of a background save is raised by the next save(), check() or finish().
         """
         self.finish()
+        self._check_finite()
         is_main = self.runtime.is_main
         weights, optimizer_state = self.model.state_dict(keep_vars=True), self.optimizer.state_dict()
         # Tensors gathered from shards or XLA are copies already.
@@ -146,6 +147,19 @@ class Checkpointer:
             self._writer.finish()
         except RunFailed as error:
             self.runtime.say(str(error))
+
+    def _check_finite(self) -> None:
+        """Check what training changes before it is saved. Collective, and a host sync.
+
+        Raises:
+            RunFailed: on every rank, for a value that is not finite.
+        """
+        name = find_nonfinite(self.model, self.optimizer)
+        error = RunFailed(
+            f"step {self.state.step}: {name} is not finite, nothing is saved. Earlier checkpoints are intact. Lower "
+            "--learning_rate or --weight_decay, and resume with --allow_changed."
+        )
+        self.runtime.raise_together(error if name else None)
 
     def _has_memory(self, num_bytes: int) -> bool:
         return self._buffers.num_bytes > 0 or num_bytes < MAX_SHARE_OF_MEMORY * available_memory()

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mtloop.model.loading import nonfinite
+from mtloop.runtime.sharding import local
 
 
 @dataclass(kw_only=True)
@@ -108,6 +111,22 @@ def num_bytes_of(weights: dict[str, Tensor], optimizer_state: dict[str, Any]) ->
     states = [tensor for entry in optimizer_state["state"].values() for tensor in entry.values()]
     tensors = {t.data_ptr(): t.nbytes for t in (*weights.values(), *states) if isinstance(t, Tensor)}
     return sum(tensors.values())
+
+
+@torch.no_grad()
+def find_nonfinite(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """Name a trained weight, or a state of the optimizer, with a value that is not finite; "" if there is none.
+
+    Not collective: of sharded weights this rank's part is read. A host sync, once unless a value is found.
+    """
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tensors[name] = parameter.detach()
+            for kind, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.ndim:  # not the number of steps
+                    tensors[f"{kind} of {name}"] = value
+    return next(iter(nonfinite({name: local(tensor) for name, tensor in tensors.items()})), "")
 
 
 class Buffers:

@@ -37,6 +37,7 @@ HIGHEST = {
     "num_resamples": 1_000_000,
     "max_shown": 1_000_000,
 }
+LOWEST = {"max_target_length": 2}  # the first token is the decoder start
 # As in train.py.
 SETTINGS = ("source_lang", "target_lang", "source_column", "target_column", "source_prefix")
 TABLE_SETTINGS = ("quoting", "delimiter", "no_header")
@@ -105,15 +106,17 @@ def chosen_metrics(given: argparse.Namespace, trained: Config | None) -> tuple[M
 
 
 def check_counts(given: argparse.Namespace, *names: str) -> None:
-    """Refuse numbers below 1 or above HIGHEST.
+    """Refuse numbers below LOWEST, or 1, or above HIGHEST.
 
     Raises:
         UserError: naming the flag.
     """
     for name in names:
-        value = getattr(given, name)
-        if value is not None and not 1 <= value <= HIGHEST[name]:
-            raise UserError(f"--{name}: out of range (got {value}). Give a whole number from 1 to {HIGHEST[name]:,}.")
+        value, lowest = getattr(given, name), LOWEST.get(name, 1)
+        if value is not None and not lowest <= value <= HIGHEST[name]:
+            raise UserError(
+                f"--{name}: out of range (got {value}). Give a whole number from {lowest} to {HIGHEST[name]:,}."
+            )
 
 
 def start_runtime(given: argparse.Namespace) -> Runtime:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mtloop.config.fields import Group, setting
+from mtloop.config.fields import MAX_COUNT, MAX_SECONDS, MAX_SEED, Group, setting
 from mtloop.errors import FieldError
 
 # The values of accelerate.utils.LoggerType, which would import torch.
@@ -28,7 +28,12 @@ class OutputConfig(Group):
 
     output_dir: str | None = setting(None, "run folder", unset="runs/ and the name of the recipe or the data")
     save_steps: int | None = setting(
-        None, "updates between checkpoints", unset="one checkpoint per epoch", unit="steps", minimum=1
+        None,
+        "updates between checkpoints",
+        unset="one checkpoint per epoch",
+        unit="steps",
+        minimum=1,
+        maximum=MAX_COUNT,
     )
     save_total_limit: int | None = setting(
         None,
@@ -36,6 +41,7 @@ class OutputConfig(Group):
         unset="all are kept",
         unit="checkpoints",
         minimum=1,
+        maximum=MAX_COUNT,
     )
     resume_from_checkpoint: str | None = setting(
         None,
@@ -45,7 +51,7 @@ class OutputConfig(Group):
     allow_changed: bool = setting(
         False, "resume with changed settings, data or tokenizer; run.json records the changes"
     )
-    logging_steps: int = setting(10, "updates between log lines", unit="steps", minimum=1)
+    logging_steps: int = setting(10, "updates between log lines", unit="steps", minimum=1, maximum=MAX_COUNT)
     with_tracking: bool = setting(False, "report to the tracker of --report_to")
     report_to: str = setting("all", "tracker of --with_tracking", choices=(*TRACKERS, "none"))
 
@@ -84,6 +90,7 @@ class HubConfig(Group):
         "time limit of a push, which is then repeated, and of the wait for pushes at the end, in seconds",
         unit="seconds",
         above=0,
+        maximum=MAX_SECONDS,
     )
 
 
@@ -93,7 +100,14 @@ class HardwareConfig(Group):
 
     title = "hardware"
 
-    seed: int = setting(42, "random seed of weights, data order and dropout", unit="seed", same_run=True, minimum=0)
+    seed: int = setting(
+        42,
+        "random seed of weights, data order and dropout",
+        unit="seed",
+        same_run=True,
+        minimum=0,
+        maximum=MAX_SEED,
+    )
     mixed_precision: str | None = setting(
         None,
         "precision of forward and backward; auto chooses the best of a GPU, and measures the faster of fp32 and bf16 "
@@ -118,7 +132,12 @@ class HardwareConfig(Group):
         unset="any number",
         unit="processes",
         minimum=1,
+        maximum=1_000_000,
     )
     process_timeout: float = setting(
-        1800.0, "time after which a process that waits for another one fails, in seconds", unit="seconds", above=0
+        1800.0,
+        "time after which a process that waits for another one fails, in seconds",
+        unit="seconds",
+        above=0,
+        maximum=MAX_SECONDS,
     )

@@ -4,7 +4,6 @@ Must not know which settings exist.
 """
 
 import dataclasses
-import math
 import types
 from typing import Any, get_args, get_origin
 
@@ -12,6 +11,10 @@ from mtloop.errors import FieldError
 
 AUTO = "auto"
 MAX_CHOICES_IN_PLACEHOLDER = 5
+# Upper bounds of settings that have no natural one: beyond them a number is a typing error.
+MAX_COUNT = 1_000_000_000
+MAX_SEED = 2**64 - 1  # torch.manual_seed takes no more
+MAX_SECONDS = 1_000_000  # gloo counts milliseconds in 31 bits, which is 25 days
 BOOLS = {
     **dict.fromkeys(("true", "yes", "y", "t", "1"), True),
     **dict.fromkeys(("false", "no", "n", "f", "0"), False),
@@ -47,7 +50,7 @@ def setting(
         same_run: If True, a run folder can only be resumed with the same value.
         choices: The valid words.
         minimum: The smallest valid number; `above` excludes its bound.
-        maximum: The largest valid number, with a minimum; inf allows infinity. `below` excludes its bound.
+        maximum: The largest valid number; `below` excludes its bound. Every number has one of them.
         above: See minimum.
         below: See maximum.
         multiple_of: A divisor of every valid number.
@@ -123,7 +126,7 @@ def _is_valid(field: Field, value: Any) -> bool:
     return (
         (bounds["minimum"] is None or value >= bounds["minimum"])
         and (bounds["above"] is None or value > bounds["above"])
-        and (value < math.inf if bounds["maximum"] is None else value <= bounds["maximum"])
+        and (bounds["maximum"] is None or value <= bounds["maximum"])
         and (bounds["below"] is None or value < bounds["below"])
         and (bounds["multiple_of"] is None or value % bounds["multiple_of"] == 0)
     )
@@ -137,7 +140,7 @@ def kind_of(field: Field) -> type:
 
 
 def valid_values(field: Field) -> str:
-    """Describe the valid values of a field, as "a whole number of at least 1"."""
+    """Describe the valid values of a field, as "a whole number from 1 to 128"."""
     bounds, kind = field.metadata, kind_of(field)
     if bounds["choices"]:
         return f"one of {', '.join(bounds['choices'])}"
@@ -146,11 +149,11 @@ def valid_values(field: Field) -> str:
     number = "a whole number" if kind is int else "a number"
     if bounds["multiple_of"]:
         number = f"a multiple of {bounds['multiple_of']}"
-    limits = [f"{name} {bounds[name]}" for name in ("above", "below") if bounds[name] is not None]
-    if bounds["maximum"] is not None:
+    if bounds["minimum"] is not None and bounds["maximum"] is not None:
         limits = [f"from {bounds['minimum']} to {bounds['maximum']}"]
-    elif bounds["minimum"] is not None:
-        limits.insert(0, f"of at least {bounds['minimum']}")
+    else:
+        words = {"minimum": "of at least", "above": "above", "maximum": "at most", "below": "below"}
+        limits = [f"{word} {bounds[name]}" for name, word in words.items() if bounds[name] is not None]
     return f"{number} {' and '.join(limits)}" + (f", or {AUTO}" if bounds["may_be_auto"] else "")
 
 

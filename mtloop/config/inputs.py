@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtloop.config.fields import Group, setting
+from mtloop.config.fields import MAX_COUNT, MAX_SEED, Group, setting
 from mtloop.errors import FieldError
 
 LEAVE_ONE_OUT = "Leave one out."
@@ -117,6 +117,7 @@ class TuningConfig(Group):
         unit="rank",
         same_run=True,
         minimum=1,
+        maximum=4_096,
     )
     lora_alpha: int | None = setting(
         None,
@@ -124,6 +125,7 @@ class TuningConfig(Group):
         unset="twice the rank",
         same_run=True,
         minimum=1,
+        maximum=65_536,
     )
     lora_dropout: float = setting(
         0.0, "dropout probability of the adapter input", unit="probability", same_run=True, minimum=0, below=1
@@ -269,7 +271,7 @@ class DataConfig(Group):
         128, "maximum length of a source in tokens", unit="tokens", same_run=True, minimum=1, maximum=65_536
     )
     max_target_length: int = setting(
-        128, "maximum length of a target in tokens", unit="tokens", same_run=True, minimum=1, maximum=65_536
+        128, "maximum length of a target in tokens", unit="tokens", same_run=True, minimum=2, maximum=65_536
     )
     drop_long: bool = setting(False, "drop pairs over the maximum lengths instead of truncating them", same_run=True)
     validation_split: float = setting(
@@ -280,9 +282,17 @@ class DataConfig(Group):
         above=0,
         below=1,
     )
-    split_seed: int = setting(20, "random seed of the validation split", unit="seed", same_run=True, minimum=0)
+    split_seed: int = setting(
+        20, "random seed of the validation split", unit="seed", same_run=True, minimum=0, maximum=MAX_SEED
+    )
     max_train_samples: int | None = setting(
-        None, "maximum number of training pairs", unset="all pairs", unit="pairs", same_run=True, minimum=1
+        None,
+        "maximum number of training pairs",
+        unset="all pairs",
+        unit="pairs",
+        same_run=True,
+        minimum=1,
+        maximum=MAX_COUNT,
     )
     max_eval_samples: int | None = setting(
         None,
@@ -291,6 +301,7 @@ class DataConfig(Group):
         unit="pairs",
         same_run=True,
         minimum=1,
+        maximum=MAX_COUNT,
     )
     preprocessing_num_workers: int | None = setting(
         None,
@@ -298,6 +309,7 @@ class DataConfig(Group):
         unset="chosen from the number of cores",
         unit="processes",
         minimum=1,
+        maximum=256,
     )
     overwrite_cache: bool = setting(False, "tokenize again instead of using cached results")
 

@@ -1,15 +1,15 @@
 """Settings of updates, optimizer and evaluation."""
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from mtloop.config.fields import Group, setting
+from mtloop.config.fields import MAX_COUNT, Group, setting
 from mtloop.config.inputs import LEAVE_ONE_OUT
 from mtloop.errors import FieldError
 
 MICRO_BATCH_TOKENS = 4096
+MAX_BATCH_TOKENS = 10_000_000  # of one forward pass
 # transformers.SchedulerType without the two that follow a metric. The enum itself would import torch.
 SCHEDULES = (
     "linear",
@@ -47,6 +47,7 @@ class BatchConfig(Group):
         unit="tokens",
         same_run=True,
         minimum=1,
+        maximum=MAX_COUNT,
     )
     sentences_per_update: int | None = setting(
         None,
@@ -55,6 +56,7 @@ class BatchConfig(Group):
         unit="pairs",
         same_run=True,
         minimum=1,
+        maximum=MAX_COUNT,
     )
     # Not same_run: the product of these two and the processes is, as sentences_per_update.
     per_device_train_batch_size: int | None = setting(
@@ -63,9 +65,15 @@ class BatchConfig(Group):
         unset="not used",
         unit="pairs",
         minimum=1,
+        maximum=100_000,
     )
     gradient_accumulation_steps: int | None = setting(
-        None, "accumulation steps of --per_device_train_batch_size", unset="1", unit="steps", minimum=1
+        None,
+        "accumulation steps of --per_device_train_batch_size",
+        unset="1",
+        unit="steps",
+        minimum=1,
+        maximum=10_000,
     )
     max_tokens_per_micro_batch: int | str = setting(
         MICRO_BATCH_TOKENS,
@@ -73,6 +81,7 @@ class BatchConfig(Group):
         "fits the device",
         unit="tokens",
         minimum=1,
+        maximum=MAX_BATCH_TOKENS,
         may_be_auto=True,
     )
     micro_batch_overhead: int | None = setting(
@@ -91,7 +100,7 @@ class BatchConfig(Group):
         choices=("fixed", "buckets", "longest"),
     )
     dataloader_num_workers: int = setting(
-        0, "worker processes per rank that prepare batches", unit="processes", minimum=0
+        0, "worker processes per rank that prepare batches", unit="processes", minimum=0, maximum=128
     )
 
     def __post_init__(self) -> None:
@@ -135,8 +144,9 @@ class OptimizerConfig(Group):
         unset="2e-5 when fine-tuning, 2e-4 with --lora_rank, 1e-3 from scratch",
         same_run=True,
         above=0,
+        maximum=10,
     )
-    weight_decay: float = setting(0.0, "weight decay of AdamW", same_run=True, minimum=0)
+    weight_decay: float = setting(0.0, "weight decay of AdamW", same_run=True, minimum=0, maximum=100)
     adam_beta1: float = setting(0.9, "beta1 of AdamW, the decay of the first moment", same_run=True, minimum=0, below=1)
     adam_beta2: float | None = setting(
         None,
@@ -146,13 +156,26 @@ class OptimizerConfig(Group):
         minimum=0,
         below=1,
     )
-    adam_epsilon: float = setting(1e-8, "epsilon of AdamW", same_run=True, above=0)
+    adam_epsilon: float = setting(1e-8, "epsilon of AdamW", same_run=True, above=0, maximum=1)
     max_grad_norm: float = setting(
-        1.0, "maximum gradient norm; 0 or inf turns clipping off", same_run=True, minimum=0, maximum=math.inf
+        1.0, "maximum gradient norm; 0 turns clipping off", same_run=True, minimum=0, maximum=1_000_000
     )
-    num_train_epochs: int = setting(3, "passes over the training pairs", unit="epochs", same_run=True, minimum=1)
+    num_train_epochs: float = setting(
+        3,
+        "passes over the training pairs; of a fraction, the updates are rounded up",
+        unit="epochs",
+        same_run=True,
+        above=0,
+        maximum=1_000_000,
+    )
     max_train_steps: int | None = setting(
-        None, "updates, instead of --num_train_epochs", unset="all epochs", unit="steps", same_run=True, minimum=1
+        None,
+        "updates, instead of --num_train_epochs",
+        unset="all epochs",
+        unit="steps",
+        same_run=True,
+        minimum=1,
+        maximum=MAX_COUNT,
     )
     lr_scheduler_type: str = setting("linear", "learning-rate schedule", same_run=True, choices=SCHEDULES)
     lr_scheduler_kwargs: str | None = setting(
@@ -169,10 +192,15 @@ class OptimizerConfig(Group):
         unit="steps",
         same_run=True,
         minimum=0,
+        maximum=MAX_COUNT,
     )
     label_smoothing_factor: float = setting(0.0, "label smoothing factor", same_run=True, minimum=0, below=1)
     skip_nonfinite: int = setting(
-        0, "number of updates with a non-finite gradient that are skipped before the run fails", unit="steps", minimum=0
+        0,
+        "number of updates with a non-finite gradient that are skipped before the run fails",
+        unit="steps",
+        minimum=0,
+        maximum=1_000_000,
     )
 
     def __post_init__(self) -> None:
@@ -183,6 +211,8 @@ class OptimizerConfig(Group):
                 "lr_scheduler_type", "follows a metric", got=name, remedy=f"Give one of {', '.join(SCHEDULES)}."
             )
         super().__post_init__()
+        if self.num_train_epochs == int(self.num_train_epochs):  # shown and stored as 3, not as 3.0
+            object.__setattr__(self, "num_train_epochs", int(self.num_train_epochs))
         given = self.schedule_arguments()
         needed, example = SCHEDULE_NEEDS.get(name, ((), ""))
         if needed and not any(argument in given for argument in needed):
@@ -197,17 +227,24 @@ class OptimizerConfig(Group):
         """Return `lr_scheduler_kwargs` as a dict, empty if not given.
 
         Raises:
-            FieldError: if the text is not a JSON object.
+            FieldError: if the text is not a JSON object of text and finite numbers.
         """
         if self.lr_scheduler_kwargs is None:
             return {}
         try:
             arguments = json.loads(self.lr_scheduler_kwargs)
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = None
         if not isinstance(arguments, dict):
             problem = "expected a JSON object, for example '{\"num_cycles\": 2}'"
             raise FieldError("lr_scheduler_kwargs", problem, got=repr(self.lr_scheduler_kwargs))
+        for name, value in arguments.items():
+            is_valid = isinstance(value, (str, bool)) or value is None
+            if isinstance(value, (int, float)):
+                is_valid = -MAX_COUNT <= value <= MAX_COUNT
+            if not is_valid:
+                problem = f"{name}: expected text or a number from -{MAX_COUNT} to {MAX_COUNT}"
+                raise FieldError("lr_scheduler_kwargs", problem, got=value)
         return arguments
 
 
@@ -218,7 +255,12 @@ class EvaluationConfig(Group):
     title = "evaluation"
 
     eval_steps: int | None = setting(
-        None, "updates between evaluations", unset="one evaluation per epoch", unit="steps", minimum=1
+        None,
+        "updates between evaluations",
+        unset="one evaluation per epoch",
+        unit="steps",
+        minimum=1,
+        maximum=MAX_COUNT,
     )
     eval_on_start: bool | None = setting(
         None, "evaluate before the first update", unset="true when fine-tuning, false from scratch"
@@ -230,6 +272,7 @@ class EvaluationConfig(Group):
         unit="beams",
         same_run=True,
         minimum=1,
+        maximum=1_000,
     )
     val_max_target_length: int | None = setting(
         None,
@@ -237,7 +280,7 @@ class EvaluationConfig(Group):
         unset="--max_target_length",
         unit="tokens",
         same_run=True,
-        minimum=1,
+        minimum=2,
         maximum=65_536,
     )
     max_length_ratio: float | None = setting(
@@ -247,6 +290,7 @@ class EvaluationConfig(Group):
         unit="ratio",
         same_run=True,
         above=0,
+        maximum=1_000,
     )
     eval_max_tokens: int | None = setting(
         None,
@@ -254,6 +298,7 @@ class EvaluationConfig(Group):
         unset="1000 on a CPU, 2000 on XLA, otherwise 2000 to 16000 depending on free memory",
         unit="tokens",
         minimum=1,
+        maximum=MAX_BATCH_TOKENS,
     )
     eval_engine: str = setting(
         "generate",
@@ -284,6 +329,7 @@ class EvaluationConfig(Group):
         unset="no early stopping",
         unit="evaluations",
         minimum=1,
+        maximum=MAX_COUNT,
     )
     load_best_model_at_end: bool = setting(False, "end with the weights of the best checkpoint instead of the last")
     average_last: int | None = setting(
@@ -292,6 +338,7 @@ class EvaluationConfig(Group):
         unset="the last weights",
         unit="epochs",
         minimum=2,
+        maximum=1_000,
     )
 
     def __post_init__(self) -> None:

@@ -101,6 +101,8 @@ def read_entries(text: str, shown: str) -> list[Entry]:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UserError(f"{shown}{line}: invalid YAML ({problem}). Correct the line.") from None
+    except RecursionError:
+        raise UserError(f"{shown}: nested too deeply. Write one `name: value` per line.") from None
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{shown}: expected a mapping. Write one `name: value` per line.")
     entries: list[Entry] = []
@@ -124,7 +126,13 @@ def _node_value(loader: _Loader, name: str, node: yaml.Node, where: str) -> str 
     if isinstance(node, yaml.MappingNode):
         if name != MAPPING_FIELD:
             raise UserError(f"{where}: {name}: expected a value (got a mapping). Do not indent or group names.")
-        return json.dumps(loader.construct_object(node, deep=True), default=str)
+        if not all(isinstance(item, yaml.ScalarNode) for pair in node.value for item in pair):  # also a cycle
+            raise UserError(f"{where}: {name}: expected a flat mapping (got a nested one). Write {{name: number}}.")
+        try:
+            return json.dumps(loader.construct_object(node, deep=True), default=str)
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            problem = getattr(error, "problem", None) or " ".join(str(error).split())
+            raise UserError(f"{where}: {name}: invalid YAML ({problem}). Correct the value.") from None
     if not all(isinstance(item, yaml.ScalarNode) for item in node.value):
         raise UserError(f"{where}: {name}: expected a list of plain values (got a nested one). Write [a, b].")
     return [item.value for item in node.value]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -57,7 +59,8 @@ def load_model(
         trust_remote_code: Whether code of the repository may run.
 
     Raises:
-        UserError: No such model, no weights, not a seq2seq model, or another vocabulary than the tokenizer's.
+        UserError: No such model, no or non-finite weights, not a seq2seq model, or another vocabulary than the
+            tokenizer's.
     """
     name, revision = split_revision(name_or_path)
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
@@ -85,8 +88,24 @@ def load_model(
             f"--model_name_or_path {name_or_path}: {len(lacking)} weights of a {type(model).__name__} are missing, "
             f"for example {lacking[0]}. Give a complete seq2seq model."
         )
+    weights, parameters = model.state_dict(), dict(model.named_parameters())
+    # A bias that is no parameter may forbid tokens with -inf.
+    if bad := [name for name in nonfinite(weights) if name in parameters or weights[name].isnan().any()]:
+        raise UserError(
+            f"--model_name_or_path {name_or_path}: {len(bad)} weights are not finite, for example {bad[0]}. Give "
+            "another checkpoint of the model."
+        )
     _match_vocabulary(model, tokenizer, name_or_path)
     return model
+
+
+@torch.no_grad()
+def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Name the tensors with a value that is not finite. A host sync, once unless one is found."""
+    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors.values()]).tolist()
+    # A sum of finite values may overflow.
+    suspects = [name for name, total in zip(tensors, sums, strict=True) if not math.isfinite(total)]
+    return [name for name in suspects if not tensors[name].isfinite().all()]
 
 
 def build_model(

@@ -74,6 +74,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a sharded tensor, a whole one as it is. Not collective."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @torch.no_grad()
 def gathered(state: Any, *, is_kept: bool, copy: Callable[[Tensor], Tensor] = Tensor.detach) -> Any:
     """Return a state dict with whole tensors in the place of shards, which go to the CPU one by one.

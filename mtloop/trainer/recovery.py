@@ -1,9 +1,10 @@
-"""Repeat or skip an update that failed: lack of memory, fp16 overflow, non-finite gradient norms.
+"""Repeat or skip an update that failed: lack of memory, fp16 overflow, non-finite gradient norms or learning rates.
 
 Lack of memory: the update is divided into smaller micro-batches and repeated; its sentences stay the same.
 fp16 overflow: the update is repeated with a lower loss scale.
 Non-finite norm: to read a norm the host waits for the device. So the device itself skips such an update, and all that
 follow once more than --skip_nonfinite were skipped; the host reads the norms later, and before anything is saved.
+A save checks the weights and the state of the optimizer as well (checkpoint/save.py).
 """
 
 from __future__ import annotations
@@ -187,6 +188,21 @@ def step_if_finite(run: Run, grad_norm: Tensor) -> Tensor:
     elif not is_skipped.item():  # host sync
         run.optimizer.step()
     return is_skipped
+
+
+def finite_learning_rate(run: Run) -> float:
+    """Return the learning rate of the present update.
+
+    Raises:
+        RunFailed: on every rank, for one that is not finite; the weights are unchanged.
+    """
+    learning_rate = float(run.scheduler.get_last_lr()[0])
+    if not math.isfinite(learning_rate):
+        raise RunFailed(
+            f"step {run.state.step + 1}: the learning rate is {learning_rate}, the weights are unchanged. Change "
+            "--lr_scheduler_type or --lr_scheduler_kwargs."
+        )
+    return learning_rate
 
 
 def count_nonfinite(run: Run, grad_norm: Tensor) -> Tensor:

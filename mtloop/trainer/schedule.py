@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import math
+from fractions import Fraction
+from typing import Any, cast
 
 import torch
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from mtloop.batching.loader import TrainLoader
@@ -16,10 +17,12 @@ from mtloop.batching.shapes import MAX_SHAPES, Shape, choose_shapes
 from mtloop.config.fields import AUTO
 from mtloop.config.settings import Config, changed, is_from_scratch
 from mtloop.config.training import MICRO_BATCH_TOKENS, OptimizerConfig
-from mtloop.errors import UserError
+from mtloop.errors import UserError, first_line
 from mtloop.runtime.launch import build_adamw
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.encoding import Encoded
+
+NUM_CHECKED_RATES = 1_000
 
 
 def build_loader(
@@ -77,7 +80,9 @@ def choose_padding(config: Config, train_set: Encoded, budget: Budget, *, overhe
 
 def resolve_steps(config: Config, loader: TrainLoader) -> tuple[Config, int, int]:
     """Count the updates of the run and those of its warm-up, which goes into the configuration."""
-    total_steps = config.optimizer.max_train_steps or config.optimizer.num_train_epochs * loader.updates_per_epoch
+    # A decimal fraction: as a float, 1.1 * 10 is above 11.
+    num_epochs = Fraction(str(config.optimizer.num_train_epochs))
+    total_steps = config.optimizer.max_train_steps or math.ceil(num_epochs * loader.updates_per_epoch)
     warmup = warmup_steps(config.optimizer, total_steps=total_steps, is_from_scratch=is_from_scratch(config))
     return changed(config, num_warmup_steps=warmup), total_steps, warmup
 
@@ -88,8 +93,11 @@ def describe_plan(config: Config, loader: TrainLoader, total_steps: int, warmup:
     size = f"about {batch.tokens_per_update:,} target tokens" if batch.tokens_per_update else ""
     if batch.sentences_per_update:
         size = f"{batch.sentences_per_update:,} sentences"
+    num_epochs = config.optimizer.num_train_epochs
+    is_fraction = config.optimizer.max_train_steps is None and num_epochs != int(num_epochs)
+    rounded = f" ({num_epochs} epochs, rounded up)" if is_fraction else ""
     plan = (
-        f"plan: {total_steps:,} updates of {size}, {loader.updates_per_epoch:,} an epoch; learning rate "
+        f"plan: {total_steps:,} updates of {size}, {loader.updates_per_epoch:,} an epoch{rounded}; learning rate "
         f"{config.optimizer.learning_rate:g}, {warmup:,} updates of warm-up, beam size {config.evaluation.num_beams}"
     )
     if not loader.shapes:
@@ -143,19 +151,34 @@ def build_scheduler(
     Do not pass it to accelerate's prepare(), which would step it once per process.
 
     Raises:
-        UserError: for unknown or missing arguments in lr_scheduler_kwargs.
+        UserError: for unknown, missing or invalid arguments in lr_scheduler_kwargs.
     """
-    extra = json.loads(config.lr_scheduler_kwargs) if config.lr_scheduler_kwargs else {}
     try:
-        return get_scheduler(
+        scheduler = get_scheduler(
             config.lr_scheduler_type,
             optimizer,
             num_warmup_steps=num_warmup_steps,
             num_training_steps=total_steps,
-            scheduler_specific_kwargs=extra,
+            scheduler_specific_kwargs=config.schedule_arguments(),
         )
-    except (TypeError, ValueError) as error:
+        _check_rates(scheduler, total_steps)
+    except Exception as error:  # of its arguments: a type, a name, a division by zero
         raise UserError(
-            f"--lr_scheduler_type {config.lr_scheduler_type}: {error}. Give its arguments as a JSON object in "
-            "--lr_scheduler_kwargs."
+            f"--lr_scheduler_type {config.lr_scheduler_type}: {first_line(error)} (got --num_warmup_steps "
+            f"{num_warmup_steps} of {total_steps} and --lr_scheduler_kwargs {config.lr_scheduler_kwargs}). Give its "
+            "arguments as a JSON object in --lr_scheduler_kwargs."
         ) from error
+    return scheduler
+
+
+def _check_rates(scheduler: LRScheduler, total_steps: int) -> None:
+    """Compute a schedule before it is used, at some thousand steps and at its end.
+
+    Raises:
+        ValueError: for a learning rate that is negative or not finite. Other errors are those of the schedule.
+    """
+    rate = cast(LambdaLR, scheduler).lr_lambdas[0]
+    for step in (*range(0, total_steps, max(1, total_steps // NUM_CHECKED_RATES)), total_steps):
+        found = rate(step) * scheduler.base_lrs[0]
+        if not 0 <= found < math.inf:
+            raise ValueError(f"the learning rate of update {step + 1} is {found}")

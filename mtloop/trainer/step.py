@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtloop.batching.loader import Update
 from mtloop.model.loss import Projection, batch_loss_sum
-from mtloop.trainer.recovery import agree_on_memory, step_if_finite, with_recovery
+from mtloop.trainer.recovery import agree_on_memory, finite_learning_rate, step_if_finite, with_recovery
 from mtloop.trainer.run import Run
 
 T = TypeVar("T")
@@ -51,11 +51,11 @@ def train_step(run: Run, update: Update) -> UpdateStats:
                 runtime.accelerator.backward(batch_loss * runtime.num_ranks / update.target_tokens)
                 loss_sum += batch_loss.detach()
     grad_norm = runtime.clip_gradients(model, run.config.optimizer.max_grad_norm)
-    learning_rate = run.scheduler.get_last_lr()[0]
+    learning_rate = finite_learning_rate(run)
     is_skipped = step_if_finite(run, grad_norm)
     run.scheduler.step()
     runtime.clear_gradients(run.optimizer)
-    return UpdateStats(loss_sum, grad_norm, float(learning_rate), update.target_tokens, is_skipped)
+    return UpdateStats(loss_sum, grad_norm, learning_rate, update.target_tokens, is_skipped)
 
 
 def mark_last(items: list[T]) -> Iterator[tuple[T, bool]]:

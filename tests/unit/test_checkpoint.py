@@ -4,6 +4,7 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -228,6 +229,40 @@ def test_save_does_not_change_the_run(new_trained):
     trained.checkpointer.save()
     assert_equal(trained.snapshot(), before)
     assert trained.checkpointer.model.training
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["weight", "exp_avg_sq"])
+def test_save_refuses_values_that_are_not_finite(new_trained, folder, kind, value):
+    trained = new_trained()
+    trained.train(1)
+    trained.checkpointer.save()
+    trained.train(1)
+    weight = trained.checkpointer.model.get_input_embeddings().weight
+    tensor = weight if kind == "weight" else trained.checkpointer.optimizer.state[weight][kind]
+    with torch.no_grad():
+        tensor[0, 0] = value
+    with pytest.raises(RunFailed, match=r"^step 2: .*shared.weight is not finite, nothing is saved\..*--learning_rate"):
+        trained.checkpointer.save(in_background=True)
+    assert names_in(folder.checkpoints_dir) == ["latest", "step_1"]
+
+
+def test_save_accepts_finite_values_whose_sum_is_not(new_trained, folder):
+    trained = new_trained()
+    with torch.no_grad():
+        trained.checkpointer.model.get_input_embeddings().weight.fill_(3e38)  # the largest fp32 is 3.4e38
+    trained.save(1)
+    assert "step_1" in names_in(folder.checkpoints_dir)
+
+
+def test_restore_refuses_weights_that_are_not_finite(new_trained, folder, monkeypatch):
+    trained = new_trained()
+    with torch.no_grad():
+        trained.checkpointer.model.get_input_embeddings().weight[0, 0] = math.nan
+    monkeypatch.setattr(trained.checkpointer, "_check_finite", lambda: None)  # as an earlier version
+    trained.save(1)
+    with pytest.raises(UserError, match=r"step_1 cannot be read \(ValueError: .*shared.weight is not finite\)\. Name"):
+        trained.checkpointer.restore(folder.checkpoints_dir / "step_1")
 
 
 def rewrite(path, **change):

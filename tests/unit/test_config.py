@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mtloop.cli.commands.train import main
 from mtloop.config.environment import OutputConfig
-from mtloop.config.fields import valid_values
+from mtloop.config.fields import kind_of, valid_values
 from mtloop.config.inputs import DataConfig, ModelConfig
 from mtloop.config.parse import build_parser, config_from, foreign_flags, parse_config
 from mtloop.config.settings import (
@@ -93,7 +94,7 @@ def test_parse_config_accepts_a_recipe_after_flags():
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--num_beams", "x"], "--num_beams: expected a whole number of at least 1 (got 'x')."),
+        (["--num_beams", "x"], "--num_beams: expected a whole number from 1 to 1000 (got 'x')."),
         (["--num_beam", "3"], "--num_beam: no such flag, did you mean --num_beams?"),
         (["--per_device_train_batchsize", "3"], "did you mean --per_device_train_batch_size?"),
         (["--num_beams"], "--num_beams: expected one argument"),
@@ -185,7 +186,7 @@ def test_parse_config_refuses_command_line_mistakes(argv, line):
             "--save_total_limit: --average_last 3 needs as many checkpoints (got 2). Give at",
         ),
         ([*TUNE, "--average_last", "3", "--load_best_model_at_end"], "--average_last: --load_best_model_at_end"),
-        ([*TUNE, "--average_last", "1"], "--average_last: expected a whole number of at least 2 (got 1)."),
+        ([*TUNE, "--average_last", "1"], "--average_last: expected a whole number from 2 to 1000 (got 1)."),
         ([*SCRATCH, *FILES, "--lora_rank", "8"], "--lora_rank: an adapter needs a pretrained model (got 8). Add"),
         ([*TUNE, "--lora_alpha", "8"], "--lora_alpha: only valid with --lora_rank (got 8). Add --lora_rank N."),
         ([*TUNE, "--lora_dropout", "0.1"], "--lora_dropout: only valid with --lora_rank (got 0.1). Add --lora_rank N."),
@@ -226,6 +227,37 @@ def test_parse_config_refuses_values_out_of_bounds(flag, value):
     assert line.startswith(f"--{flag}: expected ") and line.endswith((").", "Leave it out for the default."))
 
 
+NUMBERS = [name for name, field in FIELDS.items() if kind_of(field) in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_main_refuses_an_invalid_number_in_one_line_with_status_2(name, capsys):
+    bounds = FIELDS[name].metadata
+    assert bounds["maximum"] is not None or bounds["below"] is not None
+    for value in ("nan", "inf", "-inf", "-1", "1e300", str(10**300), "text"):
+        assert main([f"--{name}={value}"]) == 2
+        out, err = capsys.readouterr()
+        (line,) = err.splitlines()
+        assert not out and line.startswith(f"mtloop: error: --{name}: expected ") and "(got " in line
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("num_beams", 999_999_999), ("dataloader_num_workers", 100_000), ("seed", 2**64), ("max_target_length", 1),
+    ("val_max_target_length", 1), ("preprocessing_num_workers", 100_000), ("max_tokens_per_micro_batch", 10**8),
+    ("lora_rank", 10**6), ("process_timeout", 10**7),
+])  # fmt: skip
+def test_parse_config_refuses_numbers_that_would_take_the_machine(name, value):
+    assert f"(got {value})" in refusal([f"--{name}={value}"]).replace(".0)", ")")
+
+
+@pytest.mark.parametrize(("text", "value"), [("2", 2), ("2.0", 2), ("0.5", 0.5), ("1e-3", 0.001)])
+def test_num_train_epochs_takes_fractions(tmp_path, text, value):
+    config = silent(["--num_train_epochs", text])
+    found = config.optimizer.num_train_epochs
+    assert (found, type(found)) == (value, type(value))
+    assert silent([in_yaml(tmp_path, to_yaml(config))]) == config
+
+
 def test_parse_config_accepts_inclusive_bounds():
     edge = [
         "--dropout",
@@ -235,7 +267,7 @@ def test_parse_config_accepts_inclusive_bounds():
         "--seed",
         "0",
         "--max_grad_norm",
-        "inf",
+        "0",
         "--vocab_size",
         "8",
         "--num_warmup_steps",
@@ -248,13 +280,13 @@ def test_parse_config_accepts_inclusive_bounds():
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("num_beams", "a whole number of at least 1"),
+        ("num_beams", "a whole number from 1 to 1000"),
         ("max_source_length", "a whole number from 1 to 65536"),
-        ("max_grad_norm", "a number from 0 to inf"),
+        ("learning_rate", "a number above 0 and at most 10"),
         ("validation_split", "a number above 0 and below 1"),
         ("dropout", "a number of at least 0 and below 1"),
         ("vocab_size", "a multiple of 8 from 8 to 1000000"),
-        ("max_tokens_per_micro_batch", "a whole number of at least 1, or auto"),
+        ("max_tokens_per_micro_batch", "a whole number from 1 to 10000000, or auto"),
         ("push_to_hub", "true or false"),
         ("pad_to", "one of fixed, buckets, longest"),
         ("train_file", "one or more values"),
@@ -349,8 +381,11 @@ def test_schedule_needs_match_transformers(name):
 def test_optimizer_config_refuses_metric_schedules_and_bad_arguments():
     assert "follows a metric (got greedy). Give one of linear" in refusal(["--lr_scheduler_type", "greedy"])
     assert "expected one of linear" in refusal(["--lr_scheduler_type", "slow"])
-    for text in ("[1]", "num_cycles=2", ""):
+    for text in ("[1]", "num_cycles=2", "", "[" * 100_000):
         assert "expected a JSON object" in refusal([f"--lr_scheduler_kwargs={text}"])
+    for value in ("NaN", "Infinity", "-Infinity", "1e999", "1e300", str(10**300), "[2]", '{"a": 1}'):
+        line = refusal([f'--lr_scheduler_kwargs={{"power": {value}}}'])
+        assert line.startswith("--lr_scheduler_kwargs: power: expected text or a number from -1000000000 to 1000000000")
 
 
 def test_trackers_match_accelerate():
@@ -507,7 +542,8 @@ def test_yaml_values_are_read_as_flags_and_flags_win(tmp_path):
       min_lr: 1e-6
       num_cycles: 0.5
       kind: "1"
-      flags: [true, null, 2, word]
+      is_on: true
+      nothing: null
     """
     config = silent([in_yaml(tmp_path, text), "--target_lang", "sv"])
     assert config.recipe == "mine"
@@ -520,7 +556,8 @@ def test_yaml_values_are_read_as_flags_and_flags_win(tmp_path):
         "min_lr": 1e-6,
         "num_cycles": 0.5,
         "kind": "1",
-        "flags": [True, None, 2, "word"],
+        "is_on": True,
+        "nothing": None,
     }
 
 
@@ -534,11 +571,11 @@ def test_list_flag_replaces_a_yaml_list(tmp_path):
     ("text", "line"),
     [
         ("seed: 1\nnum_beam: 4\n", "mine.yaml:2: --num_beam: no such flag, did you mean --num_beams?"),
-        ("\nnum_beams: four\n", "mine.yaml:2: --num_beams: expected a whole number of at least 1 (got 'four')."),
-        ("seed: 1\n\nnum_beams: 0\n", "mine.yaml:3: --num_beams: expected a whole number of at least 1 (got 0)."),
+        ("\nnum_beams: four\n", "mine.yaml:2: --num_beams: expected a whole number from 1 to 1000 (got 'four')."),
+        ("seed: 1\n\nnum_beams: 0\n", "mine.yaml:3: --num_beams: expected a whole number from 1 to 1000 (got 0)."),
         ("seed: 1\nnum_beams: 2\nseed: 3\n", "mine.yaml:3: seed is repeated (first in line 1)."),
         ("num_beams: 2\nnum-beams: 3\n", "mine.yaml:2: num_beams is repeated (first in line 1)."),
-        ("num_beams: [2, 3]\n", "mine.yaml:1: --num_beams: expected a whole number of at least 1 (got ['2', '3'])."),
+        ("num_beams: [2, 3]\n", "mine.yaml:1: --num_beams: expected a whole number from 1 to 1000 (got ['2', '3'])."),
         ("data:\n  seed: 3\n", "mine.yaml:1: data: expected a value (got a mapping)."),
         ("train_file: [[a]]\n", "mine.yaml:1: train_file: expected a list of plain values (got a nested one)."),
         ("logging_steps:\n", "(got no value). Leave it out for the default, 10."),
@@ -550,6 +587,15 @@ def test_list_flag_replaces_a_yaml_list(tmp_path):
         ("recipe: [a]\n", "mine.yaml:1: recipe: expected one name"),
         ("train_file: []\n", "mine.yaml:1: --train_file: expected one or more values (got [])."),
         ("num_train_epochs: 2\n", "no training data is given"),
+        ("&a {seed: *a}\n", "mine.yaml:1: seed: expected a value (got a mapping)."),
+        ("train_file: &a [b, *a]\n", "mine.yaml:1: train_file: expected a list of plain values (got a nested one)."),
+        ("lr_scheduler_kwargs: &a {power: *a}\n", "mine.yaml:1: lr_scheduler_kwargs: expected a flat mapping (got a"),
+        ("lr_scheduler_kwargs: {power: .nan}\n", "mine.yaml:1: --lr_scheduler_kwargs: power: expected text or a"),
+        ("lr_scheduler_kwargs: {power: !!int x}\n", "mine.yaml:1: lr_scheduler_kwargs: invalid YAML"),
+        ("lr_scheduler_kwargs: {power: !x 1}\n", "mine.yaml:1: lr_scheduler_kwargs: invalid YAML"),
+        ("lr_scheduler_kwargs: {2020-02-02: 1}\n", "mine.yaml:1: lr_scheduler_kwargs: invalid YAML"),
+        ("seed: " + "[" * 1_000 + "]" * 1_000, "mine.yaml: nested too deeply. Write one `name: value` per line."),
+        ("seed:\n" + "\n".join(" " * n + "a:" for n in range(1, 1_000)), "mine.yaml: nested too deeply."),
     ],
 )
 def test_yaml_errors_name_the_line(tmp_path, text, line):
@@ -613,11 +659,11 @@ def test_config_from_accepts_notebook_values():
     ("value", "line"),
     [
         ({"num_beam": 2}, "--num_beam: no such flag, did you mean --num_beams?"),
-        ({"num_beams": 2.5}, "--num_beams: expected a whole number of at least 1 (got '2.5')."),
-        ({"num_beams": [2]}, "--num_beams: expected a whole number of at least 1 (got ['2'])."),
+        ({"num_beams": 2.5}, "--num_beams: expected a whole number from 1 to 1000 (got '2.5')."),
+        ({"num_beams": [2]}, "--num_beams: expected a whole number from 1 to 1000 (got ['2'])."),
         ({"num_beams": {}}, "--num_beams: expected text, a number, a bool or a list (got dict)."),
         ({"num_beams": object()}, "(got object)."),
-        ({"seed": None}, "--seed: expected a whole number of at least 0 (got no value)."),
+        ({"seed": None}, "--seed: expected a whole number from 0 to 18446744073709551615 (got no value)."),
         ({"hub_token": "hf_SECRET"}, "--hub_token: refused"),
         (Config(), "no training data is given"),
     ],
@@ -732,7 +778,17 @@ NASTY = [
     [
         ["demo"],
         ["kde4-en-fr-accelerate", "--save_steps", "7"],
-        [*TUNE, "--train_file", "a b.tsv", "c,d.tsv", "[e].tsv", "--num_warmup_steps", "0", "--max_grad_norm", "inf"],
+        [
+            *TUNE,
+            "--train_file",
+            "a b.tsv",
+            "c,d.tsv",
+            "[e].tsv",
+            "--num_warmup_steps",
+            "0",
+            "--num_train_epochs",
+            "1.5",
+        ],
         [*TUNE, "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-7}'],
         [*TUNE, "--lora_rank", "8", "--lora_target_modules", "q_proj,v_proj"],
         [*TUNE, "--freeze", "encoder,embeddings"],

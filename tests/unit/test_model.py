@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import sentencepiece
@@ -278,6 +279,28 @@ def test_load_model_refuses_a_truncated_file(model_dirs, marian_tokenizer, tmp_p
     with pytest.raises(UserError) as caught:
         load_model(str(tmp_path), marian_tokenizer, dropout=None)
     assert_one_line(caught, f"--model_name_or_path {tmp_path}: cannot be loaded")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_load_model_refuses_weights_that_are_not_finite(model_dirs, marian_tokenizer, tmp_path, value):
+    model = copy.deepcopy(load(model_dirs, "marian", marian_tokenizer))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    assert_one_line(caught, f"--model_name_or_path {tmp_path}", "not finite, for example", ".weight")
+
+
+def test_load_model_accepts_a_bias_that_forbids_tokens(model_dirs, marian_tokenizer, tmp_path):
+    model = copy.deepcopy(load(model_dirs, "marian", marian_tokenizer))
+    model.final_logits_bias[0, 5] = -math.inf
+    model.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), marian_tokenizer, dropout=None).final_logits_bias[0, 5] == -math.inf
+    model.final_logits_bias[0, 5] = math.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="not finite, for example final_logits_bias"):
+        load_model(str(tmp_path), marian_tokenizer, dropout=None)
 
 
 def test_load_model_refuses_an_encoder_only(tiny_configs, marian_tokenizer, tmp_path):

@@ -1,16 +1,19 @@
 """optim: which parameters decay, AdamW's step, and every schedule against transformers' own."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
+from mtloop.config.parse import config_from
+from mtloop.config.settings import resolve
 from mtloop.config.training import SCHEDULES, OptimizerConfig
 from mtloop.errors import UserError
 from mtloop.runtime.xla import DeviceAdamW
-from mtloop.trainer.schedule import build_optimizer, build_scheduler, warmup_steps
+from mtloop.trainer.schedule import build_optimizer, build_scheduler, describe_plan, resolve_steps, warmup_steps
 
 FAMILIES = ["marian", "t5", "mbart", "m2m_100", "bart", "pegasus"]
 # Arguments that a schedule needs, or takes.
@@ -128,6 +131,11 @@ def test_a_schedule_without_the_arguments_it_needs_is_refused(name):
         ("cosine_with_min_lr", {"min_lr": 1e-5, "min_lr_rate": 0.1}),  # both is a contradiction
         ("polynomial", {"lr_end": 1.0}),  # above the rate it starts from
         ("warmup_stable_decay", {"num_decay_steps": 5, "warmup_type": "sudden"}),
+        ("polynomial", {"power": -1}),  # a division by zero after the last update
+        ("polynomial", {"lr_end": -1.0}),
+        ("inverse_sqrt", {"timescale": 0}),
+        ("cosine", {"num_cycles": "two"}),
+        ("linear", {"last_epoch": 5}),  # a KeyError
     ],
 )
 def test_arguments_that_a_schedule_does_not_take_are_refused_in_one_line(name, arguments):
@@ -135,6 +143,24 @@ def test_arguments_that_a_schedule_does_not_take_are_refused_in_one_line(name, a
     with pytest.raises(UserError, match=f"--lr_scheduler_type {name}: .*--lr_scheduler_kwargs") as caught:
         build_scheduler(one_weight(), config, num_warmup_steps=2, total_steps=10)
     assert "\n" not in str(caught.value)
+
+
+def test_build_scheduler_refuses_a_polynomial_of_nothing_but_warmup():
+    config = optimizer_config(lr_scheduler_type="polynomial")
+    with pytest.raises(UserError, match=r"got --num_warmup_steps 10 of 10"):
+        build_scheduler(one_weight(), config, num_warmup_steps=10, total_steps=10)
+
+
+@pytest.mark.parametrize(("num_epochs", "expected"), [(1, 10), (0.5, 5), (1.1, 11), (0.33, 4), (1e-3, 1), (2.01, 21)])
+def test_resolve_steps_rounds_fractions_of_an_epoch_up(num_epochs, expected):
+    config = resolve(config_from({"model_name_or_path": "m", "train_file": "a.tsv", "source_lang": "en",
+        "target_lang": "fr", "num_train_epochs": num_epochs}))  # fmt: skip
+    loader = SimpleNamespace(updates_per_epoch=10, shapes=[])
+    config, total_steps, warmup = resolve_steps(config, loader)
+    assert (total_steps, warmup) == (expected, 0)
+    (line,) = describe_plan(config, loader, total_steps, warmup)
+    is_said = f"{expected} updates of 32 sentences, 10 an epoch ({num_epochs} epochs, rounded up); " in line
+    assert is_said == (num_epochs != 1)
 
 
 @pytest.mark.parametrize(

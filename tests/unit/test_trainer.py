@@ -216,6 +216,30 @@ def test_an_infinite_weight_fails_the_run_before_anything_is_saved(new_run):
     assert not has_moved(run, before) and list_checkpoints(run.folder) == []
 
 
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
+def test_a_learning_rate_that_is_not_finite_fails_the_run_with_the_weights_unchanged(new_run, monkeypatch, value):
+    run = new_run(max_train_steps=3)
+    before = weights_of(run)
+    monkeypatch.setattr(run.scheduler, "get_last_lr", lambda: [value])
+    with pytest.raises(RunFailed, match=rf"^step 1: the learning rate is {value}, the weights are unchanged\. Change"):
+        train(run)
+    assert not has_moved(run, before) and list_checkpoints(run.folder) == []
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(new_run):
+    run = new_run(max_train_steps=2)
+    weight = run.model.get_input_embeddings().weight
+
+    def spoil_weight(*_):
+        with torch.no_grad():
+            weight[0, 0] = math.nan
+
+    run.optimizer.optimizer.register_step_post_hook(lambda *_: run.state.step == 1 and spoil_weight())
+    with pytest.raises(RunFailed, match=r"^step 2: .*weight is not finite, nothing is saved"):
+        train(run)
+    assert list_checkpoints(run.folder) == [] and not run.folder.final_dir.exists()
+
+
 @pytest.mark.slow
 def test_as_many_are_tolerated_as_asked_and_the_run_goes_on(new_run, capsys):
     run = new_run(skip_nonfinite=2, max_train_steps=3, logging_steps=1)

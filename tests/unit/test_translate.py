@@ -477,6 +477,12 @@ def test_mistakes_are_reported_in_one_line(run_command, tmp_path, words, reason)
     assert status == 2 and out == "" and line.startswith(f"mtloop: error: {reason.format(**places)}")
 
 
+def test_translate_refuses_a_maximum_length_without_room_for_a_token(fresh_accelerate, capsys):
+    assert main(["--text", "a", "--model", "m", "--max_target_length", "1"]) == 2
+    reason = "--max_target_length: out of range (got 1). Give a whole number from 2 to 65,536."
+    assert capsys.readouterr().err == f"mtloop: error: {reason}\n"
+
+
 def test_translate_refuses_languages_the_run_was_not_trained_on(
     model_path, fresh_accelerate, capsys, tmp_path, sentences
 ):
