@@ -250,7 +250,7 @@ def marian_config():
     """Build a Marian's config as --model_size tiny has it, with one layer a side, of another size."""
     from transformers import PretrainedConfig
 
-    from mtloop.config.inputs import ModelConfig
+    from mtloop.config.model import ModelConfig
     from mtloop.model.loading import load_config
 
     def build(tokenizer, **size) -> PretrainedConfig:
@@ -326,7 +326,7 @@ def tiny_model(short_set, marian_config, marian_tokenizer, tmp_path_factory):
     import torch
 
     from mtloop.batching.loader import collate
-    from mtloop.config.inputs import ModelConfig
+    from mtloop.config.model import ModelConfig
     from mtloop.model.generation_config import configure_generation
     from mtloop.model.loading import build_model
     from mtloop.model.loss import batch_loss_sum

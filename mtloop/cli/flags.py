@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.checkpoint.listing import model_folder
 from mtloop.config.environment import HardwareConfig
+from mtloop.config.evaluation import BLEU_TOKENIZERS
 from mtloop.config.fields import BOOLS, separate
 from mtloop.config.inputs import DataConfig, Dialect
 from mtloop.config.settings import Config
-from mtloop.config.training import BLEU_TOKENIZERS
 from mtloop.errors import UserError, rename_flag
 from mtloop.evaluation.metrics import METRICS, Metric
 from mtloop.evaluation.selection import choose_metrics

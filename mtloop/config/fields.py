@@ -10,9 +10,11 @@ from typing import Any, get_args, get_origin
 from mtloop.errors import FieldError
 
 AUTO = "auto"
+LEAVE_ONE_OUT = "Leave one out."
 MAX_CHOICES_IN_PLACEHOLDER = 5
 # Upper bounds of settings that have no natural one: beyond them a number is a typing error.
 MAX_COUNT = 1_000_000_000
+MAX_BATCH_TOKENS = 10_000_000  # of one forward pass
 MAX_SEED = 2**64 - 1  # torch.manual_seed takes no more
 MAX_SECONDS = 1_000_000  # gloo counts milliseconds in 31 bits, which is 25 days
 BOOLS = {

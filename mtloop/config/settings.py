@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtloop.config.environment import HardwareConfig, HubConfig, OutputConfig
+from mtloop.config.evaluation import EvaluationConfig
 from mtloop.config.fields import Field
-from mtloop.config.inputs import DataConfig, ModelConfig, TuningConfig
-from mtloop.config.training import BatchConfig, EvaluationConfig, OptimizerConfig
+from mtloop.config.inputs import DataConfig
+from mtloop.config.model import ModelConfig, TuningConfig
+from mtloop.config.training import BatchConfig, OptimizerConfig
 from mtloop.errors import FieldError, UserError
 
 GROUPS: dict[str, Any] = {

@@ -19,7 +19,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from mtloop.atomic import read_json
-from mtloop.config.inputs import Dialect, split_revision
+from mtloop.config.inputs import Dialect
+from mtloop.config.model import split_revision
 from mtloop.data.demo.grammar import PAIRS_SHA256, demo_pairs
 from mtloop.data.files import InputFile, find_files, identify, kind_of
 from mtloop.data.readers import aligned_rows, languages_in, record_rows

@@ -22,7 +22,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mtloop.atomic import read_json, read_json_lines
-from mtloop.config.inputs import split_revision
+from mtloop.config.model import split_revision
 from mtloop.config.settings import DEFAULTS, Config, flat, is_from_scratch
 from mtloop.evaluation.metrics import Metric, metrics_of
 from mtloop.evaluation.significance import recorded_text

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import get_session, validate_repo_id
 
 from mtloop.config.environment import HubConfig
-from mtloop.config.inputs import split_revision
+from mtloop.config.model import split_revision
 from mtloop.errors import UserError
 from mtloop.hub.client import RETRY, configure_client, reason_of, status_of, verdict_of
 from mtloop.hub.parts import MAIN_BRANCH, Target

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, zeros
 from transformers import PreTrainedModel
 
-from mtloop.config.inputs import ALL_LINEAR, TuningConfig, split_revision
+from mtloop.config.model import ALL_LINEAR, TuningConfig, split_revision
 from mtloop.errors import UserError
 from mtloop.model.families import attention_names, family_of
 

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mtloop.config.inputs import ModelConfig, split_revision
+from mtloop.config.model import ModelConfig, split_revision
 from mtloop.errors import UserError, first_line
 from mtloop.model.families import family_of
 

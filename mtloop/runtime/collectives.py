@@ -40,6 +40,12 @@ class Collectives:
         """Return True if a lack of memory is raised where it occurs; XLA reports it when it is too late."""
         return not self.is_xla
 
+    def read(self, scalars: list[Tensor]) -> list[float]:
+        """Copy scalars of the device to the host. A host sync."""
+        if self.is_xla:  # a stack of another number of them would be another program
+            return [scalar.item() for scalar in scalars]
+        return torch.stack(scalars).tolist() if scalars else []
+
     def sum_over_ranks(self, *values: float | Tensor) -> list[float]:
         """Add numbers over the ranks in float64; the same list on every rank. Collective, and a host sync."""
         # To the host first: MPS has no float64 to convert to.

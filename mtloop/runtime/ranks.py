@@ -263,12 +263,6 @@ class Runtime(Collectives):
         """The cost of a forward and backward beyond its padded tokens, in tokens."""
         return MICRO_BATCH_OVERHEADS.get(self.device.type, MICRO_BATCH_OVERHEADS["cuda"])
 
-    def read(self, scalars: list[Tensor]) -> list[float]:
-        """Copy scalars of the device to the host. A host sync."""
-        if self.is_xla:  # a stack of another number of them would be another program
-            return [scalar.item() for scalar in scalars]
-        return torch.stack(scalars).tolist() if scalars else []
-
     def place_batches(self, loader: Any) -> Any:
         """Move a loader's tensors to the device without sharding it: each rank's loader has its own batches."""
         return prepare_data_loader(loader, self.device, num_processes=1, process_index=0, put_on_device=True)

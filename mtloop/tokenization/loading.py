@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from mtloop.config.inputs import split_revision
+from mtloop.config.model import split_revision
 from mtloop.errors import UserError, first_line
 from mtloop.languages import LANGUAGE_TOKEN, advise, language_name, match_language, translation_task
 from mtloop.model.families import family_of

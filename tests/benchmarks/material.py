@@ -108,7 +108,7 @@ def make_standard_model(
     """Save a Marian of random weights, d = 256 and 3 + 3 layers, with a tokenizer trained on the pairs."""
     import torch
 
-    from mtloop.config.inputs import ModelConfig
+    from mtloop.config.model import ModelConfig
     from mtloop.model.loading import build_model
     from mtloop.tokenization.training import train_tokenizer
 

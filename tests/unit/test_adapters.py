@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, MarianConfig
 from mtloop.batching.loader import collate
 from mtloop.checkpoint.manifest import read_manifest
 from mtloop.checkpoint.restore import load_weights
-from mtloop.config.inputs import TuningConfig
+from mtloop.config.model import TuningConfig
 from mtloop.errors import UserError
 from mtloop.model.adapters import (
     ADAPTER_NAME,

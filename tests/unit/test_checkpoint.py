@@ -29,7 +29,7 @@ from mtloop.checkpoint.manifest import hash_file, read_manifest, write_manifest
 from mtloop.checkpoint.restore import load_weights
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
-from mtloop.config.inputs import ModelConfig
+from mtloop.config.model import ModelConfig
 from mtloop.config.training import OptimizerConfig
 from mtloop.errors import RunFailed, UserError
 from mtloop.model.generation_config import configure_generation, shift_right

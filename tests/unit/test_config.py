@@ -12,7 +12,8 @@ import yaml
 from mtloop.cli.commands.train import main
 from mtloop.config.environment import OutputConfig
 from mtloop.config.fields import kind_of, valid_values
-from mtloop.config.inputs import DataConfig, ModelConfig
+from mtloop.config.inputs import DataConfig
+from mtloop.config.model import ModelConfig
 from mtloop.config.parse import build_parser, config_from, foreign_flags, parse_config
 from mtloop.config.settings import (
     DEFAULTS,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mtloop.config.training import EvaluationConfig
+from mtloop.config.evaluation import EvaluationConfig
 from mtloop.errors import UserError
 from mtloop.evaluation.evaluate import (
     MAX_TOKENS,

@@ -6,7 +6,7 @@ from ctranslate2.converters import transformers as loaders
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PLBartConfig, PLBartTokenizer
 
 from mtloop.batching.loader import IGNORE_INDEX
-from mtloop.config.inputs import TuningConfig
+from mtloop.config.model import TuningConfig
 from mtloop.model.adapters import choose_trained
 from mtloop.model.families import FAMILIES, UNLISTED, family_of
 from mtloop.model.generation_config import position_limit, shift_right

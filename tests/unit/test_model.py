@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from mtloop.batching.loader import IGNORE_INDEX
-from mtloop.config.inputs import ModelConfig, split_revision
+from mtloop.config.model import ModelConfig, split_revision
 from mtloop.errors import UserError
 from mtloop.model.generation_config import check_positions, configure_generation, position_limit, shift_right
 from mtloop.model.loading import MODEL_SIZES, build_model, load_model

@@ -13,7 +13,7 @@ from datasets import Dataset
 from sacrebleu.metrics import BLEU
 
 import mtloop
-from mtloop.config.training import BLEU_TOKENIZERS
+from mtloop.config.evaluation import BLEU_TOKENIZERS
 from mtloop.errors import UserError
 from mtloop.evaluation.metrics import METRICS, Texts, load_bleu, metrics_of, tally
 from mtloop.evaluation.selection import check_selection, choose_metrics, measure_references, try_functions
