@@ -46,6 +46,12 @@ class ProcessFailed(RunFailed):
         self.is_lost_peer = is_lost_peer
 
 
+def shared(error: RunFailed) -> RunFailed:
+    """Mark an error that every process of the run raises: the first one reports it."""
+    error.is_shared = True
+    return error
+
+
 def is_shared(error: BaseException | None) -> bool:
     """Return True if every process of the run raises the error, or the one that it was made from."""
     while error is not None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mtloop.batching.loader import Batch, Update, collate
-from mtloop.errors import RunFailed
+from mtloop.errors import RunFailed, shared
 from mtloop.model.loss import batch_loss_sum
 from mtloop.runtime.failures import is_out_of_memory
 from mtloop.trainer.run import Run, UnreadNorm
@@ -112,9 +112,11 @@ def divide_again(run: Run) -> Update:
         _finish_exchange(run)
     before = run.loader.max_tokens_per_micro_batch
     if not run.loader.halve():
-        raise RunFailed(
-            f"step {run.state.step + 1}: out of memory with one row at a time. Lower --max_source_length and "
-            "--max_target_length, or train a smaller model."
+        raise shared(
+            RunFailed(
+                f"step {run.state.step + 1}: out of memory with one row at a time. Lower --max_source_length and "
+                "--max_target_length, or train a smaller model."
+            )
         )
     tokens = run.loader.max_tokens_per_micro_batch
     run.runtime.say(
@@ -198,9 +200,11 @@ def finite_learning_rate(run: Run) -> float:
     """
     learning_rate = float(run.scheduler.get_last_lr()[0])
     if not math.isfinite(learning_rate):
-        raise RunFailed(
-            f"step {run.state.step + 1}: the learning rate is {learning_rate}, the weights are unchanged. Change "
-            "--lr_scheduler_type or --lr_scheduler_kwargs."
+        raise shared(
+            RunFailed(
+                f"step {run.state.step + 1}: the learning rate is {learning_rate}, the weights are unchanged. Change "
+                "--lr_scheduler_type or --lr_scheduler_kwargs."
+            )
         )
     return learning_rate
 
@@ -253,5 +257,5 @@ def report_nonfinite(run: Run) -> None:
             f"{update.num_rows} rows of the training data, the first: {rows}"
         )
         if run.state.num_nonfinite > run.config.optimizer.skip_nonfinite:
-            raise RunFailed(f"{message}. Lower --learning_rate, or skip more updates with --skip_nonfinite.")
+            raise shared(RunFailed(f"{message}. Lower --learning_rate, or skip more updates with --skip_nonfinite."))
         run.runtime.say(message)

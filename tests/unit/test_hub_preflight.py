@@ -291,7 +291,7 @@ def test_push_command_pushes_one_epoch_and_shows_card(server, start, tmp_path):
     [
         (["--epoch", "7"], "--epoch: no checkpoint of {run} ends it (got 7). Give one of: 1, 2."),
         (["--hub_model_id", "a b/c"], "--push_to_hub: invalid repository name (got 'a b/c'): "),
-        (["--push_timeout", "0"], "--push_timeout: expected a number above 0 (got 0.0)."),
+        (["--push_timeout", "0"], "--push_timeout: expected a number above 0 and at most 1000000 (got 0.0)."),
     ],
 )
 def test_push_command_reports_mistakes_in_one_line(server, start, tmp_path, flags, error):

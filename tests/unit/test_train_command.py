@@ -13,6 +13,7 @@ from mtloop.cli.main import main as commands
 from mtloop.cli.status import reported
 from mtloop.config.parse import parse_config
 from mtloop.errors import RunFailed, UserError
+from mtloop.runtime.launch import build_adamw
 
 # What a clock says differs between two runs that are the same.
 CLOCKS = ("tokens_per_s", "eval_time_s", "sentences_per_s", "train_time_s")
@@ -192,9 +193,12 @@ def test_reported_leaves_shared_error_to_first_process(capsys, monkeypatch, kind
 
 
 @pytest.mark.slow
-def test_main_of_failed_run_returns_1_and_writes_status(pairs_path, tmp_path, capsys):
-    # A rate of 1e30 throws the weights to infinity in the first update; the second has no finite gradient.
-    flags = flags_of(pairs_path, tmp_path, learning_rate=1e30, num_warmup_steps=0)
+def test_main_of_failed_run_returns_1_and_writes_status(pairs_path, tmp_path, capsys, monkeypatch):
+    # Weights of 1e30 overflow in the second update: its gradient is not finite.
+    flags = flags_of(pairs_path, tmp_path, num_warmup_steps=0)
+    monkeypatch.setattr(
+        "mtloop.trainer.schedule.build_adamw", lambda groups, **options: build_adamw(groups, **{**options, "lr": 1e30})
+    )
     assert main(flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mtloop: error: step 2: the gradient norm is nan")
