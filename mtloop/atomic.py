@@ -140,7 +140,7 @@ def sweep(parent: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(old, target)
-    for pattern in (".tmp-*", ".trash-*", ".push-*"):
+    for pattern in (".tmp-*", ".trash-*"):
         for path in parent.glob(pattern):
             if path.is_symlink() or path.is_file():
                 path.unlink(missing_ok=True)

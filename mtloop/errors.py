@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
 
 class UserError(ValueError):
@@ -34,6 +35,9 @@ class RunFailed(RuntimeError):
     is_shared = False
 
 
+E = TypeVar("E", bound=UserError | RunFailed)
+
+
 class ProcessFailed(RunFailed):
     """A failure of one process that cannot reach the others any more: each reports its own.
 
@@ -46,7 +50,7 @@ class ProcessFailed(RunFailed):
         self.is_lost_peer = is_lost_peer
 
 
-def shared(error: RunFailed) -> RunFailed:
+def shared(error: E) -> E:
     """Mark an error that every process of the run raises: the first one reports it."""
     error.is_shared = True
     return error

@@ -18,7 +18,7 @@ from mtloop.atomic import read_json, sweep, write_json, write_text
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import Config, differences
 from mtloop.config.yaml_file import to_yaml
-from mtloop.errors import UserError
+from mtloop.errors import UserError, first_line
 from mtloop.metrics_log import MetricsLog
 
 # A run that was stopped may still be saving when the next one starts.
@@ -85,7 +85,7 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"--output_dir {self.path}: cannot be written ({error.strerror or error}). Give a writable folder."
+                f"--output_dir {self.path}: cannot be written ({first_line(error)}). Give a writable folder."
             ) from error
 
     def refuse_foreign(self) -> None:
@@ -241,7 +241,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove partial files of killed processes, and finish their renames."""
-        for parent in (self.path, self.checkpoints_dir):
+        for parent in (self.path, self.checkpoints_dir, self.hypotheses_dir):
             sweep(parent)
 
     def drop_after(self, step: int) -> None:

@@ -6,9 +6,10 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mtloop.atomic import discard, link
-from mtloop.checkpoint.manifest import CorruptCheckpoint, check_files, read_manifest
+from mtloop.checkpoint.manifest import CorruptCheckpoint, check_files, find_manifest
 from mtloop.errors import UserError
 from mtloop.run_folder import RunFolder
 
@@ -114,11 +115,12 @@ def find_corruption(path: Path) -> str:
 
 def epoch_of(path: Path) -> int | None:
     """Return the epoch that a checkpoint ends (1-based); None within an epoch, before the first, or if unreadable."""
-    try:
-        record = read_manifest(path)
-    except (CorruptCheckpoint, UserError):
-        return None
-    return (record["epoch"] or None) if record["cursor"] == 0 else None
+    return epoch_in(find_manifest(path))
+
+
+def epoch_in(record: dict[str, Any]) -> int | None:
+    """Return the epoch that the checkpoint of a manifest ends, as epoch_of."""
+    return (record["epoch"] or None) if record and record["cursor"] == 0 else None
 
 
 def epoch_ends(folder: RunFolder, *, end_step: int | None = None) -> list[Path]:

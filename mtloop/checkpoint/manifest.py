@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mtloop.errors import UserError
+from mtloop.errors import UserError, first_line
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "training/manifest.json"
@@ -95,7 +95,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
             raise UserError(f"{checkpoint}: unsupported format (got 1). Give another --output_dir.") from None
         raise CorruptCheckpoint(f"{MANIFEST_NAME} is missing") from None
     except OSError as error:
-        raise CorruptCheckpoint(f"{MANIFEST_NAME} cannot be read ({error.strerror or error})") from error
+        raise CorruptCheckpoint(f"{MANIFEST_NAME} cannot be read ({first_line(error)})") from error
     except ValueError:
         raise CorruptCheckpoint(f"{MANIFEST_NAME} is not valid JSON") from None
     is_hashed = isinstance(record, dict) and record.get("sha256") == _own_hash(record)
@@ -107,6 +107,14 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     if not is_hashed or text != _text_of(record):  # compared to the last space
         raise CorruptCheckpoint(f"{MANIFEST_NAME} has changed since it was written")
     return record
+
+
+def find_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint, {} if it cannot be read."""
+    try:
+        return read_manifest(checkpoint)
+    except (CorruptCheckpoint, UserError):
+        return {}
 
 
 def check_sizes(checkpoint: Path, record: dict[str, Any]) -> None:
@@ -121,7 +129,7 @@ def check_sizes(checkpoint: Path, record: dict[str, Any]) -> None:
         except FileNotFoundError:
             raise CorruptCheckpoint(f"{name} is missing") from None
         except OSError as error:
-            raise CorruptCheckpoint(f"{name} cannot be read ({error.strerror or error})") from error
+            raise CorruptCheckpoint(f"{name} cannot be read ({first_line(error)})") from error
         if size != expected["size"]:
             raise CorruptCheckpoint(f"{name} has {size:,} bytes, expected {expected['size']:,}")
 
@@ -139,7 +147,7 @@ def check_files(checkpoint: Path) -> dict[str, Any]:
         try:
             found = hash_file(checkpoint / name)
         except OSError as error:
-            raise CorruptCheckpoint(f"{name} cannot be read ({error.strerror or error})") from error
+            raise CorruptCheckpoint(f"{name} cannot be read ({first_line(error)})") from error
         if found != expected:
             raise CorruptCheckpoint(f"{name} has changed since it was written (sha256 differs)")
     return record

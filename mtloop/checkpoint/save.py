@@ -6,7 +6,6 @@ removed only after it has been read back.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,15 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtloop.atomic import discard, forget_cached, partial_name, publish, sync_tree
 from mtloop.checkpoint.listing import epoch_ends, find_corruption, link_names, list_checkpoints, set_aside
 from mtloop.checkpoint.manifest import (
-    CorruptCheckpoint,
     HashedFile,
+    find_manifest,
     hash_files,
-    read_manifest,
     write_manifest,
 )
 from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint
 from mtloop.checkpoint.state import BackgroundWriter, Buffers, Snapshot, TrainState, find_nonfinite, num_bytes_of
-from mtloop.errors import RunFailed, UserError, first_line
+from mtloop.errors import RunFailed, first_line
 from mtloop.model.adapters import ADAPTER_NAME, merged_weights, save_adapter
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.collectives import attempt
@@ -195,8 +193,8 @@ class Checkpointer:
         num_bytes = num_bytes_of(snapshot.weights, snapshot.optimizer_state)
         needed = num_bytes + MARGIN_BYTES
         if earlier := list_checkpoints(self.folder):
-            with contextlib.suppress(CorruptCheckpoint, UserError):
-                needed = max(num_bytes, sum(entry["size"] for entry in read_manifest(earlier[-1][1])["files"].values()))
+            files = find_manifest(earlier[-1][1]).get("files")
+            needed = max(num_bytes, sum(entry["size"] for entry in files.values())) if files else needed
         free = shutil.disk_usage(self.folder.checkpoints_dir).free
         if free < needed:
             raise OSError(f"{needed / 1e6:,.1f} MB are required, {free / 1e6:,.1f} MB are free")

@@ -12,32 +12,29 @@ from typing import TYPE_CHECKING, Any
 from mtloop.checkpoint.listing import model_folder
 from mtloop.config.environment import HardwareConfig
 from mtloop.config.evaluation import BLEU_TOKENIZERS
-from mtloop.config.fields import BOOLS, separate
+from mtloop.config.fields import BOOLS, MAX_BATCH_TOKENS, MAX_COUNT, check_value, separate
 from mtloop.config.inputs import DataConfig, Dialect
-from mtloop.config.settings import Config
+from mtloop.config.settings import FIELDS, Config
 from mtloop.errors import UserError, rename_flag
-from mtloop.evaluation.metrics import METRICS, Metric
-from mtloop.evaluation.selection import choose_metrics
 from mtloop.languages import match_language
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from mtloop.evaluation.metrics import Metric
     from mtloop.evaluation.test_sets import ScoredModel, TestSet
     from mtloop.runtime.ranks import Runtime
 
 # Above these a machine's memory gives way, or the number is a typing error.
 HIGHEST = {
-    "num_beams": 1_000,
-    "n_best": 1_000,
-    "max_source_length": 65_536,
-    "max_target_length": 65_536,
-    "max_tokens_per_batch": 10_000_000,
-    "max_samples": 1_000_000_000,
+    **{name: FIELDS[name].metadata["maximum"] for name in ("num_beams", "max_source_length", "max_target_length")},
+    "n_best": FIELDS["num_beams"].metadata["maximum"],
+    "max_tokens_per_batch": MAX_BATCH_TOKENS,
+    "max_samples": MAX_COUNT,
     "num_resamples": 1_000_000,
     "max_shown": 1_000_000,
 }
-LOWEST = {"max_target_length": 2}  # the first token is the decoder start
+LOWEST = {"max_target_length": FIELDS["max_target_length"].metadata["minimum"]}
 # As in train.py.
 SETTINGS = ("source_lang", "target_lang", "source_column", "target_column", "source_prefix")
 TABLE_SETTINGS = ("quoting", "delimiter", "no_header")
@@ -52,7 +49,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--num_beams", type=int, metavar="N", help="beams of the search (none: the model's own, else 4)")
     add("--max_tokens_per_batch", type=int, default=2000, metavar="N", help="source tokens of a batch: memory (2000)")
-    add("--mixed_precision", choices=("no", "bf16", "fp16", "auto"), help="arithmetic (none: that of the launch file)")
+    add(
+        "--mixed_precision",
+        choices=FIELDS["mixed_precision"].metadata["choices"],
+        help="arithmetic (none: that of the launch file)",
+    )
     add("--use_cpu", action="store_true", help="compute on the CPU although an accelerator is present")
     add("--cpu_threads", type=int, metavar="N", help="CPU threads a process (none: the cores shared out)")
     add("--trust_remote_code", action="store_true", help="run code from the model's repository")
@@ -73,11 +74,15 @@ def dialect_of(given: argparse.Namespace, trained: Config | None) -> Dialect:
     """
     own = trained.data.dialect if trained is not None else Dialect()
     chosen = {name: getattr(given, name) for name in TABLE_SETTINGS if getattr(given, name) is not None}
+    for name, value in chosen.items():
+        check_value(FIELDS[name], value)
     return replace(own, **chosen)
 
 
 def add_metrics_flag(parser: argparse.ArgumentParser, *default: str) -> None:
     """Add which scores are computed, and list them below the flags."""
+    from mtloop.evaluation.metrics import METRICS
+
     titles = [one.title + ("" if one.greater_is_better else ", lower is better") for one in METRICS.values()]
     known = [f"{name} ({title})" for name, title in zip(METRICS, titles, strict=True)]
     parser.epilog = f"metrics: {'; '.join(known)}. Functions: mtloop.main([...], metrics=[function])."
@@ -101,6 +106,8 @@ def chosen_metrics(given: argparse.Namespace, trained: Config | None) -> tuple[M
     Raises:
         UserError: naming the flag.
     """
+    from mtloop.evaluation.selection import choose_metrics
+
     own = None if trained is None else trained.evaluation.bleu_tokenizer
     return choose_metrics(separate(given.metrics), given.functions, bleu_tokenizer=given.bleu_tokenizer or own)
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from mtloop.errors import ProcessFailed, RunFailed, UserError, is_shared
+from mtloop.errors import ProcessFailed, RunFailed, UserError, first_line, is_shared
 from mtloop.runtime.streams import make_streams_safe
 
 # In which the launcher ends a process whose mistake the first process of the machine has made and reported too.
@@ -26,9 +26,7 @@ def writing(target: object, *, flag: str = "-o") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{flag} {target}: cannot be written ({error.strerror or error}). Give another place."
-        ) from error
+        raise UserError(f"{flag} {target}: cannot be written ({first_line(error)}). Give another place.") from error
 
 
 def reported(work: Callable[[], int], *, interrupted: str = "") -> int:

@@ -112,7 +112,7 @@ class HardwareConfig(Group):
         None,
         "precision of forward and backward; auto chooses the best of a GPU, and measures the faster of fp32 and bf16 "
         "on a CPU",
-        unset="the one of the launch file, or auto if that is no",
+        unset="the value of the launch file; auto if it is no",
         choices=("no", "bf16", "fp16", "auto"),
     )
     deterministic: bool = setting(False, "use deterministic algorithms on a GPU, which are slower; a CPU always does")

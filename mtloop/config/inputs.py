@@ -24,10 +24,6 @@ class Dialect:
     no_header: bool = False
 
     def __post_init__(self) -> None:
-        if self.quoting not in (None, *QUOTING):
-            raise FieldError("quoting", f"expected one of {', '.join(QUOTING)}", got=repr(self.quoting))
-        if not isinstance(self.no_header, bool):
-            raise FieldError("no_header", "expected true or false", got=repr(self.no_header))
         if self.delimiter in ("\\t", "tab"):  # as it can be typed in a shell
             object.__setattr__(self, "delimiter", "\t")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):

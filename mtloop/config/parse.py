@@ -82,7 +82,7 @@ def foreign_flags() -> dict[str, ForeignFlag]:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise an error of argparse as one line: `--num_beams: expected one argument`."""
-        raise UserError(re.sub(r"^argument (--\w+): ", r"\1: ", " ".join(message.split())))
+        raise UserError(" ".join(message.split()).removeprefix("argument "))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -216,7 +216,7 @@ def resolved_lines(before: Config, after: Config) -> list[str]:
 def differences(stored: Config, asked: Config) -> list[str]:
     """List the same-run settings in which two resolved configs differ.
 
-    Two cases are no difference, and the stored value holds: a value from the data or the model (`RESOLVED_LATER`) where
+    Two cases count as equal, and the stored value is kept: a value from the data or the model (`RESOLVED_LATER`) where
     none is given, and a `sentences_per_update` from the same per_device_train_batch_size x gradient_accumulation_steps
     on another number of processes.
 
@@ -232,18 +232,12 @@ def differences(stored: Config, asked: Config) -> list[str]:
     for name, one in FIELDS.items():
         if not one.metadata["same_run"] or old[name] == new[name] or (name in RESOLVED_LATER and new[name] is None):
             continue
-        per_device = _pairs_per_device(asked) if name == "sentences_per_update" else None
-        if per_device is not None and per_device == _pairs_per_device(stored):
+        per_device = asked.batch.pairs_per_device if name == "sentences_per_update" else None
+        if per_device is not None and per_device == stored.batch.pairs_per_device:
             continue
         now = _shown(new[name]) if per_device is None or new[name] is not None else f"{per_device} a process"
         lines.append(f"--{name}: {_shown(old[name])} in the run folder, {now} asked")
     return lines
-
-
-def _pairs_per_device(config: Config) -> int | None:
-    """Return the sentence pairs per process and update; None if the update is not given that way."""
-    size = config.batch.per_device_train_batch_size
-    return size * (config.batch.gradient_accumulation_steps or 1) if size else None
 
 
 def _shown(value: Any) -> str:

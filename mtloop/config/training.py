@@ -118,7 +118,7 @@ class BatchConfig(Group):
                 remedy="Add that, or leave it out: updates are divided by --max_tokens_per_micro_batch.",
             )
         # A stored configuration holds both: the sizes per device, and their product over the processes.
-        per_device = (self.per_device_train_batch_size or 0) * (self.gradient_accumulation_steps or 1)
+        per_device = self.pairs_per_device
         if per_device and (self.sentences_per_update or 0) % per_device:
             raise FieldError(
                 "sentences_per_update",
@@ -126,6 +126,12 @@ class BatchConfig(Group):
                 got=self.sentences_per_update,
                 remedy=LEAVE_ONE_OUT,
             )
+
+    @property
+    def pairs_per_device(self) -> int | None:
+        """Sentence pairs per process and update; None if the update is not given that way."""
+        size = self.per_device_train_batch_size
+        return size * (self.gradient_accumulation_steps or 1) if size else None
 
 
 @dataclass(frozen=True, kw_only=True)

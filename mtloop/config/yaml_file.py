@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mtloop.config.settings import GROUPS, Config
-from mtloop.errors import UserError
+from mtloop.errors import UserError, first_line
 
 NULL_TAG = "tag:yaml.org,2002:null"
 MAPPING_FIELD = "lr_scheduler_kwargs"
@@ -72,8 +72,7 @@ def read_source(source: str) -> tuple[str | None, list[Entry]]:
     try:
         entries = read_entries(path.read_text("utf-8"), source)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{source}: cannot be read as UTF-8 text ({reason}). Give a text file.") from None
+        raise UserError(f"{source}: cannot be read as UTF-8 text ({first_line(error)}). Give a text file.") from None
     name: Any = path.stem
     for entry in entries:
         if entry.name == "recipe":

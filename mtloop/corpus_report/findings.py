@@ -72,17 +72,16 @@ def inspect(measures: Measures, splits: Mapping[str, Dataset], data: DataConfig,
     band = ratio_band(measures)
     scopes = {name: measures.select(measures.split == SPLITS.index(name)) for name in splits}
     scopes[ALL] = measures
-    report: dict[str, Any] = {"lengths": {}, "findings": {}, "sources_with_several_targets": {}}
+    report: dict[str, Any] = {"lengths": {}, "findings": {}, "sources_with_several_targets": {}, "examples": {}}
     for scope, rows in scopes.items():
         report["lengths"][scope] = lengths(rows, has_tokens=has_tokens)
         report["sources_with_several_targets"][scope] = int((targets_per_source(rows)[1] > 1).sum())
         for finding in find(rows, data, band, has_tokens=has_tokens):
             counts = report["findings"].setdefault(finding.name, {})
             counts[scope] = int(finding.is_found.sum())
-    report["examples"] = {
-        finding.name: [example(measures, splits, row) for row in pick(finding, measures)]
-        for finding in find(measures, data, band, has_tokens=has_tokens)
-    }
+            if scope == ALL:
+                chosen = pick(finding, measures)
+                report["examples"][finding.name] = [example(measures, splits, row) for row in chosen]
     train = scopes["train"]
     report["shared_with_train"] = {name: shared(scopes[name], train) for name in splits if name != "train"}
     report["length_ratio"] = None if band is None else {**vars(band), "min_characters": MIN_CHARACTERS}

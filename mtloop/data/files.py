@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from mtloop.errors import UserError
+from mtloop.errors import UserError, first_line
 from mtloop.languages import base_code
 
 _KINDS = {
@@ -147,7 +147,7 @@ def identify(path: str, *, flag: str, name: str | None = None) -> InputFile:
                 digest.update(chunk)
                 size += len(chunk)
     except OSError as error:
-        raise UserError(f"{flag}: cannot read {path} ({error.strerror or error}). Check its permissions.") from error
+        raise UserError(f"{flag}: cannot read {path} ({first_line(error)}). Check its permissions.") from error
     return InputFile(path, name or path, digest.hexdigest(), size)
 
 
@@ -178,7 +178,7 @@ def reading(file: InputFile) -> Iterator[IO[bytes]]:
             raise CorruptArchive(f"{file.name}: corrupt zip archive ({error})") from error
         raise UserError(f"{file.name}: corrupt gzip file ({error}). Copy or download it again.") from error
     except OSError as error:
-        raise UserError(f"{file.name}: cannot read it ({error.strerror or error}). Check its permissions.") from error
+        raise UserError(f"{file.name}: cannot read it ({first_line(error)}). Check its permissions.") from error
 
 
 def read_lines(file: InputFile) -> Iterator[tuple[int, str]]:

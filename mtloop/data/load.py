@@ -81,8 +81,7 @@ def load_test_set(
     files: list[str],
     columns: Columns,
     *,
-    dialect: Dialect | None = None,
-    cache_dir: str | None = None,
+    dialect: Dialect,
 ) -> tuple[Dataset, dict[str, Any]]:
     """Load files to score on: return the rows of source and target, and the counts as in Corpus.report.
 
@@ -90,15 +89,14 @@ def load_test_set(
         flag: The flag that named the files, for messages.
         files: One file of rows, several, a glob, or two aligned text files, source first.
         columns: The place of the texts.
-        dialect: The form of .csv and .tsv files; None for the usual one.
-        cache_dir: As in load_corpus.
+        dialect: The form of .csv and .tsv files.
 
     Raises:
         UserError: for whatever the user can correct.
         RunFailed: for a cache that cannot be written.
     """
     try:
-        loaded = load_files(flag, files, columns, dialect or Dialect(), Store(cache_dir, False))
+        loaded = load_files(flag, files, columns, dialect, Store(None, False))
         rows, counts = _drop(flag, " ".join(files), loaded.rows)
     except OSError as error:
         raise _unwritable(error) from error
@@ -128,8 +126,6 @@ def _load_raws(
     data: DataConfig, columns: Columns, store: Store, sources: Mapping[str, Any], say: Callable[[str], None]
 ) -> dict[str, LoadedSplit]:
     """Load every split that a flag or the data set provides; a file of a split replaces that of the data set."""
-    if data.dataset_name and data.train_file:
-        raise UserError("--dataset_name: cannot be combined with --train_file. Give one of them.")
     if not data.dataset_name and not data.train_file:
         raise UserError("--dataset_name: no training data. Give --dataset_name or --train_file.")
     name = data.dataset_name

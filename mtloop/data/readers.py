@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from mtloop.config.inputs import Dialect
 from mtloop.data.files import STDIN, InputFile, kind_of, read_lines
 from mtloop.data.jsontext import json_values
-from mtloop.data.rows import NOTES, TRANSLATION, Columns, by_language, pack
-from mtloop.errors import UserError
+from mtloop.data.rows import NOTES, TRANSLATION, Columns, by_language, languages_of, pack
+from mtloop.errors import UserError, first_line
 from mtloop.languages import find_key
 
 _PARQUET_BATCH = 1000
@@ -92,8 +92,7 @@ class Records:
         return self.is_table and (TRANSLATION not in self.names or self._is_struct)
 
     def _find_languages(self, row: dict[str, Any]) -> None:
-        found = by_language(row.get(TRANSLATION))
-        self.languages.update(found if isinstance(found, Mapping) else ())
+        self.languages.update(languages_of(row.get(TRANSLATION)))
 
     def _table_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         is_quoted = self.dialect.is_quoted(self.kind)
@@ -169,9 +168,8 @@ class Records:
                             self._find_languages(row)
                         yield f"{self.file.name}: row {number}", row
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            first_line = str(error).partition("\n")[0]
             raise UserError(
-                f"{self.file.name}: cannot read it as Parquet ({first_line}). Write or download it again."
+                f"{self.file.name}: cannot read it as Parquet ({first_line(error)}). Write or download it again."
             ) from error
 
 
@@ -314,8 +312,8 @@ class Texts:
 
     def _text_of(self, row: dict[str, Any], where: str) -> str:
         column, source_lang = self._column, self._source_lang
-        languages = by_language(row.get(TRANSLATION))
-        place: Mapping[str, Any] = languages if column is None and isinstance(languages, Mapping) else row
+        languages = by_language(row.get(TRANSLATION)) if column is None else None
+        place: Mapping[str, Any] = languages if isinstance(languages, Mapping) else row
         names = [column] if column else [name for name in (source_lang, "source", "text") if name]
         found = next((name for name in names if name in place), None)
         if found is None and source_lang and not column:

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,15 @@ def by_language(value: Any) -> Any:
     return value
 
 
+def languages_of(value: Any) -> Iterable[str]:
+    """Return the languages of a "translation" value, in any of its forms; none for another value."""
+    found = by_language(value)
+    return found if isinstance(found, Mapping) else ()
+
+
+@lru_cache(maxsize=1)  # a row is parsed for its languages, then for its texts
 def _parsed(text: str) -> Any:
-    """Return the value that a text spells as JSON or Python; other text as it is."""
+    """Return the value that a text spells as JSON or Python; other text as it is. It must not be changed."""
     if not text.lstrip().startswith(("{", "[")):
         return text
     for parse in (json.loads, ast.literal_eval):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from mtloop.config.model import split_revision
 from mtloop.data.demo.grammar import PAIRS_SHA256, demo_pairs
 from mtloop.data.files import InputFile, find_files, identify, kind_of
 from mtloop.data.readers import aligned_rows, languages_in, record_rows
-from mtloop.data.rows import TRANSLATION, Columns, LoadedSplit, Store, by_language, pack
+from mtloop.data.rows import TRANSLATION, Columns, LoadedSplit, Store, languages_of, pack
 from mtloop.errors import UserError
 from mtloop.languages import base_code
 
@@ -227,8 +227,7 @@ def _convert(
     languages = set(languages_in(rows.features.arrow_schema))
     if TRANSLATION in rows.column_names and not languages:  # in another form than structs
         for value in rows.select(range(min(len(rows), _NUM_SAMPLED)))[TRANSLATION]:
-            found = by_language(value)
-            languages.update(found if isinstance(found, Mapping) else ())
+            languages.update(languages_of(value))
     columns.check(f"{name} ({split})", rows.column_names, languages)
     names = [columns.key(name, rows.column_names) for name in columns.names]
     wanted = [column for column in dict.fromkeys((TRANSLATION, *names)) if column in rows.column_names]

@@ -34,6 +34,7 @@ from mtloop.evaluation.selection import check_best_metric
 from mtloop.generation.engine import Engine
 from mtloop.generation.generate import SearchOptions, deal_batches
 from mtloop.model.loss import batch_loss_sum
+from mtloop.runtime.collectives import attempt
 from mtloop.runtime.launch import free_memory
 from mtloop.runtime.ranks import Runtime
 from mtloop.runtime.sharding import is_sharded
@@ -204,21 +205,14 @@ def evaluate(
     if network is not None:
         network.train(was_training)
 
-    def count_all() -> tuple[list[str], dict[str, dict[str, Counted]]]:
+    def count_all() -> tuple[list[str], dict[str, dict[str, Counted]], dict[str, dict[str, Score]]]:
         hypotheses = tokenizer.batch_decode([row.tolist() for row in tokens], skip_special_tokens=True)
-        return hypotheses, count_pairs(data, hypotheses, target_lang, metrics=metrics)
+        counted = count_pairs(data, hypotheses, target_lang, metrics=metrics)
+        return hypotheses, counted, {name: scores_of(of_pair) for name, of_pair in counted.items()}
 
-    hypotheses: list[str] = []
-    error = None
-    counted: dict[str, dict[str, Counted]] = {}
-    scores: dict[str, dict[str, Score]] = {}
-    if runtime.is_main:
-        try:
-            hypotheses, counted = count_all()
-            scores = {name: scores_of(of_pair) for name, of_pair in counted.items()}
-        except Exception as caught:  # the other ranks are waiting for the scores
-            error = caught
+    found, error = attempt(count_all, when=runtime.is_main)
     runtime.raise_together(error)
+    hypotheses, counted, scores = found or ([], {}, {})
     scores = runtime.broadcast(scores)
     # Every rank gets main's clock: decisions made from a report must not differ between ranks.
     time_s, translation_s = runtime.broadcast((time.perf_counter() - start, end - translation_start))

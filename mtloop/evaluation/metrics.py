@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -231,7 +232,8 @@ def load_bleu(tokenizer: str) -> BLEU:
 
 def bleu_with(tokenizer: str) -> Metric:
     """Return BLEU with one of sacreBLEU's tokenizers for every language."""
-    return replace(METRICS["bleu"], count=sacrebleu_statistics(lambda _: load_bleu(tokenizer)))
+    load = cache(load_bleu)  # at the first use: some load a model
+    return replace(METRICS["bleu"], count=sacrebleu_statistics(lambda _: load(tokenizer)))
 
 
 def seed_text() -> str:

@@ -79,7 +79,7 @@ class Search:
 
     @property
     def starts_with_language(self) -> bool:
-        """Whether the decoder starts with the target language (mBART); CTranslate2 then gets it with each text."""
+        """Return True if the decoder starts with the target language (mBART): CTranslate2 gets it with each text."""
         return self.language_id is not None and self.decoder_start_id == self.language_id
 
 

@@ -83,18 +83,17 @@ class Facts:
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
         """Return index, source, reference, hypothesis of some validation rows; empty without an evaluation."""
-        evaluated = [line["step"] for line in evaluations_of(self.lines) if line["step"] <= self.part.step]
-        name = "average" if self.part.average_of else f"step_{max(evaluated, default=0)}"
+        name = "average" if self.part.average_of else f"step_{self.scores.get('step', 0)}"
         return choose(read_json_lines(self.folder.hypotheses_dir / f"{name}.jsonl"))
 
-    @property
+    @cached_property
     def scores(self) -> dict[str, Any]:
         """Return the newest evaluation up to these weights; for an average, its own; {} without one."""
         if self.part.average_of:
             return self._last_of("average")
         return next((line for line in reversed(evaluations_of(self.lines)) if line["step"] <= self.part.step), {})
 
-    @property
+    @cached_property
     def scored_splits(self) -> list[tuple[str, dict[str, Any]]]:
         """Return (name of the split, evaluation); the test rows are scored only at the end of the run."""
         test_scores = self._last_of("test") if self.part.epoch is None else {}
@@ -109,12 +108,12 @@ class Facts:
         rows = epoch_rows(self.lines)
         return [*rows, ("average", self.scores, None)] if rows and self.part.average_of and self.scores else rows
 
-    @property
+    @cached_property
     def newest(self) -> dict[str, Any]:
         """Return the evaluation from which the signatures and the scores of each pair are shown."""
         return self.scores or self.epochs[-1][1]
 
-    @property
+    @cached_property
     def metrics(self) -> list[Metric]:
         """Return every metric that an evaluation of the run recorded."""
         found = {metric.name: metric for line in evaluations_of(self.lines) for metric in metrics_of(line)}
@@ -148,13 +147,17 @@ class Facts:
             if value != DEFAULTS[name] and name not in OMITTED and not name.startswith(("hub_", "push_"))
         }
 
+    @cached_property
+    def tasks(self) -> dict[str, Any]:
+        """Return the tasks of the model's configuration, which hold the prefix of each pair."""
+        return read_json(self.part.folder / "config.json").get("task_specific_params") or {}
+
     def source_text(self, row: Mapping[str, Any]) -> str:
         """Return the model's input for a row: the prefix of its pair and its source."""
         prefix = self.config.data.source_prefix
         if "pair" in row:
             source_lang, _, target_lang = row["pair"].partition("-")
-            tasks = read_json(self.part.folder / "config.json").get("task_specific_params") or {}
-            prefix = tasks.get(translation_task(source_lang, target_lang), {}).get("prefix")
+            prefix = self.tasks.get(translation_task(source_lang, target_lang), {}).get("prefix")
         return (prefix or "") + str(row["source"])
 
 

@@ -6,7 +6,6 @@ commit and the line in the journal is found by them, and not made twice.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 from huggingface_hub import constants
 
 from mtloop.atomic import append_json_line, json_line, read_json, read_json_lines
-from mtloop.checkpoint.listing import epoch_of, list_checkpoints
-from mtloop.checkpoint.manifest import CorruptCheckpoint, read_manifest
+from mtloop.checkpoint.listing import epoch_in, list_checkpoints
+from mtloop.checkpoint.manifest import CorruptCheckpoint, find_manifest, read_manifest
 from mtloop.errors import UserError
 from mtloop.hub.upload import is_epoch_tag
 from mtloop.run_folder import RunFolder
@@ -94,12 +93,9 @@ class Part:
 
 def epoch_part(folder: RunFolder, checkpoint: Path) -> Part | None:
     """Return the part of a checkpoint; None if it does not end an epoch, or cannot be read."""
-    epoch = epoch_of(checkpoint)
+    record = find_manifest(checkpoint)
+    epoch = epoch_in(record)
     if epoch is None:
-        return None
-    try:
-        record = read_manifest(checkpoint)
-    except (CorruptCheckpoint, UserError):
         return None
     return Part(
         name=f"epoch {epoch}",
@@ -148,9 +144,7 @@ def final_part(folder: RunFolder) -> Part | None:
 
 def manifest_of(folder: RunFolder, part: Part) -> dict[str, Any]:
     """Read the manifest of the checkpoint of a part's weights; {} if the checkpoint was removed."""
-    with contextlib.suppress(CorruptCheckpoint, UserError):
-        return read_manifest(part.folder if part.epoch is not None else folder.checkpoints_dir / f"step_{part.step}")
-    return {}
+    return find_manifest(part.folder if part.epoch is not None else folder.checkpoints_dir / f"step_{part.step}")
 
 
 def lines_until(folder: RunFolder, part: Part) -> list[dict[str, Any]]:
@@ -199,12 +193,13 @@ def epochs_to_push(folder: RunFolder, target: Target) -> list[Part]:
 
 def pushed(folder: RunFolder, target: Target) -> set[tuple[str, str, str, int]]:
     """Return (run id, name, manifest, step) of each part of this run that the journal records for the target."""
+    run_id = folder.run_record["run_id"]
     return {
         (line["run_id"], line["part"], line["manifest"], line["step"])
         for line in read_json_lines(folder.push_path)
         if line.get("repo_id") == target.repo_id
         and line.get("revision") == target.revision
-        and line.get("run_id") == folder.run_record["run_id"]
+        and line.get("run_id") == run_id
     }
 
 

@@ -17,7 +17,7 @@ from mtloop.config.model import split_revision
 from mtloop.errors import UserError
 from mtloop.hub.client import RETRY, configure_client, reason_of, status_of, verdict_of
 from mtloop.hub.parts import MAIN_BRANCH, Target
-from mtloop.hub.upload import read_key
+from mtloop.hub.upload import keys_of
 
 
 class HubUnreachable(UserError):
@@ -72,7 +72,7 @@ def _check_tags(api: HfApi, target: Target, run_id: str) -> None:
     if not tags:
         return
     commits = api.list_repo_commits(target.repo_id, revision=target.revision)
-    keys = {commit.commit_id: read_key(f"{commit.title}\n{commit.message}") for commit in commits}
+    keys = keys_of(commits)
     foreign = [tag for tag, commit in tags.items() if not run_id or keys.get(commit, ())[:1] != (run_id,)]
     if foreign:
         shown = ", ".join(sorted(foreign)[:3]) + (" ..." if len(foreign) > 3 else "")

@@ -20,7 +20,7 @@ import threading
 import time
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, GitCommitInfo, HfApi
 
 from mtloop.hub.client import DOUBTFUL, STOP, answer, configure_client, reason_of, verdict_of
 
@@ -60,6 +60,11 @@ def read_key(description: str) -> tuple[str, ...]:
     return tuple(found) if all(found) else ()
 
 
+def keys_of(commits: list[GitCommitInfo]) -> dict[str, tuple[str, ...]]:
+    """Return the key of the part that each commit pushed, () for other commits, by the commit's id."""
+    return {commit.commit_id: read_key(f"{commit.title}\n{commit.message}") for commit in commits}
+
+
 def push(job: dict[str, Any]) -> dict[str, Any]:
     """Commit a part unless it is already committed, and tag it.
 
@@ -69,7 +74,7 @@ def push(job: dict[str, Any]) -> dict[str, Any]:
             tag_prefix of the branch's epochs; overwrite: whether to replace tags of other runs.
 
     Returns:
-        commit, and is_new: whether it was made now.
+        commit.
 
     Raises:
         Refused, Lost, and whatever the client raises.
@@ -77,14 +82,13 @@ def push(job: dict[str, Any]) -> dict[str, Any]:
     api = HfApi()
     repo_id, revision = job["repo_id"], job["revision"]
     commits = api.list_repo_commits(repo_id, revision=revision)
-    keys = {commit.commit_id: read_key(f"{commit.title}\n{commit.message}") for commit in commits}
+    keys = keys_of(commits)
     wanted = tuple(job["key"])
     commit = next((commit_id for commit_id, key in keys.items() if key == wanted), None)
     own = {commit_id for commit_id, key in keys.items() if key and key[0] == wanted[0]}
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
     if job["tag"] in tags and tags[job["tag"]] not in own and not job["overwrite"]:
         raise Refused(f"the tag {job['tag']} belongs to another run. Give --hub_revision BRANCH, or --hub_overwrite")
-    is_new = commit is None
     if commit is None:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *additions(job["files"]),
@@ -105,7 +109,7 @@ def push(job: dict[str, Any]) -> dict[str, Any]:
         if tags.get(job["tag"]) in own:  # the epoch was trained again; create_tag does not move a tag
             api.delete_tag(repo_id, tag=job["tag"])
         api.create_tag(repo_id, tag=job["tag"], revision=commit)
-    return {"commit": commit, "is_new": is_new}
+    return {"commit": commit}
 
 
 def is_epoch_tag(tag: str, prefix: str) -> bool:

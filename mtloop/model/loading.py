@@ -88,9 +88,8 @@ def load_model(
             f"--model_name_or_path {name_or_path}: {len(lacking)} weights of a {type(model).__name__} are missing, "
             f"for example {lacking[0]}. Give a complete seq2seq model."
         )
-    weights, parameters = model.state_dict(), dict(model.named_parameters())
-    # A bias that is no parameter may forbid tokens with -inf.
-    if bad := [name for name in nonfinite(weights) if name in parameters or weights[name].isnan().any()]:
+    # A buffer may hold -inf, as a bias that forbids tokens.
+    if bad := nonfinite(dict(model.named_parameters())) + [n for n, b in model.named_buffers() if b.isnan().any()]:
         raise UserError(
             f"--model_name_or_path {name_or_path}: {len(bad)} weights are not finite, for example {bad[0]}. Give "
             "another checkpoint of the model."

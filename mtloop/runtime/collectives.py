@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtloop.errors import RunFailed, UserError
+from mtloop.errors import RunFailed, UserError, shared
 from mtloop.runtime.signals import Interrupted, StopSignals
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class Collectives:
                 text = message.split(": ", 1)[1]
                 error = UserError(text) if is_user_error else RunFailed(f"another rank failed: {message}")
             if isinstance(error, (UserError, RunFailed)):
-                error.is_shared = True
+                shared(error)
         if error is not None:
             raise error
 

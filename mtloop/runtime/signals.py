@@ -73,12 +73,16 @@ class StopSignals:
         if self._raises:
             raise Interrupted(number)
 
+    @property
+    def is_launcher_gone(self) -> bool:
+        return self.launcher is not None and os.getppid() != self.launcher
+
     def check(self) -> int | None:
         """Return the signal that came, if one did; a launcher that is gone counts as TERM.
 
         Under one process accelerate's launcher passes no signal on: TERM, INT or USR1 kill it and orphan the trainer.
         """
-        if self.number is None and self.launcher is not None and os.getppid() != self.launcher:
+        if self.number is None and self.is_launcher_gone:
             self.number = int(signal.SIGTERM)
         return self.number
 
@@ -98,7 +102,7 @@ class StopSignals:
 
         def watch() -> None:
             while not is_over.wait(0.2):
-                if self.launcher is not None and os.getppid() != self.launcher:
+                if self.is_launcher_gone:
                     leave("stopped: the launcher is gone, before the training began", 128 + signal.SIGTERM)
                 if time.monotonic() > deadline:
                     leave(f"error: process {os.environ.get('RANK', '0')}: {could_not_meet()}", 1)

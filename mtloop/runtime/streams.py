@@ -11,6 +11,8 @@ import io
 import os
 import sys
 
+from mtloop.errors import first_line
+
 LAST_STANDARD_DESCRIPTOR = 2
 
 
@@ -37,7 +39,7 @@ class SafeStream(io.TextIOWrapper):
     def _report(self, error: OSError) -> None:
         is_first, self._is_reported = not self._is_reported, True
         if is_first and self is sys.stdout and not isinstance(error, BrokenPipeError):  # `| head` is no failure
-            reason = error.strerror or error
+            reason = first_line(error)
             print(f"mtloop: warning: standard output cannot be written ({reason}); continuing without", file=sys.stderr)
 
 

@@ -7,7 +7,6 @@ task trains or evaluates in its run folder, work_dir/name, and writes work_dir/n
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 from mtloop.atomic import write_json
 from mtloop.batching.loader import Update
+from mtloop.checkpoint.manifest import hash_file
 from mtloop.checkpoint.restore import load_weights
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import Config, changed
@@ -113,7 +113,6 @@ def train_updates(task: dict[str, Any], config: Config, runtime: Runtime, work_d
         "updates_per_epoch": run.loader.updates_per_epoch,
         "tokens_per_update": int(lengths.sum()) // run.loader.updates_per_epoch,
         "config": to_yaml(run.config),
-        "checkpoint": str(run.checkpointer.path),
     }
 
 
@@ -146,8 +145,7 @@ def train_whole(task: dict[str, Any], config: Config, runtime: Runtime, work_dir
 
     run.observers.append(observe)
     train(run)
-    digest = hashlib.sha256((run.folder.final_dir / "model.safetensors").read_bytes()).hexdigest()
-    return {"sha256": digest, "num_rows": len(run.train_rows)}
+    return {"sha256": hash_file(run.folder.final_dir / "model.safetensors")["sha256"]}
 
 
 def evaluate_weights(task: dict[str, Any], config: Config, runtime: Runtime, work_dir: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from mtloop.atomic import read_json_lines, write_json
+from mtloop.atomic import read_json, read_json_lines, write_json
 from mtloop.config.settings import Config, changed
 from mtloop.config.yaml_file import to_yaml
 from mtloop.errors import RunFailed, UserError
@@ -182,9 +181,8 @@ class Selfcheck:
             finally:
                 _end_processes(child)
         for task in tasks:
-            path = self.work_dir / f"{task['name']}.json"
-            if path.exists():
-                self.results[task["name"]] = json.loads(path.read_text(encoding="utf-8"))
+            if result := read_json(self.work_dir / f"{task['name']}.json"):
+                self.results[task["name"]] = result
         if (status == 0) == is_killed:
             self._fail(what, log_path)
         print(f"done: {what}", flush=True)
@@ -194,8 +192,8 @@ class Selfcheck:
         probe_path = self.work_dir / "probe.json"
         deadline = time.monotonic() + CHILD_TIMEOUT_S
         while child.poll() is None:
-            if probe_path.exists():
-                print(estimate(json.loads(probe_path.read_text(encoding="utf-8"))), flush=True)
+            if seconds := read_json(probe_path):
+                print(estimate(seconds), flush=True)
                 probe_path.unlink()
             if time.monotonic() > deadline:
                 raise RunFailed(
@@ -205,9 +203,7 @@ class Selfcheck:
         return child.returncode
 
     def _fail(self, what: str, log_path: Path) -> None:
-        error_path = self.work_dir / "error.json"
-        if error_path.exists():
-            error = json.loads(error_path.read_text(encoding="utf-8"))
+        if error := read_json(self.work_dir / "error.json"):
             raise (UserError if error["status"] == 2 else RunFailed)(error["message"])
         lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         print(*(f"    {line}" for line in lines[-15:]), sep="\n", file=sys.stderr)

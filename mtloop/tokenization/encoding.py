@@ -53,6 +53,7 @@ def encode_rows(
     source_prefix: str | None,
     num_workers: int | None,
     overwrite_cache: bool = False,
+    tokenizer_hash: str | None = None,
 ) -> Encoded:
     """Tokenize rows as tokenizer(source_prefix + source, text_target=target, truncation=True) would.
 
@@ -67,6 +68,7 @@ def encode_rows(
         source_prefix: Put before every source ("translate English to French: " for T5).
         num_workers: Worker processes; None is one per usable core, and one for fewer than 20,000 rows.
         overwrite_cache: Whether to tokenize again if there is a cache file.
+        tokenizer_hash: From tokenizer_fingerprint, where it is known; None to compute it.
 
     Raises:
         ValueError: There are no rows.
@@ -75,7 +77,7 @@ def encode_rows(
         raise ValueError("no rows to encode")
     limits = {"max_source_length": max_source_length, "max_target_length": max_target_length}
     settings = {**limits, "source_prefix": source_prefix or ""}
-    fingerprint = _encoding_fingerprint(rows, tokenizer, settings)
+    fingerprint = _encoding_fingerprint(rows, tokenizer_hash or tokenizer_fingerprint(tokenizer), settings)
     cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / "mtloop"
     cache_dir.mkdir(parents=True, exist_ok=True)
     side = List(Value("int32"))
@@ -96,9 +98,9 @@ def encode_rows(
     return _measure(encoded)
 
 
-def _encoding_fingerprint(rows: Dataset, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> str:
+def _encoding_fingerprint(rows: Dataset, tokenizer_hash: str, settings: dict[str, Any]) -> str:
     # datasets has no public name for _fingerprint. Its limit is 64 characters with the suffix of a shard.
-    parts = [_ENCODING_VERSION, transformers.__version__, rows._fingerprint, tokenizer_fingerprint(tokenizer), settings]
+    parts = [_ENCODING_VERSION, transformers.__version__, rows._fingerprint, tokenizer_hash, settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -147,19 +147,18 @@ def set_micro_batch_limit(run: Run, tokens: int, *, is_limit: bool) -> None:
     run.loader.max_tokens_per_micro_batch = tokens
     run.checkpointer.identity["max_tokens_per_micro_batch"] = tokens
     run.recovery.num_updates = 0
-    entry = {"max_tokens": tokens, "hardware": run.checkpointer.identity["hardware"], "is_limit": is_limit}
-    run.runtime.on_main(lambda: run.folder.update_record(micro_batch=entry))
+    run.runtime.on_main(lambda: _store_limit(run, tokens, is_limit=is_limit))
 
 
 def lower_limit_of_next_start(run: Run) -> None:
     """Store half the limit after a lack of memory on which the ranks cannot agree. Not collective."""
-    limit = {
-        "max_tokens": max(1, run.loader.max_tokens_per_micro_batch // 2),
-        "hardware": run.checkpointer.identity["hardware"],
-        "is_limit": True,
-    }
     with contextlib.suppress(OSError, RunFailed):
-        run.folder.update_record(micro_batch=limit)
+        _store_limit(run, max(1, run.loader.max_tokens_per_micro_batch // 2), is_limit=True)
+
+
+def _store_limit(run: Run, tokens: int, *, is_limit: bool) -> None:
+    hardware = run.checkpointer.identity["hardware"]
+    run.folder.update_record(micro_batch={"max_tokens": tokens, "hardware": hardware, "is_limit": is_limit})
 
 
 def step_if_finite(run: Run, grad_norm: Tensor) -> Tensor:

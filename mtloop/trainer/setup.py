@@ -56,10 +56,9 @@ def resolve_budget(config: Config, stored: Config | None, *, num_ranks: int) -> 
         )
     batch = config.batch
     # A stored configuration that starts another run has both: sentences per update are resolved already.
-    if batch.per_device_train_batch_size is None or batch.sentences_per_update is not None:
+    if batch.pairs_per_device is None or batch.sentences_per_update is not None:
         return config
-    accumulation = batch.gradient_accumulation_steps or 1
-    return changed(config, sentences_per_update=batch.per_device_train_batch_size * accumulation * num_ranks)
+    return changed(config, sentences_per_update=batch.pairs_per_device * num_ranks)
 
 
 def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime: Runtime, own: Functions = ()) -> Run:

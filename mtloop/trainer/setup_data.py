@@ -189,6 +189,7 @@ def _encode_pair(config: Config, pair: Pair, runtime: Runtime) -> tuple[Split, S
                 source_prefix=pair.prefix,
                 num_workers=data.preprocessing_num_workers,
                 overwrite_cache=data.overwrite_cache and runtime.accelerator.is_local_main_process,
+                tokenizer_hash=report["fingerprints"]["tokenizer"],
             )
         )
         counts = report["counts"][name]

@@ -5,7 +5,6 @@ Writes on the main process only. Must not know models or data.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from mtloop.atomic import write_json_lines
 from mtloop.errors import unwritable
 from mtloop.evaluation.metrics import metrics_of
 from mtloop.evaluation.significance import recorded_text
@@ -165,15 +165,17 @@ class Tracker:
             return
         stem = f"step_{step}" if name == "valid" else name
         path = self.folder.hypotheses_dir / f"{stem}.jsonl"
+        records = [
+            {"index": index, "source": source, "reference": reference, "hypothesis": hypothesis}
+            for (index, source, reference), hypothesis in zip(rows, hypotheses, strict=True)
+        ]
+        for record, pair in zip(records, pairs, strict=False):
+            record["pair"] = pair
         try:
             path.parent.mkdir(exist_ok=True)
-            with path.open("w", encoding="utf-8") as file:
-                for number, ((index, source, reference), hypothesis) in enumerate(zip(rows, hypotheses, strict=True)):
-                    record = {"index": index, "source": source, "reference": reference, "hypothesis": hypothesis}
-                    record |= {"pair": pairs[number]} if pairs else {}
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
             raise unwritable(path, error) from error
+        write_json_lines(path, records)
 
     def close_bar(self) -> None:
         if self._bar is not None:

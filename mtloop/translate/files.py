@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from mtloop.config.inputs import Dialect
 from mtloop.data.files import kind_of
 from mtloop.data.readers import Entry, Records
-from mtloop.errors import UserError
+from mtloop.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from mtloop.translate.translator import Translation
@@ -188,9 +188,9 @@ class Writer:
         try:
             self._table.write_table(pa.Table.from_pylist(list(rows), schema=self._table.schema))
         except pa.ArrowException as error:
-            reason = str(error).partition("\n")[0]
             raise UserError(
-                f"-o: row {self._number + 1} or below has other types than the first ({reason}). Give -o FILE.jsonl."
+                f"-o: row {self._number + 1} or below has other types than the first ({first_line(error)}). Give -o "
+                "FILE.jsonl."
             ) from error
 
     def _schema(self, rows: Sequence[dict[str, Any]], records: Records | None) -> pa.Schema:

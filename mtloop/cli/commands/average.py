@@ -30,7 +30,7 @@ from mtloop.cli.flags import (
     start_runtime,
 )
 from mtloop.config.settings import Config, is_from_scratch
-from mtloop.errors import UserError, rename_flag
+from mtloop.errors import UserError, first_line, rename_flag
 from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of
 from mtloop.evaluation.significance import score_text
 from mtloop.metrics_log import evaluations_of
@@ -278,9 +278,7 @@ def _write(out: Path, fill: Callable[[Path], None]) -> None:
         with new_folder(out) as folder:
             fill(folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"-o {out}: cannot be written ({getattr(error, 'strerror', None) or error}). Give another folder."
-        ) from error
+        raise UserError(f"-o {out}: cannot be written ({first_line(error)}). Give another folder.") from error
 
 
 def print_scores(

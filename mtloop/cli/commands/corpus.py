@@ -18,9 +18,9 @@ from mtloop.atomic import partial_name, write_json, write_json_lines
 from mtloop.checkpoint.listing import model_folder
 from mtloop.cli.flags import SWITCH, add_model_flags, check_counts, start_runtime
 from mtloop.cli.status import writing
-from mtloop.config.fields import help_text
+from mtloop.config.fields import help_text, kind_of
 from mtloop.config.inputs import DataConfig
-from mtloop.config.settings import Config
+from mtloop.config.settings import FIELDS, Config
 from mtloop.errors import UserError, rename_flag
 from mtloop.run_folder import RunFolder, stored_config
 
@@ -29,13 +29,12 @@ if TYPE_CHECKING:
 
     from mtloop.data.load import Corpus
 
-# Flags of train.py that select the rows and their lengths; the value is their type.
-DATA_FLAGS: dict[str, Any] = {
-    "dataset_name": str, "dataset_config_name": str, "validation_file": list, "test_file": list, "source_lang": str,
-    "target_lang": str, "source_column": str, "target_column": str, "quoting": str, "delimiter": str, "no_header": bool,
-    "source_prefix": str, "max_source_length": int, "max_target_length": int, "validation_split": float,
-    "split_seed": int, "preprocessing_num_workers": int,
-}  # fmt: skip
+# Flags of train.py that select the rows and their lengths.
+DATA_FLAGS = (
+    "dataset_name", "dataset_config_name", "validation_file", "test_file", "source_lang", "target_lang",
+    "source_column", "target_column", "quoting", "delimiter", "no_header", "source_prefix", "max_source_length",
+    "max_target_length", "validation_split", "split_seed", "preprocessing_num_workers",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +58,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("files", metavar="FILE", nargs="*", help="as --train_file of train.py: rows (.json, .jsonl, .csv, .tsv, "
         ".parquet), or two aligned text files, source first; or a run folder")  # fmt: skip
     add("--run", metavar="RUN", help="a run folder: the rows that it trains on, and its tokenizer")
-    helps = {field.name: help_text(field) for field in dataclasses.fields(DataConfig)}
-    for name, kind in DATA_FLAGS.items():
+    for name in DATA_FLAGS:
+        kind = kind_of(FIELDS[name])
         values: dict[str, Any] = {"nargs": "+"} if kind is list else {"type": kind}
         values = SWITCH if kind is bool else {"metavar": {int: "N", float: "X"}.get(kind, "TEXT"), **values}
-        add(f"--{name}", help=helps[name], **values)
+        add(f"--{name}", help=help_text(FIELDS[name]), **values)
     add("--tokenizer", metavar="NAME", help="count tokens too: a folder, a run folder, or a Hub name[@revision]")
     add("--model", metavar="M", help="count the tokens of this model; with --grep, its translations")
     add("--grep", metavar="PATTERN", help="instead of the report, show the pairs in which the source or the target "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtloop.config.environment import HubConfig
+from mtloop.config.settings import FIELDS
 from mtloop.errors import UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.parts import STATUS_NOT_PUSHED, Part, Target, epoch_parts, final_part, note_pushed
@@ -27,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hub_model_id", metavar="NAME")
     parser.add_argument("--hub_revision", metavar="BRANCH")
     parser.add_argument("--hub_license", metavar="LICENSE")
-    parser.add_argument("--hub_strategy", choices=("every_save", "end", "checkpoint"))
+    parser.add_argument("--hub_strategy", choices=FIELDS["hub_strategy"].metadata["choices"])
     parser.add_argument("--hub_private_repo", action="store_true", default=None)
     parser.add_argument("--hub_overwrite", action="store_true", default=None)
     parser.add_argument("--push_timeout", type=float, metavar="SECONDS", help="that one push may take")

@@ -105,7 +105,7 @@ def _train(asked: Config, functions: Functions) -> int:
         return _train_in_folder(config, runtime, functions)
 
     try:
-        # Reported before the end of the ranks' common ground: the launcher kills those that are left of a failed run.
+        # Reported before the process group ends: the launcher kills the other processes of a failed run.
         return reported(train, interrupted=BEFORE_TRAINING)
     finally:
         runtime.close()
@@ -182,7 +182,7 @@ def _note_failure(work: Callable[[], int], folder: RunFolder, runtime: Runtime) 
 
 
 def _goes_back(config: Config, folder: RunFolder) -> bool:
-    """Whether --resume_from_checkpoint names another checkpoint than the newest; a missing one is a UserError."""
+    """Return True if --resume_from_checkpoint names another checkpoint than the newest. Raises UserError."""
     from mtloop.checkpoint.listing import find_checkpoint
 
     asked = find_checkpoint(folder, config.output.resume_from_checkpoint)

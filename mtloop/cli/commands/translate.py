@@ -154,11 +154,11 @@ def run(given: argparse.Namespace) -> None:
     given.row_lang = given.source_lang or pairs[0][0]
     given.output_languages = [given.target_lang, *(target for _, target in pairs)]
     _check(given)
-    from mtloop.translate.translator import Translator
-
     _check_languages(given, trained)
     given.column = given.source_column or (trained.data.source_column if trained is not None else None)
     given.dialect = dialect_of(given, trained)
+    from mtloop.translate.translator import Translator
+
     runtime = start_runtime(given)
     names = ("model", "source_lang", "target_lang", "source_prefix", "num_beams", "n_best", "max_tokens_per_batch",
              "max_source_length", "max_target_length", "trust_remote_code", "engine")  # fmt: skip
