@@ -208,6 +208,7 @@ def parts_of(model, name):
     "parts", [["encoder"], ["decoder"], ["embeddings"], pytest.param(["encoder", "embeddings"], marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_freeze_keeps_the_parts_bitwise_and_trains_the_rest(tiny_configs, family, parts):
     model = new_model(tiny_configs[family])
     movable = {name for name, weight in model.named_parameters() if weight.requires_grad}

@@ -63,6 +63,7 @@ def three(tiny_model, marian_tokenizer, tmp_path_factory):
 
 
 @pytest.mark.parametrize("max_shard_size", ["200KB", pytest.param("1GB", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_average_into_is_the_mean_and_loads(three, tiny_model, marian_tokenizer, tmp_path, max_shard_size):
     last = save(tiny_model, marian_tokenizer, tmp_path / "last", max_shard_size=max_shard_size)
     assert (len(list(last.glob("*.safetensors"))) > 1) == (max_shard_size == "200KB")
@@ -290,6 +291,7 @@ def test_average_command_interpolates_with_the_base(run_command, three, rows_pat
         assert all(torch.equal(tensor, weights_of(end)[name]) for name, tensor in weights_of(out).items())
 
 
+@pytest.mark.slow
 def test_average_command_refuses_a_base_of_another_vocabulary(
     run_command, three, tiny_model, marian_tokenizer, tmp_path
 ):

@@ -237,6 +237,7 @@ def shapes_for(source, target, budget, **options):
 @pytest.mark.parametrize("budget", [Budget(tokens=400), Budget(sentences=16), Budget(sentences=1)])
 @pytest.mark.parametrize("num_ranks", [1, 2, 8])
 @pytest.mark.parametrize("max_shapes", [1, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
 def test_shapes_hold_every_sentence_once_and_are_the_same_on_every_rank(budget, num_ranks, max_shapes):
     source, target = heavy_tailed_lengths(2_000)
     shapes = shapes_for(source, target, budget, num_ranks=num_ranks, max_shapes=max_shapes)

@@ -54,6 +54,7 @@ def cost(open_runtime, monkeypatch):
 @pytest.mark.parametrize(
     ("bf16_s", "expected"), [(0.005, "bf16"), (0.04, "no"), (0.0195, "no")], ids=["faster", "slower", "about as fast"]
 )
+@pytest.mark.slow
 def test_the_faster_one_is_taken_and_the_run_keeps_it(new_run, open_runtime, cost, capsys, bf16_s, expected):
     made = cost({"no": 0.02, "bf16": bf16_s})
     run = new_run(**LONG)
@@ -185,6 +186,7 @@ def test_what_was_found_is_kept_for_a_resume_on_the_same_hardware(new_run, monke
     assert again.loader.max_tokens_per_micro_batch == 777
 
 
+@pytest.mark.slow
 def test_a_number_that_is_given_holds_whatever_was_found(new_run, monkeypatch):
     available(monkeypatch, 10**9)
     choose_micro_batches(new_run(max_tokens_per_micro_batch="auto"))

@@ -233,6 +233,7 @@ def test_save_does_not_change_the_run(new_trained):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("kind", ["weight", "exp_avg_sq"])
+@pytest.mark.slow
 def test_save_refuses_values_that_are_not_finite(new_trained, folder, kind, value):
     trained = new_trained()
     trained.train(1)
@@ -303,6 +304,7 @@ def test_manifest_describes_the_checkpoint(new_trained, folder):
         ("micro_batch_overhead", 7, "100"),
     ],
 )
+@pytest.mark.slow
 def test_restore_logs_other_conditions(new_trained, folder, capsys, name, then, now):
     trained = new_trained()
     budgets = {"max_tokens_per_micro_batch": 4096, "micro_batch_overhead": 100}
@@ -454,6 +456,7 @@ def test_choose_checkpoint_ignores_file_times(new_trained, folder):
         pytest.param(9, None, [1, 2, 3, 4, 5], marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_prune_keeps_the_last_and_the_best(new_trained, folder, limit, best, kept):
     trained = new_trained(save_total_limit=limit)
     trained.save(1, 2, 3, 4, 5, best=best)
@@ -545,6 +548,7 @@ def test_background_save_writes_the_same_bytes(new_trained, folder):
     assert files[0] == files[1] and "training/optimizer.pt" in files[0]
 
 
+@pytest.mark.slow
 def test_background_saves_do_not_overlap(new_trained, folder, held):
     trained = new_trained(save_total_limit=1)
     order = []
@@ -581,6 +585,7 @@ def test_background_save_error_is_raised_in_the_loop(new_trained, folder, limit_
     assert names_in(folder.checkpoints_dir) == ["latest", "step_1", "step_2"]
 
 
+@pytest.mark.slow
 def test_close_waits_for_the_background_save(new_trained, folder, held):
     trained = new_trained()
     trained.train(1)
@@ -929,6 +934,7 @@ def test_checkpoint_loads_with_transformers(new_trained, folder, marian_tokenize
         pytest.param(True, None, 5, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_publish_final_copies_the_best_or_the_last(new_trained, folder, is_best, best, expected):
     trained = new_trained()
     folder.final_dir.mkdir()

@@ -660,6 +660,7 @@ def test_load_named_reads_tsv_without_quoting() -> None:
     assert sorted(texts(semi.train) + texts(semi.valid)) == [("a;b", "c"), ("d", "e")]
 
 
+@pytest.mark.slow
 def test_load_corpus_reads_rows_as_libraries_write_them() -> None:
     rows = datasets.Dataset.from_list(TRANSLATIONS)
     rows.to_csv("python.csv")  # the text of a Python dict

@@ -54,6 +54,7 @@ def test_shift_right_follows_the_row(name):
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "fsmt"])  # cannot list its embeddings
+@pytest.mark.slow
 def test_choose_trained_finds_the_attention_of_the_row(name):
     model = tiny_model(name)
     (line,) = choose_trained(model, TuningConfig(lora_rank=2, lora_alpha=2), name="m")
@@ -73,6 +74,7 @@ def test_batch_loss_sum_is_the_loss_of_the_model(name):
 
 
 @every_family
+@pytest.mark.slow
 def test_load_model_freezes_tables_of_sines_only(name, marian_tokenizer, tmp_path):
     tiny_model(name, marian_tokenizer).save_pretrained(tmp_path)
     model = load_model(str(tmp_path), marian_tokenizer, dropout=None)

@@ -44,6 +44,7 @@ def generate(model, rows, lengths, runtime, pad_id, max_tokens):
 
 
 @pytest.mark.parametrize("max_tokens", [60, 10_000, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_generate_rows_equals_plain_generate_row_by_row(
     tiny_model, plain_tokens, rows, lengths, runtime, marian_tokenizer, max_tokens
 ):
@@ -128,6 +129,7 @@ def test_generate_rows_uses_the_generation_config(tiny_model, rows, lengths, run
 
 
 @pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: [*b, b[0][:1]]], ids=["one missing", "one twice"])
+@pytest.mark.slow
 def test_by_row_index_requires_each_row_once(tiny_model, rows, lengths, runtime, marian_tokenizer, change):
     model = copy.deepcopy(tiny_model)
     model.generation_config.max_length = 3

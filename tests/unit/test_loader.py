@@ -153,6 +153,7 @@ def test_micro_batches_keep_within_their_budget(new_loader):
 
 
 @pytest.mark.parametrize("num_ranks", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_micro_batches_of_given_shapes_hold_the_same_sentences(new_loader, small_set, num_ranks):
     rows, source_lengths, target_lengths = small_set
     limits = {"max_tokens": 120, "overhead": 20, "longest": (64, 64)}
@@ -186,6 +187,7 @@ def test_the_share_of_real_tokens_is_that_of_the_tensors(new_loader):
         assert loader.share_of_real_tokens() == pytest.approx(real / padded, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_filler_counts_nothing(new_loader):
     """One sentence an update on three ranks: two of them only keep in step."""
     updates = [epoch_of(new_loader(budget=Budget(sentences=1), rank=rank, num_ranks=3)) for rank in range(3)]

@@ -292,6 +292,7 @@ def test_load_model_refuses_weights_that_are_not_finite(model_dirs, marian_token
     assert_one_line(caught, f"--model_name_or_path {tmp_path}", "not finite, for example", ".weight")
 
 
+@pytest.mark.slow
 def test_load_model_accepts_a_bias_that_forbids_tokens(model_dirs, marian_tokenizer, tmp_path):
     model = copy.deepcopy(load(model_dirs, "marian", marian_tokenizer))
     model.final_logits_bias[0, 5] = -math.inf

@@ -163,6 +163,7 @@ def holder(folder, project):
     process.wait()
 
 
+@pytest.mark.slow
 def test_lock_refuses_a_second_process(folder, holder):
     said = []
     with pytest.raises(UserError, match=f"--output_dir {folder.path}: process {holder.pid} on .* is training in it"):
@@ -175,6 +176,7 @@ def test_lock_refuses_a_second_process(folder, holder):
     folder.unlock()
 
 
+@pytest.mark.slow
 def test_lock_waits_for_a_process_that_leaves(folder, holder):
     killer = threading.Timer(0.5, holder.kill)
     killer.start()

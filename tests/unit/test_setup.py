@@ -64,6 +64,7 @@ def test_a_folder_that_cannot_be_made_is_refused(runtime, tmp_path):
         claim_folder(config_of(output_dir=tmp_path / "file" / "run"), runtime)
 
 
+@pytest.mark.slow
 def test_what_another_process_writes_may_be_seen_late(tmp_path):
     """As over a network: the file is not there at first, then empty."""
     path = tmp_path / "probe"
@@ -80,6 +81,7 @@ def test_what_another_process_writes_may_be_seen_late(tmp_path):
 
 
 @pytest.mark.parametrize("found", [None, "another run's"])
+@pytest.mark.slow
 def test_a_folder_that_a_process_does_not_share_is_refused(tmp_path, found):
     if found is not None:
         (tmp_path / "probe").write_text(found)

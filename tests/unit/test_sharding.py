@@ -73,6 +73,7 @@ FAST = ("marian", "t5")
     "name",
     [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "madlad"],
 )
+@pytest.mark.slow
 def test_each_layer_of_every_family_is_a_unit_and_the_model_computes_what_it_did(one_rank, family_dir, name):
     plain, model = load(family_dir(name)), load(family_dir(name))
     layers = layers_of(model)
@@ -109,6 +110,7 @@ def test_a_model_without_layers_is_refused_by_its_kind(tiny_configs):
 
 
 @pytest.mark.parametrize("reshard", [True, False])
+@pytest.mark.slow
 def test_layers_are_given_up_after_the_forward_as_asked(one_rank, family_dir, reshard):
     model = shard_all(load(family_dir("marian")), reshard_after_forward=reshard).train()
     loss = model(**BATCH).logits.sum()

@@ -50,6 +50,7 @@ def run_in(tmp_path, redirection, **environment):
         ("> >(exit)", ["on error"]),
     ],
 )
+@pytest.mark.slow
 def test_make_streams_safe_drops_what_cannot_be_written(tmp_path, redirection, words):
     done = run_in(tmp_path, redirection)
     assert done.returncode == 7
@@ -77,6 +78,7 @@ def test_make_streams_safe_escapes_what_encoding_lacks(tmp_path, environment, do
 
 @pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "| true", "<&-"])
 @pytest.mark.parametrize("words", ["--version", "--help", "evaluate --help", "train --help"])
+@pytest.mark.slow
 def test_help_ends_with_status_0_where_nobody_listens(tmp_path, redirection, words):
     command = f'"$0" -m mtloop {words} {redirection}; echo "status ${{PIPESTATUS[0]}}" >seen'
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONIOENCODING": "ascii"}

@@ -226,6 +226,7 @@ def test_a_learning_rate_that_is_not_finite_fails_the_run_with_the_weights_uncha
     assert not has_moved(run, before) and list_checkpoints(run.folder) == []
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_not_finite_is_never_saved(new_run):
     run = new_run(max_train_steps=2)
     weight = run.model.get_input_embeddings().weight
@@ -555,6 +556,7 @@ def test_a_run_from_scratch_is_compared_with_nothing(new_run):
     assert [set(found) for found in chances(run)] == [{"step", "bleu_ci", "chrf_ci"}] * 3
 
 
+@pytest.mark.slow
 def test_train_writes_results_before_printing_and_saves_before_samples(new_run, monkeypatch):
     run, events = new_run(max_train_steps=1, eval_on_start=True), []
     save, print_row = run.checkpointer.save, run.tracker._print_row

@@ -379,6 +379,7 @@ def test_translator_reads_half_surrogate_pair_as_replacement(translator):
 # The command
 
 
+@pytest.mark.slow
 def test_translate_counts_half_surrogate_pairs(run_command, tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text('{"en": "open"}\n{"en": "a \\ud83d"}\n')
