@@ -13,10 +13,27 @@ from functools import lru_cache
 
 import langcodes
 from langcodes.data_dicts import LIKELY_SUBTAGS, MACROLANGUAGES
+from language_data.names import name_to_code
 
 # Unicode's distance of nb from no, and of arb from ar, which are one language. Others are 4 or more.
 MAX_DISTANCE = 1
 NUM_SHOWN = 8
+# gettext's modifiers that name a script (uz@cyrillic), also at the end of a variant (sr@ijekavianlatin). Another one is
+# the name or the code of a script (ks@aran), or a variant (ca@valencia) if it is long enough, or it says nothing about
+# the language (de@euro).
+MODIFIERS = {"latin": "latn", "iqtelif": "latn", "cyrillic": "cyrl", "arabic": "arab", "devanagari": "deva"}
+MIN_VARIANT, MAX_VARIANT = 5, 8  # characters of a subtag
+# NLLB's members of macrolanguages for which Unicode has other ones (pbu, quz and fuc).
+NLLB_MEMBERS = {"pbt": "ps", "quy": "qu", "fuv": "ff"}
+# Scripts that have others as parts.
+COMPOSITE_SCRIPTS = {
+    "Hani": ("Hans", "Hant"),
+    "Jpan": ("Hani", "Hira", "Kana", "Hrkt"),
+    "Kore": ("Hang", "Hani"),
+    "Arab": ("Aran",),
+}
+# Languages that models or corpora write in another script than Unicode's usual one.
+OF_UNSURE_SCRIPT = frozenset(("crh", "sat", "tzm"))
 # mBART's code for any region.
 ANY_REGION = "XX"
 # T5's tokens of target languages (MADLAD-400): <2fr>, <2zh_Hant>, <2nan_Latn_TW>; not its <2translate>, <2Latn> (a
@@ -34,7 +51,7 @@ def match_language(wanted: str, known: Iterable[str]) -> list[str]:
     """Find the codes of `known` that denote a language.
 
     Args:
-        wanted: A code of any style (fr, fr_FR, fra_Latn, zh-Hans), or a name (French).
+        wanted: A code of any style (fr, fr_FR, fra_Latn, zh-Hans, sr@latin), or a name (French).
         known: Codes of any style; the marks of a language token (>>fra<<, <2fr>) are allowed.
 
     Returns:
@@ -51,9 +68,15 @@ def match_language(wanted: str, known: Iterable[str]) -> list[str]:
 
 
 def advise(wanted: str, known: Sequence[str]) -> str:
-    """Return the remedy for an unknown or ambiguous language: a sentence with the nearest codes."""
+    """Return the remedy for an unknown or ambiguous language: a sentence with the nearest codes.
+
+    The nearest are those of the same language in another script, and the members of a macrolanguage.
+    """
     if found := match_language(wanted, known):
         return f"Give one of {_listed(found)}."
+    meant = _parse(wanted) or _find(wanted)
+    if meant is not None and (relatives := _relatives(meant, known)):
+        return f"Give one of {_listed(relatives)}."
     by_name = {language_name(code).lower(): code for code in known}
     codes = [by_name[name] for name in difflib.get_close_matches(wanted.lower(), by_name, n=3, cutoff=0.7)]
     if len(wanted) > len("fra"):  # two letters are similar to every code
@@ -65,7 +88,8 @@ def advise(wanted: str, known: Sequence[str]) -> str:
 def language_name(code: str) -> str:
     """Return a language's English name (French), or the code itself if it has none."""
     language = _parse(code)
-    return language.language_name("en") if language is not None and language.is_valid() else code
+    is_known = language is not None and langcodes.Language.make(language=language.language).is_valid()
+    return language.language_name("en") if language is not None and is_known else code
 
 
 def base_code(code: str) -> str:
@@ -113,7 +137,23 @@ def _listed(codes: Sequence[str]) -> str:
 
 def _plain(code: str) -> str:
     bare = code.removeprefix(">>").removesuffix("<<") if code.startswith(">>") else code
-    return (LANGUAGE_TOKEN.sub(r"\1", bare)).replace("_", "-").lower()
+    code, _, modifier = LANGUAGE_TOKEN.sub(r"\1", bare).replace("_", "-").lower().partition("@")
+    if not modifier:
+        return code
+    script, variant = _read_modifier(re.sub("[^a-z0-9]", "", modifier))
+    language, *rest = code.split("-")
+    return "-".join(part for part in (language, script, *rest, variant) if part)
+
+
+@lru_cache(maxsize=256)
+def _read_modifier(modifier: str) -> tuple[str, str]:
+    """Return the script and the variant that a modifier of gettext names, "" for none."""
+    script = name_to_code("script", modifier, "en")
+    if script or (len(modifier) == len("Latn") and langcodes.Language.make(script=modifier.title()).is_valid()):
+        return (script or modifier).lower(), ""
+    ending = next((ending for ending in MODIFIERS if modifier.endswith(ending)), "")
+    variant = modifier.removesuffix(ending)[:MAX_VARIANT]
+    return MODIFIERS.get(ending, ""), variant if len(variant) >= MIN_VARIANT else ""
 
 
 @lru_cache(maxsize=4096)
@@ -132,7 +172,9 @@ def _parse(code: str) -> langcodes.Language | None:
     script = language.script
     if territory and not script:
         script = language.maximize().script
-    return langcodes.Language.make(language=language.language, script=script, territory=territory)
+    return langcodes.Language.make(
+        language=language.language, script=script, territory=territory, variants=language.variants
+    )
 
 
 @lru_cache(maxsize=256)
@@ -149,17 +191,59 @@ def _match(meant: langcodes.Language, known: tuple[str, ...]) -> Sequence[str]:
         (code, language)
         for code in known
         if (language := _parse(code)) is not None
-        and _agree(meant.script, language.script)
-        and _agree(meant.territory, language.territory)
-        and langcodes.tag_distance(str(meant.language), str(language.language)) <= MAX_DISTANCE
+        and _is_same(str(meant.language), str(language.language))
+        and (meant.script is None or _agree(meant.script, language.script or _usual_script(language)))
+        and (meant.territory is None or language.territory in (None, meant.territory))
     ]
     # zho_Hant of zh and zh_Hant; fr of fr and fr_CA, not fa of prs, which is fa_AF, and pes; zh_TW of zh and zh_Hant.
-    for parts in (("language", "script", "territory"), ("language", "territory"), ("language", "script")):
+    for parts in (
+        ("language", "script", "territory", "variants"),
+        ("language", "territory", "variants"),
+        ("language", "territory"),
+        ("language", "script"),
+        ("territory",),
+    ):
         exact = [code for code, one in found if all(getattr(one, part) == getattr(meant, part) for part in parts)]
         if len(exact) == 1:
             return exact
     return [code for code, _ in found]
 
 
-def _agree(wanted: str | None, other: str | None) -> bool:
-    return wanted is None or other is None or wanted == other
+def _relatives(meant: langcodes.Language, known: Sequence[str]) -> list[str]:
+    """Find the codes of a language in any script, and of the members of a macrolanguage."""
+    return [
+        code
+        for code in known
+        if (language := _parse(code)) is not None
+        and (_is_same(str(meant.language), str(language.language)) or _macro(language.language) == meant.language)
+    ]
+
+
+def _is_same(one: str, other: str) -> bool:
+    return (
+        langcodes.tag_distance(one, other) <= MAX_DISTANCE
+        or NLLB_MEMBERS.get(one) == other
+        or NLLB_MEMBERS.get(other) == one
+    )
+
+
+def _macro(language: str | None) -> str | None:
+    return MACROLANGUAGES.get(str(language))
+
+
+def _usual_script(language: langcodes.Language) -> str | None:
+    """Return the script of a code that names none, None if it is not known; zh is written in both scripts."""
+    code = str(language.language)
+    if code in OF_UNSURE_SCRIPT or code not in LIKELY_SUBTAGS:
+        return None
+    script = language.maximize().script
+    return "Hani" if script in COMPOSITE_SCRIPTS["Hani"] else script
+
+
+def _agree(wanted: str, other: str | None) -> bool:
+    return (
+        other is None
+        or wanted == other
+        or other in COMPOSITE_SCRIPTS.get(wanted, ())
+        or wanted in COMPOSITE_SCRIPTS.get(other, ())
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mtloop.checkpoint.listing import model_folder
 from mtloop.config.environment import HardwareConfig
 from mtloop.config.evaluation import BLEU_TOKENIZERS
-from mtloop.config.fields import BOOLS, MAX_BATCH_TOKENS, MAX_COUNT, check_value, separate
+from mtloop.config.fields import BOOLS, LEAVE_ONE_OUT, MAX_BATCH_TOKENS, MAX_COUNT, check_value, separate
 from mtloop.config.inputs import DataConfig, Dialect
 from mtloop.config.settings import FIELDS, Config
 from mtloop.errors import UserError, rename_flag
@@ -36,7 +36,7 @@ HIGHEST = {
 }
 LOWEST = {"max_target_length": FIELDS["max_target_length"].metadata["minimum"]}
 # As in train.py.
-SETTINGS = ("source_lang", "target_lang", "source_column", "target_column", "source_prefix")
+SETTINGS = ("source_lang", "target_lang", "source_key", "target_key", "source_column", "target_column", "source_prefix")
 TABLE_SETTINGS = ("quoting", "delimiter", "no_header")
 # A switch of the settings, which accepts its value as in train.py; other text is refused by the settings.
 SWITCH: dict[str, Any] = {
@@ -171,6 +171,32 @@ def _named(text: str) -> tuple[str, list[str]]:
     return name or Path(paths[0]).name.split(".")[0], paths
 
 
+def check_keys(given: argparse.Namespace) -> None:
+    """Refuse a key and a column of the rows.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for side in ("source", "target"):
+        if (key := getattr(given, f"{side}_key", None)) and given.source_column:
+            raise UserError(f"--{side}_key: --source_column is given as well (got {key}). {LEAVE_ONE_OUT}")
+
+
+def own_places(given: argparse.Namespace, data: DataConfig) -> dict[str, str | None]:
+    """Return the keys and the columns of a run's rows as far as the flags name no other ones.
+
+    A key belongs to the run's language: it is None where the flags ask for another one.
+    """
+    places: dict[str, str | None] = {}
+    for side in ("source", "target"):
+        asked, own = getattr(given, f"{side}_lang"), getattr(data, f"{side}_lang")
+        is_own = asked is None or bool(own and match_language(asked, [own]))
+        places[f"{side}_key"] = getattr(data, f"{side}_key") if is_own and not given.source_column else None
+        has_key = given.source_key or getattr(given, "target_key", None)
+        places[f"{side}_column"] = None if has_key else getattr(data, f"{side}_column")
+    return places
+
+
 def fill_settings(given: argparse.Namespace, trained: Config | None) -> None:
     """Take languages and columns that are not given from the run's own configuration.
 
@@ -178,11 +204,11 @@ def fill_settings(given: argparse.Namespace, trained: Config | None) -> None:
     run brings its languages.
     """
     given.is_one_pair = bool(given.source_lang and given.target_lang)
-    if trained is None or (trained.data.pairs and given.test_set):
-        return
-    source_lang, target_lang = trained.data.languages[0]
-    own = {"source_lang": source_lang, "target_lang": target_lang}
-    own |= {name: getattr(trained.data, name) for name in ("source_column", "target_column")}
+    check_keys(given)
+    own: dict[str, str | None] = {"source_lang": given.source_key, "target_lang": given.target_key}
+    if trained is not None and not (trained.data.pairs and given.test_set):
+        own = own_places(given, trained.data)
+        own["source_lang"], own["target_lang"] = trained.data.languages[0]
     for name, value in own.items():
         if getattr(given, name) is None:
             setattr(given, name, value)
@@ -237,7 +263,7 @@ def load_test_sets(given: argparse.Namespace, trained: Config | None) -> list[Te
     from mtloop.data.load import load_test_set
     from mtloop.data.rows import Columns, note_lines
 
-    columns = Columns(given.source_lang, given.target_lang, given.source_column, given.target_column)
+    columns = Columns.of(given)
     dialect, found = dialect_of(given, trained), {}
     for name, files in map(_named, given.test_set):
         found[name], counts = load_test_set("--test_set", files, columns, dialect=dialect)

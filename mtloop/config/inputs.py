@@ -76,6 +76,18 @@ class DataConfig(Group):
         unset="required without --target_column or --pairs",
         same_run=True,
     )
+    source_key: str | None = setting(
+        None,
+        "language of the source in the rows, where the model has another code",
+        unset="--source_lang",
+        same_run=True,
+    )
+    target_key: str | None = setting(
+        None,
+        "language of the target in the rows, where the model has another code",
+        unset="--target_lang",
+        same_run=True,
+    )
     source_column: str | None = setting(
         None, "column of the source text; a number with --no_header", unset="found from --source_lang", same_run=True
     )
@@ -168,6 +180,13 @@ class DataConfig(Group):
                 got=" ".join(self.train_file),
                 remedy=LEAVE_ONE_OUT,
             )
+        for side in ("source", "target"):
+            if not (key := getattr(self, f"{side}_key")):
+                continue
+            if self.source_column:
+                raise FieldError(f"{side}_key", "--source_column is given as well", got=key, remedy=LEAVE_ONE_OUT)
+            if not self.pairs and not getattr(self, f"{side}_lang"):
+                object.__setattr__(self, f"{side}_lang", key)
         for given, missing in (("source_column", "target_column"), ("target_column", "source_column")):
             if getattr(self, given) and not getattr(self, missing):
                 raise FieldError(
@@ -181,18 +200,24 @@ class DataConfig(Group):
                 got="no column",
                 remedy="Add --source_column and --target_column, for example 1 and 2.",
             )
-        if self.source_lang and self.source_lang == self.target_lang and not self.source_column:
+        if (
+            self.source_lang
+            and self.source_lang == self.target_lang
+            and not self.source_column
+            and len(set(self.row_languages)) < 2
+        ):
             raise FieldError(
                 "target_lang",
                 "the same as --source_lang",
                 got=self.target_lang,
-                remedy="Give another language, or --source_column and --target_column.",
+                remedy="Give another language, or the columns or keys of the rows.",
             )
         if self.pairs:
             self._check_pairs(self.pairs)
 
     def _check_pairs(self, pairs: str) -> None:
-        for other in ("source_lang", "target_lang", "source_column", "source_prefix", "dataset_config_name"):
+        for other in ("source_lang", "target_lang", "source_key", "target_key", "source_column", "source_prefix",
+                      "dataset_config_name"):  # fmt: skip
             if value := getattr(self, other):
                 raise FieldError("pairs", f"--{other} {value} is given as well", got=pairs, remedy=LEAVE_ONE_OUT)
         for name in self.pair_names:
@@ -218,6 +243,11 @@ class DataConfig(Group):
         if not self.pairs:
             return ((self.source_lang, self.target_lang),)
         return tuple((name.partition("-")[0], name.partition("-")[2]) for name in self.pair_names)
+
+    @property
+    def row_languages(self) -> tuple[str | None, str | None]:
+        """Source and target language as the rows have them."""
+        return self.source_key or self.source_lang, self.target_key or self.target_lang
 
     def of_pairs(self) -> tuple["DataConfig", ...]:
         """Return one configuration per pair."""

@@ -45,7 +45,7 @@ ALTERNATIVES = (
         ("per_device_train_batch_size", "gradient_accumulation_steps"),
     ),
     # the languages
-    (("source_lang", "target_lang"), ("pairs",)),
+    (("source_lang", "target_lang", "source_key", "target_key"), ("pairs",)),
 )
 
 Warn = Callable[[str], object]

@@ -69,7 +69,7 @@ def load_corpus(
         UserError: for whatever the user can correct.
         RunFailed: for a cache that cannot be written.
     """
-    columns = Columns(data.source_lang, data.target_lang, data.source_column, data.target_column)
+    columns = Columns.of(data)
     try:
         return _assemble(data, _load_raws(data, columns, Store(cache_dir, data.overwrite_cache), sources or {}, say))
     except OSError as error:

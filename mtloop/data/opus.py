@@ -103,16 +103,19 @@ def given_languages(name: str, columns: Columns) -> tuple[str, str]:
         UserError: one is missing.
     """
     if not (columns.source_lang and columns.target_lang):
-        raise UserError(
-            f"--dataset_name: {name} requires both languages. Give --source_lang and --target_lang (en and fr)."
-        )
+        flags = " and ".join(columns.flags)
+        raise UserError(f"--dataset_name: {name} requires both languages. Give {flags} (en and fr).")
     return columns.source_lang, columns.target_lang
 
 
 def _spellings(language: str) -> list[str]:
-    """Return the codes to try for a language; a name has its base code only."""
-    given = [language] if _CODE.fullmatch(language) else []
-    return list(dict.fromkeys([*given, base_code(language)]))
+    """Return the codes to try for a language: itself, and its base code unless that is another one, as sr of sr@latin.
+
+    A name has its base code only.
+    """
+    base = [code for code in [base_code(language)] if match_language(language, [code])]
+    given = [language] if _CODE.fullmatch(language) or not base else []
+    return list(dict.fromkeys([*given, *base]))
 
 
 class Archive:
@@ -192,9 +195,10 @@ def load_kde4(columns: Columns, store: Store, *, recorded: str | None, say: Say)
     Raises:
         UserError: a language that KDE4 does not have, or the reason why each source failed.
     """
-    source, target = map(find_code, ("--source_lang", "--target_lang"), given_languages("kde4", columns))
+    source, target = map(find_code, columns.flags, given_languages("kde4", columns))
     if source == target:
-        raise UserError(f"--target_lang: the source language of kde4 again (got {columns.target_lang}). Give another.")
+        again = "the source language of kde4 again"
+        raise UserError(f"{columns.flags[1]}: {again} (got {columns.target_lang}). Give another.")
     pair = "-".join(sorted((source, target)))
     archive = Archive("KDE4", "v2", source, target)
     routes: dict[str, tuple[str, Callable[[], LoadedSplit]]] = {

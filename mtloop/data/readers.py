@@ -279,7 +279,13 @@ class Texts:
     """
 
     def __init__(
-        self, name: str, *, column: str | None, source_lang: str | None, dialect: Dialect | None = None
+        self,
+        name: str,
+        *,
+        column: str | None,
+        source_lang: str | None,
+        source_key: str | None = None,
+        dialect: Dialect | None = None,
     ) -> None:
         """Prepare to read; nothing is opened yet.
 
@@ -287,10 +293,12 @@ class Texts:
             name: A path, or - for the lines of standard input.
             column: The column of the text; None looks for the source language, "source" and "text".
             source_lang: Language code; also the key in a row's "translation".
+            source_key: The only key to look for, in a row or its "translation"; None for the above.
             dialect: The form of a csv or tsv file; None for the usual one.
         """
-        self._file, self._column, self._source_lang = InputFile(name, name), column, source_lang
-        kind = "text" if name == STDIN else kind_of("FILE", [name], [source_lang])
+        self._file, self._column = InputFile(name, name), column
+        self._source_key, self._source_lang = source_key, source_key or source_lang
+        kind = "text" if name == STDIN else kind_of("FILE", [name], [self._source_lang])
         self.records = None if kind == "text" else Records(self._file, kind, dialect=dialect)
         self.notes: Counter[str] = Counter()
 
@@ -314,13 +322,15 @@ class Texts:
         column, source_lang = self._column, self._source_lang
         languages = by_language(row.get(TRANSLATION)) if column is None else None
         place: Mapping[str, Any] = languages if isinstance(languages, Mapping) else row
-        names = [column] if column else [name for name in (source_lang, "source", "text") if name]
+        named = column or self._source_key
+        names = [named] if named else [name for name in (source_lang, "source", "text") if name]
         found = next((name for name in names if name in place), None)
         if found is None and source_lang and not column:
             found = find_key(source_lang, place)
         if found is None:
             there = ", ".join(map(str, place)) or "none"
-            remedy = "Give --source_column" if column else "Give --source_lang or --source_column"
+            key = "--source_key" if self._source_key else "--source_lang"
+            remedy = "Give --source_column" if column else f"Give {key} or --source_column"
             raise UserError(f"{where}: no column {' or '.join(names)}. {remedy}; the columns are {there}.")
         text = place[found]
         if not isinstance(text, str):

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,35 @@ def _parsed(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Columns:
-    """The place of the two texts in a row: two named columns, or two languages."""
+    """The place of the two texts in a row: two named columns, or two languages.
+
+    Attributes:
+        source_lang: Language of the source, or its key where that is given apart.
+        target_lang: As source_lang.
+        source_column: Column of the source.
+        target_column: Column of the target.
+        flags: Those that named the languages, for messages.
+    """
 
     source_lang: str | None = None
     target_lang: str | None = None
     source_column: str | None = None
     target_column: str | None = None
+    flags: tuple[str, str] = field(default=("--source_lang", "--target_lang"), compare=False)
+
+    @classmethod
+    def of(cls, settings: Any) -> Columns:
+        """Return the place that the settings of these names say: the keys, else the languages, else the columns."""
+        source, target = (
+            f"{side}_{'key' if getattr(settings, f'{side}_key') else 'lang'}" for side in ("source", "target")
+        )
+        return cls(
+            getattr(settings, source),
+            getattr(settings, target),
+            settings.source_column,
+            settings.target_column,
+            flags=(f"--{source}", f"--{target}"),
+        )
 
     def __post_init__(self) -> None:
         if bool(self.source_column) != bool(self.target_column):
@@ -145,7 +168,7 @@ class Columns:
         Raises:
             UserError: naming what is missing and what the source has.
         """
-        flags = ("--source_lang", "--target_lang")
+        flags = self.flags
         if self.source_column:
             flags, present, what = ("--source_column", "--target_column"), columns, "column"
         elif TRANSLATION in columns:
@@ -161,6 +184,8 @@ class Columns:
                 raise UserError(f"{where}: no column {TRANSLATION!r}. {remedy}: {there}.")
             if self.key(name, present) not in present:
                 other = "; or give --no_header to number the columns" if what == "column" and name.isdigit() else ""
+                if flag.endswith("_lang"):
+                    other += f"; where the model has another code, give it to {flag.replace('_lang', '_key')}"
                 raise UserError(f"{flag}: no row of {where} has this {what} (got {name}). Choose from: {there}{other}.")
 
 

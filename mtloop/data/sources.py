@@ -96,8 +96,8 @@ def _check_text_pair(flag: str, patterns: list[str], paths: list[str], columns: 
     endings = [Path(path.removesuffix(".gz")).suffix.removeprefix(".") for path in paths]
     if endings == [columns.target_lang, columns.source_lang] and endings[0] != endings[1]:
         raise UserError(
-            f"{flag}: the two files seem to be swapped (got {' '.join(paths)} with --source_lang {endings[1]}). Give "
-            "the source first."
+            f"{flag}: the two files seem to be swapped (got {' '.join(paths)} with {columns.flags[0]} "
+            f"{endings[1]}). Give the source first."
         )
 
 

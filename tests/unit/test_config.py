@@ -171,6 +171,11 @@ def test_parse_config_refuses_command_line_mistakes(argv, line):
         ),
         ([*TUNE, "--target_lang", "en"], "--target_lang: the same as --source_lang (got en). Give another language"),
         (
+            [*TUNE, "--source_key", "en", "--source_column", "a", "--target_column", "b"],
+            "--source_key: --source_column is given as well (got en). ",
+        ),
+        ([*PAIRS, "en-fr", "--target_key", "ca"], "--pairs: --target_key ca is given as well (got en-fr). "),
+        (
             [*TUNE, "--dataset_config_name", "en-fr"],
             "--dataset_config_name: only valid with --dataset_name (got en-fr).",
         ),
@@ -312,6 +317,18 @@ def test_languages_are_optional_with_columns():
     columns = ["--source_column", "src", "--target_column", "tgt"]
     assert silent([*SCRATCH, "--train_file", "a.csv", *columns]).data.source_lang is None
     assert silent([*TUNE, "--target_lang", "en", *columns]).data.target_lang == "en"
+
+
+def test_languages_and_keys_are_taken_from_each_other():
+    rows = [*SCRATCH, "--train_file", "a.jsonl"]
+    data = silent([*rows, "--source_lang", "eng_Latn", "--target_key", "ca@valencia"]).data
+    assert (data.source_lang, data.target_lang) == ("eng_Latn", "ca@valencia")
+    assert data.row_languages == ("eng_Latn", "ca@valencia")
+    data = silent([*rows, "--source_lang", "en", "--target_lang", "cat_Latn", "--target_key", "ca@valencia"]).data
+    assert data.languages == (("en", "cat_Latn"),) and data.row_languages == ("en", "ca@valencia")
+    # Two varieties of a language that the model does not distinguish.
+    same = [*rows, "--source_lang", "ca", "--target_lang", "ca", "--target_key", "ca@valencia"]
+    assert silent(same).data.row_languages == ("ca", "ca@valencia")
 
 
 def test_of_pairs_returns_one_config_per_pair():

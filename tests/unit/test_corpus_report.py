@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 
+from mtloop.config.parse import parse_config
 from mtloop.corpus_report.findings import NUM_EXAMPLES
 from mtloop.corpus_report.show import one_line
 from mtloop.data.load import load_corpus
+from mtloop.run_folder import RunFolder
 from mtloop.tables import aligned
 from mtloop.translate.translator import Translator
 from tests.support.commands import command
@@ -237,6 +239,23 @@ def test_grep_uses_rows_of_run(run_command, new_run):
     assert status == 2 and "FILE: missing. Give FILE... (as --train_file of train.py)" in err
     status, out, err = run_command("--run", run.folder.path, "--grep", "e")
     assert status == 0 and out.startswith("'e': 26 of 26 rows, the first 10 shown"), err  # 20 and 6; every one has an e
+
+
+@pytest.mark.parametrize(
+    ("flags", "target"),
+    [
+        *[([], "v"), (["--target_lang", "ca"], "v"), (["--target_lang", "es"], "s"), (["--target_key", "ca"], "c")],
+        (["--source_column", "id", "--target_column", "x"], "x"),
+    ],
+)
+def test_corpus_uses_keys_of_run_for_its_languages(run_command, tmp_path, flags, target):
+    row = {"id": "0", "x": "x", "translation": {"en": "e", "ca": "c", "ca@valencia": "v", "es": "s"}}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 4)
+    keys = ["--source_lang", "eng_Latn", "--target_lang", "cat_Latn", "--target_key", "ca@valencia"]
+    files = ["--train_file", str(tmp_path / "rows.jsonl"), "--model_name_or_path", "m"]
+    RunFolder(tmp_path).write_config(parse_config([*files, *keys]))
+    status, out, err = run_command("--run", tmp_path, *flags, "--grep", f"^{target}$")
+    assert status == 0 and out.startswith(f"'^{target}$': 4 of 4 rows"), err
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,23 @@ def test_columns_follow_languages_and_flags() -> None:
     assert texts(load(write("c.jsonl", json_lines(rows)), **flags).train) == [("long", "short")]
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "table.csv"])
+def test_load_corpus_takes_keys_that_are_not_the_models_codes(name: str) -> None:
+    rows = [{"en": en, "ca": "no", "ca@valencia": fr} for en, fr in PAIRS]
+    table = "en,ca,ca@valencia\n" + "".join(f'"{en}",no,"{fr}"\n' for en, fr in [("a b", "c d"), ("e", "f")])
+    content = json_lines([{"translation": row} for row in rows]) if name == "rows.jsonl" else table.encode()
+    pairs = PAIRS if name == "rows.jsonl" else [("a b", "c d"), ("e", "f")]
+    flags = {"source_lang": "eng_Latn", "target_lang": "cat_Latn"}
+    path = write(name, content)
+    assert texts(load(path, **flags, target_key="ca@valencia").train) == pairs
+    assert {target for _, target in texts(load(path, **flags).train)} == {"no"}
+    assert error_of(path, **flags, target_key="xx").startswith("--target_key: no row of ")
+    assert "; where the model has another code, give it to --target_key." in error_of(path, target_lang="spa_Latn")
+    assert (
+        texts(load(path, source_lang=None, target_lang=None, source_key="en", target_key="ca@valencia").train) == pairs
+    )
+
+
 def test_load_files_numbers_rows_of_several_files_and_globs() -> None:
     for number in (1, 2, 3):
         write(f"part{number}.jsonl", json_lines([{"en": f"e{number}", "fr": f"f{number}"}]))

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from mtloop.cli.flags import _named, fill_settings, load_own_rows, load_test_sets
+from mtloop.cli.flags import SETTINGS, _named, fill_settings, load_own_rows, load_test_sets
 from mtloop.config.parse import parse_config
+from mtloop.errors import UserError
 from mtloop.evaluation.metrics import METRICS
 from mtloop.evaluation.significance import MIN_ROWS, Interval
 from mtloop.evaluation.test_sets import Verdict as FoundScores
@@ -214,7 +215,7 @@ def test_evaluate_cuts_baseline_at_its_positions(run_command, model_path, rows_p
 
 
 def test_load_test_sets_reads_tables_as_run_or_flags_say(tmp_path, capsys):
-    pairs = {"source_lang": "en", "target_lang": "fr", "source_column": None, "target_column": None}
+    pairs = {**dict.fromkeys(SETTINGS), "source_lang": "en", "target_lang": "fr"}
     form = dict.fromkeys(("quoting", "delimiter", "no_header"))
     (tmp_path / "t.tsv").write_text('en\tfr\n"a ""b"""\tc\n')
     given = argparse.Namespace(**pairs, **form, test_set=[str(tmp_path / "t.tsv")], max_samples=None)
@@ -231,11 +232,41 @@ def test_load_test_sets_reads_tables_as_run_or_flags_say(tmp_path, capsys):
     assert load_test_sets(given, trained)[0].sources == ["en", 'a "b"']
 
 
+@pytest.mark.parametrize(
+    ("flags", "own", "expected"),
+    [
+        ({}, True, ("en", "cat_Latn", None, "ca@valencia")),
+        ({"target_key": "ca"}, True, ("en", "cat_Latn", None, "ca")),
+        ({"target_lang": "spa_Latn"}, True, ("en", "spa_Latn", None, None)),  # the run's key is of the run's language
+        ({"target_lang": "ca"}, True, ("en", "ca", None, "ca@valencia")),
+        ({"source_column": "a", "target_column": "b"}, True, ("en", "cat_Latn", None, None)),
+        ({"source_key": "en", "target_key": "ca@valencia"}, False, ("en", "ca@valencia", "en", "ca@valencia")),
+        ({"target_lang": "cat_Latn", "target_key": "ca"}, False, (None, "cat_Latn", None, "ca")),
+    ],
+)
+def test_fill_settings_takes_languages_and_keys(flags, own, expected):
+    run = ["--train_file", "a.jsonl", "--model_name_or_path", "m", "--source_lang", "en"]
+    trained = parse_config([*run, "--target_lang", "cat_Latn", "--target_key", "ca@valencia"]) if own else None
+    given = argparse.Namespace(**{**dict.fromkeys(SETTINGS), **flags}, test_set=[])
+    fill_settings(given, trained)
+    assert (given.source_lang, given.target_lang, given.source_key, given.target_key) == expected
+
+
+def test_fill_settings_takes_keys_or_columns():
+    columns = ["--source_column", "a", "--target_column", "b"]
+    trained = parse_config(["--train_file", "a.jsonl", "--model_name_or_path", "m", *columns])
+    given = argparse.Namespace(**{**dict.fromkeys(SETTINGS), "source_key": "en", "target_key": "fr"}, test_set=[])
+    fill_settings(given, trained)
+    assert (given.source_column, given.source_key, given.target_key) == (None, "en", "fr")
+    given.source_column = "a"
+    with pytest.raises(UserError, match=r"^--source_key: --source_column is given as well \(got en\)\."):
+        fill_settings(given, trained)
+
+
 @pytest.mark.slow
 def test_load_own_rows_of_several_pairs():
     trained = parse_config(["demo", "--pairs", "en-fr,fr-en"])
-    nothing = dict.fromkeys(("source_lang", "target_lang", "source_column", "target_column"))
-    given = argparse.Namespace(**nothing, test_set=["news=news.jsonl"], max_samples=3)
+    given = argparse.Namespace(**dict.fromkeys(SETTINGS), test_set=["news=news.jsonl"], max_samples=3)
     fill_settings(given, trained)
     assert given.source_lang is None  # of the other test set nobody has said what it is
     own = load_own_rows(given, trained, "valid")

@@ -79,7 +79,7 @@ def test_language_token_matches_those_of_languages_alone(token):
     [
         ("zh", NLLB, ["zho_Hans", "zho_Hant"]),
         ("Chinese", NLLB, ["zho_Hans", "zho_Hant"]),
-        ("fa", NLLB, ["pes_Arab", "prs_Arab"]),  # Iran's and Afghanistan's
+        ("kr", ["knc_Arab", "knc_Latn"], ["knc_Arab", "knc_Latn"]),
         ("fr", [">>fr_CA<<", ">>fr_FR<<"], [">>fr_CA<<", ">>fr_FR<<"]),
     ],
 )
@@ -90,10 +90,92 @@ def test_match_language_lists_ambiguous_candidates(wanted, known, codes):
 
 @pytest.mark.parametrize(
     ("wanted", "known"),
-    [("de", NLLB), ("zh_TW", MBART), ("sr_Latn", NLLB), ("pt_BR", [">>pt_PT<<"]), ("xyzzy", NLLB), ("", NLLB)],
+    [
+        *[("de", NLLB), ("zh_TW", MBART), ("sr_Latn", NLLB), ("pt_BR", [">>pt_PT<<"]), ("xyzzy", NLLB), ("", NLLB)],
+        # A code without a script has the usual one of its language.
+        *[("sr_Latn", M2M100), ("sr@latin", M2M100), ("sr_ME", M2M100), ("zh_Latn", M2M100), ("arb_Latn", M2M100)],
+        *[("hi_Latn", ["hi"]), ("uz@cyrillic", ["uz"]), ("pa_PK", ["pa"]), ("pbu_Arab", ["pbt_Arab"])],
+    ],
 )
 def test_match_language_refuses_another_script_or_region(wanted, known):
     assert match_language(wanted, known) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "code"),
+    [
+        *[
+            (wanted, ["cat_Latn", "eng_Latn"], "cat_Latn")
+            for wanted in ("ca@valencia", "ca_ES@valencia", "ca-valencia")
+        ],
+        *[("sr@latin", ["srp_Cyrl", "srp_Latn"], "srp_Latn"), ("sr_RS@latin", [">>sr_Latn<<"], ">>sr_Latn<<")],
+        *[("uz@cyrillic", ["uz", "uz_Cyrl"], "uz_Cyrl"), ("be@tarask", ["bel_Cyrl"], "bel_Cyrl")],
+        *[("de@euro", ["deu_Latn"], "deu_Latn"), ("tt@iqtelif", ["tat_Latn", "tat_Cyrl"], "tat_Latn")],
+        *[("sr@ijekavian", NLLB, "srp_Cyrl"), ("sr@ijekavianlatin", ["srp_Cyrl", "srp_Latn"], "srp_Latn")],
+        *[("en@boldquot", NLLB, "eng_Latn"), ("be@latin", ["bel_Cyrl", "bel_Latn"], "bel_Latn")],
+        *[
+            ("uz@Latn", ["uzn_Latn"], "uzn_Latn"),
+            ("crh_Latn", ["en", "crh"], "crh"),
+            ("ks@aran", ["kas_Arab"], "kas_Arab"),
+        ],
+        # of keys in rows
+        *[("cat_Latn", keys, "ca") for keys in (["en", "ca"], ["en", "ca", "ca@valencia"])],
+        *[("cat_Latn", ["en", "ca@valencia"], "ca@valencia"), ("ca", ["en", "ca@valencia"], "ca@valencia")],
+        *[("ca@valencia", ["en", "ca", "ca@valencia"], "ca@valencia"), ("srp_Cyrl", ["sr", "sr@latin"], "sr")],
+        *[("sr_Latn", ["sr", "sr@latin"], "sr@latin"), ("uzn_Latn", ["uz", "uz@cyrillic"], "uz")],
+    ],
+)
+def test_match_language_understands_modifiers_of_gettext(wanted, known, code):
+    assert match_language(wanted, known) == [code] and find_key(wanted, known) == code
+
+
+def test_modifiers_of_gettext_have_a_script_and_a_name():
+    codes = ("sr@latin", "sr@ijekavianlatin", "sr@ijekavian", "uz@Latn", "ks@devanagari", "ca@valencia", "en@boldquot")
+    assert [script_of(code) for code in codes] == ["Latn", "Latn", "Cyrl", "Latn", "Deva", "Latn", "Latn"]
+    assert [language_name(code) for code in codes] == [
+        "Serbian", "Serbian", "Serbian", "Uzbek", "Kashmiri", "Catalan", "English",
+    ]  # fmt: skip
+    assert [base_code(code) for code in codes] == ["sr", "sr", "sr", "uz", "ks", "ca", "en"]
+
+
+# NLLB's members of macrolanguages, and some languages beside them.
+_CODES = """
+aka_Latn als_Latn arb_Arab ars_Arab arz_Arab ayr_Latn azb_Arab azj_Latn bos_Latn ckb_Arab crh_Latn dik_Latn
+est_Latn fuv_Latn gaz_Latn grn_Latn heb_Hebr hrv_Latn kas_Arab kas_Deva khk_Cyrl kmr_Latn knc_Arab knc_Latn
+kon_Latn kor_Hang ltg_Latn lvs_Latn min_Latn nno_Latn nob_Latn npi_Deva ory_Orya pbt_Arab pes_Arab plt_Latn
+prs_Arab quy_Latn srd_Latn srp_Cyrl swh_Latn taq_Latn taq_Tfng uzn_Latn ydd_Hebr yue_Hant zho_Hans zho_Hant
+zsm_Latn
+"""
+NLLB_MACRO = _CODES.split()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code"),
+    [
+        *[("ak", "aka_Latn"), ("ar", "arb_Arab"), ("ay", "ayr_Latn"), ("az", "azj_Latn"), ("din", "dik_Latn")],
+        *[("et", "est_Latn"), ("fa", "pes_Arab"), ("fa_AF", "prs_Arab"), ("ff", "fuv_Latn"), ("gn", "grn_Latn")],
+        *[("kg", "kon_Latn"), ("ku", "kmr_Latn"), ("lv", "lvs_Latn"), ("mg", "plt_Latn"), ("mn", "khk_Cyrl")],
+        *[("ms", "zsm_Latn"), ("ne", "npi_Deva"), ("no", "nob_Latn"), ("om", "gaz_Latn"), ("or", "ory_Orya")],
+        *[("ps", "pbt_Arab"), ("ps_AF", "pbt_Arab"), ("qu", "quy_Latn"), ("sc", "srd_Latn"), ("sq", "als_Latn")],
+        *[("sw", "swh_Latn"), ("uz", "uzn_Latn"), ("yi", "ydd_Hebr"), ("ko", "kor_Hang"), ("ko_KR", "kor_Hang")],
+    ],
+)
+def test_match_language_finds_nllbs_member_of_a_macrolanguage(wanted, code):
+    assert match_language(wanted, NLLB_MACRO) == [code]
+    assert find_key(code, ["en", wanted]) == wanted  # and the key in the rows
+
+
+@pytest.mark.parametrize(
+    ("wanted", "candidates"),
+    [
+        *[("zh", "zho_Hans, zho_Hant"), ("kr", "knc_Arab, knc_Latn"), ("ks", "kas_Arab, kas_Deva")],
+        *[("tmh", "taq_Latn, taq_Tfng"), ("az_IR", "azb_Arab, azj_Latn")],
+        *[("sr@latin", "srp_Cyrl"), ("sr@ijekavianlatin", "srp_Cyrl"), ("uz@cyrillic", "uzn_Latn")],
+    ],
+)
+def test_advise_lists_members_and_other_scripts(wanted, candidates):
+    assert len(match_language(wanted, NLLB_MACRO)) != 1
+    assert advise(wanted, NLLB_MACRO) == f"Give one of {candidates}."
 
 
 def test_advise_lists_similar_codes():

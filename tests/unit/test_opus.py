@@ -16,7 +16,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from mtloop.config.inputs import DataConfig
 from mtloop.config.parse import parse_config
 from mtloop.data.load import Corpus, load_corpus
-from mtloop.data.opus import HUB_BRANCH, KDE4_CODES, KDE4_PAIRS_ON_HUB, find_code
+from mtloop.data.opus import HUB_BRANCH, KDE4_CODES, KDE4_PAIRS_ON_HUB, _spellings, find_code
 from mtloop.errors import UserError
 from mtloop.runtime.ranks import Runtime
 from mtloop.trainer.setup import load_corpora
@@ -111,9 +111,20 @@ def test_find_code_lists_candidates(given: str, candidates: str) -> None:
 
 def test_find_code_refuses_unknown_language() -> None:
     with pytest.raises(
-        UserError, match=r"^--source_lang: kde4 does not have this language \(got sr@latin\)\. Give one of af, ar"
+        UserError, match=r"^--source_lang: kde4 does not have this language \(got sr@latin\)\. Give one of sr\."
     ):
         find_code("--source_lang", "sr@latin")
+
+
+@pytest.mark.parametrize(
+    ("given", "codes"),
+    [
+        *[("de_DE", ["de_DE", "de"]), ("German", ["de"]), ("ca@valencia", ["ca@valencia", "ca"])],
+        *[("sr@latin", ["sr@latin"]), ("uz_Cyrl", ["uz_Cyrl"]), ("yue", ["yue"]), ("zh_TW", ["zh_TW", "zh"])],
+    ],
+)
+def test_spellings_leave_out_a_base_code_of_another_language_or_script(given: str, codes: list[str]) -> None:
+    assert _spellings(given) == codes
 
 
 def test_kde4_codes() -> None:

@@ -212,6 +212,13 @@ def test_texts_of_rows_find_column(entries):
     found = entries("\n".join(rows).encode(), "x.jsonl")
     assert [entry.text for entry in found] == ["a", "c", "d", "e"] and found[0].origin["id"] == 7
     assert [entry.text for entry in entries(b'{"m": "a", "en": "b"}', "x.jsonl", column="m")] == ["a"]
+    row = b'{"translation": {"en": "a", "ca@valencia": "b"}, "source": "c"}'
+    assert [entry.text for entry in entries(row, "x.jsonl", source_key="ca@valencia")] == ["b"]
+    assert [entry.text for entry in entries(b'{"en": "a", "xx": "b"}', "x.jsonl", source_key="xx")] == ["b"]
+    with pytest.raises(
+        UserError, match=r"^x.jsonl:1: no column xx\. Give --source_key or --source_column; the columns"
+    ):
+        entries(row, "x.jsonl", source_key="xx")
     table = b'id\ten\n1\t"a ""quoted""\tb"\n2\tc\n'
     assert [entry.text for entry in entries(table, "x.tsv", dialect=Dialect("csv"))] == ['a "quoted"\tb', "c"]
     assert [entry.text for entry in entries(b'en\tid\n"a\t1\n"b"\t2\n', "x.tsv")] == ['"a', '"b"']

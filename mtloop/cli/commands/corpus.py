@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import partial_name, write_json, write_json_lines
 from mtloop.checkpoint.listing import model_folder
-from mtloop.cli.flags import SWITCH, add_model_flags, check_counts, start_runtime
+from mtloop.cli.flags import SWITCH, add_model_flags, check_counts, own_places, start_runtime
 from mtloop.cli.status import writing
 from mtloop.config.fields import help_text, kind_of
 from mtloop.config.inputs import DataConfig
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 # Flags of train.py that select the rows and their lengths.
 DATA_FLAGS = (
-    "dataset_name", "dataset_config_name", "validation_file", "test_file", "source_lang", "target_lang",
-    "source_column", "target_column", "quoting", "delimiter", "no_header", "source_prefix", "max_source_length",
-    "max_target_length", "validation_split", "split_seed", "preprocessing_num_workers",
+    "dataset_name", "dataset_config_name", "validation_file", "test_file", "source_lang", "target_lang", "source_key",
+    "target_key", "source_column", "target_column", "quoting", "delimiter", "no_header", "source_prefix",
+    "max_source_length", "max_target_length", "validation_split", "split_seed", "preprocessing_num_workers",
 )  # fmt: skip
 
 
@@ -122,7 +122,8 @@ def _subject(given: argparse.Namespace) -> Subject:
             raise UserError(
                 f"--run: not a run folder, it has no config.yaml (got {run}). Give the --output_dir of a run."
             )
-        data = dataclasses.replace(_of_one_pair(run, config.data, given), **flags)
+        data = _of_one_pair(run, config.data, given)
+        data = dataclasses.replace(data, **{**own_places(given, data), **flags})
     elif any(named.values()):
         data = DataConfig(train_file=files or None, **flags)
     else:

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtloop.atomic import partial_name
-from mtloop.cli.flags import add_model_flags, add_table_flags, check_counts, dialect_of, start_runtime
+from mtloop.cli.flags import (
+    add_model_flags,
+    add_table_flags,
+    check_counts,
+    check_keys,
+    dialect_of,
+    own_places,
+    start_runtime,
+)
 from mtloop.cli.status import StdoutClosed, writing
 from mtloop.config.fields import is_unicode
 from mtloop.config.settings import Config
@@ -92,6 +100,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--source_lang", metavar="CODE", help="for models of several languages")
     add("--target_lang", metavar="CODE", help="for models of several languages")
     add("--source_prefix", metavar="TEXT", help="put before every text, for T5 models")
+    add("--source_key", metavar="KEY", help="language of the text in a row (none: source_lang)")
     add("--source_column", metavar="NAME", help="column of the text in a row, a number with --no_header "
         "(none: source_lang, source, text)")  # fmt: skip
     add_table_flags(parser)
@@ -151,11 +160,15 @@ def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
     trained = stored_config(given.model)
     pairs = trained.data.languages if trained is not None else ((None, None),)
-    given.row_lang = given.source_lang or pairs[0][0]
+    check_keys(given)
+    own = own_places(given, trained.data) if trained is not None else {}
+    given.row_lang = given.source_key or own.get("source_key") or given.source_lang or pairs[0][0]
+    if pairs[0][0] is None and given.source_lang is None:
+        given.source_lang = given.source_key
     given.output_languages = [given.target_lang, *(target for _, target in pairs)]
     _check(given)
     _check_languages(given, trained)
-    given.column = given.source_column or (trained.data.source_column if trained is not None else None)
+    given.column = given.source_column or own.get("source_column")
     given.dialect = dialect_of(given, trained)
     from mtloop.translate.translator import Translator
 
@@ -179,8 +192,8 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
 
     runtime = translator.runtime
     warnings, num_done = Warnings(), 0
-    places = {"column": given.column, "source_lang": given.row_lang, "dialect": given.dialect}
-    texts = Texts(name, **places) if name is not None else None
+    place = {"column": given.column, "source_lang": given.row_lang, "source_key": given.source_key}
+    texts = Texts(name, **place, dialect=given.dialect) if name is not None else None
     # Nothing is opened before main asks for the first.
     entries = iter(texts if texts is not None else [Entry(text, "\n") for text in given.text])
     is_typed = name == STDIN and sys.stdin is not None and sys.stdin.isatty()
