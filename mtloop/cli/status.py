@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from mtloop.runtime.streams import make_streams_safe
 
 # In which the launcher ends a process whose mistake the first process of the machine has made and reported too.
 LAUNCHER_ENDS_OTHERS_S = 5.0
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class StdoutClosed(Exception):
@@ -70,6 +72,7 @@ def _is_alone(error: UserError | RunFailed) -> bool:
 def report(message: str, status: int, *, is_alone: bool = False) -> int:
     """Print one line on standard error, from the first process or from one that failed alone; return the status."""
     rank = os.environ.get("RANK", "0")
+    message = CONTROL.sub(lambda found: repr(found[0])[1:-1], message)  # what a file holds must not end the line
     if is_alone and "RANK" in os.environ:
         message = f"process {rank}: {message}"
     if rank == "0" or is_alone:

@@ -152,7 +152,8 @@ def ratio_band(rows: Measures) -> Band | None:
         return None
     median = float(np.median(logs))
     reach = MAX_DEVIATIONS * max(1.4826 * float(np.median(np.abs(logs - median))), MIN_DEVIATION)
-    return Band(*(round(float(np.exp(log)), 4) for log in (median, median - reach, median + reach)))
+    edges = (float(np.exp(log)) for log in (median, median - reach, median + reach))
+    return Band(*(round(edge, 4) or float(f"{edge:.4g}") for edge in edges))  # a divisor: never 0
 
 
 def shared(rows: Measures, train: Measures) -> dict[str, float]:

@@ -6,6 +6,7 @@ import glob
 import gzip
 import hashlib
 import os
+import re
 import sys
 import zipfile
 import zlib
@@ -45,6 +46,27 @@ _UNSUPPORTED = {
     "model png jpg jpeg gif webp mp3 mp4 wav",
 }
 _FORMATS = {f".{ending}": name for name, endings in _UNSUPPORTED.items() for ending in endings.split()}
+_CONVERT = "Convert it to .jsonl, .csv, .tsv or .parquet, or to plain text with one sentence a line."
+# How files begin whose content is not text, or not what their name says.
+_MAGIC_BYTES = {
+    rb"PK\x03\x04": ("a zip archive or office document", _CONVERT),
+    rb"\x1f\x8b": ("a gzip file", "Rename it to end in .gz."),
+    rb"BZh\d1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd": ("a packed file", "Unpack it, or pack it by gzip as .gz."),
+    rb"PAR1[\x00-\x1f]": ("a Parquet file", "Rename it to end in .parquet."),
+    rb"%PDF-\d|\{\\rtf\d|ARROW1\x00": ("a document or binary file", _CONVERT),
+    rb"\xde\x12\x04\x95|\x95\x04\x12\xde": ("a compiled gettext catalogue", _CONVERT),
+    rb"\xff\xfe|\xfe\xff|[^\x00]\x00[^\x00]\x00|\x00[^\x00]\x00[^\x00]|\x00\x00": (
+        "not UTF-8 but UTF-16",
+        "Convert the file, for example with iconv.",
+    ),
+}
+# How the lines of plain text begin, without blank lines and comments, if they are those of another format.
+_MARKUP = {
+    r"<(\?xml|!doctype|tmx|xliff|ts|resources|html)[\s>]": "XML or a web page",
+    r"webvtt\b|\d+\s*\n\s*(\d+:)?\d\d:\d\d[,.]\d{3} -->": "a subtitle file",
+    r"(domain|msgctxt|msgid)\s*\"": "a gettext catalogue",
+}
+_NUM_MARKUP_LINES, _MAX_SHOWN = 2, 40
 # The name of standard input.
 STDIN = "-"
 _HASH_CHUNK = 1 << 20
@@ -98,6 +120,11 @@ def find_files(flag: str, patterns: list[str]) -> list[str]:
                 f"{flag}: expected a file, not a folder (got {folders[0]}). Give its files "
                 f"({folders[0].rstrip('/')}/*.jsonl), or --dataset_name with a data set folder."
             )
+        if pipes := [path for path in matches if not os.path.isfile(path)]:
+            raise UserError(
+                f"{flag}: expected a file, not a pipe or device, which cannot be read twice (got {pipes[0]}). Write "
+                "its content to a file."
+            )
         paths.extend(matches)
     return paths
 
@@ -121,10 +148,7 @@ def kind_of(flag: str, paths: list[str], languages: Iterable[str | None] = ()) -
         ending = (name.with_suffix("") if is_gzip else name).suffix
         kind = _KINDS.get(ending, "text")
         if ending in _FORMATS and ending not in codes:
-            raise UserError(
-                f"{flag}: {_FORMATS[ending]} ({ending}) is not supported (got {path}). Convert it to .jsonl, .csv, "
-                ".tsv or .parquet, or to plain text with one sentence a line."
-            )
+            raise UserError(f"{flag}: {_FORMATS[ending]} ({ending}) is not supported (got {path}). {_CONVERT}")
         if is_gzip and kind == "parquet":
             raise UserError(f"{flag}: Parquet is compressed inside, not by gzip (got {path}). Unpack the .gz.")
         kinds.setdefault(kind, path)
@@ -190,12 +214,52 @@ def read_lines(file: InputFile) -> Iterator[tuple[int, str]]:
     with reading(file) as stream:
         for number, raw in enumerate(stream, start=1):
             if number == 1:
+                check_magic(file, raw)
                 raw = raw.removeprefix(_BOM)
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise not_utf8(file, number, error) from error
             yield number, line
+
+
+def read_text(file: InputFile) -> Iterator[tuple[int, str]]:
+    """Yield the lines of plain text as read_lines does; those of a corpus in an archive are what its publisher says.
+
+    Raises:
+        UserError: as read_lines, and for the text of another format: its markup must not be translated.
+    """
+    head: list[str] = []
+    for number, line in read_lines(file):
+        if not file.member and len(head) < _NUM_MARKUP_LINES and line.strip() and not line.startswith("#"):
+            head.append(line)
+            for pattern, name in _MARKUP.items():
+                if re.match(pattern, "".join(head).lstrip(), re.IGNORECASE):
+                    got = line.strip()[:_MAX_SHOWN]
+                    raise UserError(f"{file.name}:{number}: {name} is not supported (got {got!r}). {_CONVERT}")
+        yield number, line
+
+
+def text_lines(file: InputFile) -> Iterator[str]:
+    """Yield the lines of a text file without their endings."""
+    for _, line in read_text(file):
+        yield without_ending(line)
+
+
+def without_ending(line: str) -> str:
+    """Remove the end of a line: \\n or \\r\\n alone; a form feed or U+2028 within a text is kept."""
+    return line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")
+
+
+def check_magic(file: InputFile, first: bytes) -> None:
+    """Refuse a file whose first bytes are those of another format.
+
+    Raises:
+        UserError: with the name of the format.
+    """
+    for pattern, (name, remedy) in _MAGIC_BYTES.items():
+        if re.match(pattern, first, re.DOTALL):
+            raise UserError(f"{file.name}:1: {name} (got the first bytes {first[:4]!r}). {remedy}")
 
 
 def not_utf8(file: InputFile, line: int, error: UnicodeDecodeError) -> UserError:

@@ -10,17 +10,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtloop.config.inputs import Dialect
-from mtloop.data.files import STDIN, InputFile, kind_of, read_lines
+from mtloop.data.files import STDIN, InputFile, kind_of, read_lines, read_text, text_lines, without_ending
 from mtloop.data.jsontext import json_values
-from mtloop.data.rows import NOTES, TRANSLATION, Columns, by_language, languages_of, pack
+from mtloop.data.row_shapes import TRANSLATION, by_language, languages_in, languages_of, rows_of
+from mtloop.data.rows import NOTES, Columns, pack
 from mtloop.errors import UserError, first_line
 from mtloop.languages import find_key
 
@@ -39,7 +41,8 @@ class Records:
         names: The columns found so far: all those of a table, once its first row or its end was read.
         languages: The keys of the "translation" column found so far.
         is_table: Whether all rows have the same columns, which the file names.
-        schema: Of a Parquet file, once it is open.
+        example: A value of the "translation" column without languages, if there is one.
+        schema: Of a Parquet or Arrow file, once it is open.
         note: The position in NOTES of the doubtful quotes of the last row of a table.
     """
 
@@ -50,14 +53,15 @@ class Records:
 
         Args:
             file: The file to read.
-            kind: json, jsonl, csv, tsv or parquet.
-            columns: The only columns to read from a Parquet file; None for all.
+            kind: json, jsonl, csv, tsv, parquet or arrow.
+            columns: The only columns to read from a Parquet or Arrow file; None for all.
             dialect: The form of a csv or tsv file; None for the usual one.
         """
         self.file, self.kind, self.columns, self.dialect = file, kind, columns, dialect or Dialect()
         self.names: dict[str, None] = {}  # in the order of their appearance
         self.languages: set[str] = set()
-        self.is_table = kind in ("csv", "tsv", "parquet")
+        self.is_table = kind in ("csv", "tsv", "parquet", "arrow")
+        self.example: Any = None
         self.schema: pa.Schema | None = None
         self.note = 0
         self._is_struct = False
@@ -68,14 +72,17 @@ class Records:
         Raises:
             UserError: naming file and line of the first malformed row.
         """
-        if self.kind == "parquet":
-            return self._parquet_rows()
+        if self.kind in ("parquet", "arrow"):
+            return self._arrow_rows()
         if self.is_table:
             return self._table_rows()
         return self._objects(json_values(self.file, has_data=self.kind == "json"))
 
     def _objects(self, values: Iterator[tuple[int, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for line, row in values:
+        head = list(islice(values, 2))
+        if len(head) == 1:  # perhaps a table in one value
+            head = [(line, row) for line, value in head for row in rows_of(value)]
+        for line, row in chain(head, values):
             where = f"{self.file.name}:{line}"
             if not isinstance(row, dict):
                 raise UserError(
@@ -92,7 +99,10 @@ class Records:
         return self.is_table and (TRANSLATION not in self.names or self._is_struct)
 
     def _find_languages(self, row: dict[str, Any]) -> None:
-        self.languages.update(languages_of(row.get(TRANSLATION)))
+        found = languages_of(row.get(TRANSLATION))
+        self.languages.update(found)
+        if not found:
+            self.example = self.example or row.get(TRANSLATION)
 
     def _table_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         is_quoted = self.dialect.is_quoted(self.kind)
@@ -149,19 +159,12 @@ class Records:
                 has_doubled = '""' in text and any(map(_is_quoted_as_csv, fields))
                 yield number, fields, "doubled_quotes" if has_doubled else ""
 
-    def _parquet_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _arrow_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        number = 0
+        name = "Parquet" if self.kind == "parquet" else "Arrow"
         try:
-            with pq.ParquetFile(self.file.path, memory_map=True) as table:
-                self.schema = table.schema_arrow
-                self.names = dict.fromkeys(self.schema.names)
-                self.languages = set(languages_in(self.schema))
-                self._is_struct = bool(self.languages)
-                wanted = None
-                if self.columns is not None:
-                    keys = [self.columns.key(name, self.names) for name in self.columns.names]
-                    wanted = [name for name in (TRANSLATION, *keys) if name in self.names]
-                number = 0
-                for batch in table.iter_batches(batch_size=_PARQUET_BATCH, columns=wanted):
+            with self._open_batches() as (self.schema, batches):
+                for batch in batches:
                     for row in batch.to_pylist():
                         number += 1
                         if not self._is_struct:
@@ -169,8 +172,30 @@ class Records:
                         yield f"{self.file.name}: row {number}", row
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{self.file.name}: cannot read it as Parquet ({first_line(error)}). Write or download it again."
+                f"{self.file.name}: cannot read it as {name} ({first_line(error)}). Write or download it again."
             ) from error
+
+    @contextmanager
+    def _open_batches(self) -> Iterator[tuple[pa.Schema, Iterator[Any]]]:
+        """Open a Parquet file, or one of `Dataset.save_to_disk`; yield its schema and its rows in batches."""
+        if self.kind == "parquet":
+            with pq.ParquetFile(self.file.path, memory_map=True) as table:
+                wanted = self._wanted(table.schema_arrow)
+                yield table.schema_arrow, table.iter_batches(batch_size=_PARQUET_BATCH, columns=wanted)
+        else:
+            with pa.memory_map(self.file.path) as source, pa.ipc.open_stream(source) as stream:
+                wanted = self._wanted(stream.schema)
+                yield stream.schema, (batch if wanted is None else batch.select(wanted) for batch in stream)
+
+    def _wanted(self, schema: pa.Schema) -> list[str] | None:
+        """Note the columns and languages of a file; return the columns to read, None for all."""
+        self.names = dict.fromkeys(schema.names)
+        self.languages = set(languages_in(schema))
+        self._is_struct = bool(self.languages)
+        if self.columns is None:
+            return None
+        keys = [self.columns.key(name, self.names) for name in self.columns.names]
+        return [name for name in dict.fromkeys((TRANSLATION, *keys)) if name in self.names]
 
 
 def _is_quoted_as_csv(field: str) -> bool:
@@ -189,25 +214,26 @@ def record_rows(
         UserError: naming file and line of the first malformed row, or a column that no row of a file has.
     """
     index = 0
+    can_number = kind in ("csv", "tsv") and not dialect.no_header
     for file in files:
         records = Records(file, kind, columns, dialect)
         is_checked, is_read = False, False
         for where, row in records:
             is_read = True
             if not is_checked and (records.has_languages or None in columns.names):  # otherwise known only at the end
-                columns.check(file.name, records.names, records.languages)
+                columns.check(file.name, records.names, records.languages, can_number=can_number)
                 is_checked = True
             source, target = columns.pair(row)
             if isinstance(source, (list, dict)) and isinstance(target, (list, dict)):
-                kind, numbers = type(source).__name__, f"{len(source)} and {len(target)}"
+                found, numbers = type(source).__name__, f"{len(source)} and {len(target)}"
                 raise UserError(
-                    f"{where}: expected two texts in a row, not {kind}s of texts (got {numbers}). "
+                    f"{where}: expected two texts in a row, not {found}s of texts (got {numbers}). "
                     "Write one row for each pair."
                 )
-            yield pack(index, source, target, records.note)
+            yield pack(index, source, target, records.note or columns.note(row))
             index += 1
         if is_read or records.names:
-            columns.check(file.name, records.names, records.languages)
+            columns.check(file.name, records.names, records.languages, example=records.example, can_number=can_number)
     if not index:
         names = ", ".join(file.name for file in files)
         raise UserError(f"{names}: no rows. Give a file with rows to --train_file, --validation_file or --test_file.")
@@ -233,26 +259,6 @@ def aligned_rows(source: InputFile, target: InputFile, version: int) -> Iterator
         index += 1
     if not index:
         raise UserError(f"{source.name}, {target.name}: no lines. Give two files with text.")
-
-
-def text_lines(file: InputFile) -> Iterator[str]:
-    """Yield the lines of a text file without their endings."""
-    for _, line in read_lines(file):
-        yield without_ending(line)
-
-
-def without_ending(line: str) -> str:
-    """Remove the end of a line: \\n or \\r\\n alone; a form feed or U+2028 within a text is kept."""
-    return line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")
-
-
-def languages_in(schema: pa.Schema) -> list[str]:
-    """Return the keys of a "translation" column of structs of languages; none without such a column."""
-    kind = schema.field(TRANSLATION).type if TRANSLATION in schema.names else None
-    if kind is None or not pa.types.is_struct(kind):
-        return []
-    keys = [kind.field(i).name for i in range(kind.num_fields)]
-    return [] if set(keys) == {"language", TRANSLATION} else keys
 
 
 @dataclass(frozen=True)
@@ -309,7 +315,7 @@ class Texts:
             UserError: naming file and line.
         """
         if self.records is None:
-            for number, line in read_lines(self._file):
+            for number, line in read_text(self._file):
                 text = without_ending(line)
                 yield Entry(text, line[len(text) :], f"{self._file.name}:{number}")
             return

@@ -1,19 +1,17 @@
 """Define a row, the columns that its two texts come from, and the cache of rows.
 
-Rows are packed as (index, source, target, reason to drop it, note on its quotes) into memory-mapped Arrow files, which
+Rows are packed as (index, source, target, reason to drop it, note on it) into memory-mapped Arrow files, which
 are found again by the content that they were made of. Must not know file formats or the Hub.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from datasets import Dataset, Features, Value
 from datasets.exceptions import DatasetGenerationError
 
 from mtloop.config.fields import is_unicode
+from mtloop.data.row_shapes import TRANSLATION, by_language, repeated_languages
 from mtloop.errors import UserError
 from mtloop.languages import find_key
 
@@ -29,11 +28,12 @@ from mtloop.languages import find_key
 ROWS_VERSION = 2
 # The number stored with each row is the position here; 0 is a row that is kept.
 REASONS = ("kept", "missing_language", "wrong_type", "empty")
-# The doubtful quotes of a row of a table, which are counted and logged; numbered in the same way.
-NOTES = ("", "spans_lines", "doubled_quotes")
+# What is doubtful in a row that is kept, which is counted and logged; numbered in the same way.
+NOTES = ("", "spans_lines", "doubled_quotes", "several_texts")
 NOTE_LINES = {
     "spans_lines": "with a quoted field that spans lines; if the quotes are text, give --quoting none",
     "doubled_quotes": "with a field in quotes that has doubled quotes; if it is quoted as CSV, give --quoting csv",
+    "several_texts": "with several texts of a language, of which the first is used; to use all, write a row for each",
 }
 RAW_FEATURES = Features(
     {
@@ -44,56 +44,12 @@ RAW_FEATURES = Features(
         "note": Value("int8"),
     }
 )
-TRANSLATION = "translation"
-# The keys of an item of a map as the datasets library gives it, and of its TranslationVariableLanguages.
-_PAIR, _VARIABLE = {"key", "value"}, {"language", TRANSLATION}
+MAX_SHOWN_CHARS = 80  # of a value in a message
 # The texts of a "translation" that is not an object: any value of another type than str would do.
 NOT_A_TEXT = 0
 # Every rank loads the corpus, the first one alone and the others after it: what is younger than this process can be
 # shared even with --overwrite_cache.
 _STARTED = time.time()
-
-
-def by_language(value: Any) -> Any:
-    """Return a "translation" as a mapping from language to text, and a value that is none as it is.
-
-    Besides mappings these forms are read: their text as JSON and as Python (of `Dataset.to_csv`), the pairs of a map of
-    Arrow or Spark, and {"language": [...], "translation": [...]} of `TranslationVariableLanguages`, of which the first
-    text of a language counts.
-    """
-    if isinstance(value, str):
-        value = _parsed(value)
-    if isinstance(value, list) and value and all(isinstance(item, Mapping) and set(item) == _PAIR for item in value):
-        value = [(item["key"], item["value"]) for item in value]
-    if isinstance(value, list) and value and all(isinstance(item, tuple) and len(item) == 2 for item in value):
-        return dict(value)
-    if (
-        isinstance(value, Mapping)
-        and set(value) == _VARIABLE
-        and all(isinstance(side, list) for side in value.values())
-    ):
-        pairs = zip(value["language"], value[TRANSLATION], strict=False)
-        return dict(reversed(list(pairs)))
-    return value
-
-
-def languages_of(value: Any) -> Iterable[str]:
-    """Return the languages of a "translation" value, in any of its forms; none for another value."""
-    found = by_language(value)
-    return found if isinstance(found, Mapping) else ()
-
-
-@lru_cache(maxsize=1)  # a row is parsed for its languages, then for its texts
-def _parsed(text: str) -> Any:
-    """Return the value that a text spells as JSON or Python; other text as it is. It must not be changed."""
-    if not text.lstrip().startswith(("{", "[")):
-        return text
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-    return text
 
 
 @dataclass(frozen=True)
@@ -153,17 +109,35 @@ class Columns:
         source, target = (place.get(self.key(name, place)) for name in self.names)
         return source, target
 
+    def note(self, row: Mapping[str, Any]) -> int:
+        """Return the position in NOTES of what is doubtful in the languages of a row."""
+        if self.source_column or TRANSLATION not in row:
+            return 0
+        repeated = repeated_languages(row[TRANSLATION])
+        has_wanted = bool(repeated) and any(self.key(name, repeated) in repeated for name in self.names)
+        return NOTES.index("several_texts") if has_wanted else 0
+
     def key(self, name: str | None, keys: Iterable[str]) -> str | None:
         """Return the key of a row that `name` means: a column as it is, a language in any code (fr, fra_Latn)."""
         return name if name is None or self.source_column else find_key(name, keys) or name
 
-    def check(self, where: str, columns: Collection[str], languages: Collection[str]) -> None:
+    def check(
+        self,
+        where: str,
+        columns: Collection[str],
+        languages: Collection[str],
+        *,
+        example: Any = None,
+        can_number: bool = False,
+    ) -> None:
         """Refuse a source without the columns or languages asked for.
 
         Args:
             where: The file or data set, for the message.
             columns: The columns of the source.
             languages: The keys of its "translation" column; empty without such a column.
+            example: A value of the "translation" column that has no languages, for the message.
+            can_number: Whether --no_header would give its columns numbers.
 
         Raises:
             UserError: naming what is missing and what the source has.
@@ -172,6 +146,13 @@ class Columns:
         if self.source_column:
             flags, present, what = ("--source_column", "--target_column"), columns, "column"
         elif TRANSLATION in columns:
+            if not languages:
+                got = " ".join(repr(example)[:MAX_SHOWN_CHARS].split())
+                quoting = ", or --quoting csv" if isinstance(example, str) and example.startswith('"') else ""
+                raise UserError(
+                    f"{where}: no row has languages in its column {TRANSLATION!r} (got {got}). Write it as "
+                    f'{{"en": ..., "fr": ...}}, or give --source_column and --target_column{quoting}.'
+                )
             present, what = languages, "language"
         else:
             present, what = columns, "column"
@@ -183,8 +164,10 @@ class Columns:
                 remedy = "Name two of its columns with --source_column and --target_column"
                 raise UserError(f"{where}: no column {TRANSLATION!r}. {remedy}: {there}.")
             if self.key(name, present) not in present:
-                other = "; or give --no_header to number the columns" if what == "column" and name.isdigit() else ""
-                if flag.endswith("_lang"):
+                other = "; or give --no_header to number the columns" if can_number and name.isdigit() else ""
+                if can_number and len(present) == 1 and any(mark in there for mark in ",;|\t"):
+                    other = "; or give --delimiter"
+                elif flag.endswith("_lang"):
                     other += f"; where the model has another code, give it to {flag.replace('_lang', '_key')}"
                 raise UserError(f"{flag}: no row of {where} has this {what} (got {name}). Choose from: {there}{other}.")
 
@@ -198,17 +181,23 @@ def pack(index: int, source: Any, target: Any, note: int = 0) -> dict[str, Any]:
 
 
 def note_lines(notes: Mapping[str, int]) -> list[str]:
-    """Describe the rows with doubtful quotes, given their number for each of NOTES."""
+    """Describe the doubtful rows, given their number for each of NOTES."""
     return [f"{number:,} rows {NOTE_LINES[note]}" for note, number in notes.items()]
 
 
 def pack_batch(
-    batch: Mapping[str, list[Any]], indices: Iterable[int], columns: Columns, version: int
+    batch: Mapping[str, list[Any]], indices: Iterable[int], columns: Columns, version: int, quoting: str | None
 ) -> dict[str, Any]:
-    """Pack a batch of rows in columns, as `pack` does; `version` only distinguishes cached results."""
+    """Pack a batch of rows in columns, as `pack` does; `version` only distinguishes cached results.
+
+    `quoting` is that of a table of .csv or .tsv files; None for other rows.
+    """
     packed = []
     for index, values in zip(indices, zip(*batch.values(), strict=True), strict=True):
-        packed.append(pack(index, *columns.pair(dict(zip(batch, values, strict=True)))))
+        row = dict(zip(batch, values, strict=True))
+        source, target = columns.pair(row)
+        spans_lines = quoting == "csv" and any(isinstance(text, str) and "\n" in text for text in (source, target))
+        packed.append(pack(index, source, target, NOTES.index("spans_lines") if spans_lines else columns.note(row)))
     return {name: [row[name] for row in packed] for name in RAW_FEATURES}
 
 
@@ -248,7 +237,7 @@ class Store:
 
         The key is the content, not a path or time: a changed file has another folder, and is never served stale.
         """
-        folder = self.root / digest([ROWS_VERSION, list(RAW_FEATURES), identity])[:32]
+        folder = self.root / digest([ROWS_VERSION, list(RAW_FEATURES), NOTES, identity])[:32]
         if folder.exists() and not self.is_current(folder):
             shutil.rmtree(folder)
         return folder
@@ -276,15 +265,15 @@ class Store:
                 raise error.__cause__ from None
             raise
 
-    def convert(self, rows: Dataset, columns: Columns) -> Dataset:
-        """Return the packed rows of a loaded data set, from the cache if they are in it."""
+    def convert(self, rows: Dataset, columns: Columns, quoting: str | None) -> Dataset:
+        """Return the packed rows of a loaded data set, from the cache if they are in it; `quoting` as in pack_batch."""
         return rows.map(
             pack_batch,
             batched=True,
             with_indices=True,
             remove_columns=rows.column_names,
             features=RAW_FEATURES,
-            fn_kwargs={"columns": columns, "version": ROWS_VERSION},
+            fn_kwargs={"columns": columns, "version": ROWS_VERSION, "quoting": quoting},
             load_from_cache_file=not self.overwrite,
             desc="Reading rows",
         )

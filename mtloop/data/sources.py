@@ -14,7 +14,10 @@ from typing import Any, TypeVar
 
 import datasets
 from datasets import Dataset, DatasetBuilder
+from datasets.packaged_modules.arrow.arrow import ArrowConfig
 from datasets.packaged_modules.csv.csv import CsvConfig
+from datasets.packaged_modules.json.json import JsonConfig
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -23,12 +26,15 @@ from mtloop.config.inputs import Dialect
 from mtloop.config.model import split_revision
 from mtloop.data.demo.grammar import PAIRS_SHA256, demo_pairs
 from mtloop.data.files import InputFile, find_files, identify, kind_of
-from mtloop.data.readers import aligned_rows, languages_in, record_rows
-from mtloop.data.rows import TRANSLATION, Columns, LoadedSplit, Store, languages_of, pack
+from mtloop.data.readers import aligned_rows, record_rows
+from mtloop.data.row_shapes import TRANSLATION, languages_in, languages_of
+from mtloop.data.rows import Columns, LoadedSplit, Store, pack
 from mtloop.errors import UserError
 from mtloop.languages import base_code
 
 T = TypeVar("T")
+# What may be set in the configuration of a data set whose files are read here.
+_CONFIG_OF_ANY_FILES = ("name", "version", "data_dir", "data_files", "description", "features", "sep")
 _NUM_SAMPLED = 1000  # rows in which the languages of a data set are looked up
 _SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
@@ -155,8 +161,14 @@ def load_named(
         identity, files = _local_identity(builder, form) if saved or Path(path).is_dir() else (None, {})
         if identity:
             cache_dir = str(store.folder(identity))
-        arguments = {**options, "cache_dir": cache_dir, **form}
-        splits = _with_config(datasets.load_dataset, path, config_name, columns, **arguments)
+        kinds = _kinds_of(builder, files)
+        splits: Any = kinds
+        if not kinds:
+            arguments = {**options, "cache_dir": cache_dir, **form}
+            if isinstance(builder.config, CsvConfig):
+                _check_header(name, dialect)
+                arguments["keep_default_na"] = False  # the text "null" is a text
+            splits = _with_config(datasets.load_dataset, path, config_name, columns, **arguments)
     except UserError:
         raise
     except Exception as error:  # anything from httpx, huggingface_hub, fsspec and every reader of datasets
@@ -165,8 +177,15 @@ def load_named(
     loaded = {}
     for split, accepted in _SPLIT_NAMES.items():
         found = next((candidate for candidate in accepted if candidate in splits), None)
-        if found:
-            loaded[split] = _convert(name, found, splits[found], columns, store, (identity, files, form))
+        if found in kinds:
+            assert identity is not None
+            rows = load_records(tuple(files[found]), kinds[found], columns, store, dialect).rows
+            origin = {"name": name, "config": builder.config.name, "split": found}
+            origin["files"] = [file.record for file in files[found]]
+            loaded[split] = LoadedSplit(rows, {**identity, "split": found, "columns": columns.names}, [origin])
+        elif found:
+            quoting = "csv" if isinstance(builder.config, CsvConfig) and "quoting" not in form else None
+            loaded[split] = _convert(name, found, splits[found], columns, store, (identity, files, form), quoting)
     if "train" not in loaded:
         raise UserError(
             f"--dataset_name: {name} has no split 'train' (got {', '.join(map(str, splits))}). Give one of its "
@@ -189,12 +208,41 @@ def _with_config(load: Callable[..., T], path: str, config_name: str | None, col
 
 
 def _form_of(builder: DatasetBuilder, dialect: Dialect) -> dict[str, Any]:
-    """Return the arguments for data sets of .csv and .tsv files, which the library reads with quotes by default."""
+    """Return what differs from the library's way to read .csv and .tsv files, as its arguments."""
     if not isinstance(builder.config, CsvConfig):
         return {}
     form: dict[str, Any] = {"sep": dialect.delimiter} if dialect.delimiter else {}
+    form |= {"header": None} if dialect.no_header else {}
     kind = "tsv" if builder.config.sep == "\t" else "csv"
     return form if dialect.is_quoted(kind) else {**form, "quoting": csv.QUOTE_NONE}
+
+
+def _check_header(name: str, dialect: Dialect) -> None:
+    if dialect.no_header:
+        raise UserError(
+            f"--no_header: only valid for files and folders on this machine (got --dataset_name {name}). Download its "
+            "files and give them to --train_file."
+        )
+
+
+def _kinds_of(builder: DatasetBuilder, files: dict[str, list[InputFile]]) -> dict[str, str]:
+    """Return the kind of the files of each split of a local folder; none if only the library can read them."""
+    config = builder.config
+    own, usual = vars(config), vars(type(config)())
+    if not isinstance(config, (ArrowConfig, CsvConfig, JsonConfig, ParquetConfig)):
+        return {}
+    if any(own[name] != usual[name] for name in usual if name not in _CONFIG_OF_ANY_FILES):
+        return {}
+    if isinstance(config, ArrowConfig):
+        return dict.fromkeys(files, "arrow")
+    try:
+        kinds = {split: kind_of("--dataset_name", [file.name for file in of]) for split, of in files.items()}
+    except UserError:  # of several kinds, or packed
+        return {}
+    is_usual = "text" not in kinds.values() and (
+        not isinstance(config, CsvConfig) or {Dialect().separator(kind) for kind in kinds.values()} == {config.sep}
+    )
+    return kinds if is_usual else {}
 
 
 def _saved_files(path: str) -> list[str]:
@@ -223,15 +271,17 @@ def _convert(
     columns: Columns,
     store: Store,
     local: tuple[Any, dict[str, list[InputFile]], dict[str, Any]],
+    quoting: str | None,
 ) -> LoadedSplit:
     languages = set(languages_in(rows.features.arrow_schema))
     if TRANSLATION in rows.column_names and not languages:  # in another form than structs
         for value in rows.select(range(min(len(rows), _NUM_SAMPLED)))[TRANSLATION]:
             languages.update(languages_of(value))
-    columns.check(f"{name} ({split})", rows.column_names, languages)
+    example = rows[0][TRANSLATION] if len(rows) and TRANSLATION in rows.column_names else None
+    columns.check(f"{name} ({split})", rows.column_names, languages, example=example)
     names = [columns.key(name, rows.column_names) for name in columns.names]
     wanted = [column for column in dict.fromkeys((TRANSLATION, *names)) if column in rows.column_names]
-    packed = store.convert(rows.select_columns(wanted), columns)
+    packed = store.convert(rows.select_columns(wanted), columns, quoting)
     content, files, form = local
     if content is None:
         # The URLs hold the repository and its commit.

@@ -341,6 +341,9 @@ BROKEN = {
     "empty.json": (b"", "empty.json: no rows"),
     "header.tsv": (b"en\tfr\n", "header.tsv: no rows"),
     "list.json": (b"[]", "list.json: no rows"),
+    "marked.jsonl": (GOOD.decode().encode("utf-16"), "marked.jsonl:1: not UTF-8 but UTF-16"),
+    "wide.tsv": ("en\tfr\na\tb\n".encode("utf-16-le"), "wide.tsv:1: not UTF-8 but UTF-16"),
+    "packed.csv": (gzip.compress(b"en,fr\na,b\n"), "packed.csv:1: a gzip file (got the first bytes b'\\x1f"),
 }
 
 
@@ -350,6 +353,34 @@ def test_malformed_file_is_reported_with_line_and_not_cached(name: str, cache: P
     for _ in range(2):
         assert expected in error_of(write(name, content))
     assert not list(cache.rglob("*.arrow")) and not list(cache.rglob("*.incomplete"))
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "name"),
+    [
+        ('# Copyright\n\nmsgid ""\nmsgstr ""\n', 3, "a gettext catalogue"),
+        ('\ufeff<?xml version="1.0"?>\n<tmx/>\n', 1, "XML"),
+        ("<!DOCTYPE html>\n", 1, "XML or a web page"),
+        ("1\n00:00:01,000 --> 00:00:02,000\nHi\n", 2, "a subtitle file"),
+        ("PK\x03\x04", 1, "a zip archive"),
+        ("%PDF-1.7\n", 1, "a document"),
+    ],
+)
+def test_text_of_another_format_is_refused(content: str, line: int, name: str) -> None:
+    for file in ("a.txt", "a", "a.po~", "a.gz"):
+        message = error_of(write(file, content.encode()), write("b.txt", b"x\n"))
+        assert message.startswith(f"{file}:{line}: {name}") and "Convert it to .jsonl" in message
+
+
+def test_text_that_resembles_another_format_is_read() -> None:
+    lines = ["msgid is a keyword", 'msgid "Open"', "<b>bold</b>", "<?xml", "1", "00:00:01,000 --> 00:00:02,000"]
+    write("a.txt", "".join(f"{line}\n" for line in lines).encode())
+    assert texts(load("a.txt", "a.txt").train) == [(line, line) for line in lines]
+
+
+def test_pipe_is_refused() -> None:
+    os.mkfifo("pipe.jsonl")
+    assert error_of("pipe.jsonl").startswith("--train_file: expected a file, not a pipe or device")
 
 
 @pytest.mark.parametrize("damage", [lambda packed: packed[:-20], lambda packed: packed[:30] + b"!" + packed[31:]])
@@ -696,18 +727,87 @@ def test_load_corpus_reads_rows_as_libraries_write_them() -> None:
         assert error_of(name, target_lang="de").startswith(f"--target_lang: no row of {name} has this language"), name
         assert "Choose from its languages: en, fr" in error_of(name, target_lang=None), name
         write(f"folder/{name}/train{Path(name).suffix}", Path(name).read_bytes())
-    assert "Give its files to --train_file" in error_of(dataset_name="folder/map.parquet")  # unknown to the library
-    for name in ("saved", *(str(path) for path in Path("folder").iterdir() if path.name != "map.parquet")):
+    # As save_to_disk writes them: the datasets library itself cannot hold a map.
+    write("saved_map/state.json", json.dumps({"_data_files": [{"filename": "data.arrow"}]}).encode())
+    table = pa.table({"translation": map_of_texts})
+    with pa.OSFile("saved_map/data.arrow", "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    for name in ("saved", "saved_map", *map(str, Path("folder").iterdir())):
         corpus = load(dataset_name=name, validation_split=0.5)
         assert sorted(texts(corpus.train) + texts(corpus.valid)) == sorted(PAIRS), name
 
 
-def test_load_corpus_refuses_lists_of_texts() -> None:
-    columns = json.dumps({"en": [en for en, _ in PAIRS], "fr": [fr for _, fr in PAIRS]}).encode()
-    for name in ("columns.json", "columns.jsonl"):
-        assert error_of(write(name, columns)) == (
-            f"{name}:1: expected two texts in a row, not lists of texts (got 6 and 6). Write one row for each pair."
+@pytest.mark.slow
+def test_load_corpus_reads_table_in_one_json_value() -> None:
+    columns = {"id": [*range(6)], "en": [en for en, _ in PAIRS], "fr": [fr for _, fr in PAIRS]}
+    of_pandas = {name: {str(number): text for number, text in enumerate(column)} for name, column in columns.items()}
+    tables = {"columns": columns, "pandas": of_pandas, "index": dict(zip("012345", TRANSLATIONS, strict=True))}
+    tables["translations"] = {"translation": [row["translation"] for row in TRANSLATIONS]}
+    for name, table in tables.items():
+        for ending, indent in (("json", None), ("json", 2), ("jsonl", 1)):
+            corpus = load(write(f"{name}-{indent}.{ending}", json.dumps(table, indent=indent).encode()))
+            assert texts(corpus.train) == PAIRS, (name, ending, indent)
+    write("set/train.json", json.dumps(columns, indent=2).encode())
+    assert len(load(dataset_name="set", validation_split=0.5).train) == 3
+    rows = "\n".join(json.dumps(row, indent=4) for row in TRANSLATIONS)
+    assert texts(load(write("rows.jsonl", rows.encode())).train) == PAIRS
+
+
+def test_load_corpus_refuses_columns_of_different_lengths() -> None:
+    for indent in (None, 2):
+        write("columns.json", json.dumps({"en": ["a", "b"], "fr": ["c"]}, indent=indent).encode())
+        assert error_of("columns.json") == (
+            "columns.json:1: expected two texts in a row, not lists of texts (got 2 and 1). "
+            "Write one row for each pair."
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("translation", "message"),
+    [
+        ("plain text", "(got 'plain text')"),
+        (3, "(got 3)"),
+        (None, "(got None)"),
+        ([["a", "b", "c"]], "(got [['a', 'b', 'c']])"),
+        ("{1: 'a', 2: 'b'}", "(got \"{1: 'a', 2: 'b'}\")"),
+        ([{"key": 1, "value": "a"}, {"key": ["en"], "value": "b"}], "no row has languages"),
+        ("\"{'en': 'a'}\"", "and --target_column, or --quoting csv."),
+        ({"language": [None, "fr"], "translation": ["a", "b"]}, "no row of t.jsonl has this language (got en)"),
+    ],
+)
+def test_load_corpus_names_form_of_translation_that_it_cannot_read(translation: Any, message: str) -> None:
+    error = error_of(write("t.jsonl", json_lines([{"translation": translation}] * 2)))
+    assert message in error and "Choose from: none" not in error
+
+
+def test_load_corpus_counts_rows_with_several_texts_of_a_language() -> None:
+    several = [{"language": ["en", "fr", "fr"], "translation": [en, fr, "other"]} for en, fr in PAIRS[:2]]
+    other = {"language": ["de", "de", "en", "fr"], "translation": ["", "x", *PAIRS[2]]}
+    corpus = load(write("t.jsonl", json_lines([{"translation": one} for one in [*several, other]])))
+    assert texts(corpus.train) == PAIRS[:3]
+    assert corpus.report["counts"]["train"]["notes"] == {"several_texts": 2}
+    assert "train: 2 rows with several texts of a language" in describe(corpus.report)[1]
+
+
+@pytest.mark.slow
+def test_load_named_reads_folder_of_tables_as_train_file_does() -> None:
+    write("set/train.csv", b'en,fr\n"two\nlines",null\nNA,None\n1,2\n')
+    corpus = load(dataset_name="set", validation_file=["set/train.csv"])
+    assert texts(corpus.train) == texts(corpus.valid) == [("two\nlines", "null"), ("NA", "None"), ("1", "2")]
+    assert corpus.report["counts"]["train"]["notes"] == {"spans_lines": 1}
+    write("numbered/train.tsv", b"1\teng\tHi\t2\tfra\tSalut\n3\teng\tBye\t4\tfra\tAdieu\n")
+    numbered = load(dataset_name="numbered", no_header=True, source_column="3", target_column="6", validation_split=0.5)
+    assert sorted(texts(numbered.train) + texts(numbered.valid)) == [("Bye", "Adieu"), ("Hi", "Salut")]
+    # With settings in its card the library reads it: the lines are counted there too.
+    card = b"---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  skiprows: 0\n---\n"
+    write("set/README.md", card)
+    library = load(dataset_name="set", validation_file=["set/train.csv"])
+    assert library.report["counts"]["train"]["notes"] == {"spans_lines": 1}
+    assert texts(library.train)[:2] == [("two\nlines", "null"), ("NA", "None")]
+    assert "--no_header: only valid for files" in error_of(
+        dataset_name="set", no_header=True, source_column="1", target_column="2"
+    )
 
 
 def test_load_named_finds_configuration_of_languages() -> None:

@@ -126,7 +126,7 @@ def _check(given: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         raise UserError("FILE: two files have the same name, and so would their outputs. Translate them one by one.")
     for name in given.files:
-        if name != STDIN and not Path(name).is_file():
+        if name != STDIN and (Path(name).is_dir() or not Path(name).exists()):  # a pipe is read as standard input is
             raise UserError(
                 f"FILE: {'a folder, not a file' if Path(name).is_dir() else 'no such file'} (got {name}). Give a file."
             )
