@@ -6,16 +6,25 @@ import argparse
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtloop.checkpoint.listing import model_folder
+from mtloop.config.commands import NUMBERS
 from mtloop.config.environment import HardwareConfig
 from mtloop.config.evaluation import BLEU_TOKENIZERS
-from mtloop.config.fields import BOOLS, LEAVE_ONE_OUT, MAX_BATCH_TOKENS, MAX_COUNT, check_value, separate
+from mtloop.config.fields import (
+    BOOLS,
+    LEAVE_ONE_OUT,
+    Field,
+    check_value,
+    read_value,
+    separate,
+)
 from mtloop.config.inputs import DataConfig, Dialect
 from mtloop.config.settings import FIELDS, Config
-from mtloop.errors import UserError, rename_flag
+from mtloop.errors import FieldError, UserError, rename_flag
 from mtloop.languages import match_language
 
 if TYPE_CHECKING:
@@ -25,16 +34,6 @@ if TYPE_CHECKING:
     from mtloop.evaluation.test_sets import ScoredModel, TestSet
     from mtloop.runtime.ranks import Runtime
 
-# Above these a machine's memory gives way, or the number is a typing error.
-HIGHEST = {
-    **{name: FIELDS[name].metadata["maximum"] for name in ("num_beams", "max_source_length", "max_target_length")},
-    "n_best": FIELDS["num_beams"].metadata["maximum"],
-    "max_tokens_per_batch": MAX_BATCH_TOKENS,
-    "max_samples": MAX_COUNT,
-    "num_resamples": 1_000_000,
-    "max_shown": 1_000_000,
-}
-LOWEST = {"max_target_length": FIELDS["max_target_length"].metadata["minimum"]}
 # As in train.py.
 SETTINGS = ("source_lang", "target_lang", "source_key", "target_key", "source_column", "target_column", "source_prefix")
 TABLE_SETTINGS = ("quoting", "delimiter", "no_header")
@@ -47,15 +46,31 @@ SWITCH: dict[str, Any] = {
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that select how a model is loaded, searches and computes."""
     add = parser.add_argument
-    add("--num_beams", type=int, metavar="N", help="beams of the search (none: the model's own, else 4)")
-    add("--max_tokens_per_batch", type=int, default=2000, metavar="N", help="source tokens of a batch: memory (2000)")
+    add(
+        "--num_beams",
+        type=number_type("num_beams"),
+        metavar="N",
+        help="beams (none: the model's own, else 4)",
+    )
+    add(
+        "--max_tokens_per_batch",
+        type=number_type("max_tokens_per_batch"),
+        default=2000,
+        metavar="N",
+        help="source tokens of a batch: memory (2000)",
+    )
     add(
         "--mixed_precision",
         choices=FIELDS["mixed_precision"].metadata["choices"],
         help="arithmetic (none: that of the launch file)",
     )
     add("--use_cpu", action="store_true", help="compute on the CPU although an accelerator is present")
-    add("--cpu_threads", type=int, metavar="N", help="CPU threads a process (none: the cores shared out)")
+    add(
+        "--cpu_threads",
+        type=number_type("cpu_threads"),
+        metavar="N",
+        help="CPU threads a process (none: the cores shared out)",
+    )
     add("--trust_remote_code", action="store_true", help="run code from the model's repository")
 
 
@@ -112,18 +127,18 @@ def chosen_metrics(given: argparse.Namespace, trained: Config | None) -> tuple[M
     return choose_metrics(separate(given.metrics), given.functions, bleu_tokenizer=given.bleu_tokenizer or own)
 
 
-def check_counts(given: argparse.Namespace, *names: str) -> None:
-    """Refuse numbers below LOWEST, or 1, or above HIGHEST.
+def number_type(name: str) -> partial[Any]:
+    """Return the type of a flag with a number: it refuses what is out of bounds as train.py does."""
+    return partial(_read_number, {**FIELDS, **NUMBERS}[name])
 
-    Raises:
-        UserError: naming the flag.
-    """
-    for name in names:
-        value, lowest = getattr(given, name), LOWEST.get(name, 1)
-        if value is not None and not lowest <= value <= HIGHEST[name]:
-            raise UserError(
-                f"--{name}: out of range (got {value}). Give a whole number from {lowest} to {HIGHEST[name]:,}."
-            )
+
+def _read_number(field: Field, text: str) -> Any:
+    value = read_value(field, text)
+    try:
+        check_value(field, value)
+    except FieldError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(f"--{field.name}: ")) from None
+    return value
 
 
 def start_runtime(given: argparse.Namespace) -> Runtime:
@@ -146,7 +161,7 @@ def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str, max_sam
     for name in SETTINGS:
         add(f"--{name}", metavar="TEXT", help="as in train.py (none: as the run of the model was trained)")
     add_table_flags(parser)
-    add("--max_samples", type=int, default=max_samples, metavar="N",
+    add("--max_samples", type=number_type("max_samples"), default=max_samples, metavar="N",
         help=f"the first N rows of each test set ({max_samples or 'none: all'})")  # fmt: skip
 
 
@@ -156,7 +171,6 @@ def check_test_sets(given: argparse.Namespace) -> None:
     Raises:
         UserError: naming the flag.
     """
-    check_counts(given, "num_beams", "max_tokens_per_batch", "max_samples")
     names = [_named(text)[0] for text in given.test_set]
     if len(set(names)) < len(names):
         raise UserError(f"--test_set: two have the same name (got {', '.join(names)}). Give them as NAME=FILE.")

@@ -279,6 +279,8 @@ def _value_of(entry: Entry) -> Any:
     for text in entry.value if isinstance(entry.value, list) else [entry.value or ""]:
         if not is_unicode(text):
             raise FieldError(entry.name, "not Unicode text", got=ascii(text), remedy="Give it in UTF-8.")
+        if "\0" in text:
+            raise FieldError(entry.name, "expected text without a NUL character", got=ascii(text))
     if isinstance(entry.value, list):
         return list(entry.value)
     return None if entry.value is None else read_value(field, entry.value)

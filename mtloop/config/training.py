@@ -1,6 +1,7 @@
 """Settings of updates and optimizer."""
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,6 +212,10 @@ class OptimizerConfig(Group):
         if name in METRIC_SCHEDULES:
             raise FieldError(
                 "lr_scheduler_type", "follows a metric", got=name, remedy=f"Give one of {', '.join(SCHEDULES)}."
+            )
+        if self.max_grad_norm == math.inf:
+            raise FieldError(
+                "max_grad_norm", "expected a finite number", got="inf", remedy="Give 0 to turn clipping off."
             )
         super().__post_init__()
         if self.num_train_epochs == int(self.num_train_epochs):  # shown and stored as 3, not as 3.0

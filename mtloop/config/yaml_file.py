@@ -70,9 +70,9 @@ def read_source(source: str) -> tuple[str | None, list[Entry]]:
     if path.suffix not in (".yaml", ".yml", ""):
         raise UserError(f"{source}: not a .yaml file. Give training data as --train_file {source}.")
     try:
-        entries = read_entries(path.read_text("utf-8"), source)
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"{source}: cannot be read as UTF-8 text ({first_line(error)}). Give a text file.") from None
+        entries = read_entries(_decoded(path.read_bytes(), source), source)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({first_line(error)}). Give a text file.") from None
     name: Any = path.stem
     for entry in entries:
         if entry.name == "recipe":
@@ -80,6 +80,24 @@ def read_source(source: str) -> tuple[str | None, list[Entry]]:
             if isinstance(name, list):
                 raise UserError(f"{entry.where}: recipe: expected one name (got a list). Give one name.")
     return name, [entry for entry in entries if entry.name != "recipe"]
+
+
+def _decoded(content: bytes, shown: str) -> str:
+    """Decode a file; like the parser, count the lines from 1.
+
+    Raises:
+        UserError: naming the line that is not UTF-8, or holds a character that YAML cannot.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        got, before, encoding = f"byte 0x{content[error.start]:02x}", content[: error.start].count(b"\n"), "UTF-8"
+    else:
+        bad = yaml.reader.Reader.NON_PRINTABLE.search(text)
+        if bad is None:
+            return text
+        got, before, encoding = f"character {bad[0]!a}", text.count("\n", 0, bad.start()), "YAML"
+    raise UserError(f"{shown}:{before + 1}: not {encoding} text (got {got}). Save the file as text in UTF-8.")
 
 
 def read_entries(text: str, shown: str) -> list[Entry]:
@@ -101,9 +119,11 @@ def read_entries(text: str, shown: str) -> list[Entry]:
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UserError(f"{shown}{line}: invalid YAML ({problem}). Correct the line.") from None
     except RecursionError:
-        raise UserError(f"{shown}: nested too deeply. Write one `name: value` per line.") from None
+        line = f":{loader.line + 1}"
+        raise UserError(f"{shown}{line}: nested too deeply. Write one `name: value` per line.") from None
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{shown}: expected a mapping. Write one `name: value` per line.")
+        line = f":{root.start_mark.line + 1}" if root else ""
+        raise UserError(f"{shown}{line}: expected a mapping. Write one `name: value` per line.")
     entries: list[Entry] = []
     lines: dict[str, int] = {}
     for key, node in root.value:

@@ -900,7 +900,7 @@ def test_checkpoint_command_refuses_other_folders(tmp_path, capsys):
         assert "RUN: not a run folder" in capsys.readouterr().err
     RunFolder(tmp_path).create()
     assert checkpoint(["prune", str(tmp_path), "--save_total_limit", "0"]) == 2
-    assert "--save_total_limit: out of range (got 0). Give" in capsys.readouterr().err
+    assert "--save_total_limit: expected a whole number from 1 to 1000000000 (got 0)." in capsys.readouterr().err
     assert checkpoint(["list", str(tmp_path)]) == 0 and "no checkpoint yet" in capsys.readouterr().out
 
 

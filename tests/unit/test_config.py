@@ -1,6 +1,10 @@
 """Test the reading of flags, YAML files and recipes, and the errors, each one line with the remedy."""
 
+import argparse
 import dataclasses
+import functools
+import importlib
+import itertools
 import subprocess
 import sys
 from importlib.resources import files
@@ -10,6 +14,8 @@ import pytest
 import yaml
 
 from mtloop.cli.commands.train import main
+from mtloop.cli.main import Parser, command_files
+from mtloop.cli.main import main as run_command
 from mtloop.config.environment import OutputConfig
 from mtloop.config.fields import kind_of, valid_values
 from mtloop.config.inputs import DataConfig
@@ -233,6 +239,7 @@ def test_parse_config_refuses_values_out_of_bounds(flag, value):
     assert line.startswith(f"--{flag}: expected ") and line.endswith((").", "Leave it out for the default."))
 
 
+NO_NUMBERS = ("nan", "inf", "-inf", "-1", "1e300", str(10**300), "text")
 NUMBERS = [name for name, field in FIELDS.items() if kind_of(field) in (int, float)]
 
 
@@ -240,11 +247,52 @@ NUMBERS = [name for name, field in FIELDS.items() if kind_of(field) in (int, flo
 def test_main_refuses_an_invalid_number_in_one_line_with_status_2(name, capsys):
     bounds = FIELDS[name].metadata
     assert bounds["maximum"] is not None or bounds["below"] is not None
-    for value in ("nan", "inf", "-inf", "-1", "1e300", str(10**300), "text"):
+    for value in NO_NUMBERS:
         assert main([f"--{name}={value}"]) == 2
         out, err = capsys.readouterr()
         (line,) = err.splitlines()
         assert not out and line.startswith(f"mtloop: error: --{name}: expected ") and "(got " in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [".nan", "-.inf", "-1", "1e300", "[1, 2]", "'1 2'"])
+def test_a_recipe_names_the_line_of_an_invalid_number(tmp_path, value):
+    for name in NUMBERS:
+        path = in_yaml(
+            tmp_path, f"save_steps: 1\n{name}: {value}\n" if name != "save_steps" else f"\n{name}: {value}\n"
+        )
+        assert refusal([path]).startswith(f"{path}:2: --{name}: expected ")
+
+
+def command_numbers():
+    """Yield (command, flag, type) of each number of the commands but train."""
+    for name in command_files():
+        module = importlib.import_module(f"mtloop.cli.commands.{name}")
+        if hasattr(module, "add_flags"):
+            parser = Parser(prog=name)
+            module.add_flags(parser)
+            for action in parser._actions:
+                assert action.type not in (int, float), "a number without bounds"
+                if isinstance(action.type, functools.partial):
+                    yield name, action.dest, action.type
+
+
+def test_commands_refuse_an_invalid_number_in_one_line_with_status_2(capsys):
+    found = list(command_numbers())
+    assert {command for command, _, _ in found} == {*command_files()} - {"train"}
+    for (command, name, number_type), value in zip(found, itertools.cycle(NO_NUMBERS), strict=False):
+        assert run_command([command, f"--{name}={value}"]) == 2
+        out, err = capsys.readouterr()
+        (line,) = err.splitlines()
+        assert not out and line.startswith(f"mtloop: error: --{name}: expected ") and "(got " in line
+        for other in NO_NUMBERS:
+            with pytest.raises(argparse.ArgumentTypeError, match=r"^expected .* \(got .*\)\.$"):
+                number_type(other)
+
+
+def test_max_grad_norm_of_infinity_names_the_remedy():
+    line = "--max_grad_norm: expected a finite number (got inf). Give 0 to turn clipping off."
+    assert refusal(["--max_grad_norm", "inf"]) == line
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -598,7 +646,7 @@ def test_list_flag_replaces_a_yaml_list(tmp_path):
         ("train_file: [[a]]\n", "mine.yaml:1: train_file: expected a list of plain values (got a nested one)."),
         ("logging_steps:\n", "(got no value). Leave it out for the default, 10."),
         ("config: demo\n", "mine.yaml:1: --config: a file cannot load another one"),
-        ("- demo\n", "mine.yaml: expected a mapping."),
+        ("- demo\n", "mine.yaml:1: expected a mapping."),
         ("", "mine.yaml: expected a mapping."),
         ("seed: 1\nnum_beams: [2\n", "mine.yaml:3: invalid YAML"),
         ("seed: 1\n--- \nseed: 2\n", "mine.yaml:2: invalid YAML"),
@@ -612,18 +660,41 @@ def test_list_flag_replaces_a_yaml_list(tmp_path):
         ("lr_scheduler_kwargs: {power: !!int x}\n", "mine.yaml:1: lr_scheduler_kwargs: invalid YAML"),
         ("lr_scheduler_kwargs: {power: !x 1}\n", "mine.yaml:1: lr_scheduler_kwargs: invalid YAML"),
         ("lr_scheduler_kwargs: {2020-02-02: 1}\n", "mine.yaml:1: lr_scheduler_kwargs: invalid YAML"),
-        ("seed: " + "[" * 1_000 + "]" * 1_000, "mine.yaml: nested too deeply. Write one `name: value` per line."),
-        ("seed:\n" + "\n".join(" " * n + "a:" for n in range(1, 1_000)), "mine.yaml: nested too deeply."),
+        ("seed: " + "[" * 1_000 + "]" * 1_000, "mine.yaml:1: nested too deeply. Write one `name: value` per line."),
+        ("seed:\n" + "\n".join(" " * n + "a:" for n in range(1, 1_000)), ": nested too deeply."),
     ],
 )
 def test_yaml_errors_name_the_line(tmp_path, text, line):
     assert line in refusal([in_yaml(tmp_path, text)])
 
 
-def test_read_source_refuses_binary_files(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"seed: \xff\xfe", "mine.yaml:1: not UTF-8 text (got byte 0xff). Save the file as text in UTF-8."),
+        ("seed: 1\n".encode("utf-16"), "mine.yaml:1: not UTF-8 text (got byte 0xff)."),
+        ("seed: 1\n# é\n".encode("latin-1"), "mine.yaml:2: not UTF-8 text (got byte 0xe9)."),
+        ("seed: 1\n".encode("utf-16-le"), "mine.yaml:1: not YAML text (got character '\\x00')."),
+        (b"seed: 1\nnum_beams: \x00\n", "mine.yaml:2: not YAML text (got character '\\x00')."),
+        (b"seed: 1\n\x1b[2J: 1\n", "mine.yaml:2: not YAML text (got character '\\x1b')."),
+        (b'seed: 1\noutput_dir: "a\\0b"\n', "mine.yaml:2: --output_dir: expected text without a NUL character (got 'a"),
+        (
+            b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+            "mine.yaml:2: b: expected a list of plain values (got a nested",
+        ),
+        (b"train_file: !!python/object/apply:os.system [x]\nseed: y\n", "mine.yaml:2: --seed: expected a whole number"),
+    ],
+)
+def test_read_source_refuses_what_yaml_or_a_flag_cannot_hold(tmp_path, content, line):
     path = tmp_path / "mine.yaml"
-    path.write_bytes(b"seed: \xff\xfe")
-    assert "mine.yaml: cannot be read as UTF-8 text" in refusal([str(path)])
+    path.write_bytes(content)
+    assert line in refusal([str(path)])
+
+
+def test_read_source_skips_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xef\xbb\xbfseed: x\n")
+    assert "mine.yaml:1: --seed: expected a whole number" in refusal([str(path)])
 
 
 def test_invalid_flag_over_a_file_does_not_name_the_file(tmp_path):

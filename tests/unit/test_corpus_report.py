@@ -271,7 +271,7 @@ def test_corpus_uses_keys_of_run_for_its_languages(run_command, tmp_path, flags,
         (["{train}", *LANGUAGES, "--grep", "a("], "--grep: invalid regular expression, missing )"),
         (
             ["{train}", *LANGUAGES, "--grep", "a", "--max_shown", "0"],
-            "--max_shown: out of range (got 0). Give a whole number",
+            "--max_shown: expected a whole number from 1 to 1000000 (got 0).",
         ),
         (["{train}", *LANGUAGES, "--tokenizer", "{folder}/no"], "--tokenizer '{folder}/no': there is no such folder"),
         (["{train}", *LANGUAGES, "--model", "{folder}/no"], "--model '{folder}/no': there is no such folder"),

@@ -159,7 +159,7 @@ def test_evaluate_several_sets_against_baseline(run_command, model_path, rows_pa
         (["--test_set", "{rows}x"], "--test_set: no such file (got {rows}x)"),
         (
             ["--test_set", "{rows}", "--num_beams", "0"],
-            "--num_beams: out of range (got 0). Give a whole number from 1 to 1,000.",
+            "--num_beams: expected a whole number from 1 to 1000 (got 0).",
         ),
         (
             ["--test_set", "{rows}", "--baseline", "{rows}/nowhere"],

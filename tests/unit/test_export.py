@@ -411,7 +411,10 @@ def test_export_reports_differences(monkeypatch, run_command, model_path, rows_p
             ["-o", "{dir}/x", "--no_parity", "--test_set", "{rows}"],
             "--no_parity, --test_set: they exclude each other. Give one of them.",
         ),
-        (["-o", "{dir}/x", "--max_samples", "0"], "--max_samples: out of range (got 0). Give a whole number from 1 to"),
+        (
+            ["-o", "{dir}/x", "--max_samples", "0"],
+            "--max_samples: expected a whole number from 1 to 1000000000 (got 0).",
+        ),
         (["-o", "{dir}/x", "--quantization", "int4"], "--quantization: invalid choice: 'int4'"),
         (["-o", "{dir}/x", "--model", "{dir}/nowhere"], "--model '{dir}/nowhere': there is no such folder"),
     ],

@@ -460,8 +460,8 @@ def test_translate_reports_cut_texts(run_command, sentences, tmp_path):
             ["{in}", "--text", "a"],
             "FILE, --text: expected exactly one of them. Give FILE... (- for standard input), or --text SENTENCE.",
         ),
-        (["{in}", "--n_best", "0"], "--n_best: out of range (got 0). Give a whole number from 1 to 1,000."),
-        (["{in}", "--num_beams", "x"], "--num_beams: invalid int value: 'x'"),
+        (["{in}", "--n_best", "0"], "--n_best: expected a whole number from 1 to 1000 (got 0)."),
+        (["{in}", "--num_beams", "x"], "--num_beams: expected a whole number from 1 to 1000 (got 'x')."),
         (["{in}x"], "FILE: no such file (got {in}x)"),
         (["{dir}"], "FILE: a folder, not a file (got {dir})"),
         (["{in}", "{dir}"], "-o: several files need a folder. Give -o FOLDER."),
@@ -487,7 +487,7 @@ def test_mistakes_are_reported_in_one_line(run_command, tmp_path, words, reason)
 
 def test_translate_refuses_a_maximum_length_without_room_for_a_token(fresh_accelerate, capsys):
     assert main(["--text", "a", "--model", "m", "--max_target_length", "1"]) == 2
-    reason = "--max_target_length: out of range (got 1). Give a whole number from 2 to 65,536."
+    reason = "--max_target_length: expected a whole number from 2 to 65536 (got 1)."
     assert capsys.readouterr().err == f"mtloop: error: {reason}\n"
 
 

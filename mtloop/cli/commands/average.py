@@ -26,6 +26,7 @@ from mtloop.cli.flags import (
     fill_settings,
     load_own_rows,
     load_test_sets,
+    number_type,
     open_model,
     start_runtime,
 )
@@ -51,17 +52,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="RUN", nargs="?", help="a run folder; for --interpolate any model that was fine-tuned")
     add(
         "--last",
-        type=int,
+        type=number_type("last"),
         metavar="N",
         help="average the checkpoints of the last N epochs (of any updates where fewer end an epoch)",
     )
-    add("--best", type=int, metavar="N", help="average the N that scored best on the validation rows in training")
+    add(
+        "--best",
+        type=number_type("best"),
+        metavar="N",
+        help="average the N that scored best on the validation rows in training",
+    )
     add("--metric", metavar="NAME", help="of --best: a score of the run, or eval_loss (none: the run's "
         "--metric_for_best_model)")  # fmt: skip
     add("--checkpoints", nargs="+", metavar="C", help="average these: step_N, epoch_N, best, or folders")
     add("--interpolate", metavar="W,W...", help="score (1 - W) x base + W x fine-tuned at each weight W, 0 to 1")
     add("--base", metavar="M", help="of --interpolate (none: the run's --model_name_or_path)")
-    add("--weight", type=float, metavar="W", help="with -o: write the model at this weight between base and RUN")
+    add(
+        "--weight",
+        type=number_type("weight"),
+        metavar="W",
+        help="with -o: write the model at this weight between base and RUN",
+    )
     add("-o", "--output", metavar="OUT", help="the folder to write: a model that loads")
     add("--evaluate", action="store_true", help="score the average and each of its checkpoints (--test_set does, too)")
     add_metrics_flag(parser, "bleu", "chrf")
@@ -79,9 +90,6 @@ def _check(given: argparse.Namespace) -> list[float]:
         raise UserError(
             f"--{', --'.join(WAYS)}: expected one of them (got {' and '.join(ways) or 'none'}). Give exactly one."
         )
-    for flag in ("last", "best"):
-        if (number := getattr(given, flag)) is not None and number < 2:
-            raise UserError(f"--{flag}: an average needs two or more (got {number}). Give at least 2.")
     if given.metric is not None and given.best is None:
         raise UserError(f"--metric: needs --best N (got {given.metric!r}). Add --best, or leave it out.")
     if given.model is None and given.checkpoints is None:
@@ -100,19 +108,17 @@ def _check(given: argparse.Namespace) -> list[float]:
     out = Path(given.output) if given.output is not None else None
     if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise UserError(f"-o: already exists (got {out}). Give another name, or remove it.")
-    if given.weight is not None:
-        _weight("--weight", given.weight)
-    return [] if given.interpolate is None else [_weight("--interpolate", one) for one in given.interpolate.split(",")]
+    return [] if given.interpolate is None else [_weight(one) for one in given.interpolate.split(",")]
 
 
-def _weight(flag: str, text: str | float) -> float:
+def _weight(text: str) -> float:
     try:
         weight = float(text)
     except ValueError:
         weight = -1.0
     if not 0 <= weight <= 1:
         raise UserError(
-            f"{flag}: invalid weight (got {text}). Give a number from 0 (the base) to 1 (the fine-tuned model)."
+            f"--interpolate: invalid weight (got {text}). Give a number from 0 (the base) to 1 (the fine-tuned model)."
         )
     return weight
 

@@ -10,6 +10,7 @@ from typing import Any
 from mtloop.atomic import discard, read_json_lines
 from mtloop.checkpoint.listing import epoch_ends, epoch_of, find_corruption, link_names, list_checkpoints
 from mtloop.checkpoint.manifest import CorruptCheckpoint, check_sizes, read_manifest
+from mtloop.cli.flags import number_type
 from mtloop.errors import UserError
 from mtloop.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
 from mtloop.metrics_log import evaluations_of
@@ -67,7 +68,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "remove all but the newest valid ones, the best, and epochs that are still to be pushed or averaged",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
-    parser.add_argument("--save_total_limit", type=int, metavar="N", help="of prune: newest checkpoints kept (1)")
+    parser.add_argument(
+        "--save_total_limit",
+        type=number_type("save_total_limit"),
+        metavar="N",
+        help="of prune: newest checkpoints kept (1)",
+    )
 
 
 def run(given: argparse.Namespace) -> int:
@@ -147,10 +153,6 @@ def _show(run: Path, action: str) -> int:
 
 
 def _prune(run: Path, save_total_limit: int) -> int:
-    if save_total_limit < 1:
-        raise UserError(
-            f"--save_total_limit: out of range (got {save_total_limit}). Give a whole number of at least 1."
-        )
     folder = _open(run)
     folder.lock(print, wait_s=0)
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import partial_name, write_json, write_json_lines
 from mtloop.checkpoint.listing import model_folder
-from mtloop.cli.flags import SWITCH, add_model_flags, check_counts, own_places, start_runtime
+from mtloop.cli.flags import SWITCH, add_model_flags, number_type, own_places, start_runtime
 from mtloop.cli.status import writing
 from mtloop.config.fields import help_text, kind_of
 from mtloop.config.inputs import DataConfig
@@ -60,14 +60,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--run", metavar="RUN", help="a run folder: the rows that it trains on, and its tokenizer")
     for name in DATA_FLAGS:
         kind = kind_of(FIELDS[name])
-        values: dict[str, Any] = {"nargs": "+"} if kind is list else {"type": kind}
+        values: dict[str, Any] = (
+            {"nargs": "+"} if kind is list else {"type": number_type(name) if kind in (int, float) else kind}
+        )
         values = SWITCH if kind is bool else {"metavar": {int: "N", float: "X"}.get(kind, "TEXT"), **values}
         add(f"--{name}", help=help_text(FIELDS[name]), **values)
     add("--tokenizer", metavar="NAME", help="count tokens too: a folder, a run folder, or a Hub name[@revision]")
     add("--model", metavar="M", help="count the tokens of this model; with --grep, its translations")
     add("--grep", metavar="PATTERN", help="instead of the report, show the pairs in which the source or the target "
         "matches this regular expression (case is ignored)")  # fmt: skip
-    add("--max_shown", type=int, default=10, metavar="N", help="pairs that --grep shows, at most (10)")
+    add(
+        "--max_shown",
+        type=number_type("max_shown"),
+        default=10,
+        metavar="N",
+        help="pairs that --grep shows, at most (10)",
+    )
     add("-o", "--output", metavar="DIR", help="a folder for report.json and lengths.png (needs matplotlib), or with "
         "--grep for grep.jsonl")  # fmt: skip
     add_model_flags(parser)
@@ -75,7 +83,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
-    check_counts(given, "max_shown", "num_beams", "max_tokens_per_batch")
     pattern = _pattern(given.grep)
     subject = _subject(given)
     if given.output is not None:
@@ -157,7 +164,7 @@ def _load(data: DataConfig) -> Corpus:
 
     from mtloop.data.load import load_corpus
 
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error it raises as well
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:

@@ -17,11 +17,11 @@ from mtloop.cli.flags import (
     add_metrics_flag,
     add_model_flags,
     add_test_set_flags,
-    check_counts,
     check_test_sets,
     chosen_metrics,
     fill_settings,
     load_run_rows_or_test_sets,
+    number_type,
     open_model,
     start_runtime,
 )
@@ -51,7 +51,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--baseline", metavar="M", help="another model, to compare with")
     add_test_set_flags(parser, without="the run's own validation and test rows")
     add_metrics_flag(parser, "bleu", "chrf", "ter")
-    add("--num_resamples", type=int, default=NUM_RESAMPLES, metavar="N", help=f"of the bootstrap ({NUM_RESAMPLES})")
+    add(
+        "--num_resamples",
+        type=number_type("num_resamples"),
+        default=NUM_RESAMPLES,
+        metavar="N",
+        help=f"of the bootstrap ({NUM_RESAMPLES})",
+    )
     add("-o", "--output", metavar="DIR", help="a folder for report.json and the hypotheses of each test set")
     add("--compare", metavar="FILE.html", help="a page with every sentence, its translations and chrF, in one "
         "file that needs no network; with --baseline, by gain and loss")  # fmt: skip
@@ -59,7 +65,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
-    check_counts(given, "num_resamples")
     check_test_sets(given)
     if given.output is not None and Path(given.output).exists() and not Path(given.output).is_dir():
         raise UserError(f"-o: not a folder (got {given.output}). Give a folder, or a new name.")

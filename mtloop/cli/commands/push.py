@@ -10,6 +10,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mtloop.cli.flags import number_type
 from mtloop.config.environment import HubConfig
 from mtloop.config.settings import FIELDS
 from mtloop.errors import UserError
@@ -23,7 +24,9 @@ from mtloop.run_folder import RunFolder
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command: those of train.py, which default to what the run was started with."""
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
-    parser.add_argument("--epoch", type=int, metavar="N", help="push this epoch alone; the branch then ends with it")
+    parser.add_argument(
+        "--epoch", type=number_type("epoch"), metavar="N", help="push this epoch alone; the branch then ends with it"
+    )
     parser.add_argument("--show_card", action="store_true", help="print the model card and push nothing")
     parser.add_argument("--hub_model_id", metavar="NAME")
     parser.add_argument("--hub_revision", metavar="BRANCH")
@@ -31,7 +34,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hub_strategy", choices=FIELDS["hub_strategy"].metadata["choices"])
     parser.add_argument("--hub_private_repo", action="store_true", default=None)
     parser.add_argument("--hub_overwrite", action="store_true", default=None)
-    parser.add_argument("--push_timeout", type=float, metavar="SECONDS", help="that one push may take")
+    parser.add_argument(
+        "--push_timeout", type=number_type("push_timeout"), metavar="SECONDS", help="that one push may take"
+    )
 
 
 def run(given: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import mtloop
+from mtloop.cli.flags import number_type
 from mtloop.cli.main import Parser
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import resolve
@@ -27,7 +28,9 @@ from mtloop.tables import aligned
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the launcher."""
     parser.add_argument("--config_file", metavar="F", help="the launch file, as for `accelerate launch`")
-    parser.add_argument("--num_processes", metavar="N", help="processes, as for `accelerate launch`")
+    parser.add_argument(
+        "--num_processes", type=number_type("num_processes"), metavar="N", help="processes, as for `accelerate launch`"
+    )
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -18,9 +18,9 @@ from mtloop.atomic import partial_name
 from mtloop.cli.flags import (
     add_model_flags,
     add_table_flags,
-    check_counts,
     check_keys,
     dialect_of,
+    number_type,
     own_places,
     start_runtime,
 )
@@ -105,10 +105,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "(none: source_lang, source, text)")  # fmt: skip
     add_table_flags(parser)
     add("--overwrite_column", action="store_true", help="replace a column hypothesis (or score) of the input")
-    add("--n_best", type=int, default=1, metavar="N", help="translations of each text, as `number ||| translation`")
+    add(
+        "--n_best",
+        type=number_type("n_best"),
+        default=1,
+        metavar="N",
+        help="translations of each text, as `number ||| translation`",
+    )
     add("--scores", action="store_true", help="add the log-probability per token")
-    add("--max_source_length", type=int, metavar="N", help="longest text, in tokens (none: all that the model takes)")
-    add("--max_target_length", type=int, metavar="N", help="longest translation, in tokens (none: the model's own)")
+    add(
+        "--max_source_length",
+        type=number_type("max_source_length"),
+        metavar="N",
+        help="longest text, in tokens (none: all that the model takes)",
+    )
+    add(
+        "--max_target_length",
+        type=number_type("max_target_length"),
+        metavar="N",
+        help="longest translation, in tokens (none: the model's own)",
+    )
     add_model_flags(parser)
 
 
@@ -119,7 +135,6 @@ def _check(given: argparse.Namespace) -> None:
         )
     if given.output is None and sys.__stdout__ is None:
         raise UserError("-o: missing, and standard output is closed. Give -o OUT.")
-    check_counts(given, "num_beams", "n_best", "max_tokens_per_batch", "max_source_length", "max_target_length")
     if len(given.files) > 1 and (given.output is None or Path(given.output).is_file()):
         raise UserError("-o: several files need a folder. Give -o FOLDER.")
     names = [Path(name).name for name in given.files]
