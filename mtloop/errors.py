@@ -35,6 +35,9 @@ class RunFailed(RuntimeError):
     is_shared = False
 
 
+# Of a message; a text that it quotes may be longer.
+MAX_CHARACTERS = 4_000
+
 E = TypeVar("E", bound=UserError | RunFailed)
 
 
@@ -74,6 +77,12 @@ def first_line(error: BaseException) -> str:
     """Return the system's text of an OSError, else the first line of an error's message, or its type."""
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_line(text: str) -> str:
+    """Return a message as one line that a terminal shows as it is; the middle of a very long one is left out."""
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS // 2]} ... {line[-MAX_CHARACTERS // 2 :]}"
 
 
 def unwritable(path: Path, error: BaseException) -> RunFailed:

@@ -14,14 +14,7 @@ from mtloop.checkpoint.listing import model_folder
 from mtloop.config.commands import NUMBERS
 from mtloop.config.environment import HardwareConfig
 from mtloop.config.evaluation import BLEU_TOKENIZERS
-from mtloop.config.fields import (
-    BOOLS,
-    LEAVE_ONE_OUT,
-    Field,
-    check_value,
-    read_value,
-    separate,
-)
+from mtloop.config.fields import BOOLS, LEAVE_ONE_OUT, Field, check_value, read_value, separate
 from mtloop.config.inputs import DataConfig, Dialect
 from mtloop.config.settings import FIELDS, Config
 from mtloop.errors import FieldError, UserError, rename_flag
@@ -46,12 +39,7 @@ SWITCH: dict[str, Any] = {
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that select how a model is loaded, searches and computes."""
     add = parser.add_argument
-    add(
-        "--num_beams",
-        type=number_type("num_beams"),
-        metavar="N",
-        help="beams (none: the model's own, else 4)",
-    )
+    add("--num_beams", type=number_type("num_beams"), metavar="N", help="beams (none: the model's own, else 4)")
     add(
         "--max_tokens_per_batch",
         type=number_type("max_tokens_per_batch"),

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 
-from mtloop.errors import ProcessFailed, RunFailed, UserError, first_line, is_shared
+from mtloop.errors import ProcessFailed, RunFailed, UserError, first_line, is_shared, one_line
 from mtloop.runtime.streams import make_streams_safe
 
 # In which the launcher ends a process whose mistake the first process of the machine has made and reported too.
 LAUNCHER_ENDS_OTHERS_S = 5.0
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+INVALID_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP, errno.ENOTDIR)
 
 
 class StdoutClosed(Exception):
@@ -46,6 +46,11 @@ def reported(work: Callable[[], int], *, interrupted: str = "") -> int:
         return work()
     except (UserError, RunFailed) as error:
         return report(str(error), 2 if isinstance(error, UserError) else 1, is_alone=_is_alone(error))
+    except OSError as error:  # of a path that a flag or a file names, wherever it is first looked up
+        if error.errno not in INVALID_PATH or error.filename is None:
+            raise
+        mistake = UserError(f"{error.filename}: {first_line(error)}. Give another path.")
+        return report(str(mistake), 2, is_alone=_is_alone(mistake))
     except KeyboardInterrupt as error:
         number = int(getattr(error, "number", signal.SIGINT))
         return report(f"{signal.Signals(number).name}{interrupted}", status_of(number))
@@ -72,11 +77,11 @@ def _is_alone(error: UserError | RunFailed) -> bool:
 def report(message: str, status: int, *, is_alone: bool = False) -> int:
     """Print one line on standard error, from the first process or from one that failed alone; return the status."""
     rank = os.environ.get("RANK", "0")
-    message = CONTROL.sub(lambda found: repr(found[0])[1:-1], message)  # what a file holds must not end the line
     if is_alone and "RANK" in os.environ:
         message = f"process {rank}: {message}"
     if rank == "0" or is_alone:
-        print(f"mtloop: {'error' if status in (1, 2) else 'stopped'}: {message}", file=sys.stderr, flush=True)
+        kind = "error" if status in (1, 2) else "stopped"
+        print(f"mtloop: {kind}: {one_line(message)}", file=sys.stderr, flush=True)
     return status
 
 

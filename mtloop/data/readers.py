@@ -165,12 +165,15 @@ class Records:
         try:
             with self._open_batches() as (self.schema, batches):
                 for batch in batches:
+                    batch.validate(full=True)  # a corrupt offset would end the process
                     for row in batch.to_pylist():
                         number += 1
                         if not self._is_struct:
                             self._find_languages(row)
                         yield f"{self.file.name}: row {number}", row
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # pyarrow: its own, OSError, UnicodeDecodeError, OverflowError of a date were seen
             raise UserError(
                 f"{self.file.name}: cannot read it as {name} ({first_line(error)}). Write or download it again."
             ) from error

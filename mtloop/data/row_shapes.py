@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -109,7 +110,9 @@ def _parsed(text: str) -> Any:
         return text
     for spelled, parse in ((text, json.loads), (text, ast.literal_eval), (_ARRAY.sub(r"\1", text), ast.literal_eval)):
         try:
-            return parse(spelled)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash in Python text
+                return parse(spelled)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
     return text

@@ -171,7 +171,7 @@ def load_named(
             splits = _with_config(datasets.load_dataset, path, config_name, columns, **arguments)
     except UserError:
         raise
-    except Exception as error:  # anything from httpx, huggingface_hub, fsspec and every reader of datasets
+    except Exception as error:  # anything from httpx, huggingface_hub, fsspec, and every reader of datasets
         raise_if_disk_is_full(error)
         raise _named_error(name, config_name, error) from error
     loaded = {}
@@ -185,7 +185,12 @@ def load_named(
             loaded[split] = LoadedSplit(rows, {**identity, "split": found, "columns": columns.names}, [origin])
         elif found:
             quoting = "csv" if isinstance(builder.config, CsvConfig) and "quoting" not in form else None
-            loaded[split] = _convert(name, found, splits[found], columns, store, (identity, files, form), quoting)
+            try:
+                loaded[split] = _convert(name, found, splits[found], columns, store, (identity, files, form), quoting)
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # of a value that Python lacks: a date, a text that is not UTF-8
+                raise _named_error(name, config_name, error) from error
     if "train" not in loaded:
         raise UserError(
             f"--dataset_name: {name} has no split 'train' (got {', '.join(map(str, splits))}). Give one of its "
@@ -304,6 +309,8 @@ def _named_error(name: str, config_name: str | None, error: Exception) -> UserEr
     elif isinstance(error, ValueError) and "onfig" in str(error):
         reason = " ".join(str(error).split())[:500]
         remedy = f"Give one of its configurations with --dataset_config_name (got {config_name})"
+    elif Path(name).is_dir():
+        remedy = "Correct its files, or give them to --train_file, which reads more forms and names the line"
     else:
         remedy = (
             "Check the name. Without a network give --train_file, set HF_HOME to a filled cache, or run `hf download "

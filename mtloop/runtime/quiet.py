@@ -9,12 +9,15 @@ from collections.abc import Iterator
 
 
 def silence_libraries() -> None:
-    """Silence the libraries' progress bars and warnings for the rest of the process; errors are still shown."""
+    """Silence the libraries' progress bars and warnings for the rest of the process; errors of transformers are shown.
+
+    What datasets logs as an error it raises as well.
+    """
     import datasets
     import transformers
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if not sys.warnoptions:

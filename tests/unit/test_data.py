@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -22,7 +23,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtloop.config.inputs import DataConfig
+from mtloop.data.files import InputFile
 from mtloop.data.load import Corpus, describe, load_corpus
+from mtloop.data.readers import Records
 from mtloop.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -306,6 +309,26 @@ def test_load_corpus_drops_nulls_and_numbers_of_parquet() -> None:
     assert load(write("t.parquet", parquet(rows))).report["counts"]["train"]["dropped"] == {"missing_language": 2}
     message = error_of(write("n.parquet", parquet([{"en": 1, "fr": "x"}])))
     assert "every row of train was dropped" in message and "1 wrong_type" in message
+
+
+def test_records_refuse_arrow_with_offsets_beyond_its_texts(tmp_path) -> None:
+    path = tmp_path / "a.arrow"
+    table = pa.table({"en": ["ab" * 3_000]})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    content, offsets = bytearray(path.read_bytes()), struct.pack("<ii", 0, 6_000)
+    at = content.rindex(offsets)  # behind the metadata, which has the length of the texts
+    content[at : at + len(offsets)] = struct.pack("<ii", 0, 1 << 30)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.arrow: cannot read it as Arrow \(.*[Oo]ffset"):
+        list(Records(InputFile(str(path), "a.arrow"), "arrow"))
+
+
+def test_records_refuse_dates_that_python_lacks(tmp_path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"en": pa.array([2**62], pa.timestamp("us"))}), path)
+    with pytest.raises(UserError, match=r"a\.parquet: cannot read it as Parquet \(.*\)\. Write or download it again"):
+        list(Records(InputFile(str(path), "a.parquet"), "parquet"))
 
 
 GOOD = b'{"en": "a", "fr": "b"}\n'

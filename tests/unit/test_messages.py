@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mtloop.cli.main import main
+from mtloop.errors import MAX_CHARACTERS, one_line
+
 PACKAGE = Path(__file__).parents[2] / "mtloop"
 KINDS = {"UserError", "RunFailed"}
 BANNED = re.compile(
@@ -43,3 +46,35 @@ def test_an_error_begins_with_its_place_and_ends_with_a_remedy(text):
     assert text.endswith((".", "}")), text
     assert "\n" not in text and "; give" not in text, text
     assert not BANNED.search(re.sub(r"\{[^}]*\}", "", text)), text
+
+
+def test_one_line_escapes_what_breaks_or_steers_a_line():
+    assert one_line("a\nb\r\x1b[2J\u2028\0 é · العربية") == r"a\nb\r\x1b[2J\u2028\x00 é · العربية"
+
+
+def test_one_line_leaves_out_the_middle_of_a_long_text():
+    line = one_line("--flag: " + "x" * 1_000_000 + ". Remedy.")
+    assert len(line) == MAX_CHARACTERS + len(" ... ") and line.startswith("--flag: xx") and line.endswith("xx. Remedy.")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "LONG"], ["train", "LONG.yaml"], ["corpus", "LONG"], ["corpus", "--run", "LONG"], ["average", "LONG"],
+        ["checkpoint", "list", "LONG"], ["push", "LONG"], ["selfcheck", "--config_file", "LONG"],
+        ["translate", "--model", "LONG", "--text", "x"], ["evaluate", "--model", "LONG"],
+        ["export", "--model", "LONG", "-o", "x", "--format", "ctranslate2"],
+    ],
+)  # fmt: skip
+def test_a_path_that_is_too_long_is_refused_in_one_line(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    extra = ["--last", "2", "-o", "x"] if words[0] == "average" else []
+    assert main([word.replace("LONG", "x" * 300) for word in words] + extra) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mtloop: error: xxx") and line.endswith(": File name too long. Give another path.")
+
+
+def test_a_newline_in_a_value_leaves_the_error_on_one_line(capsys):
+    assert main(["train", "--num_beams", "1\n2\u2028"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mtloop: error: --num_beams: expected a whole number")
