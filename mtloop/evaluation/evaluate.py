@@ -34,6 +34,7 @@ from mtloop.evaluation.selection import check_best_metric
 from mtloop.generation.engine import Engine
 from mtloop.generation.generate import SearchOptions, deal_batches
 from mtloop.model.loss import batch_loss_sum
+from mtloop.model.vocabularies import decode
 from mtloop.runtime.collectives import attempt
 from mtloop.runtime.launch import free_memory
 from mtloop.runtime.ranks import Runtime
@@ -206,7 +207,7 @@ def evaluate(
         network.train(was_training)
 
     def count_all() -> tuple[list[str], dict[str, dict[str, Counted]], dict[str, dict[str, Score]]]:
-        hypotheses = tokenizer.batch_decode([row.tolist() for row in tokens], skip_special_tokens=True)
+        hypotheses = decode(tokenizer, [row.tolist() for row in tokens])
         counted = count_pairs(data, hypotheses, target_lang, metrics=metrics)
         return hypotheses, counted, {name: scores_of(of_pair) for name, of_pair in counted.items()}
 

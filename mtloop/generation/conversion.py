@@ -28,6 +28,7 @@ from mtloop.errors import UserError, first_line
 from mtloop.generation.ctranslate2 import TOKENIZER_DIR, Record, Search
 from mtloop.model.families import FAMILIES, family_of
 from mtloop.model.generation_config import position_limit
+from mtloop.model.vocabularies import target_vocabulary
 from mtloop.tokenization.loading import target_language_token
 
 # Settings of a generation config that CTranslate2 does not support, with the values that have no effect.
@@ -194,9 +195,8 @@ class _Converter(Converter):
     def _name_tokens(self, spec: Any) -> None:
         tokenizer, search = cast(Any, self._tokenizer), self._search
         vocabulary = {**tokenizer.get_vocab(), **getattr(tokenizer, "lang_token_to_id", {})}
-        own_target = getattr(tokenizer, "target_encoder", {}) if getattr(tokenizer, "separate_vocabs", False) else {}
         (num_sources,), num_targets = spec.get_source_vocabulary_size(), spec.get_target_vocabulary_size()
-        targets = _tokens(own_target or vocabulary, num_targets)
+        targets = _tokens(target_vocabulary(tokenizer) or vocabulary, num_targets)
         spec.register_source_vocabulary(_tokens(vocabulary, num_sources))
         spec.register_target_vocabulary(targets)
         spec.config.unk_token = tokenizer.unk_token

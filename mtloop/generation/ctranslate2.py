@@ -30,6 +30,7 @@ from mtloop.errors import UserError, first_line
 from mtloop.generation import RECORD_NAME
 from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions, resolve_lengths, resolve_prefix
 from mtloop.generation.generate import Answer, Hypothesis, Planned, SearchOptions, gather_n_best, share_batches
+from mtloop.model.vocabularies import target_side
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.loading import load_tokenizer, target_language_token
 
@@ -204,7 +205,7 @@ class CTranslate2Engine(Engine):
     def _answers(self, ids: list[list[int]], batches: Sequence[Any], runtime: Runtime, n_best: int) -> Iterator[Answer]:
         options = {**self._options(), "num_hypotheses": n_best, "return_scores": True, "return_end_token": True}
         prefix = self._prefix()
-        pad_id = self.tokenizer.pad_token_id
+        pad_id = target_side(self.tokenizer).pad_token_id
         for row_ids in share_batches(batches, runtime):
             sources = [[self._source_tokens[token_id] for token_id in ids[row]] for row in row_ids]
             results = self._translator.translate_batch(sources, [prefix] * len(sources), **options)

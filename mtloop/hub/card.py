@@ -80,6 +80,11 @@ class Facts:
         """Return the manifest of the checkpoint; {} if it no longer exists."""
         return manifest_of(self.folder, self.part)
 
+    @property
+    def has_two_vocabularies(self) -> bool:
+        """Return True if transformers would take the source's special ids for the targets'."""
+        return bool(read_json(self.part.folder / "tokenizer_config.json").get("separate_vocabs"))
+
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
         """Return index, source, reference, hypothesis of some validation rows; empty without an evaluation."""

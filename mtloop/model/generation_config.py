@@ -6,11 +6,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching.loader import IGNORE_INDEX
 from mtloop.errors import UserError
 from mtloop.model.families import family_of
+from mtloop.model.vocabularies import target_side
 
 # Settings that generate() and save_pretrained() refuse together with a plain beam search.
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -63,9 +64,7 @@ def configure_generation(
         setattr(generation, name, None)
     if generation.num_beams == 1:
         generation.early_stopping = generation.length_penalty = None
-    generation.pad_token_id = tokenizer.pad_token_id
-    if generation.eos_token_id is None:
-        generation.eos_token_id = tokenizer.eos_token_id
+    _configure_end(generation, tokenizer)
     for name, token_id in first_tokens(model, tokenizer, forced_bos_token_id).items():
         setattr(generation, name, token_id)
     try:
@@ -78,6 +77,30 @@ def configure_generation(
     return generation.num_beams
 
 
+def _configure_end(generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set the tokens after a translation, of the targets' vocabulary.
+
+    Raises:
+        UserError: Translations end with another token than the targets.
+    """
+    targets = target_side(tokenizer)
+    generation.pad_token_id, source_pad = targets.pad_token_id, tokenizer.pad_token_id
+    if generation.eos_token_id is None:
+        generation.eos_token_id = targets.eos_token_id
+    if targets is tokenizer:
+        return
+    ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    if targets.eos_token_id not in (None, *ends):
+        raise UserError(
+            f"--model_name_or_path: translations end with another token than {targets.eos_token} of the target "
+            f"vocabulary, {targets.eos_token_id} (got eos_token_id {generation.eos_token_id}). Correct "
+            "generation_config.json."
+        )
+    if generation.bad_words_ids == [[source_pad]]:  # means <pad>, not the target token of the same id
+        has_pad = targets.pad_token_id != targets.unk_token_id
+        generation.bad_words_ids = [[targets.pad_token_id]] if has_pad else None
+
+
 def first_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, forced_bos_token_id: int | None
 ) -> dict[str, int | None]:
@@ -88,7 +111,7 @@ def first_tokens(
         tokenizer: Set to the target language.
         forced_bos_token_id: The language's token if the model has one, else None.
     """
-    labels = torch.tensor([tokenizer(text_target="a")["input_ids"]])
+    labels = torch.tensor([target_side(tokenizer)(text_target="a")["input_ids"]])
     # As in training: mBART starts with the language, which its config does not name.
     found: dict[str, int | None] = {"decoder_start_token_id": int(shift_right(model, labels)[0, 0])}
     if forced_bos_token_id is not None:

@@ -23,6 +23,7 @@ from transformers import (
 from mtloop.config.model import ModelConfig, split_revision
 from mtloop.errors import UserError, first_line
 from mtloop.model.families import family_of
+from mtloop.model.vocabularies import target_side
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def load_model(
             "another checkpoint of the model."
         )
     _match_vocabulary(model, tokenizer, name_or_path)
+    _train_target_rows(model, tokenizer)
     return model
 
 
@@ -124,14 +126,23 @@ def build_model(
     config = load_config(described, tokenizer, max_length=max_length)
     _set_random_rates(config, described.dropout)
     config.vocab_size = _num_tokens(tokenizer)
+    targets = target_side(tokenizer)
     if hasattr(config, "decoder_vocab_size"):
         config.decoder_vocab_size = config.vocab_size
-    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, targets.eos_token_id
     if getattr(config, "forced_eos_token_id", None) is not None:
-        config.forced_eos_token_id = tokenizer.eos_token_id
+        config.forced_eos_token_id = targets.eos_token_id
     start = getattr(config, "decoder_start_token_id", None)
-    if start is None or not 0 <= start < config.vocab_size:
-        config.decoder_start_token_id = tokenizer.pad_token_id
+    if start is None or not 0 <= start < config.vocab_size or targets is not tokenizer:
+        config.decoder_start_token_id = targets.pad_token_id
+    if targets is not tokenizer:
+        if config.model_type != "marian":
+            raise UserError(
+                f"--tokenizer_name: two vocabularies, but a new {config.model_type} model has one (got "
+                f"{tokenizer.name_or_path}). Give --model_size or the config of a Marian model."
+            )
+        config.share_encoder_decoder_embeddings = False
+        config.decoder_vocab_size = max(len(targets), config.pad_token_id + 1)  # it has a row for this id too
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
         trusted = described.trust_remote_code
@@ -142,7 +153,8 @@ def build_model(
             "the config of a translation model, for example Helsinki-NLP/opus-mt-en-fr."
         ) from error
     # As in the converted Marian models: never generate the padding token.
-    model.generation_config.bad_words_ids = [[tokenizer.pad_token_id]]
+    model.generation_config.bad_words_ids = [[targets.pad_token_id]]
+    _train_target_rows(model, tokenizer)
     return model
 
 
@@ -218,12 +230,16 @@ def _num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
 def _match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Extend the embeddings for added tokens; refuse a tokenizer with another vocabulary."""
     num_rows = len(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
-    for kind in ("pad", "eos"):
-        of_model, of_tokenizer = (getattr(owner, f"{kind}_token_id") for owner in (model.config, tokenizer))
-        if of_model is not None and of_model != of_tokenizer:
+    targets = target_side(tokenizer)
+    for kind, side in (("pad", tokenizer), ("eos", targets)):
+        of_model, of_tokenizer = (getattr(owner, f"{kind}_token_id") for owner in (model.config, side))
+        if None not in (of_model, of_tokenizer) and of_model != of_tokenizer:  # FSMT's tokenizers name no end token
+            remedy = "Use the model's own tokenizer"
+            if side is not tokenizer:
+                remedy += f", or set {kind}_token_id in its config.json to that of the target vocabulary"
             raise UserError(
                 f"--tokenizer_name: the vocabularies disagree (got {kind} token {of_tokenizer}, model {name} has "
-                f"{of_model}). Use the model's own tokenizer."
+                f"{of_model}). {remedy}."
             )
     num_tokens = _num_tokens(tokenizer)
     if tokenizer.vocab_size > num_rows or num_rows - num_tokens > MAX_SPARE_ROWS:
@@ -231,9 +247,34 @@ def _match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             f"--tokenizer_name: the vocabularies disagree (got {num_tokens:,} tokens, model {name} has {num_rows:,} "
             "rows). Use the model's own tokenizer."
         )
+    if targets is not tokenizer:
+        _match_targets(model, tokenizer, name)
     if num_tokens > num_rows:
         logger.info("embeddings resized from %d to %d rows for added tokens", num_rows, num_tokens)
         model.resize_token_embeddings(num_tokens)
+
+
+def _match_targets(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a model that cannot have the second vocabulary of a tokenizer."""
+    targets, num_rows = target_side(tokenizer), len(cast(Any, model.get_decoder()).embed_tokens.weight)
+    if len(targets) > num_rows:
+        raise UserError(
+            f"--tokenizer_name: the vocabularies disagree (got {len(targets):,} target tokens, model {name} has "
+            f"{num_rows:,} rows for them). Use the model's own tokenizer."
+        )
+    # Marian's decoder ignores the padding id; others mask the target token that has it.
+    if model.config.model_type != "marian" and targets.pad_token_id != tokenizer.pad_token_id:
+        raise UserError(
+            f"--tokenizer_name: a {model.config.model_type} model needs the same id of {tokenizer.pad_token} in both "
+            f"vocabularies (got {tokenizer.pad_token_id} and {targets.pad_token_id}). Use the model's own tokenizer."
+        )
+
+
+def _train_target_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the decoder's embedding of a target token learn whose id is that of the source's padding."""
+    targets = target_side(tokenizer)
+    if targets is not tokenizer:
+        cast(Any, model.get_decoder()).embed_tokens.padding_idx = targets.pad_token_id
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:

@@ -17,9 +17,10 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from mtloop.model.vocabularies import target_side, target_vocabulary
 from mtloop.runtime.launch import num_usable_cores
 
-_ENCODING_VERSION = 1  # increase when the encoded columns change: old cache files are then not read
+_ENCODING_VERSION = 2  # increase when the encoded columns change: old cache files are then not read
 _MIN_ROWS_FOR_WORKERS = 20_000
 
 
@@ -121,7 +122,7 @@ def _encode_batch(
 ) -> dict[str, list[Any]]:
     sources = [source_prefix + text for text in batch["source"]]
     input_ids, source_is_long = encode_side(tokenizer, "text", sources, max_source_length)
-    labels, target_is_long = encode_side(tokenizer, "text_target", batch["target"], max_target_length)
+    labels, target_is_long = encode_side(target_side(tokenizer), "text_target", batch["target"], max_target_length)
     return {
         "input_ids": input_ids,
         "labels": labels,
@@ -136,7 +137,7 @@ def encode_side(
     """Encode the texts of one side, then those over the limit again, so that the tokenizer truncates them.
 
     Args:
-        tokenizer: As load_tokenizer or train_tokenizer returned it.
+        tokenizer: As load_tokenizer or train_tokenizer returned it; for targets its target_side.
         side: "text" for sources, "text_target" for targets.
         texts: N texts, N >= 1.
         max_length: Maximum tokens, special tokens included.
@@ -181,7 +182,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     identity = {
         "class": type(tokenizer).__name__,
         "vocabulary": sorted(tokenizer.get_vocab().items()),
-        "target_vocabulary": sorted(getattr(tokenizer, "target_encoder", {}).items()),
+        "target_vocabulary": sorted((target_vocabulary(tokenizer) or {}).items()),
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "added_tokens": [(i, repr(token)) for i, token in sorted(tokenizer.added_tokens_decoder.items())],
         "languages": [
@@ -198,9 +199,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def have_same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Return True if each id is the same token, which models must share to be averaged."""
-    vocabularies = [
-        (tokenizer.get_vocab(), getattr(tokenizer, "target_encoder", {}) or {}) for tokenizer in (one, other)
-    ]
+    vocabularies = [(tokenizer.get_vocab(), target_vocabulary(tokenizer)) for tokenizer in (one, other)]
     return vocabularies[0] == vocabularies[1]
 
 

@@ -18,6 +18,7 @@ from mtloop.config.model import split_revision
 from mtloop.errors import UserError, first_line
 from mtloop.languages import LANGUAGE_TOKEN, advise, language_name, match_language, translation_task
 from mtloop.model.families import family_of
+from mtloop.model.vocabularies import target_vocabulary
 
 # The warning is about Marian's normalizer, which is never called (transformers 5.23). The filter is for the process,
 # because worker processes unpickle the tokenizer and would each print it again.
@@ -50,6 +51,12 @@ def load_tokenizer(
         raise UserError(_loading_advice(name_or_path, name, error)) from error
     if not _has_vocabulary(tokenizer, name, revision):
         raise UserError(_loading_advice(name_or_path, name, "no vocabulary file"))
+    own = target_vocabulary(tokenizer)
+    if own is not None and str(tokenizer.unk_token) not in own:
+        raise UserError(
+            f"{_FLAGS} {name_or_path!r}: the target vocabulary has no {tokenizer.unk_token} (got {len(own):,} tokens). "
+            "Add it, or choose the tokenizer of a translation model."
+        )
     if tokenizer.pad_token_id is None:
         raise UserError(f"{_FLAGS} {name_or_path!r}: no padding token. Choose the tokenizer of a translation model.")
     _mark_languages(tokenizer)
@@ -127,7 +134,8 @@ def _loading_advice(name_or_path: str, name: str, reason: Exception | str) -> st
 
 
 def _is_multilingual(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return hasattr(tokenizer, "src_lang") and hasattr(tokenizer, "tgt_lang")
+    has_languages = hasattr(tokenizer, "src_lang") and hasattr(tokenizer, "tgt_lang")
+    return has_languages and not hasattr(tokenizer, "tgt_vocab_file")  # FSMT's are those of its vocabularies
 
 
 def _language_code(tokenizer: PreTrainedTokenizerBase, attribute: str, flag: str, wanted: str | None) -> str:

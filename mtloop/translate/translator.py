@@ -16,6 +16,7 @@ from mtloop.config.environment import HardwareConfig
 from mtloop.errors import UserError, rename_flag
 from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded, open_engine
 from mtloop.generation.generate import Hypothesis, SearchOptions
+from mtloop.model.vocabularies import decode, target_side
 from mtloop.runtime.quiet import quiet_libraries
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.encoding import encode_side
@@ -180,12 +181,11 @@ class Translator:
 
     def _as_translation(self, candidate: Hypothesis, *, is_source_cut: bool) -> Translation:
         tokens = candidate.tokens.tolist()
-        tokenizer = self.loaded.tokenizer
+        pad_id = target_side(self.loaded.tokenizer).pad_token_id
         # The decoder start counts, and may be the padding token. At the limit the end may be forced: it proves nothing.
-        length = 1 + sum(token != tokenizer.pad_token_id for token in tokens[1:])
-        decoded = tokenizer.decode(tokens, skip_special_tokens=True)
+        length = 1 + sum(token != pad_id for token in tokens[1:])
         return Translation(
-            text=str(decoded),
+            text=decode(self.loaded.tokenizer, [tokens])[0],
             score=candidate.score,
             is_source_cut=is_source_cut,
             is_cut=length >= self.loaded.max_target_length,
