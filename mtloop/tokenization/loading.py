@@ -59,8 +59,14 @@ def load_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         raise UserError(f"{_FLAGS} {name_or_path!r}: no padding token. Choose the tokenizer of a translation model.")
-    _mark_languages(tokenizer)
-    set_languages(tokenizer, source_lang, target_lang)
+    try:
+        _mark_languages(tokenizer)
+        set_languages(tokenizer, source_lang, target_lang)
+        tokenizer.decode(tokenizer(["a"], text_target=["a"])["labels"][0])  # where values of a wrong type are used
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_loading_advice(name_or_path, name, error)) from error
     return tokenizer
 
 

@@ -790,3 +790,13 @@ def test_encode_rows_overwrites_the_cache(marian, cache):
 def test_encode_rows_refuses_no_rows(marian):
     with pytest.raises(ValueError, match="no rows to encode"):
         encode(make_rows().select([]), marian)
+
+
+@pytest.mark.parametrize("change", [{"model_max_length": "x"}, {"model_max_length": [1]}, {"pad_token": 7}])
+def test_load_tokenizer_refuses_values_of_a_wrong_type(change, marian_tokenizer, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(marian_tokenizer.name_or_path, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match="the folder has no valid tokenizer"):
+        load_tokenizer(str(folder), source_lang="en", target_lang="fr")
