@@ -193,6 +193,7 @@ def test_columns_follow_languages_and_flags() -> None:
     assert texts(load(write("c.jsonl", json_lines(rows)), **flags).train) == [("long", "short")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows.jsonl", "table.csv"])
 def test_load_corpus_takes_keys_that_are_not_the_models_codes(name: str) -> None:
     rows = [{"en": en, "ca": "no", "ca@valencia": fr} for en, fr in PAIRS]
