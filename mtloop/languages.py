@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -45,6 +47,12 @@ UNSPACED_SCRIPTS = frozenset(
     ("Ahom", "Bopo", "Hanb", "Hani", "Hans", "Hant", "Hira", "Hrkt", "Jpan", "Kana", "Khmr", "Kits", "Lana", "Laoo")
     + ("Mymr", "Nshu", "Tale", "Talu", "Tang", "Tavt", "Thai", "Yiii", "Tibt", "Java", "Bali", "Batk")
 )
+
+# First words of the names of letters in Unicode.
+_SCRIPTS_BY_NAME = {
+    **{"THAI": "Thai", "LAO": "Laoo", "KHMER": "Khmr", "MYANMAR": "Mymr", "TIBETAN": "Tibt", "JAVANESE": "Java"},
+    **{"CJK": "Hani", "BOPOMOFO": "Bopo", "HIRAGANA": "Jpan", "KATAKANA": "Jpan", "HANGUL": "Kore", "YI": "Yiii"},
+}
 
 
 def match_language(wanted: str, known: Iterable[str]) -> list[str]:
@@ -112,6 +120,21 @@ def script_of(code: str) -> str | None:
         return language.script
     known = [tag for tag in (language.language, MACROLANGUAGES.get(language.language)) if tag in LIKELY_SUBTAGS]
     return langcodes.Language.get(known[0]).maximize().script if known else None
+
+
+def script_of_text(texts: Iterable[str]) -> str | None:
+    """Return the script of most letters of some texts, if it puts no spaces between words; None for any other."""
+    chars: Counter[str] = Counter()
+    for text in texts:
+        chars.update(text)
+    scripts: Counter[str] = Counter()
+    for char, count in chars.items():
+        if char.isalpha():
+            scripts[_SCRIPTS_BY_NAME.get(unicodedata.name(char, "").partition(" ")[0], "")] += count
+    if scripts["Jpan"]:  # with Chinese characters among its letters
+        scripts["Jpan"] += scripts.pop("Hani", 0)
+    script, count = max(scripts.items(), key=lambda item: item[1], default=("", 0))
+    return script if 2 * count > scripts.total() and script else None
 
 
 def translation_task(source_lang: str, target_lang: str) -> str:

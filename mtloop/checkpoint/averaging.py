@@ -21,6 +21,7 @@ from mtloop.checkpoint.restore import AVERAGED_NAME
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.errors import RunFailed, UserError, unwritable
 from mtloop.model.adapters import ADAPTER_NAME
+from mtloop.model.loading import nonfinite
 from mtloop.run_folder import RunFolder
 
 WEIGHTS = "*.safetensors"
@@ -37,7 +38,7 @@ def average_into(target: Path, checkpoints: Sequence[Path]) -> None:
         checkpoints: Folders, by step.
 
     Raises:
-        UserError: naming a checkpoint and the weight that differs from the last one by name or shape.
+        UserError: naming a checkpoint and the weight that differs from the last one by name or shape, or is not finite.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 6.1 (the last 5 or 20 checkpoints);
         Junczys-Dowmunt et al. 2016, "The AMU-UEDIN Submission to the WMT16 News Translation Task", section 2.2.
@@ -51,6 +52,9 @@ def average_into(target: Path, checkpoints: Sequence[Path]) -> None:
         shutil.copytree(newest, target, ignore=left_out, dirs_exist_ok=True)
         for file in set(weights[-1].values()):
             means = {name: _mean(name, weights) for name in file.names}
+            for name in nonfinite(means):
+                bad = next(path for path, found in zip(checkpoints, weights, strict=True) if found[name].has_bad(name))
+                raise UserError(f"{bad}: {name} is not finite. Leave this checkpoint out.")
             save_file(means, target / file.path.name, metadata=file.metadata)
     record = [
         {"name": path.name, **{name: manifest[name] for name in ("step", "sha256") if name in manifest}}
@@ -74,6 +78,9 @@ class _File:
 
     def shape(self, name: str) -> list[int]:
         return list(self._open.get_slice(name).get_shape())
+
+    def has_bad(self, name: str) -> bool:
+        return bool(nonfinite({name: self.read(name)}))
 
 
 def _open(path: Path, stack: ExitStack) -> dict[str, _File]:

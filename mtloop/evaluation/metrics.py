@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from mtloop.errors import UserError, first_line
-from mtloop.languages import UNSPACED_SCRIPTS, script_of
+from mtloop.languages import UNSPACED_SCRIPTS, script_of, script_of_text
 
 LOSS = "eval_loss"
 # Keys of a line of metrics.jsonl: a metric of the same name would replace them.
@@ -46,7 +46,7 @@ class Texts:
         sources: N texts.
         hypotheses: Their translations.
         references: The raw references.
-        target_lang: Its script selects BLEU's tokenizer; None for the default one.
+        target_lang: Its script selects BLEU's tokenizer; that of the references if it is None or has no known one.
     """
 
     sources: Sequence[str]
@@ -293,7 +293,7 @@ def _check_counts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
 
 
 def _bleu(texts: Texts) -> BLEU:
-    script = script_of(texts.target_lang) if texts.target_lang else None
+    script = (script_of(texts.target_lang) if texts.target_lang else None) or script_of_text(texts.references)
     *preferred, last = _TOKENIZERS_BY_SCRIPT.get(script or "", (_DEFAULT_TOKENIZER,))
     for name in preferred:
         try:

@@ -124,6 +124,18 @@ def test_average_into_refuses_another_model(tmp_path, change, reason):
         average_into(tmp_path / "out", [tmp_path / "one", tmp_path / "two"])
 
 
+def test_average_into_refuses_weights_that_are_not_finite(tmp_path):
+    for name, value in (("a", 1.0), ("b", float("nan")), ("c", 3.0)):
+        (tmp_path / name).mkdir()
+        weights = {"good": torch.ones(2), "bad": torch.tensor([1.0, value]), "whole": torch.tensor([1])}
+        save_file(weights, tmp_path / name / "model.safetensors")
+    with pytest.raises(UserError, match=r"b: bad is not finite\. Leave this checkpoint out"):
+        average_into(tmp_path / "out", [tmp_path / name for name in "abc"])
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    average_into(tmp_path / "out2", [tmp_path / "a", tmp_path / "c"])
+    assert weights_of(tmp_path / "out2")["bad"].tolist() == [1, 2]
+
+
 def test_average_into_refuses_missing_or_invalid_weights(three, tmp_path):
     shutil.copytree(three[0], tmp_path / "half")
     file = tmp_path / "half" / "model.safetensors"

@@ -2,7 +2,16 @@
 
 import pytest
 
-from mtloop.languages import LANGUAGE_TOKEN, advise, base_code, find_key, language_name, match_language, script_of
+from mtloop.languages import (
+    LANGUAGE_TOKEN,
+    advise,
+    base_code,
+    find_key,
+    language_name,
+    match_language,
+    script_of,
+    script_of_text,
+)
 
 NLLB = ["eng_Latn", "fra_Latn", "zho_Hans", "zho_Hant", "arb_Arab", "arz_Arab", "nob_Latn", "nno_Latn", "pes_Arab"]
 NLLB += ["prs_Arab", "srp_Cyrl", "hrv_Latn", "lvs_Latn", "est_Latn", "por_Latn", "spa_Latn"]
@@ -211,3 +220,19 @@ def test_language_name_and_base_code():
     assert [base_code(code) for code in ("cmn_Hans", "fra_Latn", "French", "jpn_Jpan", ">>pt_br<<")] == [
         "zh", "fr", "fr", "ja", "pt",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("texts", "script"),
+    [
+        (["ฉันรักภาษาไทย", "abc"], "Thai"),
+        (["你好世界"], "Hani"),
+        (["私は日本語が好きです"], "Jpan"),  # 4 of its 10 letters are Chinese characters
+        (["한국어를 사랑해"], "Kore"),
+        (["Bonjour 你好"], None),
+        (["Привет"], None),
+        (["... 123", ""], None),
+    ],
+)
+def test_script_of_text_is_that_of_most_letters(texts, script):
+    assert script_of_text(texts) == script
