@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 from typing import TypeVar
@@ -87,4 +89,51 @@ def one_line(text: str) -> str:
 
 def unwritable(path: Path, error: BaseException) -> RunFailed:
     """Return the error of a run that cannot write a file or folder."""
-    return RunFailed(f"{path}: cannot be written ({first_line(error)}). Free disk space, or make the folder writable.")
+    return RunFailed(f"{path}: cannot be written ({first_line(error)}). {write_remedy(error)}.")
+
+
+def write_remedy(error: BaseException) -> str:
+    """Return what helps against an error of writing, whatever its type."""
+    is_limit = os.strerror(errno.EFBIG) in str(error)
+    return "Raise `ulimit -f`" if is_limit else "Free disk space, or make the folder writable"
+
+
+# What the system refuses, by the number of its error: problem and remedy. The text of the number is in the message of
+# each library, whatever the type of its error.
+ELSEWHERE = "Free disk space, or name a folder elsewhere (--output_dir, HF_HOME, TMPDIR)"
+FEWER = "or start fewer: --dataloader_num_workers 0, --preprocessing_num_workers 1, --cpu_threads 1"
+LIMITS = {
+    errno.EMFILE: ("too many open files", f"Raise `ulimit -n`, {FEWER}"),
+    errno.ENFILE: ("too many open files in the system", "Close other programs, or raise fs.file-max"),
+    errno.EAGAIN: ("no more processes and threads", f"Raise `ulimit -u`, `ulimit -v` or the pids limit, {FEWER}"),
+    errno.ENOMEM: (
+        "no more memory",
+        "Raise `ulimit -v` or the memory limit, or use a smaller model or data",
+    ),
+    errno.EFBIG: ("a file is too large", "Raise `ulimit -f`"),
+    errno.ENOSPC: ("no space left on device", ELSEWHERE),
+    errno.EDQUOT: ("disk quota exceeded", ELSEWHERE),
+    errno.EROFS: ("read-only file system", "Name a folder elsewhere (--output_dir, HF_HOME, TMPDIR)"),
+}
+# Messages of Python, the dynamic loader and C++ that do not say which error of the system they are.
+OTHER_TEXTS = {
+    "can't start new thread": errno.EAGAIN,
+    "failed to map segment from shared object": errno.ENOMEM,
+    "returned NULL without setting an exception": errno.ENOMEM,
+    "bad_alloc": errno.ENOMEM,
+}
+
+
+def out_of_resources(error: BaseException | None) -> ProcessFailed | None:
+    """Return the error of a process that the system refused a file, a process, memory or space; None for another."""
+    while error is not None:
+        text = " ".join(str(error).split())
+        number = next((number for words, number in OTHER_TEXTS.items() if words in text), None)
+        number = number or next((number for number in LIMITS if os.strerror(number) in text), None)
+        number = errno.ENOMEM if isinstance(error, MemoryError) else number
+        if number is not None:
+            problem, remedy = LIMITS[number]
+            where = getattr(error, "filename", None) or "limit of the system"
+            return ProcessFailed(f"{where}: {problem} ({type(error).__name__}: {text[:150]}). {remedy}.")
+        error = error.__cause__
+    return None

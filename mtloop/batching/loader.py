@@ -7,10 +7,15 @@ tokens.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -25,6 +30,7 @@ from torch.utils.data import Dataset as TorchDataset
 from mtloop.batching.division import MicroBatch, divide_into_shapes, divide_update
 from mtloop.batching.plan import Budget, EpochPlan, count_updates, plan_epoch
 from mtloop.batching.shapes import Shape
+from mtloop.errors import first_line
 
 Batch = dict[str, Tensor]
 IGNORE_INDEX = -100  # a label that the loss ignores
@@ -114,11 +120,20 @@ class _Updates(TorchDataset[list[Batch]]):
         return batches
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ignore stop signals: a loader worker that dies of TERM would end the trainer before it can save."""
+def _prepare_worker(worker: int) -> None:
+    """Ignore stop signals, and send tensors by value.
+
+    A loader worker that dies of TERM would end the trainer before it can save. Torch sends tensors in files of /dev/shm
+    (64 MB in a container) and an open descriptor for each: where either is short, a batch is lost without an error.
+    """
+    ForkingPickler.register(Tensor, _by_value)
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):  # Windows has the first two
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _by_value(tensor: Tensor) -> tuple[Any, ...]:
+    return torch.as_tensor, (tensor.numpy(),)
 
 
 @dataclass(kw_only=True)
@@ -138,6 +153,7 @@ class TrainLoader:
         rank: This rank.
         num_ranks: How many share an update.
         num_workers: Loader processes; 0 collates in this one.
+        worker_timeout: Seconds after which an update that the loader processes have not collated is an error.
         place: Moves a loader's tensors to the device (Runtime.place_batches).
     """
 
@@ -152,6 +168,7 @@ class TrainLoader:
     rank: int
     num_ranks: int
     num_workers: int = 0
+    worker_timeout: float = 1_800.0
     place: Callable[[Any], Any] = field(default=lambda loader: loader)
     shapes: list[Shape] = field(default_factory=list)
 
@@ -236,7 +253,11 @@ class TrainLoader:
         return plan_epoch(self.target_lengths, self.budget, seed=self.seed, epoch=epoch)
 
     def _prefetched(self, plan: EpochPlan, cursor: int, *, num_workers: int) -> Generator[Update, None, None]:
-        """Yield the updates of an epoch from `cursor` on, collated ahead by loader processes where there are some."""
+        """Yield the updates of an epoch from `cursor` on, collated ahead by loader processes where there are some.
+
+        Raises:
+            RuntimeError: A loader process cannot be started, has died or does not answer ("DataLoader worker ...").
+        """
         remaining = range(cursor, plan.num_updates)
         loader: DataLoader[list[Batch]] = DataLoader(
             _Updates(encoded=self.encoded, plan=plan, divide=self.divide, pad_id=self.pad_id),
@@ -244,12 +265,17 @@ class TrainLoader:
             sampler=remaining,
             collate_fn=_only,
             num_workers=num_workers,
-            worker_init_fn=_ignore_signals,
-            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_prepare_worker,
+            # Not with workers: the thread that pins would wait for ever for the rest of what a killed worker has sent.
+            pin_memory=torch.cuda.is_available() and not num_workers,
         )
         others = set(multiprocessing.active_children())
+        placed = self.place(loader)
         try:
-            for index, micro_batches in zip(remaining, self.place(loader), strict=True):
+            # Nothing else holds the iterator: dropped here, it ends its processes before those left over are killed.
+            for index, micro_batches in zip(
+                remaining, self._bounded(placed, others) if num_workers else placed, strict=True
+            ):
                 ids = plan.sentence_ids(index)
                 yield Update(
                     sentence_ids=ids,
@@ -258,10 +284,57 @@ class TrainLoader:
                     micro_batches=micro_batches,
                 )
         finally:
-            # They ignore TERM, with which torch ends those that are left over; one that waits for a lock of a killed
-            # one would hold up the end of this process for ever.
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.kill()
+            _kill_all_but(others)
+
+    def _bounded(self, batches: Iterable[list[Batch]], others: set[BaseProcess]) -> Iterator[list[Batch]]:
+        """Yield what the loader processes have collated; kill them if one takes longer than worker_timeout.
+
+        The timeout of torch's loader does not end a wait for the rest of a batch that a stopped process has begun to
+        send; the death of a process does.
+        """
+        is_late = threading.Event()
+
+        def kill() -> None:
+            is_late.set()
+            _kill_all_but(others)
+
+        iterator = itertools.chain.from_iterable([batches])  # the first next() starts the processes
+        while True:
+            timer = threading.Timer(self.worker_timeout, kill)
+            timer.daemon = True
+            timer.start()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except OSError as error:  # of a new process, its pipe or its locks
+                _drop_silently(error)
+                raise RuntimeError(f"DataLoader worker could not be started ({first_line(error)})") from error
+            except RuntimeError as error:
+                _kill_all_but(others)  # torch would wait for those that wait for the one that died
+                if is_late.is_set():
+                    raise RuntimeError(f"DataLoader worker did not answer within {self.worker_timeout} s") from error
+                raise
+            finally:
+                timer.cancel()
+            yield batch
+
+
+def _kill_all_but(others: set[BaseProcess]) -> None:
+    """Kill the loader processes.
+
+    They ignore TERM, with which torch ends those that are left over; one that waits for a lock of a killed one would
+    hold up the end of this process for ever.
+    """
+    for worker in set(multiprocessing.active_children()) - others:
+        worker.kill()
+
+
+def _drop_silently(error: OSError) -> None:
+    """Drop the frames of an error, and torch's loader in them: half made, it prints a traceback (torch 2.13)."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    error.__traceback__ = None
+    sys.unraisablehook = hook
 
 
 def _only(updates: list[list[Batch]]) -> list[Batch]:

@@ -26,7 +26,7 @@ from mtloop.checkpoint.manifest import (
 )
 from mtloop.checkpoint.restore import UNWRITABLE, differences_to, read_checkpoint
 from mtloop.checkpoint.state import BackgroundWriter, Buffers, Snapshot, TrainState, find_nonfinite, num_bytes_of
-from mtloop.errors import RunFailed, first_line
+from mtloop.errors import RunFailed, first_line, write_remedy
 from mtloop.model.adapters import ADAPTER_NAME, merged_weights, save_adapter
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.collectives import attempt
@@ -177,8 +177,8 @@ class Checkpointer:
         except UNWRITABLE as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunFailed(
-                f"{target}: saving failed ({first_line(error)}). Earlier checkpoints are intact. Free disk space, "
-                "or make the folder writable, and start the same command again."
+                f"{target}: saving failed ({first_line(error)}). Earlier checkpoints are intact. "
+                f"{write_remedy(error)}, and start the same command again."
             ) from error
         step, best_step = snapshot.state["step"], snapshot.state["best_step"]
         link_names(self.folder, latest=step, best=best_step)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from mtloop.errors import ProcessFailed, RunFailed, UserError, first_line, is_shared, one_line
+from mtloop.errors import ProcessFailed, RunFailed, UserError, first_line, is_shared, one_line, out_of_resources
 from mtloop.runtime.streams import make_streams_safe
 
 # In which the launcher ends a process whose mistake the first process of the machine has made and reported too.
@@ -46,14 +46,18 @@ def reported(work: Callable[[], int], *, interrupted: str = "") -> int:
         return work()
     except (UserError, RunFailed) as error:
         return report(str(error), 2 if isinstance(error, UserError) else 1, is_alone=_is_alone(error))
-    except OSError as error:  # of a path that a flag or a file names, wherever it is first looked up
-        if error.errno not in INVALID_PATH or error.filename is None:
-            raise
-        mistake = UserError(f"{error.filename}: {first_line(error)}. Give another path.")
-        return report(str(mistake), 2, is_alone=_is_alone(mistake))
     except KeyboardInterrupt as error:
         number = int(getattr(error, "number", signal.SIGINT))
         return report(f"{signal.Signals(number).name}{interrupted}", status_of(number))
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in INVALID_PATH and error.filename is not None:
+            # Of a path that a flag or a file names, wherever it is first looked up.
+            mistake = UserError(f"{error.filename}: {first_line(error)}. Give another path.")
+            return report(str(mistake), 2, is_alone=_is_alone(mistake))
+        failure = out_of_resources(error)
+        if failure is None:
+            raise
+        return report(str(failure), 1, is_alone=True)
 
 
 def _is_alone(error: UserError | RunFailed) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from mtloop.config.inputs import Dialect
 from mtloop.data.opus import KDE4_NAMES, load_kde4, load_opus
 from mtloop.data.rows import NOTES, REASONS, ROWS_VERSION, Columns, LoadedSplit, Store, digest, note_lines
 from mtloop.data.sources import load_demo, load_files, load_named
-from mtloop.errors import RunFailed, UserError
+from mtloop.errors import RunFailed, UserError, out_of_resources
 
 if TYPE_CHECKING:
     from mtloop.config.inputs import DataConfig
@@ -104,6 +105,8 @@ def load_test_set(
 
 
 def _unwritable(error: OSError) -> RunFailed:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and (failure := out_of_resources(error)):
+        return failure
     return RunFailed(
         f"HF_DATASETS_CACHE: cannot write rows to the cache of the datasets library ({error}). Free disk space, or set "
         "HF_DATASETS_CACHE or HF_HOME to another folder."

@@ -9,7 +9,7 @@ import socket
 import psutil
 import torch
 
-from mtloop.errors import ProcessFailed
+from mtloop.errors import ProcessFailed, out_of_resources
 
 # Messages of gloo and NCCL, whose errors have no type of their own.
 LOST_PEER = (
@@ -46,11 +46,8 @@ def explain(error: BaseException) -> ProcessFailed | None:
         )
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return ProcessFailed(f"--deterministic: {text.partition(',')[0][:120]}. Leave out --deterministic.")
-    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        return ProcessFailed(
-            f"--dataloader_num_workers: a loader worker died, possibly for lack of memory ({text[:120]}). Lower the "
-            "number; the same command resumes from the newest checkpoint."
-        )
+    if "DataLoader worker" in text:
+        return ProcessFailed(f"--dataloader_num_workers: {_worker_problem(str(error))}")
     is_distributed = isinstance(error, RuntimeError) and torch.distributed.is_available()
     if is_distributed and any(words in text for words in LOST_PEER):
         what = "did not answer within --process_timeout" if "imed out" in text or "Timeout" in text else "ended"
@@ -58,7 +55,21 @@ def explain(error: BaseException) -> ProcessFailed | None:
             f"another process of the run {what}. Run the same command: it resumes from the newest checkpoint.",
             is_lost_peer=True,
         )
-    return None
+    return out_of_resources(error)
+
+
+def _worker_problem(text: str) -> str:
+    """Describe the failure of a loader process. What one has raised is the last line of the traceback that it sends."""
+    reason = " ".join(text.strip().splitlines()[-1 if text.startswith("Caught") else 0].split())[:120]
+    remedy = "Give --dataloader_num_workers 0, or a lower number; the same command resumes from the newest checkpoint."
+    if "could not be started" in text:
+        return (
+            f"{reason}. Give --dataloader_num_workers 0, or raise what is short: /dev/shm (--shm-size of a container), "
+            "`ulimit -u` or `ulimit -n`; the same command resumes from the newest checkpoint."
+        )
+    if "did not answer" in text:
+        return f"a loader worker did not answer within --process_timeout ({reason}). {remedy}"
+    return f"a loader worker died, possibly for lack of memory ({reason}). {remedy}"
 
 
 def choose_interface() -> None:
@@ -91,12 +102,18 @@ def _own_address(peer: str) -> str | None:
         return None
 
 
-def could_not_meet() -> str:
+def could_not_meet(error: BaseException | None = None) -> str:
     """Describe in one line that the processes could not connect, and what to check."""
+    if error is not None and "EADDRINUSE" in str(error):
+        return (
+            f"--main_process_port: another program uses this port (got {os.environ.get('MASTER_PORT', '?')}). Give "
+            "another one, the same on all machines, or end the program; an earlier run may still be ending."
+        )
     where = f"{os.environ.get('MASTER_ADDR', '?')} port {os.environ.get('MASTER_PORT', '?')}"
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "that of the machine's own name")
     return (
-        f"the processes of the run could not connect at {where}. Check that --main_process_ip names the first machine "
-        "and that all ports are open between the machines. On CPUs they use the network interface "
+        f"the processes of the run could not connect at {where}. Check that all of them were started, that "
+        "--main_process_ip names the first machine and that all ports are open between the machines. On CPUs they use "
+        "the network interface "
         f"{interface}; GLOO_SOCKET_IFNAME selects another."
     )

@@ -124,9 +124,10 @@ class Runtime(Collectives):
             ) from error
         except RuntimeError as error:
             failure = explain(error)
-            if failure is None or not failure.is_lost_peer:
+            is_of_network = isinstance(error, getattr(torch.distributed, "DistError", ()))
+            if not is_of_network and (failure is None or not failure.is_lost_peer):
                 raise
-            raise ProcessFailed(could_not_meet()) from error
+            raise ProcessFailed(could_not_meet(error)) from error
         complete_fp16(self.accelerator)
         self.rank: int = self.accelerator.process_index
         self.num_ranks: int = self.accelerator.num_processes

@@ -1,7 +1,10 @@
 """Encode rows of text into memory-mapped token ids and their lengths; fingerprint tokenizers. Shape letter: N rows."""
 
+import contextlib
 import hashlib
 import json
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import sentencepiece
@@ -17,6 +21,7 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from mtloop.errors import RunFailed, first_line
 from mtloop.model.vocabularies import target_side, target_vocabulary
 from mtloop.runtime.launch import num_usable_cores
 
@@ -55,6 +60,7 @@ def encode_rows(
     num_workers: int | None,
     overwrite_cache: bool = False,
     tokenizer_hash: str | None = None,
+    worker_timeout: float = 1_800.0,
 ) -> Encoded:
     """Tokenize rows as tokenizer(source_prefix + source, text_target=target, truncation=True) would.
 
@@ -70,9 +76,11 @@ def encode_rows(
         num_workers: Worker processes; None is one per usable core, and one for fewer than 20,000 rows.
         overwrite_cache: Whether to tokenize again if there is a cache file.
         tokenizer_hash: From tokenizer_fingerprint, where it is known; None to compute it.
+        worker_timeout: Seconds after which a worker process that is stopped is killed.
 
     Raises:
         ValueError: There are no rows.
+        RunFailed: A worker process has died.
     """
     if len(rows) == 0:
         raise ValueError("no rows to encode")
@@ -82,21 +90,57 @@ def encode_rows(
     cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / "mtloop"
     cache_dir.mkdir(parents=True, exist_ok=True)
     side = List(Value("int32"))
-    encoded = rows.map(
-        _encode_batch,
-        batched=True,
-        fn_kwargs={"tokenizer": tokenizer, **settings},
-        remove_columns=rows.column_names,
-        features=Features(
-            {"input_ids": side, "labels": side, "source_is_long": Value("bool"), "target_is_long": Value("bool")}
-        ),
-        new_fingerprint=fingerprint,
-        cache_file_name=str(cache_dir / f"encoded-{fingerprint}.arrow"),
-        load_from_cache_file=not overwrite_cache,
-        num_proc=_num_processes(len(rows), num_workers),
-        desc="Tokenizing",
-    )
+    num_processes = _num_processes(len(rows), num_workers)
+    with _watched_workers(worker_timeout) if num_processes else contextlib.nullcontext():
+        encoded = rows.map(
+            _encode_batch,
+            batched=True,
+            fn_kwargs={"tokenizer": tokenizer, **settings},
+            remove_columns=rows.column_names,
+            features=Features(
+                {"input_ids": side, "labels": side, "source_is_long": Value("bool"), "target_is_long": Value("bool")}
+            ),
+            new_fingerprint=fingerprint,
+            cache_file_name=str(cache_dir / f"encoded-{fingerprint}.arrow"),
+            load_from_cache_file=not overwrite_cache,
+            num_proc=num_processes,
+            desc="Tokenizing",
+        )
     return _measure(encoded)
+
+
+@contextlib.contextmanager
+def _watched_workers(timeout_s: float) -> Iterator[None]:
+    """Kill worker processes that have been stopped for too long, and raise one error when one has died.
+
+    Dataset.map notices the death of a worker, and waits for ever for one that is stopped.
+    """
+    is_over = threading.Event()
+
+    def watch() -> None:
+        stopped_since: dict[int, float] = {}
+        while not is_over.wait(1.0):
+            with contextlib.suppress(psutil.Error):
+                stopped = [one for one in psutil.Process().children() if one.status() == psutil.STATUS_STOPPED]
+                stopped_since = {one.pid: stopped_since.get(one.pid, time.monotonic()) for one in stopped}
+                for one in stopped:
+                    if time.monotonic() - stopped_since[one.pid] > timeout_s:
+                        one.kill()
+
+    watcher = threading.Thread(target=watch, name="mtloop-workers", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError) as error:  # the latter two: the process that holds the queue
+        if isinstance(error, RuntimeError) and "abruptly died" not in str(error):
+            raise
+        raise RunFailed(
+            f"--preprocessing_num_workers: a process that tokenizes was killed or stopped ({first_line(error)[:80]}). "
+            "Give --preprocessing_num_workers 1."
+        ) from error
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 def _encoding_fingerprint(rows: Dataset, tokenizer_hash: str, settings: dict[str, Any]) -> str:

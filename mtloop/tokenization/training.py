@@ -4,6 +4,7 @@ import io
 import json
 import random
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def _train_sentencepiece(texts: list[str], num_tokens: int, vocab_size: int) -> 
     if not texts:
         raise UserError("--train_tokenizer: the training texts are all empty. Check the corpus.")
     model = io.BytesIO()
+    _check_threads(_NUM_THREADS)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_split(texts),
@@ -107,6 +109,25 @@ def _train_sentencepiece(texts: list[str], num_tokens: int, vocab_size: int) -> 
     except RuntimeError as error:
         raise UserError(_vocab_size_advice(str(error), vocab_size, vocab_size - num_tokens, len(texts))) from error
     return model.getvalue()
+
+
+def _check_threads(number: int) -> None:
+    """Start threads for an instant: where it cannot, the trainer of sentencepiece aborts the process.
+
+    Raises:
+        RuntimeError: The system does not allow so many.
+    """
+    is_over = threading.Event()
+    started = []
+    try:
+        for _ in range(number):
+            thread = threading.Thread(target=is_over.wait)
+            thread.start()
+            started.append(thread)
+    finally:
+        is_over.set()
+        for thread in started:
+            thread.join()
 
 
 def _split(texts: list[str]) -> Iterator[str]:

@@ -47,6 +47,7 @@ def build_loader(
         rank=runtime.rank,
         num_ranks=runtime.num_ranks,
         num_workers=config.batch.dataloader_num_workers,
+        worker_timeout=config.hardware.process_timeout,
         place=runtime.place_batches,
     )
 

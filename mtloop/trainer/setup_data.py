@@ -190,6 +190,7 @@ def _encode_pair(config: Config, pair: Pair, runtime: Runtime) -> tuple[Split, S
                 num_workers=data.preprocessing_num_workers,
                 overwrite_cache=data.overwrite_cache and runtime.accelerator.is_local_main_process,
                 tokenizer_hash=report["fingerprints"]["tokenizer"],
+                worker_timeout=config.hardware.process_timeout,
             )
         )
         counts = report["counts"][name]

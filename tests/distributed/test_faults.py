@@ -109,13 +109,27 @@ def test_a_mistake_is_printed_once_by_a_process_that_makes_it(tmp_path, who):
     assert line.startswith(f"mtloop: error: {process}--max_train_steps: ") and "(got 0)" in line
 
 
-def test_a_loader_worker_that_is_killed_is_named(tmp_path):
-    done, status = fail(tmp_path, "loader", "--dataloader_num_workers", "2", num_processes=1)
+@pytest.mark.parametrize(
+    ("fault", "flags", "message"),
+    [
+        ("loader", [], "a loader worker died, possibly for lack of memory (DataLoader worker (pid"),
+        (
+            "loader_stops",
+            ["--process_timeout", "3"],
+            "a loader worker did not answer within --process_timeout (DataLoader worker did not answer within 3.0 s)",
+        ),
+    ],
+)
+def test_a_loader_worker_that_fails_is_named(tmp_path, fault, flags, message):
+    done, status = fail(tmp_path, fault, "--dataloader_num_workers", "2", *flags, num_processes=1)
     (line,) = errors_of(done)
-    assert "--dataloader_num_workers: a loader worker died" in line and "(DataLoader worker (pid" in line
-    assert "Traceback" not in done.stderr.split("mtloop: error: ")[0]
-    assert (status["status"], status["exit_status"]) == ("failed", 1) and "a loader worker died" in status["message"]
-    assert_goes_on(tmp_path, 20, num_processes=1)
+    assert f"--dataloader_num_workers: {message}" in line and "Give --dataloader_num_workers 0" in line
+    assert "Traceback" not in done.stderr
+    assert (status["status"], status["exit_status"]) == ("failed", 1) and message in status["message"]
+    if fault == "loader":
+        assert_goes_on(tmp_path, 20, num_processes=1)
+    else:
+        assert list_checkpoints(RunFolder(tmp_path / "run"))
 
 
 def digests(tmp_path):

@@ -53,6 +53,12 @@ def kill_a_loader_worker(run, update):
     victim.wait()
 
 
+def stop_the_loader_workers(run, update):
+    """In the middle of what they send or not."""
+    for victim in psutil.Process().children():
+        victim.suspend()
+
+
 def hang(run, update):
     """For ever, but for the launcher's TERM: without it the test would wait until the launcher kills, 30 s later."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -139,6 +145,8 @@ def inject(fault, folder):
         loop.train_step = before(loop.train_step, hang, **at_step)
     elif fault == "loader":
         loop.train_step = before(loop.train_step, kill_a_loader_worker, **on_main)
+    elif fault == "loader_stops":
+        loop.train_step = before(loop.train_step, stop_the_loader_workers, **on_main)
     elif fault == "memory":
         with_little_memory(step.batch_loss_sum)
     elif fault == "nan":

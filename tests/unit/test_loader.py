@@ -1,5 +1,7 @@
 """loader: batches as a plain loop would pad them, every sentence once, whatever the ranks, workers and cursor."""
 
+import contextlib
+import errno
 import itertools
 import multiprocessing
 import os
@@ -266,3 +268,39 @@ def test_reading_ahead_does_not_change_what_is_random(new_loader):
     first = epoch_of(new_loader())
     torch.manual_seed(2)
     assert_same(epoch_of(new_loader()), first)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stopped_is_an_error_after_the_timeout(new_loader):
+    """Also in the middle of a batch that it sends: the pipe is full while the trainer computes."""
+    with contextlib.closing(new_loader(num_workers=1, worker_timeout=1.0).updates(epoch=0, cursor=0)) as updates:
+        next(updates)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match="DataLoader worker did not answer within 1.0 s"):
+            for _ in range(10):
+                next(updates)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_workers_send_batches_by_value(new_loader):
+    """Neither a file of /dev/shm nor a descriptor for each tensor: both are short in containers."""
+    number = len(os.listdir("/proc/self/fd"))
+    updates = new_loader(num_workers=1).updates(epoch=0, cursor=0)
+    first = next(updates)
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [first, *itertools.islice(updates, 5)]
+    assert len(os.listdir("/proc/self/fd")) == before > number and len(kept) == 6
+    assert not any(tensor.is_shared() for update in kept for batch in update.micro_batches for tensor in batch.values())
+    updates.close()
+
+
+def test_a_worker_that_cannot_be_started_is_an_error(new_loader, monkeypatch, capfd):
+    def refuse(process):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    with pytest.raises(RuntimeError, match="DataLoader worker could not be started .Resource temporarily unavailable"):
+        next(new_loader(num_workers=2).updates(epoch=0, cursor=0))
+    assert capfd.readouterr().err == ""  # torch's loader, half made, complains when it is dropped

@@ -1,5 +1,6 @@
 """What one process promises: threads, precision, refusals, seeds, errors that are agreed on, signals. No launcher."""
 
+import errno
 import math
 import os
 import random
@@ -17,7 +18,7 @@ from accelerate.utils import DynamoBackend
 from torch.utils.data import DataLoader
 
 from mtloop.config.environment import HardwareConfig
-from mtloop.errors import RunFailed, UserError
+from mtloop.errors import ProcessFailed, RunFailed, UserError
 from mtloop.runtime.collectives import attempt
 from mtloop.runtime.failures import choose_interface, explain
 from mtloop.runtime.launch import asked_precision, avoid_planned_attention, cpu_quota, num_usable_cores
@@ -239,6 +240,48 @@ def test_deterministic_algorithms_are_asked_for_until_the_end_of_the_run(fresh_a
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"), "worker died"),
+        (RuntimeError("DataLoader worker did not answer within 5 s"), "did not answer within --process_timeout"),
+        (RuntimeError("DataLoader worker could not be started (No space left on device)"), "/dev/shm (--shm-size"),
+        (
+            MemoryError("Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback\nMemoryError: no room"),
+            "(MemoryError: no room)",
+        ),
+    ],
+)
+def test_explain_names_the_flag_of_a_loader_worker(error, message):
+    failure = str(explain(error))
+    assert failure.startswith("--dataloader_num_workers: ") and message in failure
+    assert "Give --dataloader_num_workers 0" in failure and "\n" not in failure
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "x.json"), "x.json: too many open files"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+        (MemoryError(), "no more memory"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "ulimit -v"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "ulimit -f"),
+        (OSError(errno.EROFS, "Read-only file system", "/cache"), "/cache: read-only file system"),
+        (OSError(errno.ENOSPC, "No space left on device"), "Free disk space"),
+    ],
+)
+def test_explain_names_the_limit_of_the_system(error, message):
+    wrapped = RuntimeError("of a library")
+    wrapped.__cause__ = error
+    for one in (error, wrapped):
+        assert message in str(explain(one)) and "\n" not in str(explain(one))
+
+
+def test_explain_leaves_what_it_does_not_know():
+    assert explain(KeyError("x")) is None and explain(OSError(errno.ENOENT, "No such file or directory")) is None
+
+
 # several machines
 
 
@@ -259,6 +302,27 @@ def test_gloo_takes_the_interface_that_leads_to_the_first_machine(monkeypatch):
         monkeypatch.setenv("MASTER_ADDR", address)
         choose_interface()
         assert os.environ["GLOO_SOCKET_IFNAME"] == name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("is_taken", "message"), [(False, "the processes of the run could not connect"), (True, "--main_process_port: ")]
+)
+def test_the_first_process_alone_or_on_a_taken_port(fresh_accelerate, monkeypatch, is_taken, message):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        port = taken.getsockname()[1]
+        if is_taken:
+            taken.listen()
+        else:
+            taken.close()
+        launch = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        launch["OMP_NUM_THREADS"] = 1  # accelerate would set it
+        for name, value in launch.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(ProcessFailed) as caught:
+            start(process_timeout=1.0)
+    assert str(caught.value).startswith(message) and str(port) in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "no-such-host.invalid", ""])

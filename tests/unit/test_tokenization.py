@@ -8,11 +8,13 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import datasets
+import multiprocess
 import numpy as np
 import pytest
 import sentencepiece
@@ -30,7 +32,7 @@ from transformers import (
     UMT5Config,
 )
 
-from mtloop.errors import UserError
+from mtloop.errors import RunFailed, UserError
 from mtloop.tokenization import training
 from mtloop.tokenization.encoding import encode_rows, tokenizer_fingerprint
 from mtloop.tokenization.loading import (
@@ -800,3 +802,16 @@ def test_load_tokenizer_refuses_values_of_a_wrong_type(change, marian_tokenizer,
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match="the folder has no valid tokenizer"):
         load_tokenizer(str(folder), source_lang="en", target_lang="fr")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_encode_rows_names_a_worker_that_dies_or_is_stopped(marian, cache, monkeypatch, number):
+    def fail(*args, **kwargs):
+        if multiprocess.current_process().name != "MainProcess":
+            os.kill(os.getpid(), number)
+        return {}
+
+    monkeypatch.setattr("mtloop.tokenization.encoding._encode_batch", fail)
+    with pytest.raises(RunFailed, match="^--preprocessing_num_workers: a process that tokenizes was killed or stopped"):
+        encode(make_rows(40), marian, num_workers=2, worker_timeout=0.1, overwrite_cache=True)

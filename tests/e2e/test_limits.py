@@ -1,0 +1,86 @@
+"""Runs on a system that refuses room, files, processes or memory: one line, or they do with what there is."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.launch import PROJECT, environment
+
+pytestmark = pytest.mark.e2e
+
+FLAGS = [
+    "demo", "--max_train_samples", "300", "--max_eval_samples", "20", "--vocab_size", "320", "--num_beams", "1",
+    "--val_max_target_length", "12", "--mixed_precision", "no", "--cpu_threads", "1", "--max_train_steps", "4",
+    "--save_steps", "2", "--process_timeout", "20",
+]  # fmt: skip
+PRIVATE_MOUNTS = ["unshare", "--mount", "bash", "-c"]
+
+
+def mounts_or_skip():
+    probe = [*PRIVATE_MOUNTS, "mount -t tmpfs none /dev/shm"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("no mounts for this user")
+
+
+def train(folder, before, *flags, mounts=False):
+    """Train in a shell after some commands; return its status, its error lines and status.json."""
+    words = [sys.executable, "train.py", *FLAGS, *flags, "--output_dir", folder]
+    shell = PRIVATE_MOUNTS if mounts else ["bash", "-c"]
+    done = subprocess.run(
+        [*shell, f'{before} && exec "$@"', "bash", *map(str, words)],
+        cwd=PROJECT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    path = folder / "status.json"
+    errors = [line for line in done.stderr.splitlines() if line.startswith("mtloop: error: ")]
+    return done.returncode, errors, json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        pytest.param("16M", None, marks=pytest.mark.full),
+        pytest.param("64k", None, marks=pytest.mark.full),  # room for the locks alone
+        ("32k", "could not be started (No space left on device)"),
+    ],
+)
+def test_a_small_dev_shm(tmp_path, size, message):
+    mounts_or_skip()
+    mount = f"mount -t tmpfs -o size={size} none /dev/shm"
+    found, errors, status = train(tmp_path / "run", mount, "--dataloader_num_workers", "2", mounts=True)
+    assert (found, len(errors)) == ((0, 0) if message is None else (1, 1)), errors
+    assert status["status"] == ("finished" if message is None else "failed") and status["exit_status"] == found
+    if message:
+        assert errors[0].startswith("mtloop: error: --dataloader_num_workers: ") and message in errors[0]
+        assert "--shm-size" in errors[0] and errors[0].removeprefix("mtloop: error: ") == status["message"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("limit", "flags", "message"),
+    [
+        (
+            "-n 10",
+            ["--dataloader_num_workers", "2"],
+            "--dataloader_num_workers: DataLoader worker could",
+        ),
+        ("-n 10", ["--preprocessing_num_workers", "2", "--overwrite_cache"], "too many open files"),
+        ("-n 60", ["--dataloader_num_workers", "2"], None),
+        ("-f 100", [], "step_2: saving failed (Error while serializing: I/O error: File too large"),
+        ("-v 600000", [], "no more memory"),
+        ("-v 1500000", [], "limit of the system: "),
+    ],
+)
+def test_a_limit_of_the_shell(tmp_path, limit, flags, message):
+    found, errors, status = train(tmp_path / "run", f"ulimit {limit}", *flags)
+    assert (found, len(errors)) == ((0, 0) if message is None else (1, 1)), errors
+    assert message is None or (message in errors[0] and "aise `ulimit" in errors[0] or "--shm-size" in errors[0])
+    # None: ended before the run folder was claimed, or with no descriptor left to write with.
+    assert status is None or status["exit_status"] in ((found,) if "-n" not in limit else (found, None))
