@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,10 +77,41 @@ def rename_flag(error: UserError, flag: str) -> UserError:
     return UserError(re.sub(r"(--tokenizer_name / )?--model_name_or_path|--model(?= )", flag, str(error)))
 
 
+@contextlib.contextmanager
+def refused(describe: Callable[[BaseException], str]) -> Iterator[None]:
+    """Turn whatever a library raises while it loads what the user gave into a UserError.
+
+    Args:
+        describe: Returns the error's line.
+
+    Raises:
+        UserError: as described; one that is raised within stays as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # Errors of Rust (a tokenizer.json of another kind) derive from BaseException.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(describe(error)) from error
+
+
 def first_line(error: BaseException) -> str:
-    """Return the system's text of an OSError, else the first line of an error's message, or its type."""
+    """Return the system's text of an OSError, else the first line of an error's message, or its type.
+
+    A line that ends with a colon goes on with the next.
+    """
     text = (isinstance(error, OSError) and error.strerror) or str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0]
+    line, *more = text.strip().splitlines() or [type(error).__name__]
+    return f"{line} {more[0].strip()}" if more and line.endswith(":") else line
+
+
+def described(error: BaseException) -> str:
+    """Return the first line of a library's error, after its type where that may say more than the line."""
+    line, kind = first_line(error), type(error).__name__
+    return line if isinstance(error, (OSError, ValueError, ImportError)) or line == kind else f"{kind}: {line}"
 
 
 def one_line(text: str) -> str:

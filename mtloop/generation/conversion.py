@@ -24,10 +24,10 @@ from ctranslate2.converters.converter import Converter
 from ctranslate2.specs.model_spec import OPTIONAL
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtloop.errors import UserError, first_line
+from mtloop.errors import UserError, described
 from mtloop.generation.ctranslate2 import TOKENIZER_DIR, Record, Search
 from mtloop.model.families import FAMILIES, family_of
-from mtloop.model.generation_config import position_limit
+from mtloop.model.generation_config import as_list, position_limit
 from mtloop.model.vocabularies import target_vocabulary
 from mtloop.tokenization.loading import target_language_token
 
@@ -100,11 +100,12 @@ def convert(
     converter = _Converter(network, tokenizer, search)
     try:
         converter.convert(str(target), quantization=quantization)
-    except (ValueError, KeyError, AttributeError, RuntimeError) as error:  # anything its loaders raise
-        reason = f"{type(error).__name__}: {first_line(error)}"
+    except OSError:  # of the target
+        raise
+    except Exception as error:  # anything its loaders raise
         raise UserError(
-            f"--model {model}: CTranslate2 {version('ctranslate2')} cannot convert it ({reason}). "
-            "Translate with transformers instead."
+            f"--model {model}: CTranslate2 {version('ctranslate2')} cannot convert it ({described(error)}). Translate "
+            "with transformers instead."
         ) from error
     tokenizer.save_pretrained(target / TOKENIZER_DIR)
     type(network.config).from_dict(config).save_pretrained(target / TOKENIZER_DIR)  # tells AutoTokenizer the class
@@ -135,7 +136,6 @@ def differences(network: PreTrainedModel) -> list[str]:
 def search_of(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Search:
     """Return a configured generation config in the form of an export."""
     found = cast(Any, network.generation_config)
-    ends = found.eos_token_id if isinstance(found.eos_token_id, list) else [found.eos_token_id]
     return Search(
         num_beams=found.num_beams,
         max_length=found.max_length,
@@ -144,7 +144,7 @@ def search_of(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> S
         decoder_start_id=found.decoder_start_token_id,
         forced_bos_id=found.forced_bos_token_id,
         language_id=target_language_token(tokenizer),
-        eos_ids=ends,
+        eos_ids=sorted(as_list(found.eos_token_id), key=lambda end: end != found.forced_eos_token_id),
         has_forced_end=found.forced_eos_token_id is not None,
         bad_words=found.bad_words_ids or [],
         length_penalty=1.0 if found.length_penalty is None else found.length_penalty,

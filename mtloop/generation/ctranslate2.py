@@ -26,7 +26,7 @@ from datasets import Dataset
 from transformers import AutoConfig
 
 from mtloop.atomic import json_text, read_json
-from mtloop.errors import UserError, first_line
+from mtloop.errors import UserError, described, refused
 from mtloop.generation import RECORD_NAME
 from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions, resolve_lengths, resolve_prefix
 from mtloop.generation.generate import Answer, Hypothesis, Planned, SearchOptions, gather_n_best, share_batches
@@ -120,12 +120,10 @@ class Record:
 def read_record(folder: Path) -> Record:
     """Read the record of an export. Raises UserError naming the folder."""
     found = read_json(folder / RECORD_NAME)
-    try:
+    with refused(lambda error: _corrupt(folder, RECORD_NAME, error)):
         if found["format_version"] > FORMAT_VERSION:
             raise UserError(f"--model {folder}: exported by a newer mtloop. Install that version, or export again.")
         return Record(**{**found, "search": Search(**found["search"])})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"--model {folder}: {RECORD_NAME} is corrupt ({error}). Export the model again.") from error
 
 
 def import_ctranslate2(flag: str) -> Any:
@@ -164,18 +162,18 @@ class CTranslate2Engine(Engine):
         )
         self.num_beams = asked.num_beams or search.num_beams
         is_cuda = runtime.device.type == "cuda"
-        try:
+        with refused(
+            lambda error: (
+                f"--model {name}: CTranslate2 {version('ctranslate2')} cannot load it ({described(error)}). "
+                "Export it again."
+            )
+        ):
             self._translator = ctranslate2.Translator(
                 name,
                 device="cuda" if is_cuda else "cpu",
                 device_index=(runtime.device.index or 0) if is_cuda else 0,
                 intra_threads=runtime.num_threads,
             )
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"--model {name}: CTranslate2 {version('ctranslate2')} cannot load it ({reason}). Export it again."
-            ) from error
         self._source_tokens = _vocabulary(folder, "source")
         self._target_tokens = _vocabulary(folder, "target")
         self._target_ids = {token: number for number, token in enumerate(self._target_tokens)}
@@ -247,21 +245,20 @@ class CTranslate2Engine(Engine):
 
 
 def _model_config(folder: Path) -> Any:
-    try:
+    with refused(lambda error: _corrupt(folder, f"{TOKENIZER_DIR}/config.json", error)):
         return AutoConfig.from_pretrained(folder / TOKENIZER_DIR)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model {folder}: {TOKENIZER_DIR}/config.json cannot be read ({first_line(error)}). "
-            "Export the model again."
-        ) from error
 
 
 def _vocabulary(folder: Path, side: str) -> list[str]:
     """Return the tokens of one side by id."""
     path = folder / f"{side}_vocabulary.json"
-    try:
-        return json.loads((path if path.exists() else folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model {folder}: the {side} vocabulary cannot be read ({error}). Export the model again."
-        ) from error
+    path = path if path.exists() else folder / "shared_vocabulary.json"
+    with refused(lambda error: _corrupt(folder, path.name, error)):
+        tokens: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
+            raise TypeError("not a list of tokens")
+        return tokens
+
+
+def _corrupt(folder: Path, file: str, error: BaseException) -> str:
+    return f"--model {folder}: {file} is corrupt ({described(error)}). Export the model again."

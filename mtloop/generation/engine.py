@@ -7,6 +7,7 @@ CTranslate2's engine is in ctranslate2.py, which is imported only for an export.
 from __future__ import annotations
 
 import copy
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtloop.errors import UserError
 from mtloop.generation import RECORD_NAME
 from mtloop.generation.generate import Hypothesis, Planned, SearchOptions, generate_rows
+from mtloop.generation.trial import try_model
 from mtloop.model.generation_config import check_positions, configure_generation, first_tokens, position_limit
 from mtloop.model.loading import load_model
 from mtloop.runtime.ranks import Runtime
@@ -168,7 +170,9 @@ class TransformersEngine(Engine):
         prefix = resolve_prefix(asked, network.config, tokenizer)
         own = network.generation_config.max_length
         max_source_length, max_target_length = resolve_lengths(
-            asked, own if own != UNSET_MAX_LENGTH else None, position_limit(network)
+            asked,
+            own if isinstance(own, int) and own > 1 and own != UNSET_MAX_LENGTH else None,
+            position_limit(network),
         )
         configure_generation(
             network,
@@ -178,6 +182,7 @@ class TransformersEngine(Engine):
             forced_bos_token_id=target_language_token(tokenizer),
         )
         network = network.to(runtime.device).eval()
+        runtime.on_main(lambda: try_model(network, tokenizer, runtime, flag=f"--model_name_or_path {name}"))
         return cls(network, tokenizer, asked=asked, max_source_length=max_source_length, source_prefix=prefix)
 
     def _resolve_first_tokens(self) -> None:
@@ -235,10 +240,17 @@ def load_pair(
         )
     )
     attention = "eager" if runtime.device.type == "cpu" else None
-    network = runtime.one_first(
-        lambda: load_model(name, tokenizer, dropout=None, attention=attention, trust_remote_code=trust_remote_code)
-    )
-    return tokenizer, network
+
+    def warn(line: str) -> None:  # standard output may be the translations
+        if runtime.is_main:
+            print(line, file=sys.stderr)
+
+    def load() -> Any:
+        return load_model(
+            name, tokenizer, dropout=None, attention=attention, trust_remote_code=trust_remote_code, say=warn
+        )
+
+    return tokenizer, runtime.one_first(load)
 
 
 def resolve_prefix(asked: EngineOptions, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:

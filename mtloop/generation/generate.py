@@ -138,7 +138,7 @@ def generate_rows(
     """
     assert options.with_scores or options.n_best == 1
     dealt = deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=is_sharded(model))
-    answers = _generate(model, dealt, runtime, options, overrides or {})
+    answers = generate_batches(model, dealt, runtime, options, overrides or {})
     if options.with_scores:
         return gather_n_best(answers, len(encoded), runtime, n_best=options.n_best)
     return [[Hypothesis(row, 0.0)] for row in _by_row_index(_gather(answers, runtime), len(encoded))]
@@ -166,7 +166,7 @@ def gather_n_best(answers: Iterable[Answer], num_rows: int, runtime: Runtime, *,
 
 
 @torch.no_grad()
-def _generate(
+def generate_batches(
     model: PreTrainedModel,
     dealt: Iterable[tuple[NDArray[np.int64], Batch]],
     runtime: Runtime,

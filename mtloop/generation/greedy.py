@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from mtloop.model.generation_config import as_list
 from mtloop.model.static_shapes import static_mask
 
 # Widths of the prefix that the decoder reads, besides the maximum length: half of KDE's translations are below 9.
@@ -52,12 +53,11 @@ def rules_of(generation: GenerationConfig, overrides: dict[str, Any]) -> Rules |
     is_plain = all(asked.get(name) in (value, None) for name, value in NOT_GREEDY.items())
     if not is_plain or any(len(words) > 1 for words in forbidden):
         return None
-    end = asked["eos_token_id"]
     return Rules(
         first=asked["bos_token_id"] if asked["decoder_start_token_id"] is None else asked["decoder_start_token_id"],
         forced_second=asked.get("forced_bos_token_id"),
         forced_last=asked.get("forced_eos_token_id"),
-        end=tuple(end) if isinstance(end, (list, tuple)) else (end,),
+        end=tuple(as_list(asked["eos_token_id"])),
         pad=asked["pad_token_id"],
         forbidden=tuple(words[0] for words in forbidden),
         max_length=asked["max_length"],

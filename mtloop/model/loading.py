@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -21,8 +20,9 @@ from transformers import (
 )
 
 from mtloop.config.model import ModelConfig, split_revision
-from mtloop.errors import UserError, first_line
+from mtloop.errors import UserError, described, refused
 from mtloop.model.families import family_of
+from mtloop.model.generation_config import as_list, drop_options, read_generation_config
 from mtloop.model.vocabularies import target_side
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def load_model(
     dropout: float | None,
     attention: str | None = None,
     trust_remote_code: bool = False,
+    say: Callable[[str], object] = lambda line: None,
 ) -> PreTrainedModel:
     """Load a pretrained seq2seq model in fp32.
 
@@ -58,6 +59,7 @@ def load_model(
         dropout: Replaces the model's dropout; None keeps it.
         attention: transformers' attn_implementation; None is its default.
         trust_remote_code: Whether code of the repository may run.
+        say: Called with a line for the options of generation_config.json that are ignored.
 
     Raises:
         UserError: No such model, no or non-finite weights, not a seq2seq model, or another vocabulary than the
@@ -65,23 +67,29 @@ def load_model(
     """
     name, revision = split_revision(name_or_path)
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        _set_random_rates(config, dropout)
+    config = _load_config(name_or_path, "--model_name_or_path", trust_remote_code=trust_remote_code)
+    if method := getattr(config, "quantization_config", None):
+        kind = method.get("quant_method") if isinstance(method, dict) else method
+        raise UserError(
+            f"--model_name_or_path {name_or_path}: the weights are quantised, which is not supported (got quant_method "
+            f"{kind}). Give the model that they were made from."
+        )
+    _set_random_rates(config, dropout)
+    drop_options(config)
+    with refused(lambda error: _loading_advice(name_or_path, "--model_name_or_path", error)):
+        generation_config, ignored = read_generation_config(name, revision)
         model, found = AutoModelForSeq2SeqLM.from_pretrained(
             name,
             config=config,
+            generation_config=generation_config,
             revision=revision,
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"--model_name_or_path {name_or_path}: cannot be loaded ({first_line(error)}). Give a folder with "
-            f"config.json and model.safetensors, or a Hub name (offline: run `hf download {name}` on another machine)."
-        ) from error
+    if ignored:
+        say(f"generation_config.json: {', '.join(ignored)} ignored: not options of a plain beam search")
     _freeze_fixed_modules(model)
     trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     if lacking := sorted(trainable & set(found["missing_keys"])):  # transformers only warns
@@ -95,6 +103,7 @@ def load_model(
             f"--model_name_or_path {name_or_path}: {len(bad)} weights are not finite, for example {bad[0]}. Give "
             "another checkpoint of the model."
         )
+    _complete_special_tokens(model, tokenizer, name_or_path)
     _match_vocabulary(model, tokenizer, name_or_path)
     _train_target_rows(model, tokenizer)
     return model
@@ -110,12 +119,12 @@ def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def build_model(
-    described: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, attention: str | None = None
+    model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, attention: str | None = None
 ) -> PreTrainedModel:
     """Build a model with random weights: a Marian of `model_size`, or the model described by `config_name`.
 
     Args:
-        described: Its dropout, if None, is 0.1 for a model_size and the config's own otherwise.
+        model: Its dropout, if None, is 0.1 for a model_size and the config's own otherwise.
         tokenizer: Has the vocabulary size and the special token ids.
         max_length: Tokens of the longest source or target, the positions needed.
         attention: transformers' attn_implementation; None is its default.
@@ -123,8 +132,8 @@ def build_model(
     Raises:
         UserError: No such config, or no model can be built from it.
     """
-    config = load_config(described, tokenizer, max_length=max_length)
-    _set_random_rates(config, described.dropout)
+    config = load_config(model, tokenizer, max_length=max_length)
+    _set_random_rates(config, model.dropout)
     config.vocab_size = _num_tokens(tokenizer)
     targets = target_side(tokenizer)
     if hasattr(config, "decoder_vocab_size"):
@@ -144,18 +153,17 @@ def build_model(
         config.share_encoder_decoder_embeddings = False
         config.decoder_vocab_size = max(len(targets), config.pad_token_id + 1)  # it has a row for this id too
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    try:
-        trusted = described.trust_remote_code
-        model = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=trusted, **options)
-    except (ValueError, IndexError) as error:  # IndexError: M2M100 needs more positions than the padding token's id
-        raise UserError(
-            f"--config_name {described.config_name}: no seq2seq model can be built from it ({first_line(error)}). Give "
-            "the config of a translation model, for example Helsinki-NLP/opus-mt-en-fr."
-        ) from error
+    advice = "Give the config of a translation model, for example Helsinki-NLP/opus-mt-en-fr."
+    with refused(
+        lambda error: (  # IndexError: M2M100 needs more positions than the padding token's id
+            f"--config_name {model.config_name}: no seq2seq model can be built from it ({described(error)}). {advice}"
+        )
+    ):
+        network = AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=model.trust_remote_code, **options)
     # As in the converted Marian models: never generate the padding token.
-    model.generation_config.bad_words_ids = [[targets.pad_token_id]]
-    _train_target_rows(model, tokenizer)
-    return model
+    network.generation_config.bad_words_ids = [[targets.pad_token_id]]
+    _train_target_rows(network, tokenizer)
+    return network
 
 
 def load_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 512) -> PretrainedConfig:
@@ -168,15 +176,23 @@ def load_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_l
     if name_or_path is None:
         assert model.model_size is not None
         return _marian_config(model.model_size, tokenizer, max_length=max_length)
-    flag = "model_name_or_path" if model.model_name_or_path else "config_name"
+    flag = "--model_name_or_path" if model.model_name_or_path else "--config_name"
+    return _load_config(name_or_path, flag, trust_remote_code=model.trust_remote_code)
+
+
+def _load_config(name_or_path: str, flag: str, *, trust_remote_code: bool) -> PretrainedConfig:
     name, revision = split_revision(name_or_path)
-    try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"--{flag} {name_or_path}: cannot be loaded ({first_line(error)}). Give a folder with config.json, or a "
-            "Hub name."
-        ) from error
+    with refused(lambda error: _loading_advice(name_or_path, flag, error)):
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def _loading_advice(name_or_path: str, flag: str, error: BaseException) -> str:
+    """Return the line for whatever transformers raises: ImportError, TypeError and SafetensorError were all seen."""
+    files = "config.json and model.safetensors" if flag == "--model_name_or_path" else "config.json"
+    return (
+        f"{flag} {name_or_path}: cannot be loaded ({described(error)}). Give a folder with {files}, or a Hub name "
+        f"(offline: run `hf download {split_revision(name_or_path)[0]}` on another machine)."
+    )
 
 
 def _marian_config(model_size: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> MarianConfig:
@@ -227,13 +243,46 @@ def _num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(len(tokenizer), max(languages.values(), default=0) + 1)
 
 
+def _complete_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Set the special tokens that a config or a tokenizer lacks, as for an EncoderDecoder of two BERTs, from the other.
+
+    A BERT tokenizer ends a text with [SEP] and names no end token: it gets the model's.
+
+    Raises:
+        UserError: naming what to set in config.json.
+    """
+    config, generation = cast(Any, model.config), cast(Any, model.generation_config)
+    targets = target_side(tokenizer)
+    for kind, token_id in (
+        ("pad", tokenizer.pad_token_id),
+        ("decoder_start", generation.decoder_start_token_id),
+        ("eos", targets.eos_token_id if generation.eos_token_id is None else generation.eos_token_id),
+    ):
+        if getattr(config, f"{kind}_token_id", None) is None:
+            setattr(config, f"{kind}_token_id", token_id)
+    missing = []
+    if family_of(config).decoder_start != "last label" and config.decoder_start_token_id is None:
+        missing.append("decoder_start_token_id, for two BERTs the id of [CLS]")
+    if targets is tokenizer and tokenizer.eos_token_id is None:
+        last = tokenizer("a")["input_ids"][-1]
+        if last in as_list(config.eos_token_id):
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(last)
+        else:
+            missing.append("eos_token_id, for two BERTs the id of [SEP]")
+    if missing:
+        raise UserError(
+            f"--model_name_or_path {name}: tokens that begin or end a translation are missing. Set in its config.json "
+            f"{'; '.join(missing)}."
+        )
+
+
 def _match_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Extend the embeddings for added tokens; refuse a tokenizer with another vocabulary."""
     num_rows = len(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
     targets = target_side(tokenizer)
     for kind, side in (("pad", tokenizer), ("eos", targets)):
         of_model, of_tokenizer = (getattr(owner, f"{kind}_token_id") for owner in (model.config, side))
-        if None not in (of_model, of_tokenizer) and of_model != of_tokenizer:  # FSMT's tokenizers name no end token
+        if None not in (of_model, of_tokenizer) and of_tokenizer not in as_list(of_model):  # FSMT's has no end
             remedy = "Use the model's own tokenizer"
             if side is not tokenizer:
                 remedy += f", or set {kind}_token_id in its config.json to that of the target vocabulary"

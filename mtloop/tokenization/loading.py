@@ -15,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from mtloop.config.model import split_revision
-from mtloop.errors import UserError, first_line
+from mtloop.errors import UserError, described, refused
 from mtloop.languages import LANGUAGE_TOKEN, advise, language_name, match_language, translation_task
 from mtloop.model.families import family_of
 from mtloop.model.vocabularies import target_vocabulary
@@ -45,10 +45,8 @@ def load_tokenizer(
     """
     name, given = split_revision(name_or_path)
     revision = given or "main"
-    try:
+    with refused(lambda error: _loading_advice(name_or_path, name, error)):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # third-party loaders: OSError, ValueError, TypeError, JSONDecodeError were all seen
-        raise UserError(_loading_advice(name_or_path, name, error)) from error
     if not _has_vocabulary(tokenizer, name, revision):
         raise UserError(_loading_advice(name_or_path, name, "no vocabulary file"))
     own = target_vocabulary(tokenizer)
@@ -59,15 +57,25 @@ def load_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         raise UserError(f"{_FLAGS} {name_or_path!r}: no padding token. Choose the tokenizer of a translation model.")
-    try:
+    with refused(lambda error: _loading_advice(name_or_path, name, error)):
         _mark_languages(tokenizer)
         set_languages(tokenizer, source_lang, target_lang)
-        tokenizer.decode(tokenizer(["a"], text_target=["a"])["labels"][0])  # where values of a wrong type are used
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(_loading_advice(name_or_path, name, error)) from error
+        _try(tokenizer)
     return tokenizer
+
+
+def _try(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Encode and decode a text, where values of a wrong type are used: files of another kind may load without an error.
+
+    Raises:
+        Exception: It fails, or there are no tokens but the special ones.
+    """
+    for ids in tokenizer(["a"], text_target=["a"])["labels"], tokenizer(["a"])["input_ids"]:
+        if not all(isinstance(token_id, int) and token_id >= 0 for token_id in ids[0]):
+            raise TypeError(f"ids that are not numbers, {ids[0]}")
+        tokenizer.decode(ids[0], skip_special_tokens=True)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError("its vocabulary is empty")
 
 
 def _mark_languages(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -123,8 +131,8 @@ def _has_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str, revision: str
     return any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
 
 
-def _loading_advice(name_or_path: str, name: str, reason: Exception | str) -> str:
-    line = first_line(reason) if isinstance(reason, Exception) else reason
+def _loading_advice(name_or_path: str, name: str, reason: BaseException | str) -> str:
+    line = reason if isinstance(reason, str) else described(reason)
     subject = f"{_FLAGS} {name_or_path!r}"
     if Path(name).is_dir():
         return f"{subject}: the folder has no valid tokenizer ({line}). Save one there."
@@ -245,8 +253,9 @@ def remember_prefix(
     if prefix is None:
         return
     task = _task(source_lang, target_lang)
-    tasks = dict(getattr(model_config, "task_specific_params", None) or {})
-    tasks[task] = {**tasks.get(task, {}), "prefix": prefix}
+    tasks = dict(_tasks(model_config))
+    known = tasks.get(task)
+    tasks[task] = {**(known if isinstance(known, dict) else {}), "prefix": prefix}
     model_config.task_specific_params = tasks
 
 
@@ -260,12 +269,17 @@ def _stored_prefix(model_config: PretrainedConfig, source_lang: str | None, targ
 
 def stored_prefixes(model_config: PretrainedConfig) -> dict[str, str]:
     """Return all translation prefixes of a model's config, by the name of the task."""
-    tasks: dict[str, Any] = getattr(model_config, "task_specific_params", None) or {}
     return {
         name: str(entry["prefix"])
-        for name, entry in tasks.items()
+        for name, entry in _tasks(model_config).items()
         if isinstance(entry, dict) and "prefix" in entry and (name == TEXT_TO_TEXT or name.startswith(TRANSLATION))
     }
+
+
+def _tasks(model_config: PretrainedConfig) -> dict[str, Any]:
+    """Return the tasks of a model's config, {} if they are none or of another type."""
+    tasks = getattr(model_config, "task_specific_params", None)
+    return tasks if isinstance(tasks, dict) else {}
 
 
 def _task(source_lang: str | None, target_lang: str | None) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching.loader import TrainLoader
@@ -24,6 +26,7 @@ from mtloop.errors import UserError
 from mtloop.evaluation.evaluate import EvaluationSet
 from mtloop.evaluation.metrics import Metric, load_bleu
 from mtloop.evaluation.selection import Functions, choose_metrics, measure_references, try_functions
+from mtloop.generation.trial import try_model
 from mtloop.metrics_log import evaluations_of
 from mtloop.model.adapters import base_fingerprint, choose_trained
 from mtloop.model.generation_config import check_positions, configure_generation, position_limit
@@ -79,10 +82,10 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     corpora = load_corpora(config, runtime, {} if stored is None else runtime.on_main(lambda: folder.data_report))
     tokenizer = build_tokenizer(config, corpora, folder, runtime, is_new=stored is None)
     pairs, config = resolve_pairs(config, corpora, tokenizer, runtime)
+    model, config = prepare_model(config, tokenizer, pairs, runtime)  # before the data is tokenized: it may be refused
     train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
     metrics = choose_run_metrics(config, own, valid, folder, runtime)
     different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
-    model, config = prepare_model(config, tokenizer, pairs, runtime)
     check_eval_engine(config, model.config)
     base = runtime.on_main(lambda: base_fingerprint(model))
     runtime.say(describe_model(model))
@@ -267,6 +270,7 @@ def prepare_model(
                 dropout=config.model.dropout,
                 attention=runtime.attention,
                 trust_remote_code=config.model.trust_remote_code,
+                say=runtime.say,
             )
         longest = max(data.max_source_length, longest_target)
         return build_model(config.model, tokenizer, max_length=longest, attention=runtime.attention)
@@ -284,6 +288,9 @@ def prepare_model(
     runtime.check_generation(
         num_beams=num_beams, max_length_ratio=evaluation.max_length_ratio, max_length=max_generated
     )
+    for flag in ("model_name_or_path", "config_name"):
+        if name := getattr(config.model, flag):
+            runtime.on_main(partial(try_model, model, tokenizer, runtime, flag=f"--{flag} {name}"))
     for pair in pairs:
         remember_prefix(model.config, pair.source_lang, pair.target_lang, pair.prefix)
     return model, changed(config, num_beams=num_beams)
@@ -311,5 +318,5 @@ def describe_model(model: PreTrainedModel) -> str:
     num_parameters = sum(p.numel() for p in model.parameters())
     return (
         f"model: {model.config.model_type}, {num_parameters:,} parameters, {num_trainable:,} of them trainable, "
-        f"{model.config.vocab_size:,} tokens"
+        f"{len(cast(nn.Embedding, model.get_input_embeddings()).weight):,} tokens"
     )

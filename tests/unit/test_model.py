@@ -12,6 +12,9 @@ from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    GenerationConfig,
     M2M100Tokenizer,
     MarianConfig,
     MBart50Tokenizer,
@@ -24,11 +27,13 @@ from transformers import (
 from mtloop.batching.loader import IGNORE_INDEX
 from mtloop.config.model import ModelConfig, split_revision
 from mtloop.errors import UserError
+from mtloop.generation.trial import try_model
 from mtloop.model.generation_config import check_positions, configure_generation, position_limit, shift_right
 from mtloop.model.loading import MODEL_SIZES, build_model, load_model
 from mtloop.model.loss import batch_loss_sum, token_loss_sum
 from mtloop.model.static_shapes import additive_mask
 from mtloop.tokenization.loading import load_tokenizer, target_language_token
+from mtloop.trainer.setup import describe_model
 
 # Bart, Pegasus and M2M100 are built and started as MBart and Marian are.
 LIKE_OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("m2m_100", "bart", "pegasus")]
@@ -304,6 +309,125 @@ def test_load_model_accepts_a_bias_that_forbids_tokens(model_dirs, marian_tokeni
         load_model(str(tmp_path), marian_tokenizer, dropout=None)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"_attn_implementation": "flash_attention_2"},
+        {"d_model": "sixteen"},
+        {"encoder_layers": [1]},
+        {"vocab_size": -1},
+        {"model_type": ["marian"]},
+    ],
+    ids=str,
+)
+def test_load_model_refuses_whatever_transformers_cannot_load(model_dirs, marian_tokenizer, tmp_path, change):
+    load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", **change)
+    with pytest.raises(UserError) as caught:
+        load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    assert_one_line(caught, f"--model_name_or_path {tmp_path}: cannot be loaded")
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "no_such"])
+def test_load_model_refuses_quantised_weights(model_dirs, marian_tokenizer, tmp_path, method):
+    load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", quantization_config={"quant_method": method, "load_in_8bit": True})
+    with pytest.raises(UserError) as caught:
+        load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    assert_one_line(caught, f"--model_name_or_path {tmp_path}: the weights are quantised", f"quant_method {method}")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors.index.json"])
+def test_load_model_refuses_other_corrupt_weights(model_dirs, marian_tokenizer, tmp_path, name):
+    load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    if name == "pytorch_model.bin":  # a pickle that weights_only refuses
+        torch.save({"shared.weight": marian_tokenizer.__class__}, tmp_path / name)
+    else:
+        (tmp_path / name).write_text('{"weight_map": {"shared.weight": 5}}')
+    with pytest.raises(UserError) as caught:
+        load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    assert_one_line(caught, f"--model_name_or_path {tmp_path}: cannot be loaded")
+
+
+def test_load_model_corrects_outputs_that_are_tuples(model_dirs, marian_tokenizer, tmp_path):
+    load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", return_dict=False, torchscript=True)
+    model = load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    ids = torch.tensor([[5, 6, 0]])
+    assert model(input_ids=ids, decoder_input_ids=ids).logits.shape == (1, 3, 400)
+
+
+def test_load_model_accepts_several_end_tokens(model_dirs, marian_tokenizer, tmp_path):
+    load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
+    for name in ("config.json", "generation_config.json"):
+        edit_json(tmp_path / name, eos_token_id=[0, 5])
+    model = load_model(str(tmp_path), marian_tokenizer, dropout=None).eval()
+    configure_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
+    assert model.generation_config.eos_token_id == [0, 5]
+    edit_json(tmp_path / "config.json", eos_token_id=[7, 5])
+    with pytest.raises(UserError, match="the vocabularies disagree"):
+        load_model(str(tmp_path), marian_tokenizer, dropout=None)
+
+
+def two_berts(tokenizer, folder, **ids):
+    """Save an EncoderDecoder, whose config has the given special tokens only and no vocab_size or positions."""
+    one = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(one, one)
+    for name, token_id in ids.items():
+        setattr(config, name, token_id)
+    EncoderDecoderModel(config).save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_load_model_names_the_special_tokens_that_a_config_lacks(marian_tokenizer, tmp_path):
+    folder = two_berts(marian_tokenizer, tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_model(folder, marian_tokenizer, dropout=None)
+    assert_one_line(caught, f"--model_name_or_path {tmp_path}", "Set in its config.json decoder_start_token_id")
+    tokenizer = copy.deepcopy(marian_tokenizer)
+    tokenizer.eos_token = None  # as BERT's, which ends a text with [SEP]
+    with pytest.raises(UserError) as caught:
+        load_model(folder, tokenizer, dropout=None)
+    assert_one_line(caught, "decoder_start_token_id, ", "eos_token_id, ")
+
+
+@pytest.mark.slow
+def test_load_model_of_an_unlisted_family_is_complete(marian_tokenizer, runtime, tmp_path):
+    folder = two_berts(marian_tokenizer, tmp_path, decoder_start_token_id=399, eos_token_id=0)
+    model = load_model(folder, marian_tokenizer, dropout=None)
+    assert model.config.pad_token_id == marian_tokenizer.pad_token_id
+    configure_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
+    try_model(model, marian_tokenizer, runtime, flag="--model_name_or_path m")
+    assert describe_model(model).endswith(" 400 tokens")
+    generated = model.generate(input_ids=torch.tensor([[5, 6, 0]]))
+    assert generated[0, 0] == 399
+
+
+@pytest.mark.parametrize(
+    ("stored", "ends"),
+    [([0, 5], [0, 5]), ([5, 0], [5, 0]), ([5], [0, 5]), (5, [0, 5]), (0, 0), ([0], 0), ([], 0), (None, 0)],
+)
+def test_configure_generation_ends_with_the_end_of_the_targets(model_dirs, marian_tokenizer, stored, ends):
+    model = load(model_dirs, "marian", marian_tokenizer)
+    model.generation_config.eos_token_id, model.generation_config.forced_eos_token_id = stored, [0, 5]
+    configure_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
+    assert (model.generation_config.eos_token_id, model.generation_config.forced_eos_token_id) == (ends, 0)
+
+
+@pytest.mark.parametrize("stored", [[0, 400], -1, ["</s>"]], ids=str)
+def test_configure_generation_refuses_an_end_outside_of_the_vocabulary(model_dirs, marian_tokenizer, stored):
+    model = load(model_dirs, "marian", marian_tokenizer)
+    model.generation_config.eos_token_id = stored
+    with pytest.raises(UserError) as caught:
+        configure_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
+    assert_one_line(caught, "invalid eos_token_id in its generation_config.json", str(stored))
+
+
 def test_load_model_refuses_an_encoder_only(tiny_configs, marian_tokenizer, tmp_path):
     """transformers would draw the decoder at random and go on."""
     T5EncoderModel(copy.deepcopy(tiny_configs["t5"])).save_pretrained(tmp_path)  # it changes its config
@@ -537,13 +661,63 @@ def test_configure_generation_disables_sampling(model_dirs, marian_tokenizer, tm
     assert torch.equal(tokens, model.generate(input_ids=inputs))
 
 
-def test_configure_generation_refuses_an_invalid_config(model_dirs, marian_tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beam_groups": 2, "diversity_penalty": 0.5, "stop_strings": ["x"], "max_time": 0.001, "do_sample": True},
+        pytest.param(
+            {
+                "num_return_sequences": 3,
+                "output_scores": True,
+                "return_dict_in_generate": True,
+                "output_attentions": True,
+            },
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"custom_generate": "some/repository", "penalty_alpha": 0.6, "dola_layers": "low", "constraints": [1]},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"guidance_scale": 1.5, "cache_implementation": "no_such", "force_words_ids": [[5]], "use_mtp": True},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"prompt_lookup_num_tokens": 3, "token_healing": True, "watermarking_config": {"no": "such"}},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("file", ["generation_config.json", pytest.param("config.json", marks=pytest.mark.slow)])
+def test_load_model_ignores_options_of_other_searches(model_dirs, marian_tokenizer, tmp_path, options, file):
+    lines = []
     load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
-    edit_json(tmp_path / "generation_config.json", output_scores=True)
-    model = load_model(str(tmp_path), marian_tokenizer, dropout=None)
+    plain = load_model(str(tmp_path), marian_tokenizer, dropout=None, say=lines.append).eval()
+    assert lines == []
+    edit_json(tmp_path / file, num_beams=2, **options)
+    if file == "config.json":  # as earlier versions of transformers stored them
+        (tmp_path / "generation_config.json").unlink()
+    model = load_model(str(tmp_path), marian_tokenizer, dropout=None, say=lines.append).eval()
+    given = {"num_beams": 2, "max_length": 8, "forced_bos_token_id": None}
+    for one in (plain, model):
+        configure_generation(one, marian_tokenizer, **given)
+    (line,) = lines
+    known = [name for name in options if file == "generation_config.json" or hasattr(GenerationConfig(), name)]
+    assert line.startswith("generation_config.json: ") and all(name in line for name in known)
+    inputs = torch.tensor([[5, 6, 0], [7, 8, 0]])
+    assert torch.equal(model.generate(input_ids=inputs), plain.generate(input_ids=inputs))
+    model.save_pretrained(tmp_path / "export")
+
+
+@pytest.mark.parametrize("change", [{"num_beams": "four"}, {"num_beams": 999_999_999}, {"early_stopping": "soon"}])
+def test_configure_generation_refuses_an_invalid_config(model_dirs, marian_tokenizer, tmp_path, change):
+    load(model_dirs, "marian", marian_tokenizer).save_pretrained(tmp_path)
+    edit_json(tmp_path / "generation_config.json", **change)
     with pytest.raises(UserError) as caught:
-        configure_generation(model, marian_tokenizer, num_beams=2, max_length=8, forced_bos_token_id=None)
-    assert_one_line(caught, "generation_config.json", "output_scores")
+        model = load_model(str(tmp_path), marian_tokenizer, dropout=None)
+        configure_generation(model, marian_tokenizer, num_beams=None, max_length=8, forced_bos_token_id=None)
+    assert_one_line(caught, "--model_name_or_path", next(iter(change)))
 
 
 @pytest.fixture(scope="module")

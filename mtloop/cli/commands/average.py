@@ -208,7 +208,10 @@ def _check_tokenizers(given: argparse.Namespace, chosen: list[Path]) -> None:
     from mtloop.tokenization.loading import load_tokenizer
 
     options = {name: getattr(given, name) for name in ("source_lang", "target_lang", "trust_remote_code")}
-    *others, newest = [load_tokenizer(str(path), **options) for path in chosen]
+    try:
+        *others, newest = [load_tokenizer(str(path), **options) for path in chosen]
+    except UserError as error:
+        raise rename_flag(error, "--checkpoints") from error
     for path, tokenizer in zip(chosen, others, strict=False):
         if not have_same_tokens(tokenizer, newest):
             raise UserError(
