@@ -100,6 +100,12 @@ def language_name(code: str) -> str:
     return language.language_name("en") if language is not None and is_known else code
 
 
+def is_iso_639(code: str) -> bool:
+    """Return True if a code is a language of ISO 639, not one for private use or for an unknown language."""
+    language = _parse(code)
+    return language is not None and language.is_valid() and not "qaa" <= str(language.language) <= "qtz"
+
+
 def base_code(code: str) -> str:
     """Return the shortest code of a language: fr for fra_Latn, zh for cmn_Hans and for Chinese."""
     language = _parse(code) or _find(code)

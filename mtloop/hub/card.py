@@ -24,10 +24,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from mtloop.atomic import read_json, read_json_lines
 from mtloop.config.model import split_revision
 from mtloop.config.settings import DEFAULTS, Config, flat, is_from_scratch
-from mtloop.evaluation.metrics import Metric, metrics_of
+from mtloop.evaluation.metrics import METRICS, Metric, metrics_of
 from mtloop.evaluation.significance import recorded_text
 from mtloop.hub.parts import MAIN_BRANCH, Part, Target, lines_until, manifest_of
-from mtloop.languages import base_code, translation_task
+from mtloop.languages import base_code, is_iso_639, translation_task
 from mtloop.metrics_log import evaluations_of, updates_of
 from mtloop.run_folder import RunFolder
 
@@ -193,38 +193,66 @@ def write_card(folder: RunFolder, part: Part, target: Target) -> str:
 
 
 def _metadata(facts: Facts) -> ModelCardData:
-    codes = [language_of(code) for pair in facts.config.data.languages for code in pair]
-    dataset = dataset_id(facts.config)
+    metrics = [metric.name for metric in facts.metrics]
+    widget = [{"text": facts.source_text(row)} for row in facts.examples[:NUM_WIDGETS]]
+    return config_metadata(facts.config, facts.target, _eval_results(facts), metrics=metrics, widget=widget)
+
+
+def expected_metadata(config: Config, target: Target) -> ModelCardData:
+    """Return the metadata of the card that a run will have, with a score of 0."""
+    metric = METRICS["bleu"]
+    result = _eval_result(config, metric, 0.0, split="validation", pair=(config.data.pair_names or ("",))[0])
+    return config_metadata(config, target, [result], metrics=[metric.name], widget=[{"text": "a"}])
+
+
+def config_metadata(
+    config: Config, target: Target, results: list[EvalResult], *, metrics: list[str], widget: list[dict[str, str]]
+) -> ModelCardData:
+    """Return the metadata of a card."""
+    codes = [language_of(code) for pair in config.data.languages for code in pair]
+    dataset = dataset_id(config)
     return ModelCardData(
         language=list(dict.fromkeys(code for code in codes if code)) or None,
-        license=facts.target.license,
-        base_model=hub_name(facts.config.model.model_name_or_path),
+        license=target.license,
+        base_model=hub_name(config.model.model_name_or_path),
         datasets=[dataset] if dataset else None,
         library_name="transformers",
         pipeline_tag="translation",
         tags=["translation", "mtloop"],
-        metrics=[metric.name for metric in facts.metrics] or None,
-        model_name=facts.target.repo_id.split("/")[-1],
-        eval_results=_eval_results(facts) or None,
-        widget=[{"text": facts.source_text(row)} for row in facts.examples[:NUM_WIDGETS]] or None,
+        metrics=metrics or None,
+        model_name=target.repo_id.split("/")[-1],
+        eval_results=results or None,
+        widget=widget or None,
+    )
+
+
+def _eval_result(
+    config: Config, metric: Metric, value: float, *, split: str, pair: str = "", signature: str | None = None
+) -> EvalResult:
+    name = data_name(config)
+    return EvalResult(
+        task_type="translation",
+        task_name=f"Translation {pair}".rstrip(),
+        dataset_type=dataset_id(config) or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "local",
+        dataset_name=name,
+        dataset_config=pair or config.data.dataset_config_name,
+        dataset_split=split,
+        metric_type=metric.name,
+        metric_name=metric.title,
+        metric_value=round(value, metric.decimals),
+        metric_config=signature,
     )
 
 
 def _eval_results(facts: Facts) -> list[EvalResult]:
-    name = data_name(facts.config)
-    dataset = dataset_id(facts.config) or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return [
-        EvalResult(
-            task_type="translation",
-            task_name=f"Translation {pair}".rstrip(),
-            dataset_type=dataset,
-            dataset_name=name,
-            dataset_config=pair or facts.config.data.dataset_config_name,
-            dataset_split=split,
-            metric_type=metric.name,
-            metric_name=metric.title,
-            metric_value=round(value, metric.decimals),
-            metric_config=line.get(f"{metric.name}_signature", "").rpartition(": ")[2] or None,
+        _eval_result(
+            facts.config,
+            metric,
+            value,
+            split=split,
+            pair=pair,
+            signature=line.get(f"{metric.name}_signature", "").rpartition(": ")[2] or None,
         )
         for split, line in facts.scored_splits
         for pair in facts.config.data.pair_names or ("",)
@@ -264,7 +292,7 @@ def language_of(code: str | None) -> str | None:
     found = re.fullmatch(r"([A-Za-z]{2,3})([_-].*)?", code or "")
     if found is None and code and len(base_code(code)) <= len("eng"):  # a name, as French
         return base_code(code)
-    return found[1].lower() if found else None
+    return found[1].lower() if found and is_iso_639(found[1]) else None
 
 
 def hub_name(name: str | None) -> str | None:

@@ -8,30 +8,34 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData, constants
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import get_session, validate_repo_id
 
-from mtloop.config.environment import HubConfig
 from mtloop.config.model import split_revision
+from mtloop.config.settings import Config
 from mtloop.errors import UserError
+from mtloop.hub.card import expected_metadata
 from mtloop.hub.client import RETRY, configure_client, reason_of, status_of, verdict_of
 from mtloop.hub.parts import MAIN_BRANCH, Target
 from mtloop.hub.upload import keys_of
+
+# As in the first commit that the Hub makes itself.
+GIT_ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
 class HubUnreachable(UserError):
     """Raised if the Hub cannot be reached now, but may be later."""
 
 
-def check_hub(hub: HubConfig, *, output_dir: str, run_id: str = "", base_model: str | None = None) -> Target:
+def check_hub(config: Config, *, output_dir: str, run_id: str = "") -> Target:
     """Check that the user can push, and create the repository and the branch if they do not exist.
 
     Args:
-        hub: The flags.
+        config: The flags of the Hub, and what the model card names; the license of the model that
+            --model_name_or_path names is the default of --hub_license.
         output_dir: The run folder; its name is the default of --hub_model_id.
         run_id: Of the run, if it has one: the repository may hold its epochs already.
-        base_model: The value of --model_name_or_path; its license is the default of --hub_license.
 
     Raises:
         HubUnreachable: if the Hub cannot be reached.
@@ -42,6 +46,7 @@ def check_hub(hub: HubConfig, *, output_dir: str, run_id: str = "", base_model: 
             "--push_to_hub: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set. Unset it, or remove --push_to_hub."
         )
     configure_client()
+    hub = config.hub
     name = hub.hub_model_id or Path(output_dir).resolve().name
     try:
         validate_repo_id(name)
@@ -52,12 +57,15 @@ def check_hub(hub: HubConfig, *, output_dir: str, run_id: str = "", base_model: 
         api.auth_check(name, write=True)  # create_repo accepts a read-only token if the repository exists
         if hub.hub_private_repo and api.model_info(name).private is False:
             raise UserError(f"--hub_private_repo: {name} is public. Make it private on the Hub first.")
+        if not api.list_repo_refs(name).branches:
+            _make_first_commit(api, name)
         if hub.hub_revision != MAIN_BRANCH:
             api.create_branch(name, branch=hub.hub_revision, exist_ok=True)
-        target = Target(repo_id=name, revision=hub.hub_revision, license=hub.hub_license or license_of(api, base_model))
+        license = hub.hub_license or license_of(api, config.model.model_name_or_path)
+        target = Target(repo_id=name, revision=hub.hub_revision, license=license)
         if not hub.hub_overwrite:
             _check_tags(api, target, run_id)
-        _check_license(target, hub.hub_license)
+        _check_card(config, target)
     except UserError:
         raise
     except Exception as error:  # the HTTP library's classes differ between huggingface_hub 1 and 2
@@ -82,17 +90,34 @@ def _check_tags(api: HfApi, target: Target, run_id: str) -> None:
         )
 
 
-def _check_license(target: Target, asked: str | None) -> None:
-    """Validate the license on the Hub now: with an unknown name it would reject the first epoch's card."""
-    if target.license is None:
-        return
-    card = f"---\n{ModelCardData(license=target.license).to_yaml()}\n---\n"
+def _make_first_commit(api: HfApi, name: str) -> None:
+    """Make the first commit of a repository that has none: pushes and branches need one to begin with."""
+    try:
+        file = CommitOperationAdd(".gitattributes", GIT_ATTRIBUTES.encode())
+        api.create_commit(name, [file], commit_message="initial commit")
+    except Exception as error:
+        kind = HubUnreachable if verdict_of(error)[0] == RETRY else UserError
+        raise kind(
+            f"--push_to_hub: {name} has no commits, and none can be made ({reason_of(error)}). Add a file to it on the "
+            "Hub, or give another --hub_model_id."
+        ) from error
+
+
+def _check_card(config: Config, target: Target) -> None:
+    """Validate the card's metadata on the Hub now: it would reject the first epoch's card."""
+    card = f"---\n{expected_metadata(config, target).to_yaml()}\n---\n"
     # Not ModelCard.validate, which ignores HF_ENDPOINT (huggingface_hub 1.33).
     answer = get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json={"repoType": "model", "content": card})
     if answer.status_code == 400:
         reasons = "; ".join(error["message"] for error in answer.json().get("errors", []))
-        got = asked or f"{target.license} of the base model"
-        raise UserError(f"--hub_license: invalid license, {reasons} (got {got}). Give --hub_license, e.g. apache-2.0.")
+        if "license" in reasons:
+            got = config.hub.hub_license or f"{target.license} of the base model"
+            raise UserError(
+                f"--hub_license: invalid license, {reasons} (got {got}). Give --hub_license, e.g. apache-2.0."
+            )
+        raise UserError(
+            f"--push_to_hub: the Hub refuses the model card of this run ({reasons}). Change the setting that it names."
+        )
 
 
 def license_of(api: HfApi, base_model: str | None) -> str | None:

@@ -32,12 +32,7 @@ def resolve_target(config: Config, folder: RunFolder, runtime: Runtime, *, is_re
             if hub.hub_revision == target.revision and asked in (target.repo_id, target.repo_id.split("/")[-1]):
                 return Target(**{**stored, "license": hub.hub_license or target.license})
         try:
-            return check_hub(
-                hub,
-                output_dir=str(folder.path),
-                run_id=record["run_id"],
-                base_model=config.model.model_name_or_path,
-            )
+            return check_hub(config, output_dir=str(folder.path), run_id=record["run_id"])
         except HubUnreachable as error:
             if not is_resumed or "/" not in (hub.hub_model_id or ""):
                 raise

@@ -34,6 +34,7 @@ USER = "tester"
 ORGANISATION = "team"  # the user may write there
 WRITE_TOKEN = "write-token-of-the-tests"  # not like a real one: only who knows it can strike it out
 READ_TOKEN = "hf_readTokenOfTheTests"
+LANGUAGES = {"en", "fr", "de", "it", "eng", "fra"}  # some of ISO 639's
 LFS_SUFFIXES = (".safetensors", ".spm", ".bin", ".pt", ".parquet")
 
 
@@ -394,7 +395,7 @@ def create_repo(hub: HubServer, body: bytes) -> Any:
 
 
 def validate_yaml(hub: HubServer, body: bytes) -> Any:
-    """Validate a card as the Hub does: invalid YAML and unknown licenses are errors."""
+    """Validate a card as the Hub does: invalid YAML, unknown licenses and languages, and empty names are errors."""
     content = json.loads(body)["content"]
     hub.cards.append(content)
     errors = []
@@ -402,6 +403,11 @@ def validate_yaml(hub: HubServer, body: bytes) -> Any:
         data = yaml.safe_load(content.split("---")[1])
         if data.get("license") not in (None, "apache-2.0", "mit", "cc-by-4.0", "other"):
             errors.append({"message": '"license" must be one of [apache-2.0, mit, cc-by-4.0, other, ...]'})
+        if not set(data.get("language") or []) <= LANGUAGES:
+            errors.append({"message": '"language" must be ISO 639-1, 639-2 or 639-3 codes'})
+        for result in (result for model in data.get("model-index", []) for result in model["results"]):
+            if not all(result["dataset"].get(name) for name in ("type", "name")):
+                errors.append({"message": '"model-index[0].results[0].dataset" is not allowed to be empty'})
     except (yaml.YAMLError, IndexError, AttributeError) as error:
         errors.append({"message": f"the metadata cannot be read: {error}"})
     if errors:
@@ -409,8 +415,13 @@ def validate_yaml(hub: HubServer, body: bytes) -> Any:
     return {"errors": [], "warnings": []}
 
 
+def commits_to_add_to(repo: Repo, branch: str) -> list[Commit]:
+    """Return the commits of a branch; a repository without a branch gets its main one."""
+    return repo.branches.setdefault(branch, []) if branch == "main" and not repo.branches else repo.branch(branch)
+
+
 def preupload(hub: HubServer, body: bytes, repo: Repo, branch: str) -> Any:
-    there, answers = repo.branch(branch)[-1].files, []
+    there, answers = repo.branch(branch)[-1].files if repo.branches else {}, []
     for path in [file["path"] for file in json.loads(body)["files"]]:
         oid = blob_id(hub, path, there[path]) if path in there else None
         mode = "lfs" if is_lfs(path) else "regular"
@@ -441,8 +452,9 @@ def lfs_verify(hub: HubServer, body: bytes, oid: str) -> Any:
 
 
 def commit(hub: HubServer, body: bytes, repo: Repo, branch: str) -> Any:
-    commits = repo.branch(branch)
-    files, header = dict(commits[-1].files), {}
+    commits = commits_to_add_to(repo, branch)
+    files, header = dict(commits[-1].files) if commits else {}, {}
+    parent = commits[-1].oid if commits else None
     for entry in map(json.loads, body.splitlines()):
         value = entry["value"]
         if entry["key"] == "header":
@@ -456,9 +468,9 @@ def commit(hub: HubServer, body: bytes, repo: Repo, branch: str) -> Any:
             files[value["path"]] = value["oid"]
         elif entry["key"] == "deletedFile":
             del files[value["path"]]
-    if header.get("parentCommit") not in (None, commits[-1].oid):
+    if header.get("parentCommit") not in (None, parent):
         raise Refusal(412, "A commit has happened since. Please refresh and try again.")
-    oid = hashlib.sha1(repr((commits[-1].oid, header, files)).encode()).hexdigest()
+    oid = hashlib.sha1(repr((parent, header, files)).encode()).hexdigest()
     commits.append(Commit(oid, header["summary"], files, header.get("description", "")))
     return {"commitUrl": f"{hub.url}/{repo.name}/commit/{oid}", "commitOid": oid}
 

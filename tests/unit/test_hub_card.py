@@ -213,6 +213,10 @@ def test_card_without_evaluation(tmp_path):
         ("zh-CN", "zh"),
         ("pt_BR", "pt"),
         ("French", "fr"),
+        ("xx", None),
+        ("zzz_Latn", None),
+        ("qaa", None),
+        ("und", None),
         (None, None),
     ],
 )

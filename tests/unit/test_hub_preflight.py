@@ -4,15 +4,16 @@ import json
 import sys
 
 import pytest
+import yaml
 
 from mtloop.atomic import read_json
-from mtloop.config.environment import HubConfig
+from mtloop.config.settings import Config, changed
 from mtloop.errors import UserError
 from mtloop.hub.preflight import check_hub
 from mtloop.run_folder import RunFolder
 from tests.support.forked import python_forked
 from tests.support.hub_runs import QUICK_CLIENT, RUN_ID, finish, hashes, make_run, write_checkpoint
-from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, create_repo
+from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, Repo, create_repo
 from tests.support.launch import free_port, run
 
 HEAD = """
@@ -58,16 +59,17 @@ def drive(start):
 CHECK = """
 import mtloop.hub.client, mtloop.hub.preflight
 from dataclasses import asdict
-from mtloop.config.environment import HubConfig
+from mtloop.config.settings import Config, changed
 from mtloop.errors import UserError
 mtloop.hub.client.REQUEST_TIMEOUT_S = given["request_timeout_s"]
 told["answers"] = []
 for token, flags, folder in given["cases"]:
     os.environ.pop("HF_TOKEN", None)
     os.environ.update({"HF_TOKEN": token} if token else {})
-    more = {name: flags.pop(name) for name in ("run_id", "base_model") if name in flags}
+    run_id = flags.pop("run_id", "")
+    config = changed(Config(), push_to_hub=True, **flags)
     try:
-        answer = asdict(mtloop.hub.preflight.check_hub(HubConfig(push_to_hub=True, **flags), output_dir=folder, **more))
+        answer = asdict(mtloop.hub.preflight.check_hub(config, output_dir=folder, run_id=run_id))
     except UserError as error:
         answer = f"{type(error).__name__}: {error}"
     told["answers"].append(answer)
@@ -140,18 +142,49 @@ def test_check_hub_resolves_license(server, drive, tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
     (tmp_path / "bare").mkdir()
     asked = [
-        {"base_model": "tester/base"},
-        {"base_model": "tester/base@main"},
-        {"base_model": str(tmp_path)},
-        {"base_model": str(tmp_path / "bare")},
-        {"base_model": "tester/nowhere"},
-        {"base_model": "tester/base", "hub_license": "apache-2.0"},
+        {"model_name_or_path": "tester/base"},
+        {"model_name_or_path": "tester/base@main"},
+        {"model_name_or_path": str(tmp_path)},
+        {"model_name_or_path": str(tmp_path / "bare")},
+        {"model_name_or_path": "tester/nowhere"},
+        {"model_name_or_path": "tester/base", "hub_license": "apache-2.0"},
         {"hub_license": "as you like"},
     ]
     answers = check(drive, [(WRITE_TOKEN, {**flags, **named("tester/model")}, "/r") for flags in asked])
     licenses = [answer["license"] for answer in answers[:-1]]
     assert licenses == ["cc-by-4.0", "cc-by-4.0", "mit", None, None, "apache-2.0"]
     assert answers[-1].startswith("UserError: --hub_license: invalid license, ")
+
+
+@pytest.mark.slow
+def test_check_hub_validates_the_whole_card(server, drive):
+    asked = [
+        {"source_lang": "en", "target_lang": "xx"},  # no code of ISO 639: not in the card
+        {"train_file": ["数据"], "source_lang": "en", "target_lang": "fr"},  # no letter for the name of the data
+        {"source_lang": "en", "target_lang": "tlh"},  # Klingon, which this server does not know
+    ]
+    answers = check(drive, [(WRITE_TOKEN, {**flags, **named("tester/model")}, "/r") for flags in asked])
+    assert [answer["repo_id"] for answer in answers[:2]] == ["tester/model"] * 2
+    assert answers[2].startswith("UserError: --push_to_hub: the Hub refuses the model card of this run (")
+    assert "ISO 639" in answers[2]
+    cards = [yaml.safe_load(card.split("---")[1]) for card in server.cards]
+    assert [card["language"] for card in cards] == [["en"], ["en", "fr"], ["en", "tlh"]]
+    assert cards[1]["model-index"][0]["results"][0]["dataset"]["type"] == "local"
+    assert cards[0]["tags"] == ["translation", "mtloop"] and cards[0]["pipeline_tag"] == "translation"
+
+
+@pytest.mark.slow
+def test_check_hub_makes_the_first_commit_of_an_empty_repository(server, drive):
+    for name in ("empty", "closed"):
+        server.repos[f"tester/{name}"] = Repo(f"tester/{name}")
+    server.fail("POST .*tester/closed/commit", 500, times=100)
+    flags = [named("tester/empty"), {**named("tester/empty"), "hub_revision": "small"}, named("tester/closed")]
+    answers = check(drive, [(WRITE_TOKEN, given, "/r") for given in flags])
+    assert [answer["revision"] for answer in answers[:2]] == ["main", "small"]
+    branches = server.repos["tester/empty"].branches
+    assert [list(commits[0].files) for commits in branches.values()] == [[".gitattributes"]] * 2
+    assert [len(commits) for commits in branches.values()] == [1, 1]
+    assert answers[2].startswith("HubUnreachable: --push_to_hub: tester/closed has no commits, and none can be made (")
 
 
 @pytest.mark.slow
@@ -185,7 +218,7 @@ def test_check_hub_reports_unreachable_server(drive):
 
 def test_check_hub_refuses_offline_mode():
     with pytest.raises(UserError, match=r"^--push_to_hub: HF_HUB_OFFLINE .* Unset it, or remove --push_to_hub\.$"):
-        check_hub(HubConfig(push_to_hub=True, hub_model_id="team/model"), output_dir="/runs/en-fr")
+        check_hub(changed(Config(), push_to_hub=True, hub_model_id="team/model"), output_dir="/runs/en-fr")
 
 
 FETCH = """

@@ -12,7 +12,7 @@ from typing import Any
 
 from mtloop.cli.flags import number_type
 from mtloop.config.environment import HubConfig
-from mtloop.config.settings import FIELDS
+from mtloop.config.settings import FIELDS, Config
 from mtloop.errors import UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.parts import STATUS_NOT_PUSHED, Part, Target, epoch_parts, final_part, note_pushed
@@ -65,13 +65,14 @@ def _push(folder: RunFolder, *, epoch: int | None, shows_card: bool, given: dict
         return 0
     folder.lock(print, wait_s=0)
     try:
-        return _push_parts(folder, hub, asked, base_model=stored.model.model_name_or_path)
+        return _push_parts(folder, replace(stored, hub=hub), asked)
     finally:
         folder.unlock()
 
 
-def _push_parts(folder: RunFolder, hub: HubConfig, asked: Part | None, *, base_model: str | None) -> int:
-    target = check_hub(hub, output_dir=str(folder.path), run_id=folder.run_record["run_id"], base_model=base_model)
+def _push_parts(folder: RunFolder, config: Config, asked: Part | None) -> int:
+    hub = config.hub
+    target = check_hub(config, output_dir=str(folder.path), run_id=folder.run_record["run_id"])
     folder.update_record(hub=asdict(target))
     with_epochs = hub.hub_strategy != "end"
     publisher = Publisher(
