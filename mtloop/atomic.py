@@ -34,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; return {} if the file is missing or corrupt."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -44,7 +44,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     records = []
     # Not splitlines, which also splits at U+2028, valid inside JSON strings.
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             if isinstance(record := json.loads(line), dict):
                 records.append(record)
     return records

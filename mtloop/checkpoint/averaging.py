@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,7 +15,16 @@ from safetensors.torch import save_file
 
 from mtloop.atomic import new_folder, write_json
 from mtloop.checkpoint.listing import epoch_ends, find_corruption
-from mtloop.checkpoint.manifest import MANIFEST_NAME, CorruptCheckpoint, hash_files, read_manifest
+from mtloop.checkpoint.manifest import (
+    FINAL_MANIFEST_NAME,
+    CorruptCheckpoint,
+    check_files,
+    find_manifest,
+    hash_files,
+    listed_files,
+    read_manifest,
+    write_manifest,
+)
 from mtloop.checkpoint.restore import AVERAGED_NAME
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.errors import RunFailed, UserError, unwritable
@@ -48,8 +56,7 @@ def average_into(target: Path, checkpoints: Sequence[Path]) -> None:
         weights = [_open(path, stack) for path in checkpoints]
         for path, found in zip(checkpoints, weights, strict=True):
             _check_same(path, found, newest, weights[-1])
-        left_out = shutil.ignore_patterns("training", ADAPTER_NAME, WEIGHTS)
-        shutil.copytree(newest, target, ignore=left_out, dirs_exist_ok=True)
+        copy_listed(newest, target, left_out=("training", ADAPTER_NAME, WEIGHTS))
         for file in set(weights[-1].values()):
             means = {name: _mean(name, weights) for name in file.names}
             for name in nonfinite(means):
@@ -58,7 +65,7 @@ def average_into(target: Path, checkpoints: Sequence[Path]) -> None:
             save_file(means, target / file.path.name, metadata=file.metadata)
     record = [
         {"name": path.name, **{name: manifest[name] for name in ("step", "sha256") if name in manifest}}
-        for path, manifest in ((path, manifest_of(path)) for path in checkpoints)
+        for path, manifest in ((path, find_manifest(path)) for path in checkpoints)
     ]
     write_json(target / AVERAGED_NAME, {"average_of": record})
 
@@ -90,7 +97,7 @@ def _open(path: Path, stack: ExitStack) -> dict[str, _File]:
         UserError: if the folder has no weights, or they cannot be read.
     """
     try:
-        files = [_File(file, stack) for file in sorted(path.glob(WEIGHTS))]
+        files = [_File(file, stack) for file in listed_files(path, WEIGHTS)]
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path}: the weights cannot be read ({error}). Give a checkpoint or another model folder."
@@ -124,25 +131,6 @@ def _mean(name: str, weights: Sequence[dict[str, _File]]) -> torch.Tensor:
     return (total / len(weights)).to(last.dtype)
 
 
-def check_valid(path: Path) -> None:
-    """Verify a checkpoint; other model folders pass.
-
-    Raises:
-        UserError: for a corrupt one, with the reason.
-    """
-    is_checkpoint = (path / MANIFEST_NAME).parent.is_dir()
-    if is_checkpoint and (reason := find_corruption(path)):
-        raise UserError(f"{path}: corrupt checkpoint ({reason}). Name valid checkpoints with --checkpoints.")
-
-
-def manifest_of(path: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint, {} for a folder without a readable one."""
-    try:
-        return read_manifest(path)
-    except CorruptCheckpoint:
-        return {}
-
-
 def publish_average(folder: RunFolder, *, num_epochs: int, end_step: int, say: Callable[[str], None]) -> None:
     """Publish the average of the last epochs of a run as final/, of as many valid checkpoints as exist. Main only.
 
@@ -172,20 +160,17 @@ def publish_average(folder: RunFolder, *, num_epochs: int, end_step: int, say: C
     try:
         with new_folder(folder.final_dir) as partial:
             average_into(partial, chosen)
-            files = hash_files(partial)
+            manifests = [read_manifest(path) for path in chosen]
+            identity = "\n".join(manifest["sha256"] for manifest in manifests)
+            record = {
+                "step": end_step,
+                # Identifies the average on the Hub.
+                "manifest": hashlib.sha256(identity.encode()).hexdigest(),
+                "average_of": [manifest["step"] for manifest in manifests],
+            }
+            write_manifest(partial, {**record, "files": hash_files(partial)})
     except (OSError, SafetensorError) as error:
         raise unwritable(folder.final_dir, error) from error
-    manifests = [read_manifest(path) for path in chosen]
-    identity = "\n".join(manifest["sha256"] for manifest in manifests)
-    folder.update_record(
-        final={
-            "step": end_step,
-            # Identifies the average on the Hub.
-            "manifest": hashlib.sha256(identity.encode()).hexdigest(),
-            "average_of": [manifest["step"] for manifest in manifests],
-            "files": files,
-        }
-    )
 
 
 @torch.no_grad()
@@ -264,9 +249,36 @@ def _copy(source: Path, folder: RunFolder) -> None:
     final = folder.final_dir
     try:
         with new_folder(final) as partial:
-            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("training"), dirs_exist_ok=True)
-        with contextlib.suppress(CorruptCheckpoint):
             manifest = read_manifest(source)
-            folder.update_record(final={"step": manifest["step"], "manifest": manifest["sha256"]})
+            copy_listed(source, partial, left_out=("training",))
+            record = {"step": manifest["step"], "manifest": manifest["sha256"], "average_of": []}
+            kept = {name: entry for name, entry in manifest["files"].items() if (partial / name).is_file()}
+            write_manifest(partial, {**record, "files": kept})
+            check_files(partial)
+    except CorruptCheckpoint as error:
+        raise RunFailed(f"{source}: corrupt ({error}). Restore it, and start the same command again.") from error
     except OSError as error:
         raise unwritable(final, error) from error
+
+
+def copy_listed(source: Path, target: Path, *, left_out: tuple[str, ...]) -> None:
+    """Copy a model folder: of a checkpoint or final/ what its manifest lists, of any other folder all.
+
+    Args:
+        source: The folder.
+        target: May exist.
+        left_out: Patterns of the names of files and folders, as of shutil.ignore_patterns.
+    """
+    listed = find_manifest(source).get("files")
+    ignored = shutil.ignore_patterns(FINAL_MANIFEST_NAME, *left_out)
+
+    def is_left_out(folder: str, names: list[str]) -> set[str]:
+        below = Path(folder).relative_to(source)
+        foreign = {
+            name
+            for name in names
+            if listed is not None and not any(Path(path).is_relative_to(below / name) for path in listed)
+        }
+        return ignored(folder, names) | foreign
+
+    shutil.copytree(source, target, ignore=is_left_out, dirs_exist_ok=True)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mtloop.atomic import discard, link
-from mtloop.checkpoint.manifest import CorruptCheckpoint, check_files, find_manifest
+from mtloop.checkpoint.manifest import (
+    CorruptCheckpoint,
+    check_files,
+    check_files_once,
+    find_manifest,
+    is_checkpoint,
+    manifest_path,
+    read_manifest,
+    unlisted_files,
+)
 from mtloop.errors import UserError
 from mtloop.run_folder import RunFolder
 
@@ -142,6 +153,73 @@ def link_names(folder: RunFolder, **steps: int) -> None:
         target = folder.checkpoints_dir / f"step_{step}"
         if target.is_dir():
             link(folder.checkpoints_dir / name, target)
+
+
+def open_folder(name: str, *, no_verify: bool = False) -> str:
+    """Return the folder to load, as model_folder, compared with its manifest; other names as given.
+
+    Files are hashed once for their state. For a folder with files that the manifest does not list the result is a
+    temporary folder of links to the listed ones, which exists until the process ends.
+
+    Args:
+        name: A run folder, its final/, a checkpoint, or any other name.
+        no_verify: If True, the folder is returned as it is.
+
+    Raises:
+        UserError: for a corrupt folder.
+    """
+    folder = Path(model_folder(name))
+    if no_verify or not (is_checkpoint(folder) or manifest_path(folder).is_file()):
+        return str(folder)
+    try:
+        record = check_files_once(folder)
+    except CorruptCheckpoint as error:
+        raise UserError(
+            f"--model_name_or_path {folder}: corrupt ({error}). Restore it, give another one, or --no_verify to use it "
+            "as it is."
+        ) from error
+    unlisted = unlisted_files(folder, record)
+    if not unlisted:
+        return str(folder)
+    if os.environ.get("RANK", "0") == "0":
+        names = ", ".join(unlisted[:3]) + (f" and {len(unlisted) - 3} more" if len(unlisted) > 3 else "")
+        print(f"mtloop: warning: {folder}: ignored, not listed in its manifest: {names}", file=sys.stderr)
+    return str(_linked(folder, record))
+
+
+# Removed when the process ends.
+_views: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _linked(folder: Path, record: dict[str, Any]) -> Path:
+    """Return a temporary folder of links to the files of a checkpoint that its manifest lists."""
+    _views.append(tempfile.TemporaryDirectory(prefix="mtloop-"))
+    view = Path(_views[-1].name) / folder.name
+    for name in (*record["files"], manifest_path(folder).relative_to(folder).as_posix()):
+        (view / name).parent.mkdir(parents=True, exist_ok=True)
+        (view / name).symlink_to((folder / name).resolve())
+    return view
+
+
+def final_record(folder: RunFolder) -> dict[str, Any]:
+    """Return the manifest of final/; of an earlier version, which wrote none, its entry in run.json.
+
+    Raises:
+        CorruptCheckpoint: if the manifest is corrupt.
+        UserError: if it has another format.
+    """
+    earlier: dict[str, Any] | None = folder.run_record.get("final")
+    return read_manifest(folder.final_dir) if earlier is None or manifest_path(folder.final_dir).exists() else earlier
+
+
+def final_corruption(folder: RunFolder) -> str:
+    """Compare final/ with its manifest; return the reason why it is corrupt, "" for a valid one."""
+    try:
+        if "files" in final_record(folder):
+            check_files_once(folder.final_dir)
+    except CorruptCheckpoint as error:
+        return str(error)
+    return ""
 
 
 def model_folder(name: str) -> str:

@@ -1,22 +1,33 @@
-"""Write, read and verify the manifest of a checkpoint: its identity, and the size and sha256 of each of its files.
+"""Write, read and verify the manifest of a checkpoint or of final/: its identity, and size and sha256 of each file.
 
-Handles files and hashes; must not know tensors, models or ranks. A checkpoint is valid if its manifest is unchanged
-and every listed file has the listed size and hash. Plain copies (`cp -r`, rsync) stay valid.
+Handles files and hashes; must not know tensors, models or ranks. A folder is valid if its manifest is unchanged and
+every listed file has the listed size and hash. Plain copies (`cp -r`, rsync) stay valid. A file that the manifest does
+not list is not part of the checkpoint and never read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtloop.errors import UserError, first_line
+from mtloop.atomic import read_json, write_json
+from mtloop.errors import RunFailed, UserError, first_line
 
 FORMAT_VERSION = 2
-MANIFEST_NAME = "training/manifest.json"
+MANIFEST_NAME = "training/manifest.json"  # of a checkpoint
+FINAL_MANIFEST_NAME = "mtloop_manifest.json"  # of final/, which has no training/
 CHUNK_BYTES = 2**20
+COUNTERS = ("step", "epoch", "cursor")
+# A file that is younger may change again without another time stamp.
+SETTLED_S = 2.0
+MAX_REMEMBERED = 10_000
 
 
 class CorruptCheckpoint(Exception):
@@ -61,52 +72,91 @@ def hash_file(path: Path) -> dict[str, Any]:
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the entries in the manifest of all files below a folder, by path."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): hash_file(file) for file in files}
+    return {name: hash_file(folder / name) for name in _names_of_files(folder)}
+
+
+def _names_of_files(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def manifest_path(folder: Path) -> Path:
+    """Return the place of the manifest of a checkpoint, or of final/ or a copy of it."""
+    return folder / (MANIFEST_NAME if is_checkpoint(folder) else FINAL_MANIFEST_NAME)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return True for a checkpoint, also for one that has lost files; False for final/ and other model folders."""
+    return (folder / "training").is_dir() or (folder.parent.name == "checkpoints" and _is_numbered(folder))
+
+
+def _is_numbered(folder: Path) -> bool:
+    return re.fullmatch(r"step_\d+", folder.name) is not None
 
 
 def write_manifest(checkpoint: Path, record: dict[str, Any]) -> None:
     """Write the manifest with the hash of its content, flushed to disk.
 
     Args:
-        checkpoint: The folder.
+        checkpoint: The folder of a checkpoint, or final/.
         record: JSON values; `files` maps the path of each file within the checkpoint to its size and sha256.
     """
     whole = {"format_version": FORMAT_VERSION, **record}
     whole["sha256"] = _own_hash(whole)
-    with (checkpoint / MANIFEST_NAME).open("w", encoding="utf-8") as file:
+    with manifest_path(checkpoint).open("w", encoding="utf-8") as file:
         file.write(_text_of(whole))
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Read the manifest of a checkpoint.
+    """Read the manifest of a checkpoint or of final/.
 
     Raises:
         CorruptCheckpoint: if it cannot be read or has changed since it was written.
         UserError: for a checkpoint of another format.
     """
+    path = manifest_path(checkpoint)
+    name = path.relative_to(checkpoint)
     try:
-        text = (checkpoint / MANIFEST_NAME).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         record = json.loads(text)
     except FileNotFoundError:
         if (checkpoint / "training" / "state.json").exists():  # of format 1, which had no manifest
             raise UserError(f"{checkpoint}: unsupported format (got 1). Give another --output_dir.") from None
-        raise CorruptCheckpoint(f"{MANIFEST_NAME} is missing") from None
+        raise CorruptCheckpoint(f"{name} is missing") from None
     except OSError as error:
-        raise CorruptCheckpoint(f"{MANIFEST_NAME} cannot be read ({first_line(error)})") from error
-    except ValueError:
-        raise CorruptCheckpoint(f"{MANIFEST_NAME} is not valid JSON") from None
+        raise CorruptCheckpoint(f"{name} cannot be read ({first_line(error)})") from error
+    except (ValueError, RecursionError):
+        raise CorruptCheckpoint(f"{name} is not valid JSON") from None
     is_hashed = isinstance(record, dict) and record.get("sha256") == _own_hash(record)
-    if is_hashed and record["format_version"] > FORMAT_VERSION:
+    if is_hashed and isinstance(version := record.get("format_version"), int) and version > FORMAT_VERSION:
         raise UserError(
-            f"{checkpoint}: written by a newer version of mtloop (checkpoint format {record['format_version']}, this "
+            f"{checkpoint}: written by a newer version of mtloop (checkpoint format {version}, this "
             f"version reads {FORMAT_VERSION}). Install that version, or give another --output_dir."
         )
     if not is_hashed or text != _text_of(record):  # compared to the last space
-        raise CorruptCheckpoint(f"{MANIFEST_NAME} has changed since it was written")
+        raise CorruptCheckpoint(f"{name} has changed since it was written")
+    if problem := _problem_of(record, checkpoint):
+        raise CorruptCheckpoint(f"{name}: {problem}")
     return record
+
+
+def _problem_of(record: dict[str, Any], checkpoint: Path) -> str:
+    """Return what makes a manifest invalid that is as it was written, such as a path outside of its folder."""
+    for name in COUNTERS:
+        if name in record and (not isinstance(record[name], int) or record[name] < 0):
+            return f"{name}: expected a whole number of at least 0 (got {record[name]!r})"
+    is_of_run = checkpoint.parent.name == "checkpoints" and _is_numbered(checkpoint)
+    if is_of_run and checkpoint.name != f"step_{record.get('step')}":
+        return f"of step {record.get('step')}, not of {checkpoint.name}"
+    if not isinstance(files := record.get("files"), dict):
+        return "files: expected the entries of files"
+    for name, entry in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"files: {name!r} is outside of the folder"
+        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) or "sha256" not in entry:
+            return f"files: {name} has no size and sha256"
+    return ""
 
 
 def find_manifest(checkpoint: Path) -> dict[str, Any]:
@@ -134,8 +184,25 @@ def check_sizes(checkpoint: Path, record: dict[str, Any]) -> None:
             raise CorruptCheckpoint(f"{name} has {size:,} bytes, expected {expected['size']:,}")
 
 
-def check_files(checkpoint: Path) -> dict[str, Any]:
+def listed_files(folder: Path, pattern: str) -> list[Path]:
+    """List the files of a folder that match: of a checkpoint or final/ those in its manifest, of another folder all."""
+    listed = find_manifest(folder).get("files")
+    found = sorted(folder.glob(pattern))
+    return [file for file in found if listed is None or file.relative_to(folder).as_posix() in listed]
+
+
+def unlisted_files(checkpoint: Path, record: dict[str, Any]) -> list[str]:
+    """List the files of a checkpoint that its manifest does not list."""
+    own = manifest_path(checkpoint).relative_to(checkpoint).as_posix()
+    return [name for name in _names_of_files(checkpoint) if name != own and name not in record["files"]]
+
+
+def check_files(checkpoint: Path, *, hash_file: Callable[[Path], dict[str, Any]] = hash_file) -> dict[str, Any]:
     """Compare every file of a checkpoint with the manifest, byte by byte; return the manifest.
+
+    Args:
+        checkpoint: The folder of a checkpoint, or final/.
+        hash_file: Returns the entry of a file; that of a HashMemory reads unchanged files once only.
 
     Raises:
         CorruptCheckpoint: naming the first file that differs.
@@ -151,6 +218,54 @@ def check_files(checkpoint: Path) -> dict[str, Any]:
         if found != expected:
             raise CorruptCheckpoint(f"{name} has changed since it was written (sha256 differs)")
     return record
+
+
+class HashMemory:
+    """Hashes of files, remembered between processes for the state of a file: device, inode, size and times.
+
+    Args:
+        path: The file that holds them; it need not exist, and may be read-only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = read_json(path)
+        self._num_known = len(self._known)
+
+    def hash_file(self, path: Path) -> dict[str, Any]:
+        """Return the entry of a file in the manifest; read the file unless its state is known."""
+        before = _state_of(path)
+        size, sha256 = path.stat().st_size, self._known.get(before)
+        if isinstance(sha256, str):
+            return {"size": size, "sha256": sha256}
+        entry = hash_file(path)
+        if before == _state_of(path) and time.time() - path.stat().st_ctime > SETTLED_S:
+            self._known[before] = entry["sha256"]
+        return entry
+
+    def save(self) -> None:
+        """Write what is new; a folder that cannot be written only costs the next process time."""
+        if len(self._known) == self._num_known:
+            return
+        newest = dict(list(self._known.items())[-MAX_REMEMBERED:])
+        with contextlib.suppress(OSError, RunFailed):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, newest)
+
+
+def check_files_once(checkpoint: Path) -> dict[str, Any]:
+    """Do as check_files, but read a file whose state was verified before not again."""
+    from huggingface_hub import constants
+
+    memory = HashMemory(Path(constants.HF_HOME) / "mtloop" / "hashes.json")
+    record = check_files(checkpoint, hash_file=memory.hash_file)
+    memory.save()
+    return record
+
+
+def _state_of(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
 
 
 def _text_of(record: dict[str, Any]) -> str:

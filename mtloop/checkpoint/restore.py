@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel
 
-from mtloop.checkpoint.manifest import CorruptCheckpoint, read_manifest
+from mtloop.checkpoint.manifest import CorruptCheckpoint, listed_files, read_manifest
 from mtloop.checkpoint.state import TrainState, find_nonfinite
 from mtloop.errors import UserError, first_line
 from mtloop.model.adapters import ADAPTER_NAME, adapter_config, stored_adapter, unmerged
@@ -36,11 +36,11 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
         OSError: if there is no such file.
         ValueError: if the file lacks a weight or has one of another name or shape.
     """
-    if adapter_config(model) is not None and (path / ADAPTER_NAME).is_dir():
+    if adapter_config(model) is not None and listed_files(path, f"{ADAPTER_NAME}/*.safetensors"):
         _put_all(model, stored_adapter(model, path / ADAPTER_NAME))
         return
     weights: dict[str, torch.Tensor] = {}
-    for file in sorted(path.glob("*.safetensors")):
+    for file in listed_files(path, "*.safetensors"):
         weights.update(load_file(file))
     if adapter_config(model) is not None:
         if not (path / AVERAGED_NAME).is_file():
@@ -101,7 +101,7 @@ def read_checkpoint(
         # The hyperparameters of the configuration hold, which --allow_changed may have changed.
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({**sharded_state(stored, optimizer), "param_groups": groups})
-        if scaler is not None and (training / "scaler.pt").exists():
+        if scaler is not None and "training/scaler.pt" in record["files"]:
             scaler.load_state_dict(_load(training / "scaler.pt"))
         state.load_state_dict(record["state"])
         set_schedule(scheduler, state.step)

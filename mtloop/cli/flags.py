@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtloop.checkpoint.listing import model_folder
+from mtloop.checkpoint.listing import open_folder
 from mtloop.config.commands import NUMBERS
 from mtloop.config.environment import HardwareConfig
 from mtloop.config.evaluation import BLEU_TOKENIZERS
@@ -60,6 +60,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="CPU threads a process (none: the cores shared out)",
     )
     add("--trust_remote_code", action="store_true", help="run code from the model's repository")
+    add("--no_verify", action="store_true", help="do not compare a checkpoint or final/ with its manifest")
 
 
 def add_table_flags(parser: argparse.ArgumentParser) -> None:
@@ -327,7 +328,8 @@ def open_model(
             cuts_lengths=True,
         )
     try:
-        opened = open_engine(model_folder(model), asked, runtime, engine=engine)
+        folder = open_folder(model, no_verify=given.no_verify)
+        opened = open_engine(folder, asked, runtime, engine=engine)
     except UserError as error:
         raise rename_flag(error, flag) from error
     ratio = None if trained is None else trained.evaluation.max_length_ratio

@@ -62,6 +62,7 @@ class ModelConfig(Group):
         below=1,
     )
     trust_remote_code: bool = setting(False, "run Python code from the repository of the model")
+    no_verify: bool = setting(False, "do not compare a model that is a checkpoint or final/ with its manifest")
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""

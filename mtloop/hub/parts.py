@@ -14,8 +14,8 @@ from typing import Any
 from huggingface_hub import constants
 
 from mtloop.atomic import append_json_line, json_line, read_json, read_json_lines
-from mtloop.checkpoint.listing import epoch_in, list_checkpoints
-from mtloop.checkpoint.manifest import CorruptCheckpoint, find_manifest, read_manifest
+from mtloop.checkpoint.listing import epoch_in, final_record, list_checkpoints
+from mtloop.checkpoint.manifest import MANIFEST_NAME, CorruptCheckpoint, find_manifest, read_manifest
 from mtloop.errors import UserError
 from mtloop.hub.upload import is_epoch_tag
 from mtloop.run_folder import RunFolder
@@ -125,18 +125,24 @@ def loss_of(part: Part) -> str:
 
 
 def final_part(folder: RunFolder) -> Part | None:
-    """Return the part that completes a run; None before it has a final/."""
-    record = folder.run_record
-    final = record.get("final")
-    if final is None or not folder.final_dir.is_dir():
+    """Return the part that completes a run; None before it has a final/.
+
+    Raises:
+        UserError: for a final/ with a corrupt manifest.
+    """
+    if not folder.final_dir.is_dir():
         return None
+    try:
+        final = final_record(folder)
+    except CorruptCheckpoint as error:
+        raise UserError(f"{folder.final_dir}: corrupt ({error}). Start the run again: it makes it again.") from error
     return Part(
         name=FINAL,
         message="Training complete",
         folder=folder.final_dir,
         step=final["step"],
         epoch=None,
-        run_id=record["run_id"],
+        run_id=folder.run_record["run_id"],
         manifest=final["manifest"],
         average_of=tuple(final.get("average_of", ())),
     )
@@ -163,12 +169,13 @@ def files_of(folder: RunFolder, part: Part, *, with_training: bool) -> dict[str,
     Returns:
         Path in the repository -> {"path": local file, "sha256": as it was saved, or None} or {"text": content}.
     """
-    saved = folder.run_record["final"] if part.average_of else manifest_of(folder, part)
+    saved = manifest_of(folder, part) if part.epoch is not None else final_record(folder)
     hashes = {name: entry["sha256"] for name, entry in saved.get("files", {}).items()}
-    names = {file.relative_to(part.folder).as_posix() for file in part.folder.rglob("*") if file.is_file()}
+    names = {*hashes, MANIFEST_NAME} if part.epoch is not None else set(hashes)
+    if not names:  # final/ of an earlier version
+        names = {file.relative_to(part.folder).as_posix() for file in part.folder.rglob("*") if file.is_file()}
     if not with_training or part.epoch is None:
         names = {name for name in names if not _is_for_resume(name)}
-    names |= {name for name in hashes if not _is_for_resume(name)}  # the push reports missing ones
     files: dict[str, dict[str, Any]] = {
         name: {"path": str(part.folder / name), "sha256": hashes.get(name)} for name in sorted(names)
     }

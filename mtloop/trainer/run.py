@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching.loader import TrainLoader, Update
+from mtloop.checkpoint.listing import final_record
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
 from mtloop.config.settings import Config
@@ -154,7 +155,7 @@ class Run:
         if evaluation.load_best_model_at_end and state.best_score is not None:
             text += f", that of step {state.best_step:,} ({evaluation.metric_for_best_model} {state.best_score:.4g})"
         if evaluation.average_last is not None:
-            steps = self.folder.run_record.get("final", {}).get("average_of", [])
+            steps = final_record(self.folder).get("average_of", [])
             text += f", the average of steps {', '.join(f'{step:,}' for step in steps)}"
         if self.is_out_of_patience and not self.is_done:
             text += f"; stopped early after {state.num_evaluations_without_gain} evaluation(s) without improvement"

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtloop.batching.loader import TrainLoader
 from mtloop.batching.plan import PLAN_VERSION
+from mtloop.checkpoint.listing import open_folder
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
 from mtloop.config.settings import Config, changed, differences, flat
@@ -265,7 +266,7 @@ def prepare_model(
     def build() -> PreTrainedModel:
         if config.model.model_name_or_path is not None:
             return load_model(
-                config.model.model_name_or_path,
+                open_folder(config.model.model_name_or_path, no_verify=config.model.no_verify),
                 tokenizer,
                 dropout=config.model.dropout,
                 attention=runtime.attention,

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from mtloop.checkpoint.listing import open_folder
 from mtloop.config.settings import Config, changed
 from mtloop.data.load import Corpus
 from mtloop.data.rows import digest
@@ -63,7 +64,10 @@ def build_tokenizer(
         name = named
     return runtime.one_first(
         lambda: load_tokenizer(
-            name, source_lang=source_lang, target_lang=target_lang, trust_remote_code=model.trust_remote_code
+            open_folder(name, no_verify=model.no_verify),
+            source_lang=source_lang,
+            target_lang=target_lang,
+            trust_remote_code=model.trust_remote_code,
         )
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from mtloop.batching.division import plan_evaluation
-from mtloop.checkpoint.listing import model_folder
+from mtloop.checkpoint.listing import open_folder
 from mtloop.config.environment import HardwareConfig
 from mtloop.errors import UserError, rename_flag
 from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded, open_engine
@@ -60,6 +60,7 @@ class Translator:
         max_source_length: Tokens of a text, at most; None for all that the model takes.
         max_target_length: Tokens of a translation, at most; None for the model's own.
         trust_remote_code: Whether code of the repository may run.
+        no_verify: If True, a checkpoint or final/ is not compared with its manifest.
         runtime: What to compute on; None chooses the best there is.
         engine: "transformers", or "ctranslate2" for an export of `mtloop export`; None for what the folder holds.
         loaded: The engine with the model.
@@ -77,6 +78,7 @@ class Translator:
     max_source_length: int | None = None
     max_target_length: int | None = None
     trust_remote_code: bool = False
+    no_verify: bool = False
     runtime: Runtime | None = None
     engine: str | None = None
     loaded: Engine = field(init=False, repr=False)
@@ -116,7 +118,8 @@ class Translator:
     def _load(self, runtime: Runtime) -> None:
         names = ("source_lang", "target_lang", "source_prefix", "num_beams", "max_source_length", "max_target_length")
         asked = EngineOptions(**{name: getattr(self, name) for name in names}, trust_remote_code=self.trust_remote_code)
-        self.loaded = open_engine(model_folder(self.model), asked, runtime, engine=self.engine)
+        folder = open_folder(self.model, no_verify=self.no_verify)
+        self.loaded = open_engine(folder, asked, runtime, engine=self.engine)
         self.source_prefix = self.loaded.source_prefix
         self.num_beams = self.loaded.num_beams
         self.max_source_length = self.loaded.max_source_length

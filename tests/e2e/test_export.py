@@ -36,7 +36,7 @@ def test_an_export_translates_the_same_and_faster(plain, demo_run):
     (parity,) = record["parity"]
     assert (record["run_id"], record["step"]) == (
         json.loads((demo_run.folder / "run.json").read_text())["run_id"],
-        json.loads((demo_run.folder / "run.json").read_text())["final"]["step"],
+        json.loads((demo_run.folder / "final" / "mtloop_manifest.json").read_text())["step"],
     )
     assert (parity["test_set"], parity["num_sentences"]) == ("valid", 1000)
     assert parity["share_identical"] >= 0.99

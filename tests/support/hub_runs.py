@@ -94,7 +94,8 @@ def finish(folder: RunFolder, *, step: int) -> None:
         if file.is_file():
             (folder.final_dir / file.name).write_bytes(file.read_bytes())
     manifest = json.loads((source / "training" / "manifest.json").read_text())["sha256"]
-    folder.update_record(final={"step": step, "manifest": manifest})
+    files = {file.name: hash_file(file) for file in sorted(folder.final_dir.iterdir())}
+    write_manifest(folder.final_dir, {"step": step, "manifest": manifest, "average_of": [], "files": files})
     folder.write_status("finished", exit_status=0, step=step)
 
 

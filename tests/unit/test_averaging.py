@@ -13,7 +13,8 @@ from mtloop import atomic
 from mtloop.atomic import read_json_lines
 from mtloop.checkpoint import averaging
 from mtloop.checkpoint.averaging import average_into, interpolate_into
-from mtloop.checkpoint.listing import choose_best, choose_last, choose_named, list_checkpoints
+from mtloop.checkpoint.listing import choose_best, choose_last, choose_named, final_record, list_checkpoints
+from mtloop.checkpoint.manifest import FINAL_MANIFEST_NAME, hash_files, write_manifest
 from mtloop.errors import RunFailed, UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.parts import Target, files_of, final_part
@@ -415,13 +416,14 @@ def test_run_ends_with_the_average_of_its_last_epochs(new_run, pairs_path, capsy
     ]
     # The command gives the same bytes again, and refuses a corrupt checkpoint.
     status, _, err = run_command(folder.path, "--checkpoints", "epoch_2", "epoch_3", "-o", tmp_path / "out")
+    (folder.final_dir / FINAL_MANIFEST_NAME).unlink()
     assert status == 0 and hashes(tmp_path / "out") == hashes(folder.final_dir), err
     weights = folder.checkpoints_dir / "step_12" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     status, _, err = run_command(folder.path, "--last", "2", "-o", tmp_path / "other")
-    assert status == 2 and "step_12: corrupt checkpoint (model.safetensors has changed since it was written" in err
+    assert status == 2 and "step_12: corrupt (model.safetensors has changed since it was written" in err
     assert not (tmp_path / "other").exists()
 
 
@@ -470,7 +472,7 @@ def test_publish_average_skips_missing_and_corrupt_checkpoints(new_run, capsys):
     said = []
     averaging.publish_average(run.folder, num_epochs=2, end_step=6, say=said.append)
     assert "step_4 is corrupt (config.json is missing); it is left out of the average" in said[0]
-    assert run.folder.run_record["final"]["average_of"] == [6]
+    assert final_record(run.folder)["average_of"] == [6]
     (run.folder.checkpoints_dir / "step_6" / "config.json").unlink()
     with pytest.raises(RunFailed, match=r"--average_last: no valid checkpoint in .* \(got 2\)"):
         averaging.publish_average(run.folder, num_epochs=2, end_step=6, say=said.append)
@@ -484,15 +486,10 @@ def averaged_run(tmp_path):
     """A finished run of fake checkpoints whose final/ is the average of the last two, 20 and 30."""
     folder = make_run(tmp_path / "run", is_finished=True)
     (folder.final_dir / "model.safetensors").write_bytes(b"the mean")
-    record = folder.run_record["final"]
-    folder.update_record(
-        final={
-            **record,
-            "manifest": "a" * 64,
-            "average_of": [20, 30],
-            "files": {name: {"sha256": digest} for name, digest in hashes(folder.final_dir).items()},
-        }
-    )
+    record = final_record(folder)
+    (folder.final_dir / FINAL_MANIFEST_NAME).unlink()
+    of = {"manifest": "a" * 64, "average_of": [20, 30], "files": hash_files(folder.final_dir)}
+    write_manifest(folder.final_dir, {**record, **of})
     with folder.metrics.path.open("a") as file:
         file.write(json.dumps({"split": "average", **evaluation(3, bleu=64.0)}) + "\n")
     write_hypotheses(folder, 99)

@@ -25,7 +25,7 @@ from mtloop.batching.loader import TrainLoader
 from mtloop.batching.plan import Budget
 from mtloop.checkpoint.averaging import publish_final
 from mtloop.checkpoint.listing import choose_checkpoint, find_checkpoint, list_checkpoints, set_aside
-from mtloop.checkpoint.manifest import hash_file, read_manifest, write_manifest
+from mtloop.checkpoint.manifest import FINAL_MANIFEST_NAME, check_files, hash_file, read_manifest, write_manifest
 from mtloop.checkpoint.restore import load_weights
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
@@ -945,9 +945,12 @@ def test_publish_final_copies_the_best_or_the_last(new_trained, folder, is_best,
     source = publish_final(trained.checkpointer, is_best=is_best)
     assert source == folder.checkpoints_dir / f"step_{expected}"
     its_files = {name: value for name, value in hashes_of(source).items() if not name.startswith("training/")}
-    assert hashes_of(folder.final_dir) == its_files and "model.safetensors" in its_files
-    assert names_in(folder.path) == ["checkpoints", "config.yaml", "final", "run.json"]
-    assert folder.run_record["final"] == {"step": expected, "manifest": read_manifest(source)["sha256"]}
+    final = {name: value for name, value in hashes_of(folder.final_dir).items() if name != FINAL_MANIFEST_NAME}
+    assert final == its_files and "model.safetensors" in its_files
+    assert names_in(folder.path) == ["checkpoints", "config.yaml", "final"]
+    manifest = check_files(folder.final_dir)
+    assert (manifest["step"], manifest["manifest"]) == (expected, read_manifest(source)["sha256"])
+    assert {name: entry["sha256"] for name, entry in manifest["files"].items()} == its_files
 
 
 def test_publish_final_keeps_the_old_one_on_error(new_trained, folder, limit_file_size):
@@ -960,7 +963,7 @@ def test_publish_final_keeps_the_old_one_on_error(new_trained, folder, limit_fil
         publish_final(trained.checkpointer, is_best=False)
     limit_file_size(2**40)
     assert hashes_of(folder.final_dir) == before
-    assert names_in(folder.path) == ["checkpoints", "config.yaml", "final", "run.json"]
+    assert names_in(folder.path) == ["checkpoints", "config.yaml", "final"]
 
 
 # Weights

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from safetensors import SafetensorError
 
 from mtloop.atomic import new_folder
-from mtloop.checkpoint.listing import choose_best, choose_last, choose_named, model_folder
+from mtloop.checkpoint.listing import choose_best, choose_last, choose_named, open_folder
 from mtloop.cli.flags import (
     add_metrics_flag,
     add_model_flags,
@@ -126,7 +126,7 @@ def _weight(text: str) -> float:
 def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
     weights = _check(given)
-    chosen = [] if given.is_line else _choose(given)
+    chosen = [] if given.is_line else [_opened(path, given) for path in _choose(given)]
     trained = stored_config(str(given.model or chosen[-1]))
     fill_settings(given, trained)
     given.metrics = chosen_metrics(given, trained)
@@ -138,6 +138,13 @@ def run(given: argparse.Namespace) -> None:
             _average_checkpoints(given, chosen, trained, runtime)
     finally:
         runtime.close()
+
+
+def _opened(checkpoint: Path, given: argparse.Namespace) -> Path:
+    try:
+        return Path(open_folder(str(checkpoint), no_verify=given.no_verify))
+    except UserError as error:
+        raise rename_flag(error, "--checkpoints") from error
 
 
 def _choose(given: argparse.Namespace) -> list[Path]:
@@ -168,14 +175,12 @@ def _choose(given: argparse.Namespace) -> list[Path]:
 def _average_checkpoints(
     given: argparse.Namespace, chosen: list[Path], trained: Config | None, runtime: Runtime
 ) -> None:
-    from mtloop.checkpoint.averaging import average_into, check_valid
+    from mtloop.checkpoint.averaging import average_into
     from mtloop.checkpoint.restore import load_weights
 
     test_sets = runtime.one_first(lambda: _load_rows(given, trained)) if given.evaluate else []
 
     def make(folder: Path) -> None:
-        for path in chosen:
-            check_valid(path)
         if given.checkpoints is not None:
             _check_tokenizers(given, chosen)
         average_into(folder, chosen)
@@ -229,7 +234,7 @@ def _interpolate(given: argparse.Namespace, weights: list[float], trained: Confi
     def load(flag: str, name: str) -> tuple[Any, Any]:
         options = {name: getattr(given, name) for name in ("source_lang", "target_lang", "trust_remote_code")}
         try:
-            return load_pair(model_folder(name), runtime, **options)
+            return load_pair(open_folder(name, no_verify=given.no_verify), runtime, **options)
         except UserError as error:
             raise rename_flag(error, flag) from error
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import partial_name, write_json, write_json_lines
-from mtloop.checkpoint.listing import model_folder
+from mtloop.checkpoint.listing import open_folder
 from mtloop.cli.flags import SWITCH, add_model_flags, number_type, own_places, start_runtime
 from mtloop.cli.status import writing
 from mtloop.config.fields import help_text, kind_of
@@ -227,7 +227,7 @@ def _load_tokenizer(subject: Subject, given: argparse.Namespace) -> PreTrainedTo
     folder = RunFolder(Path(subject.tokenizer)).tokenizer_dir
     try:
         return load_tokenizer(
-            str(folder) if folder.is_dir() else model_folder(subject.tokenizer),
+            str(folder) if folder.is_dir() else open_folder(subject.tokenizer, no_verify=given.no_verify),
             source_lang=subject.data.source_lang,
             target_lang=subject.data.target_lang,
             trust_remote_code=given.trust_remote_code,
@@ -266,7 +266,7 @@ def _grep_and_translate(given: argparse.Namespace, pattern: re.Pattern[str], sub
         corpus = runtime.one_first(lambda: _load(data))
         languages = {name: getattr(data, name) for name in ("source_lang", "target_lang", "source_prefix")}
         asked = argparse.Namespace(**{**vars(given), **languages})
-        names = (*languages, "num_beams", "max_tokens_per_batch", "trust_remote_code")
+        names = (*languages, "num_beams", "max_tokens_per_batch", "trust_remote_code", "no_verify")
         translator = Translator(given.model, **{name: getattr(asked, name) for name in names}, runtime=runtime)
         _grep(given, pattern, corpus, translator)
     finally:

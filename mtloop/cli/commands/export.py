@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mtloop.atomic import partial_name, publish, sync_tree
-from mtloop.checkpoint.listing import model_folder
+from mtloop.checkpoint.listing import final_record, model_folder
 from mtloop.cli.flags import (
     add_model_flags,
     add_test_set_flags,
@@ -247,5 +247,5 @@ def _origin(folder: Path) -> tuple[str | None, int | None]:
     if run is None:
         return None, None
     record, number = run.run_record, folder.name.removeprefix("step_")
-    step = int(number) if number.isdigit() else record.get("final", {}).get("step")
+    step = int(number) if number.isdigit() else final_record(run).get("step")
     return record["run_id"] or None, step

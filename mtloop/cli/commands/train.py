@@ -127,7 +127,7 @@ def _train_in_folder(config: Config, runtime: Runtime, functions: Functions) -> 
         is_same = stored is None or not differences(stored, config)
         # Before status.json is touched: a checkpoint that is not there must leave a finished run finished.
         goes_back = runtime.on_main(lambda: _goes_back(config, folder))
-        if runtime.on_main(lambda: folder.is_finished) and not goes_back and is_same:
+        if runtime.on_main(lambda: _has_final(folder, runtime)) and not goes_back and is_same:
             runtime.say(f"{folder.path}: this run is finished, the model is in {folder.final_dir}; nothing to do")
             return _push_rest(config, folder, runtime)
         config = resolve_budget(config, stored, num_ranks=runtime.num_ranks)
@@ -135,6 +135,17 @@ def _train_in_folder(config: Config, runtime: Runtime, functions: Functions) -> 
         return _note_failure(lambda: _build_and_train(config, stored, folder, runtime, functions), folder, runtime)
     finally:
         folder.unlock()
+
+
+def _has_final(folder: RunFolder, runtime: Runtime) -> bool:
+    """Return True if the run is finished and final/ is as it was written."""
+    from mtloop.checkpoint.listing import final_corruption
+
+    if not folder.is_finished:
+        return False
+    if reason := final_corruption(folder):
+        runtime.say(f"{folder.final_dir} is corrupt ({reason}); making it again from its checkpoint")
+    return not reason
 
 
 def _push_rest(config: Config, folder: RunFolder, runtime: Runtime) -> int:

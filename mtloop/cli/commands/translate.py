@@ -189,7 +189,7 @@ def run(given: argparse.Namespace) -> None:
 
     runtime = start_runtime(given)
     names = ("model", "source_lang", "target_lang", "source_prefix", "num_beams", "n_best", "max_tokens_per_batch",
-             "max_source_length", "max_target_length", "trust_remote_code", "engine")  # fmt: skip
+             "max_source_length", "max_target_length", "trust_remote_code", "no_verify", "engine")  # fmt: skip
     try:
         translator = Translator(**{name: getattr(given, name) for name in names}, runtime=runtime)
         for name in given.files or [None]:
