@@ -10,12 +10,13 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mtloop.errors import unwritable
+from mtloop.errors import UserError, first_line, unwritable
 
 OLD = ".old-"
 
@@ -39,15 +40,114 @@ def read_json(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the JSON objects of a file of lines; skip truncated lines. Return [] if the file is missing."""
+def read_record(path: Path, shape: Shape, *, remedy: str = "Restore the file, or remove it.") -> dict[str, Any]:
+    """Read a JSON object of a shape; return {} if the file is missing.
+
+    Raises:
+        UserError: naming the file, and the line or the entry that is invalid.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        record = json.loads(text)
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: invalid JSON ({error.msg}). {remedy}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)}). {remedy}") from error
+    if problem := problem_of(record, shape):
+        raise UserError(f"{path}: {problem}. {remedy}")
+    found: dict[str, Any] = record
+    return found
+
+
+# (path, line) of each warning that was printed: files are read repeatedly.
+_warned: set[tuple[str, int]] = set()
+
+
+def read_json_lines(
+    path: Path, check: Callable[[Any], str] = lambda value: problem_of(value, {})
+) -> list[dict[str, Any]]:
+    """Read the JSON objects of a file of lines; return [] if the file is missing.
+
+    Args:
+        path: The file. Invalid lines are left out with a warning; the last line may be cut without one, since a kill
+            leaves it so.
+        check: Returns why a value is invalid, "" if it is valid, see checker; by default any object is valid.
+    """
     records = []
     # Not splitlines, which also splits at U+2028, valid inside JSON strings.
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
-        with contextlib.suppress(ValueError, RecursionError):
-            if isinstance(record := json.loads(line), dict):
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        problem = ""
+        try:
+            record = json.loads(line)
+            problem = check(record)
+            if not problem:
                 records.append(record)
+        except (ValueError, RecursionError):
+            problem = "invalid JSON" if line.strip() and number < len(lines) else ""
+        if problem and (str(path), number) not in _warned:
+            _warned.add((str(path), number))
+            print(f"mtloop: warning: {path}:{number}: {problem}; the line is left out", file=sys.stderr)
     return records
+
+
+# The shape of JSON values: int (a whole number of at least 0), float (a finite number), str, bool or None; (A, B) for
+# one of several; [A] for a list; {str: A} for an object of any names; {"name": A, "other?": B} for an object with these
+# entries, of which "other" may be missing, and any others.
+Shape = Any
+MAX_NUMBER = 1e300
+
+
+def checker(shape: Shape) -> Callable[[Any], str]:
+    """Return a function that says how a JSON value differs from a shape, "" if it does not."""
+    return lambda value: problem_of(value, shape)
+
+
+_NAMES = {int: "a whole number of at least 0", float: "a finite number", str: "text", bool: "true or false"}
+
+
+def problem_of(value: Any, shape: Shape, name: str = "") -> str:
+    """Return the entry in which a JSON value differs from a shape, and how; "" if it does not."""
+    if isinstance(shape, tuple):
+        problems = [problem_of(value, one, name) for one in shape]
+        return "" if "" in problems else problems[0]
+    if isinstance(shape, dict):
+        return _problem_of_object(value, shape, name)
+    if isinstance(shape, list):
+        items = enumerate(value) if isinstance(value, list) else ()
+        problems = [problem_of(item, shape[0], f"{name}[{number}]") for number, item in items]
+        expected, is_valid = "a list", isinstance(value, list)
+        if is_valid:
+            return next(filter(None, problems), "")
+    elif shape is None:
+        expected, is_valid = "null", value is None
+    elif shape in (int, float):
+        is_number = type(value) is int or (type(value) is float and shape is float)
+        expected = _NAMES[shape]
+        is_valid = is_number and (-MAX_NUMBER if shape is float else 0) <= value <= MAX_NUMBER
+    else:
+        # Half a surrogate pair can be written in JSON, and nowhere else.
+        is_half = isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
+        expected, is_valid = _NAMES[shape], type(value) is shape and not is_half
+    return "" if is_valid else f"{name or 'the whole'}: expected {expected} (got {json.dumps(value)[:40]})"
+
+
+def _problem_of_object(value: Any, shape: dict[Any, Shape], name: str) -> str:
+    if not isinstance(value, dict):
+        return f"{name or 'the whole'}: expected an object (got {json.dumps(value)[:40]})"
+    prefix = f"{name}." if name else ""
+    for key, of_key in shape.items():
+        if key is str:
+            problems = [problem_of(item, of_key, f"{prefix}{own}") for own, item in value.items()]
+        elif key.removesuffix("?") in value:
+            problems = [problem_of(value[key.removesuffix("?")], of_key, prefix + key.removesuffix("?"))]
+        else:
+            problems = [] if key.endswith("?") else [f"{prefix}{key} is missing"]
+        if problem := next(filter(None, problems), ""):
+            return problem
+    return ""
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,11 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtloop.atomic import json_line, read_json_lines, write_text
+from mtloop.atomic import Shape, json_line, problem_of, read_json_lines, write_text
 from mtloop.errors import unwritable
 
 Line = dict[str, Any]
 VALID = "valid"
+_NUMBER = (float, None)
+_UPDATE: Shape = {"step": int, "epoch": float, "loss": _NUMBER, "target_tokens": int}
+_EVALUATION: Shape = {
+    "step": int, "epoch": float, "eval_loss": _NUMBER, "perplexity?": _NUMBER, "num_sentences": int, "split?": str,
+    "user_metrics?": {str: bool},
+}  # fmt: skip
+# Of any other name: a score, its interval or its signature.
+_OTHER: Shape = {str: (float, None, str, {str: bool})}
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,8 @@ class MetricsLog:
         return line
 
     def lines(self, *, until: int | None = None) -> list[Line]:
-        """Read all lines; with `until`, those along the way up to this step."""
-        lines = read_json_lines(self.path)
+        """Read all lines; with `until`, those along the way up to this step. Invalid ones are left out and said."""
+        lines = read_json_lines(self.path, _problem_of)
         return lines if until is None else [line for line in lines if _step_of(line) <= until]
 
     def scores(self, metric: str) -> dict[int, float]:
@@ -62,6 +70,18 @@ class MetricsLog:
             write_text(self.path, "".join(f"{text}\n" for text in texts if _step_of(_parsed(text)) <= step))
 
 
+def _problem_of(line: Any) -> str:
+    """Return how a line differs from what append() wrote, "" if it does not."""
+    shape = _EVALUATION if isinstance(line, dict) and "eval_loss" in line else _UPDATE
+    if problem := problem_of(line, shape) or problem_of(line, _OTHER):
+        return problem
+    for name, value in line.items():
+        is_text = name == "split" or name.endswith("_signature")
+        if name != "user_metrics" and isinstance(value, str) != is_text:
+            return f"{name}: expected {'text' if is_text else 'a number'} (got {json.dumps(value)[:40]})"
+    return ""
+
+
 def updates_of(lines: Iterable[Line]) -> list[Line]:
     """Return the lines of updates whose loss was finite."""
     return [line for line in lines if line.get("loss") is not None]
@@ -75,7 +95,7 @@ def evaluations_of(lines: Iterable[Line], split: str = VALID) -> list[Line]:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -84,4 +104,4 @@ def _step_of(line: Any) -> float:
     if not isinstance(line, dict) or "split" in line:  # a run that resumes scores it again
         return math.inf
     step = line.get("step")
-    return step if isinstance(step, int) else math.inf
+    return step if type(step) is int else math.inf

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 import uuid
@@ -14,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtloop.atomic import read_json, sweep, write_json, write_text
+import psutil
+
+from mtloop.atomic import Shape, checker, read_json, read_json_lines, read_record, sweep, write_json, write_text
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import Config, differences
 from mtloop.config.yaml_file import to_yaml
@@ -23,15 +26,17 @@ from mtloop.metrics_log import MetricsLog
 
 # A run that was stopped may still be saving when the next one starts.
 LOCK_WAIT_S = 10.0
+# The start of a process, computed from the clock of the machine, may differ by this much when it is read again.
+SAME_START_S = 2.0
 
 # Every path that a run may leave in its folder, with its meaning: the reference page is generated from this table.
 RUN_FILES: dict[str, str] = {
     "config.yaml": "Resolved settings. `train.py RUN/config.yaml --output_dir NEW` starts the same run again.",
     "metrics.jsonl": "One line per logged update, and one line per evaluation.",
     "status.json": "`status` (running, stopped, finished or failed; running after a kill too), `exit_status`, "
-    "`message`, `step` at the end, `pid`.",
+    "`message`, `step` at the end, `pid`, `host`, `process_start`.",
     "data.json": "Data sources, row counts, dropped rows by reason, and fingerprints of data and tokenizer.",
-    "run.json": "Id of the run, measured precision, changes of `--allow_changed`, Hub target, source of `final/`.",
+    "run.json": "Id of the run, measured precision, changes of `--allow_changed`, Hub target.",
     "push.jsonl": "One line per push to the Hub: `part`, `step`, `manifest`, `repo_id`, `revision`, `commit`.",
     "hypotheses/step_N.jsonl": "Translations of an evaluation: `index`, `source`, `reference`, `hypothesis` "
     "(and `pair`, with `--pairs`) of every validation sentence.",
@@ -47,12 +52,35 @@ RUN_FILES: dict[str, str] = {
     "checkpoints/best": "Link to the checkpoint with the best score.",
     "final/": "Model at the end of the run: the last one, the best one (`--load_best_model_at_end`), or the average of "
     "the last epochs (`--average_last N`).",
+    "final/mtloop_manifest.json": "Step of the model, hash of the manifest of its checkpoint, and size and sha256 of "
+    "every file of `final/`.",
     "final/averaged.json": "Checkpoints that were averaged, with `--average_last`.",
     "tokenizer/": "Trained tokenizer, with `--train_tokenizer`.",
     "curves.png": "Loss and BLEU over updates, if matplotlib is installed.",
     "mtloop/": "TensorBoard events, with `--with_tracking --report_to tensorboard`.",
     ".lock": "Process that is training in the folder.",
 }
+
+
+# The shapes of the files, which are read as any input is.
+RUN_RECORD: Shape = {
+    "run_id?": str,
+    "changes?": [{"step": int, "changed": [str]}],
+    "precision?": {"name": str, "bf16_gain": (float, None)},
+    "micro_batch?": {"max_tokens": int, "is_limit": bool},
+    "hub?": {"repo_id": str, "revision": str, "license": (str, None)},
+    "final?": {"step": int, "manifest": str, "average_of?": [int]},
+}
+_SOURCES: Shape = {str: [{}]}
+_COUNTS: Shape = {str: {"loaded": int, "dropped": {str: int}, "kept": int}}
+_DATA_OF_PAIR: Shape = {"sources?": _SOURCES, "counts?": _COUNTS}
+DATA_REPORT: Shape = {**_DATA_OF_PAIR, "fingerprint?": str, "fingerprints?": {str: str}, "pairs?": {str: _DATA_OF_PAIR}}
+JOURNAL_LINE: Shape = dict.fromkeys(("part", "run_id", "manifest", "repo_id", "revision"), str) | {"step": int}
+HYPOTHESIS: Shape = {"index": int, "source": str, "reference": str, "hypothesis": str, "pair?": str}
+STATUS: Shape = {
+    "status": str, "exit_status": (int, None), "message": str, "step": int, "pid": int, "host?": str,
+    "process_start?": float,
+}  # fmt: skip
 
 
 class RunFolder:
@@ -205,7 +233,7 @@ class RunFolder:
     @property
     def run_record(self) -> dict[str, Any]:
         """The content of run.json."""
-        return {"run_id": "", "changes": [], **read_json(self.run_path)}
+        return {"run_id": "", "changes": [], **read_record(self.run_path, RUN_RECORD)}
 
     def record_changes(self, different: list[str], *, step: int) -> None:
         """Record the settings and data that changed at `step`."""
@@ -221,23 +249,68 @@ class RunFolder:
     @property
     def data_report(self) -> dict[str, Any]:
         """The content of data.json, {} without it."""
-        return read_json(self.data_path)
+        return read_record(self.data_path, DATA_REPORT)
 
     def write_data(self, report: dict[str, Any]) -> None:
         write_json(self.data_path, report)
 
     def write_status(self, status: str, *, exit_status: int | None = None, message: str = "", step: int = 0) -> None:
         """Write status.json: `status` is running, finished, stopped or failed."""
-        record = {"status": status, "exit_status": exit_status, "message": message, "step": step, "pid": os.getpid()}
+        record = {
+            "status": status,
+            "exit_status": exit_status,
+            "message": message,
+            "step": step,
+            **_process(os.getpid()),
+        }
         write_json(self.status_path, record)
 
     @property
+    def status(self) -> dict[str, Any]:
+        """The content of status.json; {} if it is missing or corrupt: each start writes it."""
+        try:
+            return read_record(self.status_path, STATUS)
+        except UserError:
+            return {}
+
+    @property
+    def is_dead(self) -> bool:
+        """Return True if the process that was training here was killed, or the machine stopped."""
+        status = self.status
+        if status.get("status") != "running" or status.get("host", socket.gethostname()) != socket.gethostname():
+            return False
+        start = _process(status["pid"])["process_start"]
+        return start is None or abs(start - status.get("process_start", start)) > SAME_START_S
+
+    @property
+    def status_text(self) -> str:
+        """Describe status.json in one line."""
+        status = self.status
+        if not status:
+            return "no training has written its status here"
+        text = f"{status['status']} at step {status['step']:,}"
+        if status["status"] == "running":
+            text = f"running, as process {status['pid']} on {status.get('host', 'an unknown machine')}"
+        if self.is_dead:
+            text = f"process {status['pid']} was killed, or its machine stopped; the same command continues the run"
+        return text + (f": {status['message']}" if status["status"] == "failed" else "")
+
+    @property
     def is_finished(self) -> bool:
-        return read_json(self.status_path).get("status") == "finished" and self.final_dir.is_dir()
+        return self.status.get("status") == "finished" and self.final_dir.is_dir()
 
     @property
     def is_failed(self) -> bool:
-        return read_json(self.status_path).get("status") == "failed"
+        return self.status.get("status") == "failed"
+
+    @property
+    def journal(self) -> list[dict[str, Any]]:
+        """The lines of push.jsonl. Invalid ones are left out with a warning."""
+        return read_json_lines(self.push_path, checker(JOURNAL_LINE))
+
+    def hypotheses(self, name: str) -> list[dict[str, Any]]:
+        """The rows of hypotheses/NAME.jsonl. Invalid ones are left out with a warning."""
+        return read_json_lines(self.hypotheses_dir / f"{name}.jsonl", checker(HYPOTHESIS))
 
     def sweep(self) -> None:
         """Remove partial files of killed processes, and finish their renames."""
@@ -248,8 +321,23 @@ class RunFolder:
         """Remove metrics lines and hypothesis files after `step`, which a resume writes again; -1 removes all."""
         self.metrics.drop_after(step)
         for path in self.hypotheses_dir.glob("step_*.jsonl"):
-            if int(path.stem.removeprefix("step_")) > step:
+            if (step_named(path.stem) or 0) > step:
                 path.unlink()
+
+
+def _process(pid: int) -> dict[str, Any]:
+    """Describe a process of this machine; the time of its start distinguishes it from a later one with its number."""
+    try:
+        start = psutil.Process(pid).create_time()
+    except (psutil.Error, OverflowError, ValueError):
+        start = None
+    return {"pid": pid, "host": socket.gethostname(), "process_start": start}
+
+
+def step_named(name: str, prefix: str = "step_") -> int | None:
+    """Return N of the name step_N as a run writes it; None for any other name."""
+    found = re.fullmatch(re.escape(prefix) + r"(0|[1-9][0-9]{0,17})", name)
+    return int(found[1]) if found else None
 
 
 def _data_differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from mtloop.checkpoint.manifest import (
     unlisted_files,
 )
 from mtloop.errors import UserError
-from mtloop.run_folder import RunFolder
+from mtloop.run_folder import RunFolder, step_named
 
 NEWEST = (None, "latest", "True", "true")
 HUB = "hub:"
@@ -31,9 +30,9 @@ HUB = "hub:"
 def list_checkpoints(folder: RunFolder) -> list[tuple[int, Path]]:
     """List the published checkpoints by step number, ascending; file times are not used, since clocks change."""
     found = [
-        (int(path.name.removeprefix("step_")), path)
+        (step, path)
         for path in folder.checkpoints_dir.glob("step_*")
-        if re.fullmatch(r"step_\d+", path.name) and path.is_dir()
+        if (step := step_named(path.name)) is not None and path.is_dir()
     ]
     return sorted(found)
 
@@ -291,8 +290,8 @@ def choose_named(folder: RunFolder | None, names: list[str]) -> list[Path]:
 
 
 def _step_of(path: Path) -> int:
-    kind, _, number = path.name.partition("_")
-    return int(number) if kind == "step" and number.isdigit() else -1
+    step = step_named(path.name)
+    return -1 if step is None else step
 
 
 def _check_enough(flag: str, number: int, existing: list[Path], what: str) -> None:

@@ -110,8 +110,8 @@ def read_entries(text: str, shown: str) -> list[Entry]:
     Raises:
         UserError: if it is not YAML, not a flat mapping, or a name is repeated.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)  # checks the characters
         root = loader.get_single_node()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

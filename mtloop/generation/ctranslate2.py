@@ -25,7 +25,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig
 
-from mtloop.atomic import json_text, read_json
+from mtloop.atomic import Shape, json_text, read_record
 from mtloop.errors import UserError, described, refused
 from mtloop.generation import RECORD_NAME
 from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions, resolve_lengths, resolve_prefix
@@ -35,6 +35,7 @@ from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.loading import load_tokenizer, target_language_token
 
 FORMAT_VERSION = 1
+EXPORT_AGAIN = "Export the model again."
 TOKENIZER_DIR = "tokenizer"
 # Finished hypotheses to wait for, in beams, if generate's early_stopping is unset. Of 1,000 sentences of the demo after
 # 2 epochs, with 4 beams, 964 were translated as by generate with 1, 992 with 1.5, 995 with 2, 996 with 3 and 4, in 2.6,
@@ -117,12 +118,20 @@ class Record:
         (folder / RECORD_NAME).write_text(json_text(asdict(self)), encoding="utf-8")
 
 
-def read_record(folder: Path) -> Record:
+_SEARCH: Shape = {
+    "num_beams": int, "max_length": int, "decoder_start_id": int, "eos_ids": [int], "min_length?": int,
+    "position_limit?": (int, None), "forced_bos_id?": (int, None), "language_id?": (int, None), "has_forced_end?": bool,
+    "bad_words?": [[int]], "length_penalty?": float, "repetition_penalty?": float, "no_repeat_ngram_size?": int,
+    "stops_early?": bool,
+}  # fmt: skip
+
+
+def read_export(folder: Path) -> Record:
     """Read the record of an export. Raises UserError naming the folder."""
-    found = read_json(folder / RECORD_NAME)
-    with refused(lambda error: _corrupt(folder, RECORD_NAME, error)):
-        if found["format_version"] > FORMAT_VERSION:
-            raise UserError(f"--model {folder}: exported by a newer mtloop. Install that version, or export again.")
+    found = read_record(folder / RECORD_NAME, {"format_version": int, "search": _SEARCH}, remedy=EXPORT_AGAIN)
+    if found["format_version"] > FORMAT_VERSION:
+        raise UserError(f"--model {folder}: exported by a newer mtloop. Install that version, or export again.")
+    with refused(lambda error: _corrupt(folder, RECORD_NAME, error)):  # an entry that is unknown or missing
         return Record(**{**found, "search": Search(**found["search"])})
 
 
@@ -146,7 +155,7 @@ class CTranslate2Engine(Engine):
         """
         folder = Path(name)
         ctranslate2 = import_ctranslate2(f"--model {name}")
-        record = runtime.one_first(lambda: read_record(folder))
+        record = runtime.one_first(lambda: read_export(folder))
         self.search_settings = search = record.search
         self.tokenizer = runtime.one_first(
             lambda: load_tokenizer(

@@ -21,7 +21,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mtloop.atomic import read_json, read_json_lines
+from mtloop.atomic import read_json
 from mtloop.config.model import split_revision
 from mtloop.config.settings import DEFAULTS, Config, flat, is_from_scratch
 from mtloop.evaluation.metrics import METRICS, Metric, metrics_of
@@ -68,7 +68,7 @@ class Facts:
     @cached_property
     def data(self) -> dict[str, Any]:
         """Return data.json."""
-        return read_json(self.folder.data_path)
+        return self.folder.data_report
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ class Facts:
     def examples(self) -> list[dict[str, Any]]:
         """Return index, source, reference, hypothesis of some validation rows; empty without an evaluation."""
         name = "average" if self.part.average_of else f"step_{self.scores.get('step', 0)}"
-        return choose(read_json_lines(self.folder.hypotheses_dir / f"{name}.jsonl"))
+        return choose(self.folder.hypotheses(name))
 
     @cached_property
     def scores(self) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def epoch_rows(lines: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any
     for epoch, logged in groupby(updates_of(lines), key=epoch_of):
         group = list(logged)
         tokens = sum(line["target_tokens"] for line in group)
-        losses[epoch] = sum(line["loss"] * line["target_tokens"] for line in group) / tokens
+        losses[epoch] = sum(line["loss"] * line["target_tokens"] for line in group) / max(1, tokens)
     last = {epoch_of(line): line for line in evaluations_of(lines)}
     return [
         ("before training" if epoch == 0 else f"{line['epoch']:g}", line, losses.get(epoch))

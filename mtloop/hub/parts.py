@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from mtloop.atomic import append_json_line, json_line, read_json, read_json_lines
+from mtloop.atomic import append_json_line, json_line
 from mtloop.checkpoint.listing import epoch_in, final_record, list_checkpoints
 from mtloop.checkpoint.manifest import MANIFEST_NAME, CorruptCheckpoint, find_manifest, read_manifest
 from mtloop.errors import UserError
@@ -203,10 +203,8 @@ def pushed(folder: RunFolder, target: Target) -> set[tuple[str, str, str, int]]:
     run_id = folder.run_record["run_id"]
     return {
         (line["run_id"], line["part"], line["manifest"], line["step"])
-        for line in read_json_lines(folder.push_path)
-        if line.get("repo_id") == target.repo_id
-        and line.get("revision") == target.revision
-        and line.get("run_id") == run_id
+        for line in folder.journal
+        if (line["repo_id"], line["revision"], line["run_id"]) == (target.repo_id, target.revision, run_id)
     }
 
 
@@ -247,7 +245,7 @@ def missing_parts(
 
 def note_pushed(folder: RunFolder, target: Target, *, with_epochs: bool) -> None:
     """Set the exit status in status.json from 3 to 0 once all parts of a finished run are pushed."""
-    status = read_json(folder.status_path)
+    status = folder.status
     was_incomplete = status.get("exit_status") == STATUS_NOT_PUSHED and folder.is_finished
     if was_incomplete and not missing_parts(folder, target, with_epochs=with_epochs):
         message = f"trained {status['step']:,} updates; all is pushed to {target.repo_id}"

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mtloop.atomic import read_json_lines
 from mtloop.batching.loader import Update
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, rename_flag, unwritable
@@ -160,7 +159,7 @@ def significance(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]]
 def counted_at_start(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]]) -> dict[str, dict[str, Counted]]:
     """Count the statistics of the pretrained model's translations before training; {} if it was not evaluated."""
     if not run.counted_at_start and not is_from_scratch(run.config):
-        stored = read_json_lines(run.folder.hypotheses_dir / "step_0.jsonl")
+        stored = run.folder.hypotheses("step_0")
         if [(line.get("index"), line.get("source"), line.get("reference")) for line in stored] == rows:
             hypotheses = [line["hypothesis"] for line in stored]
             metrics = [metric for metric in run.metrics if metric.count is not None]

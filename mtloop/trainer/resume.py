@@ -112,6 +112,8 @@ def restore(run: Run) -> None:
         check_origin(run, run.checkpointer.restore(path, check=lambda record: check_plan(run, record)))
         run.runtime.say(f"resumed from {path}: step {run.state.step:,} of {run.total_steps:,}, epoch {epoch_of(run)}")
 
+    run.is_restored = True
+
     def update_folder() -> None:
         run.checkpointer.drop_later()
         run.folder.drop_after(run.state.step if path is not None else -1)

@@ -63,6 +63,7 @@ class Run:
 
     Attributes:
         data_report: Content of data.json.
+        is_restored: Whether a checkpoint was restored, or the run begun: the folder is changed from then on.
         different: Settings and data that --allow_changed let through.
         recovery: State of recovery.py.
         observers: Called after each update with the run, the update as it was planned, and its numbers; read only.
@@ -89,6 +90,7 @@ class Run:
     metrics: tuple[Metric, ...] = DEFAULT_METRICS
     publisher: Publisher | None = None
     data_report: dict[str, Any] = field(default_factory=dict)
+    is_restored: bool = False
     different: list[str] = field(default_factory=list)
     state: TrainState = field(default_factory=TrainState)
     watch: Stopwatch = field(default_factory=Stopwatch)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.support.corruption import WAYS, corrupt, files_in
 from tests.support.hub_server import WRITE_TOKEN, HubServer
 from tests.support.launch import PYTHON, run
+from tests.support.mutation import mutated
 
 TEXTS = "the small dog sleeps\nthe old man reads a book\n"
 STEP, EARLIER = 8, 4
@@ -132,3 +133,57 @@ def test_corrupt_file_is_refused_or_changes_nothing(whole, hub, tmp_path, start,
         key = (place, command, way, found[place, command])
         counts[key] = counts.get(key, 0) + 1
     print(json.dumps({" ".join(key): count for key, count in sorted(counts.items())}, indent=1), file=sys.stderr)
+
+
+@pytest.fixture
+def run_folder(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def train(run_folder, *words):
+    return run([PYTHON, "train.py", *FLAGS, "--output_dir", str(run_folder), *words])
+
+
+def test_final_without_its_weights_is_made_again(whole, run_folder):
+    (run_folder / "final" / "model.safetensors").unlink()
+    done = train(run_folder)
+    line = f"{run_folder}/final is corrupt (model.safetensors is missing); making it again from its checkpoint"
+    assert done.returncode == 0 and line in done.stdout, done.stderr
+    assert weights_of(run_folder / "final") == weights_of(whole / "final")
+    assert "this run is finished" in train(run_folder).stdout
+
+
+def test_refused_resume_leaves_the_run_finished(run_folder):
+    before = json.loads((run_folder / "status.json").read_text())
+    (run_folder / "checkpoints" / f"step_{EARLIER}" / "model.safetensors").write_bytes(b"")
+    done = train(run_folder, "--resume_from_checkpoint", f"step_{EARLIER}")
+    assert done.returncode == 2 and f"step_{EARLIER} is corrupt (model.safetensors has 0 bytes" in done.stderr
+    assert json.loads((run_folder / "status.json").read_text()) == before and before["status"] == "finished"
+
+
+def test_start_after_a_kill_says_so(run_folder):
+    status = json.loads((run_folder / "status.json").read_text())
+    (run_folder / "status.json").write_text(json.dumps({**status, "status": "running", "pid": 2**22 + 1}))
+    done = train(run_folder)
+    assert done.returncode == 0, done.stderr
+    assert f"process {2**22 + 1} was killed, or its machine stopped; the same command continues the run" in done.stdout
+    assert json.loads((run_folder / "status.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 100), marks=pytest.mark.full)], ids=["4", "96"])
+def test_mutated_file_of_the_run(whole, tmp_path, seeds):
+    names = [name for name in files_in(whole) if "/" not in name and name.endswith((".json", ".jsonl", ".yaml"))]
+    for seed in seeds:
+        choice = random.Random(seed)
+        run_folder = tmp_path / str(seed)
+        shutil.copytree(whole, run_folder, symlinks=True)
+        file = run_folder / names[seed % len(names)]
+        file.write_bytes(mutated(file.read_bytes(), choice))
+        if seed % 2:  # an unfinished run
+            shutil.rmtree(run_folder / "final")
+        done = train(run_folder)
+        what = f"seed {seed}, {file.name}: {done.stdout[-500:]}\n{done.stderr[-1500:]}"
+        assert "Traceback" not in done.stdout + done.stderr and done.returncode in (0, 2), what
+        assert done.returncode == 0 or done.stderr.count("mtloop: error: ") == 1, what

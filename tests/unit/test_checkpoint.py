@@ -804,14 +804,15 @@ def test_list_checkpoints_ignores_partial_ones(four_saved):
 def listed(four_saved):
     """The run of four_saved with two evaluations, one of test rows, and one push."""
     lines = [
-        {"step": 8, "loss": 2.5},
-        {"step": 8, "bleu": 31.25, "eval_loss": 1.0},
-        {"step": 16, "bleu": 29.5, "eval_loss": 1.1},
-        {"split": "test", "step": 16, "bleu": 99.0},
+        {"step": 8, "epoch": 1.0, "loss": 2.5, "target_tokens": 9},
+        {"step": 8, "epoch": 1.0, "bleu": 31.25, "eval_loss": 1.0, "num_sentences": 5},
+        {"step": 16, "epoch": 2.0, "bleu": 29.5, "eval_loss": 1.1, "num_sentences": 5},
+        {"split": "test", "step": 16, "epoch": 2.0, "bleu": 99.0, "eval_loss": 1.0, "num_sentences": 5},
     ]
     four_saved.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 17, "bl')
     manifest = read_manifest(four_saved.checkpoints_dir / "step_8")["sha256"]
-    four_saved.push_path.write_text(json.dumps({"part": "epoch 1", "manifest": manifest, "commit": "abc"}) + "\n")
+    line = {"part": "epoch 1", "step": 8, "run_id": "", "manifest": manifest, "repo_id": "a/b", "revision": "main"}
+    four_saved.push_path.write_text(json.dumps({**line, "commit": "abc"}) + "\n")
     return four_saved
 
 

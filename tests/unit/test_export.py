@@ -23,7 +23,7 @@ from transformers import (
 
 from mtloop.errors import UserError
 from mtloop.generation.conversion import convert, differences, search_of
-from mtloop.generation.ctranslate2 import Search, read_record
+from mtloop.generation.ctranslate2 import Search, read_export
 from mtloop.generation.engine import EngineOptions, TransformersEngine, as_encoded
 from mtloop.generation.generate import SearchOptions
 from mtloop.model.generation_config import configure_generation
@@ -207,7 +207,7 @@ def test_open_engine_recognizes_an_export(model_path, export, runtime, tmp_path)
     with pytest.raises(UserError, match=r"^--model .*: CTranslate2 4\.\S+ cannot load it \("):
         Translator(str(export), runtime=runtime)
     (export / "mtloop_export.json").write_text("{}")
-    with pytest.raises(UserError, match="mtloop_export.json is corrupt .* Export the model again"):
+    with pytest.raises(UserError, match="mtloop_export.json: format_version is missing. Export the model again"):
         Translator(str(export), runtime=runtime)
 
 
@@ -346,7 +346,7 @@ def test_export_reports_parity(run_command, model_path, rows_path, tmp_path):
     words = ["--model", model_path, "-o", target, "--test_set", rows_path, "--max_samples", 20]
     status, out, err = run_command(*words)
     assert status == 0, err
-    record = read_record(target)
+    record = read_export(target)
     (parity,) = record.parity
     assert (record.model, record.quantization, record.run_id) == (str(model_path), None, None)
     assert (parity["test_set"], parity["num_sentences"], parity["num_beams"]) == ("news", 20, 2)
@@ -357,7 +357,7 @@ def test_export_reports_parity(run_command, model_path, rows_path, tmp_path):
     assert told in out
     assert [path.name for path in target.parent.iterdir()] == ["export"]
     status, out, err = run_command(*words[:4], "--quantization", "int8", "--no_parity")
-    assert status == 0 and read_record(target).quantization == "int8" and "identical" not in out
+    assert status == 0 and read_export(target).quantization == "int8" and "identical" not in out
     status, out, err = run_command(*words[:4])
     assert status == 0 and f"not compared: {model_path} is not a run folder. Give rows" in out
     assert translate(["--text", "Yes", "--engine", "ctranslate2", "--model", str(target), "--cpu_threads", "1"]) == 0
@@ -396,7 +396,7 @@ def test_export_reports_differences(monkeypatch, run_command, model_path, rows_p
     monkeypatch.setattr(command, "evaluate_warm", alter)
     status, out, _ = run_command("--model", model_path, "-o", tmp_path / "export", "--test_set", rows_path)
     assert status == 0 and "24 of 25 outputs identical (96.0 %)" in out
-    (report,) = read_record(tmp_path / "export").parity
+    (report,) = read_export(tmp_path / "export").parity
     (row,) = report["differing"]
     assert (row["index"], row["ctranslate2"]) == (0, "x") and row["generate"] not in ("", "x")
 

@@ -2,13 +2,15 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 
+import psutil
 import pytest
 
-from mtloop.atomic import read_json, write_text
+from mtloop.atomic import read_json, write_json, write_text
 from mtloop.config.parse import parse_config
 from mtloop.errors import FieldError, RunFailed, UserError
 from mtloop.run_folder import RUN_FILES, RunFolder
@@ -212,12 +214,32 @@ def test_is_finished_needs_status_and_model(folder):
         "message": "done",
         "step": 9,
         "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "process_start": psutil.Process().create_time(),
     }
-    assert not folder.is_finished
+    assert not folder.is_finished and folder.status_text == "finished at step 9"
     folder.final_dir.mkdir()
     assert folder.is_finished
     folder.write_status("running")
-    assert not folder.is_finished
+    assert not folder.is_finished and not folder.is_dead
+    assert folder.status_text == f"running, as process {os.getpid()} on {socket.gethostname()}"
+
+
+@pytest.mark.parametrize(
+    ("change", "is_dead"),
+    [
+        ({"pid": 2**22 + 1}, True),  # above the highest number of a process
+        ({"process_start": 1.0}, True),  # a later process has the number
+        ({"host": "elsewhere", "pid": 2**22 + 1}, False),
+        ({"status": "stopped", "pid": 2**22 + 1}, False),
+        ({"pid": 10**30}, True),
+    ],
+)
+def test_killed_process_is_seen(folder, change, is_dead):
+    folder.write_status("running")
+    write_json(folder.status_path, {**folder.status, **change})
+    assert folder.is_dead == is_dead
+    assert ("was killed, or its machine stopped" in folder.status_text) == is_dead
 
 
 def line(step):

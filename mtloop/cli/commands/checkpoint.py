@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtloop.atomic import discard, read_json_lines
+from mtloop.atomic import discard
 from mtloop.checkpoint.listing import epoch_ends, epoch_of, find_corruption, link_names, list_checkpoints
 from mtloop.checkpoint.manifest import CorruptCheckpoint, check_sizes, read_manifest
 from mtloop.cli.flags import number_type
 from mtloop.errors import UserError
 from mtloop.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
 from mtloop.metrics_log import evaluations_of
-from mtloop.run_folder import RunFolder
+from mtloop.run_folder import RunFolder, step_named
 from mtloop.tables import aligned
 
 
@@ -89,10 +89,12 @@ def list_entries(folder: RunFolder, *, is_hashing: bool) -> list[Entry]:
     """Describe every checkpoint, by step, then those set aside as corrupt; with is_hashing read every byte."""
     metric = shown_metric(folder)
     scores = {step: f"{score:.{metric.decimals}f}" for step, score in folder.metrics.scores(metric.name).items()}
-    pushed = {line.get("manifest") for line in read_json_lines(folder.push_path)}
+    pushed = {line.get("manifest") for line in folder.journal}
     steps = list_checkpoints(folder)
     aside = sorted(
-        (int(path.name.removeprefix("damaged_step_")), path) for path in folder.checkpoints_dir.glob("damaged_step_*")
+        (step, path)
+        for path in folder.checkpoints_dir.glob("damaged_step_*")
+        if (step := step_named(path.name, "damaged_step_")) is not None
     )
     return [
         _describe(folder, step, path, score=scores.get(step, "-"), pushed=pushed, is_hashing=is_hashing)
@@ -145,6 +147,7 @@ def _show(run: Path, action: str) -> int:
         print(f"{run}: no checkpoint yet")
         return 0
     columns = ("checkpoint", "step", "epoch", shown_metric(folder).title, "MB", "pushed", "names", "state")
+    print(f"{run}: {folder.status_text}")
     print("\n".join(aligned([columns, *(entry.cells for entry in entries)], left=1)))
     num_corrupt = sum(bool(entry.corruption) for entry in entries)
     if action == "verify":

@@ -7,6 +7,7 @@ configuration is read before anything heavy is imported, so that --help and mist
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mtloop.atomic import write_json
 from mtloop.cli.status import reported, status_of
 from mtloop.config.parse import config_from
 from mtloop.config.settings import Config, differences, resolve, resolved_lines
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from mtloop.evaluation.selection import Functions
     from mtloop.run_folder import RunFolder
     from mtloop.runtime.ranks import Runtime
+    from mtloop.trainer.run import Run
 
 BEFORE_TRAINING = " before the training began"
 DEMO_LINE = (
@@ -131,8 +134,9 @@ def _train_in_folder(config: Config, runtime: Runtime, functions: Functions) -> 
             runtime.say(f"{folder.path}: this run is finished, the model is in {folder.final_dir}; nothing to do")
             return _push_rest(config, folder, runtime)
         config = resolve_budget(config, stored, num_ranks=runtime.num_ranks)
-        _note(folder, runtime, "running")
-        return _note_failure(lambda: _build_and_train(config, stored, folder, runtime, functions), folder, runtime)
+        return _note_end(
+            lambda runs: _build_and_train(config, stored, folder, runtime, functions, runs), folder, runtime
+        )
     finally:
         folder.unlock()
 
@@ -164,31 +168,55 @@ def _push_rest(config: Config, folder: RunFolder, runtime: Runtime) -> int:
     return STATUS_NOT_PUSHED if unpushed else 0
 
 
-def _note_failure(work: Callable[[], int], folder: RunFolder, runtime: Runtime) -> int:
-    """Do work; write whatever ends it early into status.json.
+def _note_end(work: Callable[[list[Run]], int], folder: RunFolder, runtime: Runtime) -> int:
+    """Do work; write whatever ends it early into status.json, with the step that was reached.
+
+    A finished run stays finished until a checkpoint is restored.
+
+    Args:
+        work: Appends the run to the list when it is built.
+        folder: The run folder.
+        runtime: The ranks.
 
     Raises:
         ProcessFailed: for a failure of one process alone.
     """
+    from mtloop.checkpoint.listing import list_checkpoints
     from mtloop.runtime.failures import explain
 
+    runs: list[Run] = []
+    before = folder.status
+    if runtime.is_main and folder.is_dead:
+        runtime.say(f"{folder.path}: {folder.status_text}")
+
+    def note(status: str, exit_status: int, message: str, *, is_alone: bool = False) -> None:
+        if before.get("status") == "finished" and not (runs and runs[0].is_restored):
+            if runtime.is_main:
+                with contextlib.suppress(RunFailed):
+                    write_json(folder.status_path, before)
+            return
+        steps = [step for step, _ in list_checkpoints(folder)] or [0]
+        step = runs[0].state.step if runs else steps[-1]
+        _note(folder, runtime, status, exit_status=exit_status, message=message, step=step, is_alone=is_alone)
+
+    _note(folder, runtime, "running")
     try:
-        return work()
+        return work(runs)
     except (UserError, RunFailed) as error:
-        _note(folder, runtime, "failed", exit_status=2 if isinstance(error, UserError) else 1, message=str(error))
+        note("failed", 2 if isinstance(error, UserError) else 1, str(error))
         raise
     except KeyboardInterrupt as error:
         number = int(getattr(error, "number", signal.SIGINT))
         message = f"stopped by {signal.Signals(number).name} before the training began; the same command starts it"
-        _note(folder, runtime, "stopped", exit_status=status_of(number), message=message)
+        note("stopped", status_of(number), message)
         raise
     except Exception as error:
         failure = explain(error)
         if failure is None:
-            _note(folder, runtime, "failed", exit_status=1, message=f"{type(error).__name__}: {error}", is_alone=True)
+            note("failed", 1, f"{type(error).__name__}: {error}", is_alone=True)
             raise
         if not (failure.is_lost_peer and folder.is_failed):  # the lost process has written the reason
-            _note(folder, runtime, "failed", exit_status=1, message=str(failure), is_alone=True)
+            note("failed", 1, str(failure), is_alone=True)
         raise failure from error
 
 
@@ -207,6 +235,7 @@ def _build_and_train(
     folder: RunFolder,
     runtime: Runtime,
     functions: Functions,
+    runs: list[Run],
 ) -> int:
     from mtloop.hub.parts import STATUS_NOT_PUSHED
     from mtloop.trainer.loop import train
@@ -217,6 +246,7 @@ def _build_and_train(
     if config.evaluation.bleu_tokenizer is not None:
         check_bleu_tokenizer(config.evaluation.bleu_tokenizer, runtime)
     run = build_run(config, stored, folder, runtime, functions)
+    runs.append(run)
     run.publisher = open_publisher(config, folder, runtime, target)
     if run.publisher is not None:
         run.checkpointer.is_awaited = run.publisher.is_awaited
