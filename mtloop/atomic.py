@@ -7,6 +7,7 @@ renames it, so a reader never sees half a file. Partial paths of a killed proces
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -159,6 +160,7 @@ def write_text(path: Path, text: str) -> None:
     partial = partial_name(path)
     try:
         with partial.open("w", encoding="utf-8") as file:
+            _lock(file.fileno())
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -200,6 +202,54 @@ def partial_name(target: Path) -> Path:
     return target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
 
 
+def hold(partial: Path) -> int:
+    """Lock a partial file or folder against sweep_partials of other processes; return the descriptor to close.
+
+    The lock ends with the process, however it ends.
+    """
+    descriptor = os.open(partial, os.O_RDONLY)
+    _lock(descriptor)
+    return descriptor
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # Windows; another process has it, or a file system without locks
+        return False
+    return True
+
+
+def sweep_partials(target: Path) -> None:
+    """Remove what killed processes left of `target`, and finish their rename; what is held stays."""
+    for old in target.parent.glob(f"{OLD}{glob.escape(target.name)}-????????"):
+        _finish_rename(old, target)
+    for path in target.parent.glob(f".tmp-{glob.escape(target.name)}-????????"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                if _lock(descriptor):
+                    _remove(path)
+            finally:
+                os.close(descriptor)
+
+
+def _finish_rename(old: Path, target: Path) -> None:
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(old, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a partial folder to fill; publish it as `target` on success, remove it on an error.
@@ -207,14 +257,17 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be created, flushed or renamed.
     """
+    sweep_partials(target)
     partial = partial_name(target)
+    partial.mkdir(parents=True)
+    descriptor = hold(partial)
     try:
-        partial.mkdir(parents=True)
         yield partial
         sync_tree(partial)
         publish(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
 
 
 def publish(partial: Path, target: Path) -> None:
@@ -235,17 +288,10 @@ def publish(partial: Path, target: Path) -> None:
 def sweep(parent: Path) -> None:
     """Remove partial files and folders of killed processes from a folder, and finish their renames."""
     for old in parent.glob(f"{OLD}*"):
-        target = parent / old.name.removeprefix(OLD).rpartition("-")[0]
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(old, target)
+        _finish_rename(old, parent / old.name.removeprefix(OLD).rpartition("-")[0])
     for pattern in (".tmp-*", ".trash-*"):
         for path in parent.glob(pattern):
-            if path.is_symlink() or path.is_file():
-                path.unlink(missing_ok=True)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
 
 
 def discard(path: Path) -> None:

@@ -4,14 +4,16 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
+import time
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.support.corruption import WAYS, corrupt, files_in
 from tests.support.hub_server import WRITE_TOKEN, HubServer
-from tests.support.launch import PYTHON, run
+from tests.support.launch import PROJECT, PYTHON, environment, run
 from tests.support.mutation import mutated
 
 TEXTS = "the small dog sleeps\nthe old man reads a book\n"
@@ -187,3 +189,54 @@ def test_mutated_file_of_the_run(whole, tmp_path, seeds):
         what = f"seed {seed}, {file.name}: {done.stdout[-500:]}\n{done.stderr[-1500:]}"
         assert "Traceback" not in done.stdout + done.stderr and done.returncode in (0, 2), what
         assert done.returncode == 0 or done.stderr.count("mtloop: error: ") == 1, what
+
+
+def words_of(command, whole, out):
+    step = whole / "checkpoints" / f"step_{STEP}"
+    quick = ["--cpu_threads", "1", "--mixed_precision", "no"]
+    return {
+        "translate": ["translate", out.parent / "in.txt", "-o", out, "--model", whole, *quick],
+        "evaluate": ["evaluate", "--model", whole, "-o", out, "--num_resamples", "10", *quick],
+        "export": ["export", "--model", whole, "-o", out, "--format", "ctranslate2", "--no_parity", *quick],
+        "average": ["average", "--checkpoints", step, whole / "checkpoints" / f"step_{EARLIER}", "-o", out],
+    }[command]
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("num_kills", [1, pytest.param(5, marks=pytest.mark.full)])
+@pytest.mark.parametrize("command", ["translate", "evaluate", "export", "average"])
+def test_kill_leaves_nothing_half_written(whole, tmp_path, command, num_kills):
+    (tmp_path / "in.txt").write_text(TEXTS * 200)
+    expected, out = tmp_path / "expected" / "out", tmp_path / "out"
+    expected.parent.mkdir()
+    (expected.parent / "in.txt").write_text(TEXTS * 200)
+    start = time.monotonic()
+    done = mtloop(*words_of(command, whole, expected))
+    duration_s = time.monotonic() - start
+    assert done.returncode == 0, done.stderr
+    for number in range(num_kills):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mtloop", *map(str, words_of(command, whole, out))],
+            env=environment(), cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        # Kill it once it has a partial file, or at a moment of the second half.
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob(".tmp-out-*")):
+            time.sleep(0.001)
+        time.sleep(random.Random(number).random() * duration_s / 4 if number else 0)
+        process.kill()
+        process.wait()
+        if out.exists() and command != "evaluate":  # evaluate writes a folder of whole files
+            assert content_of(out) == content_of(expected)
+    done = mtloop(*words_of(command, whole, out))
+    # The averages of a run that ended before the kill are in the way of the next.
+    assert done.returncode == 0 or "already exists" in done.stderr, done.stderr
+    assert content_of(out) == content_of(expected)
+    assert not [path for path in tmp_path.rglob(".*") if path.name.startswith((".tmp-", ".old-"))]
+
+
+def content_of(path):
+    """Return the content of a file, or of each file of a folder, less what names the time or the place."""
+    if path.is_file():
+        return path.read_bytes()
+    return {name: (path / name).read_bytes() for name in files_in(path) if name != "mtloop_export.json"}

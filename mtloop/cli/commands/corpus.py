@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtloop.atomic import partial_name, write_json, write_json_lines
+from mtloop.atomic import partial_name, sweep_partials, write_json, write_json_lines
 from mtloop.checkpoint.listing import open_folder
 from mtloop.cli.flags import SWITCH, add_model_flags, number_type, own_places, start_runtime
 from mtloop.cli.status import writing
@@ -204,6 +204,8 @@ def _report(given: argparse.Namespace, subject: Subject) -> None:
     if given.output is None:
         return
     folder = Path(given.output)
+    for name in ("report.json", "lengths.png"):
+        sweep_partials(folder / name)
     write_json(folder / "report.json", report)
     partial = partial_name(folder / "lengths.png")
     if draw(partial, measures, ratio_band(measures), limits if has_tokens else None):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtloop.atomic import write_json, write_json_lines, write_text
+from mtloop.atomic import sweep_partials, write_json, write_json_lines, write_text
 from mtloop.cli.flags import (
     add_metrics_flag,
     add_model_flags,
@@ -165,6 +165,8 @@ def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> 
     """Write report.json, and NAME.jsonl with index, source, reference, hypothesis and baseline of each row."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        for name in ("report.json", *(f"{verdict.test_set.name}.jsonl" for verdict in verdicts)):
+            sweep_partials(folder / name)
     report: dict[str, Any] = {"model": given.model, "baseline": given.baseline, "test_sets": {}}
     for verdict in verdicts:
         test_set = verdict.test_set
@@ -190,6 +192,7 @@ def _records(scores: Mapping[str, Interval]) -> dict[str, Any]:
 def _write_page(path: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> None:
     from mtloop.evaluation.page import page
 
+    sweep_partials(path)
     write_text(path, page(verdicts, model=given.model, baseline=given.baseline))
     print(
         f"{path}: every sentence, {'by gain and loss' if given.baseline else 'by chrF; --baseline compares two models'}"

@@ -13,7 +13,7 @@ from functools import partial as partial_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mtloop.atomic import partial_name, publish, sync_tree
+from mtloop.atomic import hold, partial_name, publish, sweep_partials, sync_tree
 from mtloop.checkpoint.listing import final_record, model_folder
 from mtloop.cli.flags import (
     add_model_flags,
@@ -102,7 +102,7 @@ def _write(given: argparse.Namespace, test_sets: list[TestSet], trained: Config 
         runtime.on_main(lambda: _publish(partial, target))
     finally:
         if runtime.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial.parent, ignore_errors=True)
 
 
 def _convert(
@@ -174,10 +174,11 @@ def _save(record: Record, target: Path, folder: Path) -> None:
 def _new_folder(target: Path) -> Path:
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        sweep_partials(target)
         partial = partial_name(target)
         partial.mkdir()
-        partial.rmdir()  # the converter creates it
-    return partial
+        hold(partial)  # until this process ends
+    return partial / target.name  # the converter creates it
 
 
 def _publish(partial: Path, target: Path) -> None:

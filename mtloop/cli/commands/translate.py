@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mtloop.atomic import partial_name
+from mtloop.atomic import hold, partial_name, sweep_partials
 from mtloop.cli.flags import (
     add_model_flags,
     add_table_flags,
@@ -245,6 +245,7 @@ class _Sink:
         }
         self._records = records
         self._file: BinaryIO | None = None
+        self._held: int | None = None
         self._writer: Writer | None = None
 
     def write(self, block: list[Entry], found: list[list[Translation]]) -> None:
@@ -261,7 +262,9 @@ class _Sink:
                 if self._writer is None:
                     if self._path is not None:
                         self._path.parent.mkdir(parents=True, exist_ok=True)
+                        sweep_partials(self._path)
                     self._file = sys.stdout.buffer if self._path is None else partial_name(self._path).open("wb")
+                    self._held = hold(Path(self._file.name)) if self._path is not None else None
                     self._writer = Writer(self._file, self._kind, **self._options)
                 self._writer.write(block, found, self._records)
             except BrokenPipeError:
@@ -287,3 +290,5 @@ class _Sink:
         if self._file is not None and self._path is not None:
             self._file.close()
             Path(self._file.name).unlink(missing_ok=True)
+        if self._held is not None:
+            os.close(self._held)
