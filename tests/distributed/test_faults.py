@@ -142,7 +142,7 @@ def test_no_number_on_one_rank_changes_the_weights_of_none(tmp_path):
     (line,) = errors_of(done)
     assert "step 5: the gradient norm is nan, the weights are unchanged; " in line
     assert "rows of the training data, the first: " in line and "--skip_nonfinite" in line
-    assert (status["status"], status["exit_status"]) == ("failed", 1)
+    assert (status["status"], status["exit_status"], status["step"]) == ("failed", 1, 4)
     assert [(tmp_path / "signs" / f"status_{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
 
 
