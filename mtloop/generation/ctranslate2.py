@@ -270,4 +270,4 @@ def _vocabulary(folder: Path, side: str) -> list[str]:
 
 
 def _corrupt(folder: Path, file: str, error: BaseException) -> str:
-    return f"--model {folder}: {file} is corrupt ({described(error)}). Export the model again."
+    return f"--model {folder}: {file} is corrupt ({described(error)}). {EXPORT_AGAIN}"
