@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +44,11 @@ class RunFailed(RuntimeError):
 MAX_CHARACTERS = 4_000
 
 E = TypeVar("E", bound=UserError | RunFailed)
+
+# Printable characters without a glyph: fillers, blanks and variation selectors.
+_BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0\U0001d159") | {
+    chr(code) for code in (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
+}
 
 
 class ProcessFailed(RunFailed):
@@ -114,9 +120,24 @@ def described(error: BaseException) -> str:
     return line if isinstance(error, (OSError, ValueError, ImportError)) or line == kind else f"{kind}: {line}"
 
 
+def visible(text: str) -> str:
+    """Return a text with every character that a reader does not see escaped, as Python writes it.
+
+    Two texts that differ look different: a no-break space is `\\xa0`, a zero-width space `\\u200b`, and an accent that
+    could be one character with its letter `\\u0301`.
+    """
+    shown = []
+    for before, char in zip(["", *text], text, strict=False):
+        # A letter and its accent have the glyph of their composition.
+        is_hidden = not char.isascii() and len(unicodedata.normalize("NFC", before + char)) == len(before)
+        is_seen = char.isprintable() and char not in _BLANKS and not is_hidden
+        shown.append(char if is_seen else ascii(char)[1:-1])
+    return "".join(shown)
+
+
 def one_line(text: str) -> str:
     """Return a message as one line that a terminal shows as it is; the middle of a very long one is left out."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    line = visible(text)
     return line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS // 2]} ... {line[-MAX_CHARACTERS // 2 :]}"
 
 

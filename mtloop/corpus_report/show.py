@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mtloop.corpus_report.findings import ALL, MIN_CHARACTERS, PERCENTILES, Band, is_measurable, length_ratio
 from mtloop.corpus_report.measure import Measures
+from mtloop.errors import visible
 from mtloop.tables import aligned
 
 _TITLES = {
@@ -107,9 +108,8 @@ def one_line(text: str, *, near: int = 0, longest: int = 100) -> str:
     """
     start = 0 if near < longest * 3 // 4 else near - longest // 2
     cut = text[start : start + longest]
-    visible = "".join(c if c.isprintable() or c == "\xa0" else repr(c)[1:-1] for c in cut)
-    visible = ("... " if start else "") + visible + (" ..." if start + longest < len(text) else "")
-    return f"'{visible}'" if text != text.strip() else visible
+    line = ("... " if start else "") + visible(cut) + (" ..." if start + longest < len(text) else "")
+    return f"'{line}'" if text != text.strip() else line
 
 
 def matches(

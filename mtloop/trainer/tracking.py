@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from mtloop.atomic import write_json_lines
-from mtloop.errors import unwritable
+from mtloop.errors import unwritable, visible
 from mtloop.evaluation.metrics import metrics_of
 from mtloop.evaluation.significance import recorded_text
 from mtloop.metrics_log import VALID, evaluations_of, updates_of
@@ -230,6 +230,6 @@ def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _one_line(text: str) -> str:
-    """Show a text on one line of the terminal: control characters as Python writes them."""
-    visible = "".join(c if c.isprintable() or c == "\xa0" else repr(c)[1:-1] for c in text)
-    return visible if len(visible) <= 160 else visible[:157] + "..."
+    """Show a text on one line of the terminal."""
+    line = visible(text)
+    return line if len(line) <= 160 else line[:157] + "..."

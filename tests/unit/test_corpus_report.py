@@ -112,7 +112,7 @@ def test_findings_are_counted_with_examples(report_of, files):
     assert report["shared_with_train"]["valid"] == {
         "sources": 0.5, "pairs": 0.25, "sources_by_letters": 0.75, "pairs_by_letters": 0.5,
     }  # fmt: skip
-    assert "one\\ntwo" in out and "'Nom\xa0: '" in out and "add --tokenizer NAME or --model M" in out
+    assert "one\\ntwo" in out and "'Nom\\xa0: '" in out and "add --tokenizer NAME or --model M" in out
     assert report["tokenizer"] is None and "tokens" not in report["lengths"]["all"]["source"]
 
 
@@ -217,6 +217,20 @@ def test_grep_shows_first_matches(run_command, files, tmp_path):
 
 
 @pytest.mark.slow
+def test_pairs_that_differ_in_an_invisible_character_look_different(run_command, tmp_path):
+    texts = [f"Ouvrir{char} : oui" for char in ("\xa0", "", "\u202f", "\u200b", "\ufeff")]
+    path = write(tmp_path / "pairs.jsonl", [*USUAL, *(("Open file", text) for text in texts)])
+    words = [path, "--validation_file", path, *LANGUAGES]
+    status, out, err = run_command(*words)
+    assert status == 0 and "  Ouvrir\\xa0 : oui\n" in out and "  Ouvrir : oui\n" in out, err
+    found = run_command(*words, "--grep", r"\xa0|\u202f|\u200b|\ufeff")[1]  # as they are shown
+    assert ": 8 of 34 rows\n" in found
+    assert all(f"  reference   Ouvrir{name} : oui\n" in found for name in ("\\xa0", "\\u202f", "\\u200b", "\\ufeff"))
+    typed = run_command(*words, "--grep", "\xa0")[1]
+    assert ": 2 of 34 rows\n" in typed and "  reference   Ouvrir\\xa0 : oui\n" in typed and "\xa0" not in typed
+
+
+@pytest.mark.slow
 def test_grep_translates_matches(run_command, sample_rows, tmp_path, model_path):
     pairs = [(row["source"], row["target"]) for row in sample_rows.select(range(12))]
     path = write(tmp_path / "demo.jsonl", pairs)
@@ -294,6 +308,11 @@ def test_one_line():
     assert one_line("a\tb\x1b[1m\u2028") == "'a\\tb\\x1b[1m\\u2028'"  # U+2028 is white space: an outer one is quoted
     assert one_line("x" * 100) == "x" * 100 and one_line("x" * 101) == "x" * 100 + " ..."
     assert one_line("x" * 200 + "!" + "y" * 200, near=200) == "... " + "x" * 50 + "!" + "y" * 49 + " ..."
+    hidden = "\xa0 \u202f \u2009 \u3000 \u200b \u200d \xad \u202e \u200f \u2066 \ufeff \u3164 \u2800 \ufe0f \U000e0041"
+    assert one_line(f"x{hidden}", longest=500) == "x" + hidden.encode("ascii", "backslashreplace").decode()
+    assert one_line("e\u0301 \u1112\u1161") == "e\\u0301 \u1112\\u1161"  # they look like one character
+    seen = "é · « » … – ’ 日本語 한국어 हिन्दी ক্ষ ไทยน้ำ עִבְרִית العربيّة 😀"
+    assert one_line(seen) == seen
     assert aligned([["a", "10"], ["bbb", "2"]], left=1) == ["a    10", "bbb   2"]
 
 
