@@ -43,6 +43,9 @@ class RunFailed(RuntimeError):
 # Of a message; a text that it quotes may be longer.
 MAX_CHARACTERS = 4_000
 
+# Of a URL, user:password@.
+USER_INFO = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")
+
 E = TypeVar("E", bound=UserError | RunFailed)
 
 # Printable characters without a glyph: fillers, blanks and variation selectors.
@@ -136,9 +139,17 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a message as one line that a terminal shows as it is; the middle of a very long one is left out."""
-    line = visible(text)
+    """Return a message as one line that a terminal shows as it is; the middle of a very long one is left out.
+
+    Passwords in URLs are removed.
+    """
+    line = visible(without_passwords(text))
     return line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS // 2]} ... {line[-MAX_CHARACTERS // 2 :]}"
+
+
+def without_passwords(text: str) -> str:
+    """Remove user and password from the URLs in a text."""
+    return USER_INFO.sub("", text)
 
 
 def unwritable(path: Path, error: BaseException) -> RunFailed:

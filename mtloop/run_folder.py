@@ -21,7 +21,7 @@ from mtloop.atomic import Shape, checker, read_json, read_json_lines, read_recor
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import Config, differences
 from mtloop.config.yaml_file import to_yaml
-from mtloop.errors import UserError, first_line
+from mtloop.errors import UserError, first_line, without_passwords
 from mtloop.metrics_log import MetricsLog
 
 # A run that was stopped may still be saving when the next one starts.
@@ -75,7 +75,9 @@ _SOURCES: Shape = {str: [{}]}
 _COUNTS: Shape = {str: {"loaded": int, "dropped": {str: int}, "kept": int}}
 _DATA_OF_PAIR: Shape = {"sources?": _SOURCES, "counts?": _COUNTS}
 DATA_REPORT: Shape = {**_DATA_OF_PAIR, "fingerprint?": str, "fingerprints?": {str: str}, "pairs?": {str: _DATA_OF_PAIR}}
-JOURNAL_LINE: Shape = dict.fromkeys(("part", "run_id", "manifest", "repo_id", "revision"), str) | {"step": int}
+JOURNAL_LINE: Shape = dict.fromkeys(("part", "run_id", "manifest", "repo_id", "revision", "commit"), str) | {
+    "step": int
+}
 HYPOTHESIS: Shape = {"index": int, "source": str, "reference": str, "hypothesis": str, "pair?": str}
 STATUS: Shape = {
     "status": str, "exit_status": (int, None), "message": str, "step": int, "pid": int, "host?": str,
@@ -259,7 +261,7 @@ class RunFolder:
         record = {
             "status": status,
             "exit_status": exit_status,
-            "message": message,
+            "message": without_passwords(message),
             "step": step,
             **_process(os.getpid()),
         }

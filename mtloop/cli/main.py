@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import mtloop
 from mtloop.cli.status import StdoutClosed, reported
 from mtloop.config.fields import is_unicode
+from mtloop.config.parse import refuse_secrets
 from mtloop.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None, metrics: Functions = ()) -> int:
 def _run(words: list[str], functions: Functions) -> int:
     prog = mtloop.program()
     commands = command_files()
+    refuse_secrets(words)
     if not words or words[0].startswith("-"):
         return _describe(prog, commands, words)
     name, *rest = words
@@ -92,7 +94,7 @@ def _describe(prog: str, commands: dict[str, Traversable], words: list[str]) -> 
         return 0
     is_help = bool(words) and words[0] in ("-h", "--help")
     if words and not is_help:
-        raise UserError(f"{words[0]}: no such flag. {prog} --help lists the commands.")
+        raise UserError(f"{words[0].partition('=')[0]}: no such flag. {prog} --help lists the commands.")
     lines = [f"usage: {prog} COMMAND ...", ""]
     lines += [f"  {name:<12}{_help(file)}" for name, file in commands.items()]
     lines += ["", f"{prog} COMMAND --help lists the flags of a command; {prog} --version prints the version"]

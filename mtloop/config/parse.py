@@ -31,7 +31,7 @@ from mtloop.config.fields import (
 )
 from mtloop.config.settings import DATA_FIELDS, FIELDS, GROUPS, MODEL_FIELDS, Config, check_complete
 from mtloop.config.yaml_file import MAPPING_FIELD, Entry, read_source, recipe_names
-from mtloop.errors import FieldError, UserError
+from mtloop.errors import FieldError, UserError, without_passwords
 
 DEMO = "demo"
 VERSION_LINE = f"mtloop {mtloop.__version__}"
@@ -212,8 +212,22 @@ def _merge(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {**kept, **given}
 
 
+def refuse_secrets(words: Sequence[str]) -> None:
+    """Refuse the flags of other trainers that hold a token before another message quotes the value.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for word in words:
+        name = word.partition("=")[0].lstrip("-").replace("-", "_")
+        foreign = foreign_flags().get(name) if word.startswith("-") else None
+        if foreign is not None and foreign.effect == "refused":
+            raise UserError(f"--{name}: {foreign.advice}")
+
+
 def _own_tokens(tokens: list[str], warn: Warn) -> list[str]:
     """Remove accepted flags of other trainers and their values, refuse unknown flags, replace hyphens in names."""
+    refuse_secrets(tokens)
     kept: list[str] = []
     start = 0
     while start < len(tokens):
@@ -281,6 +295,13 @@ def _value_of(entry: Entry) -> Any:
             raise FieldError(entry.name, "not Unicode text", got=ascii(text), remedy="Give it in UTF-8.")
         if "\0" in text:
             raise FieldError(entry.name, "expected text without a NUL character", got=ascii(text))
+        if (shown := without_passwords(text)) != text:
+            raise FieldError(
+                entry.name,
+                "a password in a URL, which config.yaml would keep",
+                got=shown,
+                remedy="Leave it out.",
+            )
     if isinstance(entry.value, list):
         return list(entry.value)
     return None if entry.value is None else read_value(field, entry.value)

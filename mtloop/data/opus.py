@@ -24,7 +24,7 @@ from huggingface_hub.file_download import http_get
 from mtloop.data.files import CorruptArchive, InputFile, identify
 from mtloop.data.rows import Columns, LoadedSplit, Store, digest
 from mtloop.data.sources import download_progress, load_records, load_text_pair, raise_if_disk_is_full, reason_of
-from mtloop.errors import UserError
+from mtloop.errors import UserError, without_passwords
 from mtloop.languages import advise, base_code, match_language
 
 Say = Callable[[str], None]
@@ -125,7 +125,8 @@ class Archive:
         pair = "-".join(sorted((source, target)))
         base = os.environ.get("MTLOOP_OPUS_URL", OPUS_URL).rstrip("/")
         self.name = f"opus:{corpus}/{version}"
-        self.url = f"{base}/OPUS-{corpus}/{version}/moses/{pair}.txt.zip"
+        self._address = f"{base}/OPUS-{corpus}/{version}/moses/{pair}.txt.zip"
+        self.url = without_passwords(self._address)  # in messages and in the records of a run
         self._label = f"{corpus} {pair}"
         self._members = [f"{corpus}.{pair}.{language}" for language in (source, target)]
 
@@ -171,7 +172,7 @@ class Archive:
             try:
                 # http_get has a timeout, compares the size with Content-Length, and respects HF_HUB_OFFLINE.
                 with download_progress(), open(partial, "wb") as stream:
-                    http_get(self.url, stream, displayed_filename=self._label)
+                    http_get(self._address, stream, displayed_filename=self._label)
                 partial.replace(path)
             except Exception as error:  # the classes of the HTTP client differ between versions of huggingface_hub
                 partial.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ from mtloop.data.files import InputFile, find_files, identify, kind_of
 from mtloop.data.readers import aligned_rows, record_rows
 from mtloop.data.row_shapes import TRANSLATION, languages_in, languages_of
 from mtloop.data.rows import Columns, LoadedSplit, Store, pack
-from mtloop.errors import UserError
+from mtloop.errors import UserError, without_passwords
 from mtloop.languages import base_code
 
 T = TypeVar("T")
@@ -344,4 +344,4 @@ def reason_of(error: BaseException) -> str:
     """Return the type of an error and the first line of its cause, or of itself."""
     cause = error.__cause__ or error
     first_line = str(cause).strip().partition("\n")[0]
-    return f"{type(cause).__name__}: {first_line}"
+    return f"{type(cause).__name__}: {without_passwords(first_line)}"

@@ -1,15 +1,22 @@
-"""Configure the Hub's client with a timeout and without output, and classify its errors. Imports nothing of mtloop."""
+"""Configure the Hub's client with a timeout and without output, and classify its errors.
+
+Of mtloop it imports errors alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from typing import Any
+from urllib.parse import unquote
 
 from huggingface_hub import get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars, logging
 from huggingface_hub.utils._http import default_client_factory  # has no public name in huggingface_hub 1.33 to 2.4
+
+from mtloop.errors import without_passwords
 
 REQUEST_TIMEOUT_S = 60.0  # of each connect, read and write: an upload that makes progress is not interrupted
 
@@ -81,7 +88,15 @@ def reason_of(error: BaseException) -> str:
 
 
 def without_token(text: str) -> str:
-    """Replace the token, and anything that looks like one."""
+    """Replace the token and anything that looks like one, and remove the passwords in URLs."""
+    user_info = os.environ.get("HF_ENDPOINT", "").partition("://")[2].rpartition("@")[0]
+    if user_info:
+        text = text.replace(f"{user_info}@", "")
+    # A password with a slash makes an invalid URL, of which the client's error quotes a part.
+    password = user_info.partition(":")[2]
+    for secret in (password, unquote(password), *re.split(r"[:/?#@]", password)):
+        text = text.replace(secret, "(password)") if len(secret) > 3 else text
+    text = without_passwords(text)
     text = re.sub(r"hf_[A-Za-z0-9]{16,}", "(token)", text)
     with contextlib.suppress(Exception):  # get_token may itself use the network
         text = text.replace(get_token() or "(token)", "(token)")

@@ -27,7 +27,7 @@ from accelerate.utils import (
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mtloop.errors import ProcessFailed, UserError
+from mtloop.errors import ProcessFailed, UserError, without_passwords
 from mtloop.runtime.collectives import Collectives
 from mtloop.runtime.failures import choose_interface, could_not_meet, explain
 from mtloop.runtime.launch import (
@@ -201,13 +201,13 @@ class Runtime(Collectives):
         return not flag("ACCELERATE_USE_CPU") and (is_half or bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
 
     def say(self, *lines: str) -> None:
-        """Print lines once, from the main process, above a progress bar where there is one."""
+        """Print lines once, from the main process, above a progress bar where there is one. Passwords are removed."""
         if not self.is_main or sys.stdout is None:
             return
         # Where a program of the user's uses the library: the commands make the streams safe.
         with contextlib.suppress(OSError, UnicodeEncodeError):
             for line in lines:
-                tqdm.write(line, file=sys.stdout)
+                tqdm.write(without_passwords(line), file=sys.stdout)
             sys.stdout.flush()
 
     def seed_update(self, step: int) -> None:

@@ -576,10 +576,22 @@ def test_warnings_are_printed_to_stderr_by_default(capsys):
     assert out == "" and err.startswith("warning: --do_train is ignored")
 
 
-@pytest.mark.parametrize("argv", [["--hub_token", "hf_SECRET"], ["--token=hf_SECRET"], ["--hub-token", "hf_SECRET"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["--hub_token", "hf_SECRET"], ["--token=hf_SECRET"], ["--hub-token", "hf_SECRET"], ["-hub_token", "hf_SECRET"]],
+)
 def test_token_flag_is_refused_without_its_value(argv):
     line = refusal(argv)
     assert "HF_TOKEN" in line and "hf auth login" in line and "SECRET" not in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--model_name_or_path", "http://me:SECRET@hub/x"], ["--train_file", "a.tsv", "https://me:SEC@RET@hub/x.tsv"]],
+)
+def test_password_in_a_url_is_refused_without_it(words):
+    line = refusal(words)
+    assert line.startswith(f"{words[0]}: a password in a URL") and "//hub/x" in line and "me:" not in line
 
 
 def test_token_in_a_file_is_refused_without_its_value(tmp_path):

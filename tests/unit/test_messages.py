@@ -52,6 +52,23 @@ def test_one_line_escapes_what_breaks_or_steers_a_line():
     assert one_line("a\nb\r\x1b[2J\u2028\0 é · العربية") == r"a\nb\r\x1b[2J\u2028\x00 é · العربية"
 
 
+def test_one_line_removes_passwords_of_urls():
+    assert one_line("http://me:p@ss@hub:1/x@main, a@b") == "http://hub:1/x@main, a@b"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--hub_token=SECRET", "push"], ["push", "--hub_token", "SECRET", "run"], ["push", "run", "--hub-token=SECRET"],
+        ["checkpoint", "--token", "SECRET", "list", "run"], ["translate", "-hub_token", "SECRET"],
+    ],
+)  # fmt: skip
+def test_a_token_is_refused_without_its_value(words, capsys):
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match("mtloop: error: --(hub_)?token: refused", line) and "SECRET" not in line
+
+
 def test_one_line_leaves_out_the_middle_of_a_long_text():
     line = one_line("--flag: " + "x" * 1_000_000 + ". Remedy.")
     assert len(line) == MAX_CHARACTERS + len(" ... ") and line.startswith("--flag: xx") and line.endswith("xx. Remedy.")
