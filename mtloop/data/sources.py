@@ -290,7 +290,7 @@ def _convert(
     content, files, form = local
     if content is None:
         # The URLs hold the repository and its commit.
-        urls = sorted(rows.info.download_checksums or [rows._fingerprint])
+        urls = sorted(map(without_passwords, rows.info.download_checksums or [rows._fingerprint]))
         content = {"kind": "hub", "config": rows.info.config_name, "urls": urls, **form}
     origin = {"name": name, "config": rows.info.config_name, "split": split}
     origin["files"] = [file.record for file in files[split]] if files else content["urls"]

@@ -1,12 +1,15 @@
 """List the parts of a run that go to the Hub, its epochs and its end, the files of each, and those already pushed.
 
 The description of a part's commit holds the run's id and the manifest's hash. A push that was interrupted between the
-commit and the line in the journal is found by them, and not made twice.
+commit and the line in the journal is found by them, and not made twice. The journal alone says what was pushed once; a
+branch that was deleted or set back since lacks the commit of a line, which then counts for nothing.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,11 @@ from mtloop.atomic import append_json_line, json_line
 from mtloop.checkpoint.listing import epoch_in, final_record, list_checkpoints
 from mtloop.checkpoint.manifest import MANIFEST_NAME, CorruptCheckpoint, find_manifest, read_manifest
 from mtloop.errors import UserError
-from mtloop.hub.upload import is_epoch_tag
+from mtloop.hub.client import without_token
+from mtloop.hub.upload import FINAL, Commits, is_epoch_tag, is_overtaken, order_of
 from mtloop.run_folder import RunFolder
 
 MAIN_BRANCH = "main"
-FINAL = "final"
 STATUS_NOT_PUSHED = 3  # of train.py and of push
 
 
@@ -43,7 +46,7 @@ class Target:
     def url(self) -> str:
         """Return the address of the branch."""
         branch = "" if self.revision == MAIN_BRANCH else f"/tree/{self.revision}"
-        return f"{constants.ENDPOINT}/{self.repo_id}{branch}"
+        return f"{without_token(constants.ENDPOINT)}/{self.repo_id}{branch}"
 
     def tag_of(self, epoch: int) -> str:
         """Return an epoch's tag: epoch-N, or BRANCH-epoch-N on other branches than main (tags have no branch)."""
@@ -187,25 +190,52 @@ def _is_for_resume(name: str) -> bool:
     return name.startswith("training/") or name == "config.yaml"
 
 
-def epochs_to_push(folder: RunFolder, target: Target) -> list[Part]:
-    """List the epochs that have a checkpoint and are missing in the journal, oldest first.
+def pushed(
+    folder: RunFolder, target: Target, *, gone: Collection[str] = ()
+) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Return the journal's line of each part of this run, by key, that the target has.
 
-    Epochs before the newest one in the journal are omitted: pushed now, they would replace it on the branch.
+    Args:
+        folder: The run folder.
+        target: The repository and branch.
+        gone: Ids of commits that the branch no longer has, of gone_commits; none without asking the Hub.
     """
-    arrived = pushed(folder, target)
-    newest = max((step for _, _, _, step in arrived), default=-1)
-    keys = {key[:3] for key in arrived}
-    return [part for part in epoch_parts(folder) if part.key not in keys and part.step > newest]
+    lines = (line for line in _lines(folder, target) if line["commit"] not in gone)
+    return {(line["run_id"], line["part"], line["manifest"]): line for line in lines}
 
 
-def pushed(folder: RunFolder, target: Target) -> set[tuple[str, str, str, int]]:
-    """Return (run id, name, manifest, step) of each part of this run that the journal records for the target."""
+def _lines(folder: RunFolder, target: Target) -> list[dict[str, Any]]:
+    own = (target.repo_id, target.revision, folder.run_record["run_id"])
+    return [line for line in folder.journal if (line["repo_id"], line["revision"], line["run_id"]) == own]
+
+
+def commits_of(folder: RunFolder, run_id: str) -> set[str]:
+    """Return the ids of a run's commits in the journal, whether their branch has them or not."""
+    return {line["commit"] for line in folder.journal if line["run_id"] == run_id}
+
+
+def gone_commits(folder: RunFolder, target: Target, commits: Commits) -> frozenset[str]:
+    """Return the ids of the commits in the journal that no longer count, given those of the branch.
+
+    The branch lacks them; or it has the run's last part, but an earlier one was pushed after it.
+    """
+    lines = _lines(folder, target)
+    there = [line for line in lines if line["commit"] in commits]
+    last = max((line["part"] for line in there), key=order_of, default="")
+    if is_overtaken((folder.run_record["run_id"], last), commits):
+        there = [line for line in there if line["part"] != last]
+    return frozenset(line["commit"] for line in lines) - {line["commit"] for line in there}
+
+
+def absent_epochs(folder: RunFolder, target: Target, commits: Commits) -> list[int]:
+    """List the epochs that were trained or pushed, and have neither a commit on the branch nor a checkpoint."""
     run_id = folder.run_record["run_id"]
-    return {
-        (line["run_id"], line["part"], line["manifest"], line["step"])
-        for line in folder.journal
-        if (line["repo_id"], line["revision"], line["run_id"]) == (target.repo_id, target.revision, run_id)
-    }
+    trained = [line.get("epoch") for line in folder.metrics.lines()]
+    known = {int(epoch) for epoch in trained if isinstance(epoch, (int, float)) and float(epoch).is_integer()}
+    known |= {int(number) for line in _lines(folder, target) if math.isfinite(number := order_of(line["part"]))}
+    there = {order_of(key[1]) for key in commits.values() if key[:1] == (run_id,)}
+    here = {part.epoch for part in epoch_parts(folder)}
+    return sorted(epoch for epoch in known if epoch > 0 and epoch not in there and epoch not in here)
 
 
 def record_push(folder: RunFolder, part: Part, target: Target, *, commit: str) -> None:
@@ -225,28 +255,47 @@ def record_push(folder: RunFolder, part: Part, target: Target, *, commit: str) -
 
 
 def missing_parts(
-    folder: RunFolder, target: Target, *, with_epochs: bool, before_step: int | None = None
+    folder: RunFolder,
+    target: Target,
+    *,
+    with_epochs: bool,
+    before_step: int | None = None,
+    gone: Collection[str] = (),
 ) -> list[Part]:
-    """List what is missing in the journal, oldest first: epochs that have a checkpoint, the end of a finished run.
+    """List what is missing, oldest first: epochs that have a checkpoint, the end of a finished run.
+
+    Epochs that were never pushed and are older than the newest one there are omitted: pushed now, they would replace
+    it on the branch. The last part follows once more after those that the branch has lost.
 
     Args:
         folder: The run folder.
         target: The repository and branch.
         with_epochs: False for the end alone.
         before_step: The step from which epochs, and the end, are omitted; None for all.
+        gone: Ids of commits that the branch no longer has; none for what the journal says.
     """
-    epochs = epochs_to_push(folder, target) if with_epochs else []
+    arrived = pushed(folder, target, gone=gone)
+    lost = pushed(folder, target).keys() - arrived.keys()
+    newest = max((line["step"] for line in arrived.values()), default=-1)
+    parts = epoch_parts(folder) if with_epochs else []
     if before_step is not None:
-        return [part for part in epochs if part.step < before_step]
-    final = final_part(folder) if folder.is_finished else None
-    arrived = {key[:3] for key in pushed(folder, target)}
-    return epochs if final is None or final.key in arrived else [*epochs, final]
+        parts = [part for part in parts if part.step < before_step]
+    elif folder.is_finished and (final := final_part(folder)) is not None:
+        parts.append(final)
+    missing = [
+        part
+        for part in parts
+        if part.key not in arrived and (part.epoch is None or part.step > newest or part.key in lost)
+    ]
+    if missing and missing[-1] is not parts[-1]:
+        missing.append(parts[-1])
+    return missing
 
 
-def note_pushed(folder: RunFolder, target: Target, *, with_epochs: bool) -> None:
+def note_pushed(folder: RunFolder, target: Target, *, with_epochs: bool, gone: Collection[str] = ()) -> None:
     """Set the exit status in status.json from 3 to 0 once all parts of a finished run are pushed."""
     status = folder.status
     was_incomplete = status.get("exit_status") == STATUS_NOT_PUSHED and folder.is_finished
-    if was_incomplete and not missing_parts(folder, target, with_epochs=with_epochs):
+    if was_incomplete and not missing_parts(folder, target, with_epochs=with_epochs, gone=gone):
         message = f"trained {status['step']:,} updates; all is pushed to {target.repo_id}"
         folder.write_status("finished", exit_status=0, message=message, step=status["step"])

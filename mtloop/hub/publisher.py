@@ -24,8 +24,18 @@ from huggingface_hub import get_token
 import mtloop
 from mtloop.hub.card import write_card
 from mtloop.hub.client import DOUBTFUL, REQUEST_TIMEOUT_S, RETRY, answer, reason_of, without_token
-from mtloop.hub.parts import Part, Target, files_of, loss_of, missing_parts, record_push
-from mtloop.hub.upload import DONE, LOST
+from mtloop.hub.parts import (
+    Part,
+    Target,
+    absent_epochs,
+    commits_of,
+    files_of,
+    gone_commits,
+    loss_of,
+    missing_parts,
+    record_push,
+)
+from mtloop.hub.upload import DONE, LOST, Commits
 from mtloop.run_folder import RunFolder
 
 FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0
@@ -59,6 +69,8 @@ class Publisher:
         push_timeout_s: Seconds after which a push is stopped and started again; doubled each time.
         with_training: Whether epochs include the state of training, to resume from.
         overwrite: Whether to replace tags of other runs.
+        commits: Of the branch, as the Hub listed them; None if it was not asked: the journal says what is there.
+        gone: Ids of commits in the journal that the branch no longer has.
         outcomes: The result of each part: "" if it is on the Hub, else the reason why not.
         attempts: At the first part of the queue.
     """
@@ -69,6 +81,9 @@ class Publisher:
     push_timeout_s: float
     with_training: bool = False
     overwrite: bool = False
+    commits: Commits | None = None
+    gone: frozenset[str] = field(init=False, default=frozenset())
+    _known: set[str] = field(init=False, default_factory=set)
     outcomes: dict[Part, str] = field(default_factory=dict)
     _queue: list[Part] = field(default_factory=list)
     attempts: Attempts = field(default_factory=Attempts)
@@ -76,6 +91,12 @@ class Publisher:
     _child: subprocess.Popen[bytes] | None = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
+
+    def __post_init__(self) -> None:
+        with contextlib.suppress(OSError):
+            self._known = commits_of(self.folder, self.folder.run_record["run_id"])
+        if self.commits is not None:
+            self.gone = gone_commits(self.folder, self.target, self.commits)
 
     def push(self, part: Part) -> None:
         """Queue a part and return at once."""
@@ -90,8 +111,11 @@ class Publisher:
                 self._thread.start()
 
     def push_missing(self, *, with_epochs: bool, before_step: int | None = None) -> None:
-        """Queue the parts that missing_parts lists."""
-        for part in missing_parts(self.folder, self.target, with_epochs=with_epochs, before_step=before_step):
+        """Queue the parts that missing_parts lists, and name the epochs that can no longer be pushed."""
+        folder, target = self.folder, self.target
+        if with_epochs and self.commits is not None and (absent := absent_epochs(folder, target, self.commits)):
+            self.say(f"NOT on the Hub, and no checkpoint is left: epoch {', '.join(map(str, absent))}")
+        for part in missing_parts(folder, target, with_epochs=with_epochs, before_step=before_step, gone=self.gone):
             self.push(part)
 
     def is_awaited(self, path: Path) -> bool:
@@ -164,6 +188,7 @@ class Publisher:
             },
             "tag": None if part.epoch is None else self.target.tag_of(part.epoch),
             "tag_prefix": self.target.tag_prefix,
+            "known": sorted(self._known),
             "overwrite": self.overwrite,
             "request_timeout_s": min(REQUEST_TIMEOUT_S, timeout_s),
             "parent": os.getpid(),
@@ -235,6 +260,7 @@ class Publisher:
                 self.say(f"not yet pushed to the Hub: {part.name}: {reason}; trying again")
 
     def _record(self, part: Part, commit: str) -> None:
+        self._known.add(commit)
         try:
             record_push(self.folder, part, self.target, commit=commit)
         except OSError as error:  # the next start finds it on the Hub

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import math
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, GitCommit
 from mtloop.hub.client import DOUBTFUL, STOP, answer, configure_client, reason_of, verdict_of
 
 DONE, LOST = "done", "lost"
+FINAL = "final"  # the part that completes a run; the others are "epoch N"
 # Files of an earlier model that from_pretrained would read in addition to, or instead of, those of the push.
 REPLACED = (
     "*.safetensors",
@@ -44,6 +46,8 @@ REPLACED = (
 )
 KEY_LINES = ("Mtloop-Run: ", "Mtloop-Part: ", "Mtloop-Manifest: ")
 
+Commits = dict[str, tuple[str, ...]]  # of a branch, newest first: id -> key of the part, () for others
+
 
 class Refused(Exception):
     """Raised if the repository holds a tag of another run."""
@@ -60,18 +64,33 @@ def read_key(description: str) -> tuple[str, ...]:
     return tuple(found) if all(found) else ()
 
 
-def keys_of(commits: list[GitCommitInfo]) -> dict[str, tuple[str, ...]]:
+def keys_of(commits: list[GitCommitInfo]) -> Commits:
     """Return the key of the part that each commit pushed, () for other commits, by the commit's id."""
     return {commit.commit_id: read_key(f"{commit.title}\n{commit.message}") for commit in commits}
+
+
+def order_of(part: str) -> float:
+    """Return the number of an epoch, infinity for the end of a run, -1 for any other name."""
+    number = part.removeprefix("epoch ")
+    return math.inf if part == FINAL else int(number) if number.isdecimal() and len(number) < 16 else -1
+
+
+def is_overtaken(key: tuple[str, ...], commits: Commits) -> bool:
+    """Return True if the run's newest commit is of an earlier part than `key`: the branch does not end with it."""
+    newest = next((own[1] for own in commits.values() if own[:1] == key[:1]), FINAL)
+    return order_of(newest) < order_of(key[1])
 
 
 def push(job: dict[str, Any]) -> dict[str, Any]:
     """Commit a part unless it is already committed, and tag it.
 
+    A part that an earlier one has followed since, which the branch had lost, is committed again: its files are there.
+
     Args:
         job: repo_id, revision; key (run id, part, manifest); message, description; files: path in the repository ->
             {"path": local file, "sha256": as it was saved or None} or {"text": content}; tag (None for none);
-            tag_prefix of the branch's epochs; overwrite: whether to replace tags of other runs.
+            tag_prefix of the branch's epochs; known: ids of the run's commits, on the branch or not; overwrite: whether
+            to replace tags of other runs.
 
     Returns:
         commit.
@@ -85,7 +104,9 @@ def push(job: dict[str, Any]) -> dict[str, Any]:
     keys = keys_of(commits)
     wanted = tuple(job["key"])
     commit = next((commit_id for commit_id, key in keys.items() if key == wanted), None)
-    own = {commit_id for commit_id, key in keys.items() if key and key[0] == wanted[0]}
+    if is_overtaken(wanted, keys):
+        commit = None
+    own = {commit_id for commit_id, key in keys.items() if key[:1] == wanted[:1]} | set(job["known"])
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
     if job["tag"] in tags and tags[job["tag"]] not in own and not job["overwrite"]:
         raise Refused(f"the tag {job['tag']} belongs to another run. Give --hub_revision BRANCH, or --hub_overwrite")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from mtloop.config.settings import Config
 from mtloop.hub.parts import Part, Target, epoch_part, final_part
-from mtloop.hub.preflight import HubUnreachable, check_hub
+from mtloop.hub.preflight import HubUnreachable, ask_hub
 from mtloop.hub.publisher import Drain, Publisher
+from mtloop.hub.upload import Commits
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
 from mtloop.trainer.run import Run
@@ -24,20 +25,16 @@ def resolve_target(config: Config, folder: RunFolder, runtime: Runtime, *, is_re
         return None
 
     def resolve() -> Target:
-        hub, record = config.hub, folder.run_record
-        stored = record.get("hub")
-        if stored is not None:
-            target = Target(**stored)
-            asked = hub.hub_model_id or target.repo_id
-            if hub.hub_revision == target.revision and asked in (target.repo_id, target.repo_id.split("/")[-1]):
-                return Target(**{**stored, "license": hub.hub_license or target.license})
+        if (stored := _stored_target(config, folder)) is not None:
+            return stored
         try:
-            return check_hub(config, output_dir=str(folder.path), run_id=record["run_id"])
+            return _ask(config, folder)[0]
         except HubUnreachable as error:
-            if not is_resumed or "/" not in (hub.hub_model_id or ""):
+            named = _named_target(config)
+            if not is_resumed or named is None:
                 raise
             runtime.say(f"{error} Training continues; pushes are queued until the Hub can be reached.")
-            return Target(repo_id=str(hub.hub_model_id), revision=hub.hub_revision, license=hub.hub_license)
+            return named
 
     target = runtime.on_main(resolve)
     what = "the end of the run" if config.hub.hub_strategy == "end" else "each epoch"
@@ -45,7 +42,62 @@ def resolve_target(config: Config, folder: RunFolder, runtime: Runtime, *, is_re
     return target
 
 
-def open_publisher(config: Config, folder: RunFolder, runtime: Runtime, target: Target | None) -> Publisher | None:
+def resolve_branch(
+    config: Config, folder: RunFolder, runtime: Runtime
+) -> tuple[Target, Commits | None] | tuple[None, None]:
+    """Return the repository of a finished run and the commits of its branch. Asks the Hub. Collective.
+
+    The commits are None if the Hub is unreachable, both without --push_to_hub.
+
+    Raises:
+        UserError: on every rank, as ask_hub.
+    """
+    if not config.hub.push_to_hub:
+        return None, None
+
+    def resolve() -> tuple[Target, Commits | None]:
+        asked, stored = config, _stored_target(config, folder)
+        if stored is not None:
+            hub = replace(config.hub, hub_model_id=stored.repo_id, hub_license=stored.license)
+            asked = replace(config, hub=hub)
+        try:
+            return _ask(asked, folder)
+        except HubUnreachable as error:
+            known = stored or _named_target(config)
+            if known is None:
+                raise
+            runtime.say(f"{error} {folder.push_path} alone says what was pushed.")
+            return known, None
+
+    return runtime.on_main(resolve)
+
+
+def _stored_target(config: Config, folder: RunFolder) -> Target | None:
+    """Return the repository that the run has pushed to, with the license asked for; None if another is asked for."""
+    hub, stored = config.hub, folder.run_record.get("hub")
+    if stored is None:
+        return None
+    target = Target(**{**stored, "license": hub.hub_license or stored.get("license")})
+    asked = hub.hub_model_id or target.repo_id
+    is_same = hub.hub_revision == target.revision and asked in (target.repo_id, target.repo_id.split("/")[-1])
+    return target if is_same else None
+
+
+def _named_target(config: Config) -> Target | None:
+    """Return the repository that the flags name; None if they leave its owner to the Hub."""
+    hub = config.hub
+    if hub.hub_model_id is None or "/" not in hub.hub_model_id:
+        return None
+    return Target(repo_id=hub.hub_model_id, revision=hub.hub_revision, license=hub.hub_license)
+
+
+def _ask(config: Config, folder: RunFolder) -> tuple[Target, Commits]:
+    return ask_hub(config, output_dir=str(folder.path), run_id=folder.run_record["run_id"])
+
+
+def open_publisher(
+    config: Config, folder: RunFolder, runtime: Runtime, target: Target | None, commits: Commits | None = None
+) -> Publisher | None:
     """Create the publisher on main and store its target in run.json; None elsewhere and without a target."""
     if target is None or not runtime.is_main:
         return None
@@ -58,6 +110,7 @@ def open_publisher(config: Config, folder: RunFolder, runtime: Runtime, target: 
         push_timeout_s=config.hub.push_timeout,
         with_training=config.hub.hub_strategy == "checkpoint",
         overwrite=config.hub.hub_overwrite,
+        commits=commits,
     )
 
 

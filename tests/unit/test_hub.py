@@ -9,14 +9,25 @@ import time
 
 import psutil
 import pytest
+from huggingface_hub import constants
 
 from mtloop.atomic import read_json_lines
 from mtloop.checkpoint.manifest import read_manifest
 from mtloop.hub import publisher as publisher_module
 from mtloop.hub.client import without_token
-from mtloop.hub.parts import Target, epoch_part, epochs_to_push, final_part, pushed
+from mtloop.hub.parts import (
+    Target,
+    absent_epochs,
+    epoch_part,
+    epoch_parts,
+    final_part,
+    gone_commits,
+    missing_parts,
+    pushed,
+    record_push,
+)
 from mtloop.hub.publisher import Drain, Publisher
-from mtloop.hub.upload import read_key
+from mtloop.hub.upload import is_overtaken, order_of, read_key
 from mtloop.run_folder import RunFolder
 from tests.support.forked import python_forked, python_started
 from tests.support.hub_runs import QUICK_CLIENT, RUN_ID, hashes, make_run, write_checkpoint
@@ -72,6 +83,11 @@ def wait_for(server, text):
     """Wait for a request that contains the text."""
     while not any(text in request for request in server.requests):
         time.sleep(0.01)
+
+
+def keys_of_branch(server):
+    """Return the key of each commit of the branch main, newest first, as keys_of."""
+    return {commit.oid: read_key(commit.description) for commit in reversed(server.repos[REPO].commits)}
 
 
 def titles(server, branch="main"):
@@ -195,7 +211,7 @@ def test_push_finds_commit_missing_in_journal(server, open_publisher, tmp_path):
     assert push_all(open_publisher(folder)) == []
     lines = folder.push_path.read_text().splitlines()
     folder.push_path.write_text(f"{lines[0]}\n{lines[1][:40]}")  # a kill has cut it
-    assert [part.name for part in epochs_to_push(folder, TARGET)] == ["epoch 2", "epoch 3"]
+    assert [part.name for part in missing_parts(folder, TARGET, with_epochs=True)] == ["epoch 2", "epoch 3", "final"]
     assert push_all(open_publisher(folder)) == []
     assert titles(server) == WHOLE
     assert [line["commit"] for line in read_json_lines(folder.push_path)] == [
@@ -249,10 +265,10 @@ def test_push_omits_epochs_before_newest(server, open_publisher, tmp_path):
     publisher.push(epoch_part(folder, folder.checkpoints_dir / "step_20"))
     while publisher.wait(1):
         pass
-    assert titles(server) == [EPOCHS[1]] and epochs_to_push(folder, TARGET) == []
+    assert titles(server) == [EPOCHS[1]] and missing_parts(folder, TARGET, with_epochs=True) == []
     # Another place has none of them yet.
     elsewhere = Target(repo_id="tester/other")
-    assert [part.name for part in epochs_to_push(folder, elsewhere)] == ["epoch 1", "epoch 2"]
+    assert [part.name for part in missing_parts(folder, elsewhere, with_epochs=True)] == ["epoch 1", "epoch 2"]
 
 
 @pytest.mark.slow
@@ -412,6 +428,97 @@ def test_without_token(monkeypatch):
     assert without_token(f"a secret-of-mine, {READ_TOKEN}") == "a (token), (token)"
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "text", "shown"),
+    [
+        ("http://hub", "no http://hub/x@main, u@hub", "no http://hub/x@main, u@hub"),
+        ("http://me:pa55w0rd@hub", "no http://me:pa55w0rd@hub/x", "no http://hub/x"),
+        ("http://me:p@55w0rd@hub", "no 'http://me:p@55w0rd@hub/x' (p@55w0rd)", "no 'http://hub/x' ((password))"),
+        ("http://me:pa/55w0rd@hub", "invalid port '55w0rd'", "invalid port '(password)'"),
+        ("http://hub", "proxy https://me:other@proxy:1", "proxy https://proxy:1"),
+    ],
+)
+def test_without_token_removes_passwords_of_urls(monkeypatch, endpoint, text, shown):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    assert without_token(text) == shown
+    assert TARGET.url == f"http://hub/{REPO}"
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A finished run of three epochs whose journal has a commit of each part, c0 to c3."""
+    folder = make_run(tmp_path_factory.mktemp("whole"), is_finished=True)
+    for number, part in enumerate([*epoch_parts(folder), final_part(folder)]):
+        record_push(folder, part, TARGET, commit=f"c{number}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("branch", "missing"),
+    [
+        ("c0 c1 c2 c3", ""),
+        ("", "epoch 1, epoch 2, epoch 3, final"),  # deleted and created again
+        ("other", "epoch 1, epoch 2, epoch 3, final"),
+        ("c0 other", "epoch 2, epoch 3, final"),  # set back
+        ("c1 c2 c3", "epoch 1, final"),  # the branch ends with the model
+        ("c1 c2 c3 other", "epoch 1, final"),
+        ("c1 c2 c3 c0", "final"),  # a push that was cut short there
+        ("c0 c1 c2 c3 other", ""),
+    ],
+)
+def test_missing_parts_are_those_whose_commits_the_branch_lacks(whole_run, branch, missing):
+    keys = {line["commit"]: key for key, line in pushed(whole_run, TARGET).items()}
+    commits = {commit: keys.get(commit, ()) for commit in reversed(branch.split())}
+    gone = gone_commits(whole_run, TARGET, commits)
+    names = [part.name for part in missing_parts(whole_run, TARGET, with_epochs=True, gone=gone)]
+    assert ", ".join(names) == missing
+    end = [part.name for part in missing_parts(whole_run, TARGET, with_epochs=False, gone=gone)]
+    assert end == (["final"] if "c3" not in commits or branch.endswith("c0") else [])
+    assert absent_epochs(whole_run, TARGET, commits) == []
+    assert missing_parts(whole_run, TARGET, with_epochs=True) == []  # the journal alone
+
+
+def test_absent_epochs_have_neither_commit_nor_checkpoint(tmp_path):
+    folder = make_run(tmp_path, epochs=3)
+    for number, part in enumerate(epoch_parts(folder)[:2]):
+        record_push(folder, part, TARGET, commit=f"c{number}")
+    keys = {line["commit"]: key for key, line in pushed(folder, TARGET).items()}
+    for step in (10, 20):
+        (folder.checkpoints_dir / f"step_{step}").rename(tmp_path / f"away_{step}")
+    assert absent_epochs(folder, TARGET, keys) == []
+    assert absent_epochs(folder, TARGET, {"c1": keys["c1"], "c0": ("another", *keys["c0"][1:])}) == [1]
+    folder.metrics.path.unlink()
+    assert absent_epochs(folder, TARGET, {}) == [1, 2]
+    folder.push_path.unlink()
+    assert absent_epochs(folder, TARGET, {}) == []
+
+
+def test_order_of_parts_and_what_overtakes_them():
+    names = ["epoch x", "", "epoch 2", "epoch 10", "final"]
+    assert [order_of(name) for name in names] == [-1, -1, 2, 10, float("inf")]
+    commits = {"d": (), "c": ("run", "epoch 1", "m"), "b": ("run", "final", "m"), "a": ("another", "epoch 0", "m")}
+    assert is_overtaken(("run", "final", "m"), commits) and is_overtaken(("run", "epoch 2", "m"), commits)
+    assert not is_overtaken(("run", "epoch 1", "m"), commits) and not is_overtaken(("run", "final", "m"), {})
+
+
+@pytest.mark.slow
+def test_push_restores_what_the_branch_lost(server, open_publisher, tmp_path):
+    folder = make_run(tmp_path, epochs=2, is_finished=True)
+    assert push_all(open_publisher(folder)) == []
+    repo = server.repos[REPO]
+    lost, repo.branches["main"] = repo.commits[1], [repo.commits[0], *repo.commits[2:]]
+    assert repo.tags["epoch-1"] == lost.oid  # of a commit that no branch has
+    publisher = open_publisher(folder, commits=keys_of_branch(server))
+    assert push_all(publisher) == []
+    assert titles(server) == [EPOCHS[1], WHOLE[-1], EPOCHS[0], WHOLE[-1]]
+    assert repo.tags == {"epoch-1": repo.commits[3].oid, "epoch-2": repo.commits[1].oid}
+    final = hashes(folder.final_dir)["model.safetensors"]
+    assert repo.commits[-1].files["model.safetensors"] == final != repo.commits[3].files["model.safetensors"]
+    again = open_publisher(folder, commits=keys_of_branch(server))
+    assert push_all(again) == [] and not again.outcomes
+
+
 @pytest.mark.slow
 def test_push_stops_without_token(server, open_publisher, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
@@ -442,5 +549,5 @@ def test_part_key_of_run_and_content(tmp_path):
     assert read_key("Upload README.md with huggingface_hub") == ()
     again = epoch_part(folder, write_checkpoint(folder, 2, text="anew"))
     assert again.key[:2] == part.key[:2] and again.manifest != part.manifest
-    assert pushed(RunFolder(tmp_path), TARGET) == set()
+    assert pushed(RunFolder(tmp_path), TARGET) == {}
     assert os.path.exists(part.folder)

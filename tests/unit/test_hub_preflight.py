@@ -2,13 +2,16 @@
 
 import json
 import sys
+from dataclasses import asdict
 
 import pytest
 import yaml
 
 from mtloop.atomic import read_json
+from mtloop.cli.main import main
 from mtloop.config.settings import Config, changed
 from mtloop.errors import UserError
+from mtloop.hub.parts import Target, epoch_parts, final_part, record_push
 from mtloop.hub.preflight import check_hub
 from mtloop.run_folder import RunFolder
 from tests.support.forked import python_forked
@@ -307,6 +310,82 @@ def test_push_command_pushes_missing_parts(server, start, tmp_path):
 
 
 @pytest.mark.slow
+def test_push_command_fills_branch_that_was_set_back(server, start, tmp_path):
+    create_repo(server, b'{"name": "run"}')
+    server.repos["tester/run"].tags = {f"epoch-{number}": f"of epoch {number}" for number in (1, 2, 3)}
+    folder = make_run(tmp_path / "run", epochs=3, is_finished=True)
+    for part in [*epoch_parts(folder), final_part(folder)]:
+        record_push(folder, part, Target(repo_id="tester/run"), commit=f"of {part.name}")
+    (folder.checkpoints_dir / "step_10").rename(tmp_path / "away")
+    folder.write_status("finished", exit_status=3, message="not all was pushed", step=30)
+    server.fail("POST .*/commit/", 403, times=1)
+    done = start("-m", "mtloop", "push", folder.path)
+    assert done.returncode == 3 and read_json(folder.status_path)["exit_status"] == 3  # although the journal has all
+    server.requests.clear()
+    done = start("-m", "mtloop", "push", folder.path)
+    assert done.returncode == 0 and "NOT on the Hub, and no checkpoint is left: epoch 1\n" in done.stdout, done.stderr
+    titles = [title for title, _ in server.commits("tester/run")]
+    assert titles == ["Training in progress, epoch 2", "Training in progress, epoch 3", "Training complete"]
+    _, second, third, _ = (commit.oid for commit in server.repos["tester/run"].commits)
+    assert server.repos["tester/run"].tags == {"epoch-1": "of epoch 1", "epoch-2": second, "epoch-3": third}
+    assert len([request for request in server.requests if "/commits/" in request]) == 1 + 3  # and one of each push
+    assert read_json(folder.status_path)["exit_status"] == 0
+    done = start("-m", "mtloop", "push", folder.path)
+    assert done.returncode == 0 and "nothing to push" in done.stdout and "left: epoch 1\n" in done.stdout
+
+
+PUSH_REST = """
+from dataclasses import replace
+from types import SimpleNamespace
+from mtloop.cli.commands.train import _push_rest
+from mtloop.run_folder import RunFolder
+folder, told["said"] = RunFolder(Path(given)), []
+config = folder.stored_config()
+config = replace(config, hub=replace(config.hub, push_to_hub=True))
+one = SimpleNamespace(is_main=True, on_main=lambda work: work(), say=told["said"].append, agree_on_signal=lambda: None)
+told["status"] = _push_rest(config, folder, one)
+"""
+
+
+@pytest.mark.slow
+def test_finished_run_fills_repository_that_was_deleted(server, drive, tmp_path):
+    folder = make_run(tmp_path / "run", epochs=1, is_finished=True)
+    target = Target(repo_id="tester/run", license="mit")
+    folder.update_record(hub=asdict(target))
+    for part in [*epoch_parts(folder), final_part(folder)]:
+        record_push(folder, part, target, commit=f"of {part.name}")
+    server.leave()
+    told = drive(PUSH_REST, str(folder.path))
+    assert told["status"] == 0 and told["said"][0].endswith(f" {folder.push_path} alone says what was pushed.")
+    server.come_back()
+    told = drive(PUSH_REST, str(folder.path))
+    assert told["status"] == 0, told
+    assert [title for title, _ in server.commits("tester/run")] == [
+        "Training in progress, epoch 1",
+        "Training complete",
+    ]
+    assert folder.run_record["hub"] == asdict(target)
+
+
+@pytest.mark.slow
+def test_password_of_endpoint_is_not_shown(server, start, tmp_path):
+    folder = make_run(tmp_path / "run", epochs=1, is_finished=True)
+    for place in (f"@127.0.0.1:{server.port}", f"@127.0.0.1:{free_port()}", "/x@127.0.0.1"):
+        done = start("-m", "mtloop", "push", folder.path, url=f"http://me:pa55w0rd{place}")
+        assert done.returncode != 0 and "pa55w0rd" not in done.stdout + done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    for path in folder.path.rglob("*"):
+        assert not path.is_file() or b"pa55w0rd" not in path.read_bytes(), path
+
+
+def test_push_command_names_the_variable_of_offline_mode(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = make_run(tmp_path / "run", epochs=1)
+    assert main(["push", str(folder.path)]) == 2
+    assert capsys.readouterr().err == "mtloop: error: HF_HUB_OFFLINE: push needs the Hub (got 1). Unset it.\n"
+
+
+@pytest.mark.slow
 def test_push_command_pushes_one_epoch_and_shows_card(server, start, tmp_path):
     folder = make_run(tmp_path / "run", epochs=3)
     done = start("-m", "mtloop", "push", folder.path, "--epoch", 2, "--hub_model_id", "team/model")
@@ -323,7 +402,7 @@ def test_push_command_pushes_one_epoch_and_shows_card(server, start, tmp_path):
     ("flags", "error"),
     [
         (["--epoch", "7"], "--epoch: no checkpoint of {run} ends it (got 7). Give one of: 1, 2."),
-        (["--hub_model_id", "a b/c"], "--push_to_hub: invalid repository name (got 'a b/c'): "),
+        (["--hub_model_id", "a b/c"], "push: invalid repository name (got 'a b/c'): "),
         (["--push_timeout", "0"], "--push_timeout: expected a number above 0 and at most 1000000 (got 0.0)."),
     ],
 )

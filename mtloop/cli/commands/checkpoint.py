@@ -1,4 +1,8 @@
-"""List, verify or prune the checkpoints of a run folder."""
+"""List, verify or prune the checkpoints of a run folder.
+
+The Hub is not asked: an epoch is pushed if push.jsonl says so. After its repository was deleted, run
+`mtloop push` first.
+"""
 
 from __future__ import annotations
 

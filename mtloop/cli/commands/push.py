@@ -1,5 +1,6 @@
 """Push to the Hub what of a run is not there yet.
 
+The Hub is asked what the branch holds: what it has lost since it was pushed is pushed again.
 The flags are those of train.py; left out, they are as the run was started with.
 """
 
@@ -16,7 +17,7 @@ from mtloop.config.settings import FIELDS, Config
 from mtloop.errors import UserError
 from mtloop.hub.card import write_card
 from mtloop.hub.parts import STATUS_NOT_PUSHED, Part, Target, epoch_parts, final_part, note_pushed
-from mtloop.hub.preflight import check_hub
+from mtloop.hub.preflight import ask_hub
 from mtloop.hub.publisher import Drain, Publisher
 from mtloop.run_folder import RunFolder
 
@@ -71,8 +72,8 @@ def _push(folder: RunFolder, *, epoch: int | None, shows_card: bool, given: dict
 
 
 def _push_parts(folder: RunFolder, config: Config, asked: Part | None) -> int:
-    hub = config.hub
-    target = check_hub(config, output_dir=str(folder.path), run_id=folder.run_record["run_id"])
+    hub, run_id = config.hub, folder.run_record["run_id"]
+    target, commits = ask_hub(config, output_dir=str(folder.path), run_id=run_id, place="push")
     folder.update_record(hub=asdict(target))
     with_epochs = hub.hub_strategy != "end"
     publisher = Publisher(
@@ -82,13 +83,14 @@ def _push_parts(folder: RunFolder, config: Config, asked: Part | None) -> int:
         push_timeout_s=hub.push_timeout,
         with_training=hub.hub_strategy == "checkpoint",
         overwrite=hub.hub_overwrite,
+        commits=commits,
     )
     if asked is not None:
         publisher.push(asked)
     else:
         publisher.push_missing(with_epochs=with_epochs)
     if not publisher.outcomes:
-        print(f"nothing to push: {target.repo_id} has all that is here ({folder.push_path})")
+        print(f"nothing to push: {target.repo_id} has all that is here")
     waiting = Drain(publisher, hub.push_timeout * max(1, len(publisher.outcomes)), print)
     try:
         while waiting.wait():
@@ -97,7 +99,7 @@ def _push_parts(folder: RunFolder, config: Config, asked: Part | None) -> int:
         waiting.finish()
         return 130
     unpushed = waiting.finish()
-    note_pushed(folder, target, with_epochs=with_epochs)
+    note_pushed(folder, target, with_epochs=with_epochs, gone=publisher.gone)
     return STATUS_NOT_PUSHED if unpushed else 0
 
 

@@ -155,16 +155,16 @@ def _has_final(folder: RunFolder, runtime: Runtime) -> bool:
 def _push_rest(config: Config, folder: RunFolder, runtime: Runtime) -> int:
     """Push what the Hub lacks of a finished run, where --push_to_hub is given, and return the exit status."""
     from mtloop.hub.parts import STATUS_NOT_PUSHED, note_pushed
-    from mtloop.trainer.pushing import drain, open_publisher, resolve_target
+    from mtloop.trainer.pushing import drain, open_publisher, resolve_branch
 
     with_epochs = config.hub.hub_strategy != "end"
-    target = resolve_target(config, folder, runtime, is_resumed=True)
-    publisher = open_publisher(config, folder, runtime, target)
+    target, commits = resolve_branch(config, folder, runtime)
+    publisher = open_publisher(config, folder, runtime, target, commits)
     if publisher is not None:
         publisher.push_missing(with_epochs=with_epochs)
     unpushed = drain(publisher, runtime, timeout_s=config.hub.push_timeout, stop_signal=None)
     if publisher is not None:
-        note_pushed(folder, publisher.target, with_epochs=with_epochs)
+        note_pushed(folder, publisher.target, with_epochs=with_epochs, gone=publisher.gone)
     return STATUS_NOT_PUSHED if unpushed else 0
 
 
