@@ -25,6 +25,7 @@ from mtloop.config.yaml_file import to_yaml
 from mtloop.errors import RunFailed, UserError
 from mtloop.runtime.quiet import silence_libraries
 from mtloop.runtime.ranks import Runtime
+from mtloop.selfcheck.parent import KILLED_AFTER, NUM_FEW, choose_save_step
 from mtloop.trainer.loop import train
 from mtloop.trainer.report import count, evaluate_rows
 from mtloop.trainer.resume import claim_folder
@@ -34,7 +35,8 @@ from mtloop.trainer.step import UpdateStats, train_step
 
 # A corpus of 200 rows does not have 8,000 tokens: the first possible size is used.
 VOCAB_SIZES = (4_000, 2_000, 1_000, 504, 320, 200, 120)
-NUM_PROBED = 4
+# Tokens of each translation, where a model has learned so little that it translates every text to nothing.
+MIN_LENGTH = 8
 
 
 def main(job_path: str) -> int:
@@ -45,10 +47,15 @@ def main(job_path: str) -> int:
     try:
         hardware = parse_config([job["config"], *job["tasks"][0]["flags"]]).hardware
         runtime = Runtime(hardware)
+        updates_per_epoch = 1
         for task in job["tasks"]:
             do = {"updates": train_updates, "run": train_whole, "evaluate": evaluate_weights}[task["kind"]]
             config = parse_config([job["config"], *task["flags"], "--output_dir", str(work_dir / task["name"])])
+            if task.get("is_killed"):
+                save_step = choose_save_step(updates_per_epoch)
+                config, task["kill_step"] = changed(config, save_steps=save_step), save_step + KILLED_AFTER
             result = do(task, config, runtime, work_dir)
+            updates_per_epoch = result.get("updates_per_epoch", updates_per_epoch)
             if runtime.is_main:
                 write_json(work_dir / f"{task['name']}.json", result)
             gc.collect()  # a model a task: the next one needs the memory
@@ -118,7 +125,7 @@ def train_updates(task: dict[str, Any], config: Config, runtime: Runtime, work_d
 
 def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
     """Write the seconds of a start, an update and an evaluation for the parent. Collective."""
-    few = min(NUM_PROBED, len(run.valid.rows))
+    few = min(NUM_FEW, len(run.valid.rows))
     report = evaluate_rows(run, run.valid.first(few))
     seconds = {
         "start": built_s,
@@ -131,7 +138,7 @@ def probe(run: Run, work_dir: Path, built_s: float, update_s: float) -> None:
 
 
 def train_whole(task: dict[str, Any], config: Config, runtime: Runtime, work_dir: Path) -> dict[str, Any]:
-    """Train with the real loop, from the newest checkpoint if there is one; die at task["kill_step"] where given."""
+    """Train with the real loop, from the newest checkpoint if there is one; die after task["kill_step"], if given."""
     run = build(config, runtime)
     log, kill_step = work_dir / f"{task['name']}.{task['log']}.jsonl", task.get("kill_step")
 
@@ -149,10 +156,15 @@ def train_whole(task: dict[str, Any], config: Config, runtime: Runtime, work_dir
 
 
 def evaluate_weights(task: dict[str, Any], config: Config, runtime: Runtime, work_dir: Path) -> dict[str, Any]:
-    """Evaluate the weights of a checkpoint."""
+    """Evaluate the weights of a checkpoint; translations that are all empty are made again with a minimum length."""
     run = build(config, runtime)
     load_weights(run.model, Path(task["checkpoint"]))
     report = evaluate_rows(run, run.valid)
+    if not runtime.on_main(lambda: any(map(str.strip, report.hypotheses))):
+        generation: Any = run.model.generation_config
+        generation.min_length = min(MIN_LENGTH, generation.max_length)
+        generation.no_repeat_ngram_size = 1  # other tokens than the most frequent one, a space
+        report = evaluate_rows(run, run.valid)
     return {**report.metrics(), "hypotheses": report.hypotheses}
 
 

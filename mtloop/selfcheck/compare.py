@@ -64,19 +64,23 @@ def compare_weights(name: str, left: str, right: str, *, steps: str) -> Row:
 
 
 def compare_evaluations(name: str, left: dict[str, Any], right: dict[str, Any]) -> Row:
-    """Compare two evaluations of the same weights: every row once, the same hypotheses, scores and loss."""
+    """Compare two evaluations of the same weights: every row once, the same hypotheses, scores and loss.
+
+    Hypotheses that are all empty prove nothing, and are not equal.
+    """
     pairs = list(zip(left["hypotheses"], right["hypotheses"], strict=False))
     others = sum(a != b for a, b in pairs)
     loss = _difference(left["eval_loss"], right["eval_loss"])
     counts = {left["num_sentences"], right["num_sentences"], len(left["hypotheses"]), len(right["hypotheses"])}
     scores = [(metric.title, left[metric.name], right[metric.name]) for metric in metrics_of(left)]
+    num_texts = sum(bool(a.strip() and b.strip()) for a, b in pairs)
     is_equal = len(counts) == 1 and not others and all(a == b for _, a, b in scores) and loss <= TOLERANCE
     title, *values = scores[0]
     return Row(
         name,
-        is_equal,
-        f"{left['num_sentences']} and {right['num_sentences']} sentences, {others} hypotheses differ; {title} "
-        f"{values[0]:.2f} and {values[1]:.2f}, loss within {loss:.1e}",
+        is_equal and num_texts > 0,
+        f"{left['num_sentences']} and {right['num_sentences']} sentences, {num_texts} hypotheses are not empty, "
+        f"{others} differ; {title} {values[0]:.2f} and {values[1]:.2f}, loss within {loss:.1e}",
     )
 
 

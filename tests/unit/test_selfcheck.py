@@ -5,10 +5,10 @@ import math
 import pytest
 
 from mtloop.config.parse import config_from, parse_config
-from mtloop.config.settings import changed, flat, resolve
+from mtloop.config.settings import Config, changed, flat, resolve
 from mtloop.config.yaml_file import to_yaml
 from mtloop.selfcheck.compare import Row, compare_coverage, compare_evaluations, compare_updates, compare_weights
-from mtloop.selfcheck.parent import choose_save_step, estimate, shrink
+from mtloop.selfcheck.parent import Selfcheck, choose_save_step, estimate, shrink
 from tests.support.commands import command
 
 main = command("selfcheck")
@@ -105,6 +105,14 @@ def test_evaluations_are_equal_sentence_by_sentence(changes, is_equal):
     assert compare_evaluations("name", evaluation(**changes), evaluation()).is_equal == is_equal
 
 
+@pytest.mark.parametrize("texts", [[], ["", ""], ["", " "]])
+def test_empty_hypotheses_prove_nothing(texts):
+    same = evaluation(hypotheses=texts, num_sentences=len(texts))
+    row = compare_evaluations("name", same, same)
+    assert not row.is_equal and "0 hypotheses are not empty, 0 differ" in row.figures
+    assert compare_evaluations("name", *[evaluation(hypotheses=["", "dix"])] * 2).is_equal
+
+
 def test_the_children_train_what_was_asked_but_less_and_exactly(tmp_path):
     asked = {
         "train_file": "a.jsonl", "validation_file": "b.jsonl", "test_file": "c.jsonl", "source_lang": "en",
@@ -138,8 +146,37 @@ def test_the_kill_falls_within_an_epoch(updates_per_epoch):
 
 def test_the_estimate_adds_up():
     text = estimate({"start": 10, "update": 0.5, "evaluation": 4, "num_ranks": 2})
-    # 4 * 10 + (62 + 80) * 0.5 + 5 * 4 = 131 s
-    assert text.startswith("this takes about 2 min: 4 starts of 10 s, about 142 updates of 0.50 s, 5 evaluations")
+    # 3 * 10 + (62 + 80) * 0.5 + 3 * 4 = 113 s
+    assert text.startswith("this takes about 2 min: 3 starts of 10 s, about 142 updates of 0.50 s, 3 evaluations")
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "device", "unproven"),
+    [
+        (2, "cpu", []),
+        (1, "cpu", ["that several processes give the same (the launch started one: give --config_file)"]),
+        (2, "cuda", ["that a resume gives bitwise the same weights (not checked on cuda)"]),
+    ],
+)
+def test_what_cannot_be_shown_is_named(tmp_path, num_ranks, device, unproven):
+    results = {"all": {"num_ranks": num_ranks, "device": device}}
+    assert Selfcheck(Config(), launch=[], work_dir=tmp_path, results=results).unproven == unproven
+
+
+@pytest.mark.parametrize(
+    ("names", "unproven", "status", "line"),
+    [
+        ([], [], 0, "all equal"),
+        ([], ["a", "b"], 0, "all equal; not proven: a, b"),
+        (["x"], ["a"], 1, "not equal: x; not proven: a"),
+    ],
+)
+def test_the_last_line_names_what_differs_and_what_is_not_proven(monkeypatch, capsys, names, unproven, status, line):
+    rows = [Row("y", True, "figures"), *(Row(name, False, "figures") for name in names)]
+    monkeypatch.setattr(Selfcheck, "run", lambda self: rows)
+    monkeypatch.setattr(Selfcheck, "unproven", unproven)
+    assert main(["demo"]) == status
+    assert capsys.readouterr().out.splitlines()[-1] == line
 
 
 @pytest.mark.parametrize(
