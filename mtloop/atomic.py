@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mtloop.errors import UserError, first_line, unwritable
+from mtloop.errors import UserError, behind_link, first_line, unwritable
 
 OLD = ".old-"
 
@@ -254,9 +254,12 @@ def _remove(path: Path) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a partial folder to fill; publish it as `target` on success, remove it on an error.
 
+    Where `target` is a link to a folder, that folder is replaced.
+
     Raises:
         OSError: if it cannot be created, flushed or renamed.
     """
+    target = behind_link(target)
     sweep_partials(target)
     partial = partial_name(target)
     partial.mkdir(parents=True)

@@ -152,6 +152,41 @@ def without_passwords(text: str) -> str:
     return USER_INFO.sub("", text)
 
 
+def check_folder(flag: str, path: Path) -> None:
+    """Check that an output folder exists or can be created.
+
+    Raises:
+        UserError: naming the file, or the link to no folder, at its place or above.
+    """
+    place = next((place for place in (path, *path.parents) if os.path.lexists(place)), None)
+    if place is not None and not place.is_dir():
+        raise _occupied(flag, path, place)
+
+
+def check_file(flag: str, path: Path) -> Path:
+    """Check that an output file can be created or replaced; return it, or the file that a link at its place leads to.
+
+    Raises:
+        UserError: naming what is at its place or above.
+    """
+    place = next((place for place in (path, *path.parents) if os.path.lexists(place)), None)
+    if place is not None and not (place.is_file() if place == path else place.is_dir()):
+        raise _occupied(flag, path, place)
+    return behind_link(path)
+
+
+def _occupied(flag: str, path: Path, place: Path) -> UserError:
+    kind = "a folder" if place.is_dir() else "a file" if place.is_file() else "not a regular file"
+    if place.is_symlink():
+        kind = f"a link to {os.readlink(place)}, {kind if place.exists() else 'which leads nowhere'}"
+    return UserError(f"{flag} {path}: cannot be written ({place} is {kind}). Give another place.")
+
+
+def behind_link(path: Path) -> Path:
+    """Return where a link leads; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def unwritable(path: Path, error: BaseException) -> RunFailed:
     """Return the error of a run that cannot write a file or folder."""
     return RunFailed(f"{path}: cannot be written ({first_line(error)}). {write_remedy(error)}.")

@@ -21,7 +21,7 @@ from mtloop.atomic import Shape, checker, read_json, read_json_lines, read_recor
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import Config, differences
 from mtloop.config.yaml_file import to_yaml
-from mtloop.errors import UserError, first_line, without_passwords
+from mtloop.errors import UserError, check_folder, first_line, without_passwords
 from mtloop.metrics_log import MetricsLog
 
 # A run that was stopped may still be saving when the next one starts.
@@ -108,6 +108,8 @@ class RunFolder:
         Raises:
             UserError: naming --output_dir and the reason.
         """
+        for folder in (self.path, self.checkpoints_dir):
+            check_folder("--output_dir", folder)
         try:
             self.checkpoints_dir.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".tmp-probe-{os.getpid()}"

@@ -293,7 +293,7 @@ def test_corpus_uses_keys_of_run_for_its_languages(run_command, tmp_path, flags,
             ["{train}", *LANGUAGES, "--validation_split", "2"],
             "--validation_split: expected a number above 0 and below 1 (got 2.0).",
         ),
-        (["{train}", *LANGUAGES, "-o", "{train}/out"], "-o {train}/out: cannot be written (Not a directory). Give"),
+        (["{train}", *LANGUAGES, "-o", "{train}/out"], "-o {train}/out: cannot be written ({train} is a file). Give"),
     ],
 )
 def test_corpus_command_reports_mistakes_in_one_line(run_command, files, tmp_path, words, reason):

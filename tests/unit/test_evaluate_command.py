@@ -171,11 +171,11 @@ def test_evaluate_several_sets_against_baseline(run_command, model_path, rows_pa
         ),
         (
             ["--test_set", "{rows}", "--compare", "{rows}/x.html"],
-            "--compare {rows}/x.html: cannot be written (File exists). Give another place.",
+            "--compare {rows}/x.html: cannot be written ({rows} is a file). Give another place.",
         ),
         (
             ["--test_set", "{rows}", "--compare", "{folder}/there.html"],
-            "--compare {folder}/there.html: no file can be written there. Give another path.",
+            "--compare {folder}/there.html: cannot be written ({folder}/there.html is a folder). Give another place.",
         ),
     ],
 )

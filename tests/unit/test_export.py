@@ -405,7 +405,7 @@ def test_export_reports_differences(monkeypatch, run_command, model_path, rows_p
     ("words", "reason"),
     [
         (["-o", "{dir}"], "-o: the folder exists and is not an export (got {dir}). Give a new folder."),
-        (["-o", "{rows}"], "-o: not a folder (got {rows}). Give a new folder."),
+        (["-o", "{rows}"], "-o {rows}: cannot be written ({rows} is a file). Give another place."),
         (["-o", "{rows}/x"], "-o {rows}/x: cannot be written ("),
         (
             ["-o", "{dir}/x", "--no_parity", "--test_set", "{rows}"],

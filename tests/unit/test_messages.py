@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtloop.cli.main import main
-from mtloop.errors import MAX_CHARACTERS, one_line
+from mtloop.errors import MAX_CHARACTERS, UserError, check_file, check_folder, one_line
 
 PACKAGE = Path(__file__).parents[2] / "mtloop"
 KINDS = {"UserError", "RunFailed"}
@@ -89,6 +89,75 @@ def test_a_path_that_is_too_long_is_refused_in_one_line(words, capsys, tmp_path,
     assert main([word.replace("LONG", "x" * 300) for word in words] + extra) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mtloop: error: xxx") and line.endswith(": File name too long. Give another path.")
+
+
+def make_obstacles(folder):
+    """Make what can be at the place of an output; return what is in the folder."""
+    (folder / "file").write_text("text")
+    (folder / "to_file").symlink_to("file")
+    (folder / "dangling").symlink_to(folder / "gone")
+    (folder / "loop").symlink_to("other")
+    (folder / "other").symlink_to("loop")
+    for name in ("one.txt", "two.txt"):
+        (folder / name).write_text("text\n")
+    return content_of(folder)
+
+
+def content_of(folder):
+    return {
+        path.name: str(path.readlink()) if path.is_symlink() else path.read_text() for path in sorted(folder.iterdir())
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (
+            ["corpus", "one.txt", "two.txt", "--source_lang", "en", "--target_lang", "fr", "-o"],
+            ["file", "to_file", "dangling", "loop", "loop/x"],
+        ),
+        (["evaluate", "--model", "m", "-o"], ["file", "to_file", "dangling", "loop", "dangling/x"]),
+        (["evaluate", "--model", "m", "--compare"], ["to_file/x.html", "dangling/x.html", "loop/x.html"]),
+        (["average", "m", "--last", "2", "-o"], ["file", "to_file", "dangling", "loop", "to_file/x"]),
+        (
+            ["export", "--model", "m", "--format", "ctranslate2", "-o"],
+            ["file", "to_file", "dangling", "loop", "file/x"],
+        ),
+        (["translate", "one.txt", "two.txt", "--model", "m", "-o"], ["file", "to_file", "dangling", "loop"]),
+        (
+            ["translate", "one.txt", "--model", "m", "-o"],
+            ["dangling", "loop", "loop/", "dangling/", "file/x", "/dev/null"],
+        ),
+        (["translate", "--text", "x", "--model", "m", "-o"], ["dangling", "loop", "dangling/x.txt", "/dev/null"]),
+    ],
+)
+def test_what_is_at_the_place_of_an_output_stays_and_is_named(words, names, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = make_obstacles(tmp_path)
+    for name in names:
+        assert main([*words, name]) == 2, name
+        (line,) = capsys.readouterr().err.splitlines()
+        place = name.split("/")[0] or name
+        assert line.startswith(f"mtloop: error: {words[-1]}") and line.endswith("."), line
+        assert place in line or "several files need a folder" in line, line
+        if place == "dangling":
+            assert f"dangling is a link to {tmp_path / 'gone'}, which leads nowhere" in line
+        if place == "loop":
+            assert "loop is a link to other, which leads nowhere" in line
+    assert content_of(tmp_path) == before
+
+
+def test_check_file_follows_a_link_to_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_obstacles(tmp_path)
+    (tmp_path / "folder").symlink_to(tmp_path, target_is_directory=True)
+    assert check_file("-o", Path("to_file")) == tmp_path / "file"
+    for name in ("file", "new", "folder/new", "a/b/new"):
+        assert check_file("-o", Path(name)) == Path(name)
+    for name in ("folder", "folder/x/.."):
+        check_folder("-o", Path(name))
+    with pytest.raises(UserError, match=r"^-o folder: cannot be written \(folder is a link to .*, a folder\)"):
+        check_file("-o", Path("folder"))
 
 
 def test_a_newline_in_a_value_leaves_the_error_on_one_line(capsys):

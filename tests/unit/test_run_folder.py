@@ -10,7 +10,7 @@ import threading
 import psutil
 import pytest
 
-from mtloop.atomic import read_json, write_json, write_text
+from mtloop.atomic import new_folder, read_json, write_json, write_text
 from mtloop.config.parse import parse_config
 from mtloop.errors import FieldError, RunFailed, UserError
 from mtloop.run_folder import RUN_FILES, RunFolder
@@ -53,8 +53,40 @@ def test_run_files_name_every_path_of_the_folder(folder):
 
 
 def test_create_refuses_a_read_only_folder(blocked):
-    with pytest.raises(UserError, match=f"--output_dir {blocked}: cannot be written .*directory"):
+    with pytest.raises(UserError, match=f"--output_dir {blocked}: cannot be written .*{blocked.parent} is a file"):
         RunFolder(blocked).create()
+
+
+def test_create_follows_a_link_to_a_folder_and_names_any_other(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name, target in (("to_folder", "folder"), ("dangling", "gone"), ("loop", "loop"), ("to_file", "file")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "file").touch()
+    RunFolder(tmp_path / "to_folder").create()
+    assert (tmp_path / "folder" / "checkpoints").is_dir()
+    for name, end in (
+        ("dangling", "gone, which leads nowhere"),
+        ("loop", "loop, which leads"),
+        ("to_file", "file, a file"),
+    ):
+        for path in (tmp_path / name, tmp_path / name / "run"):
+            with pytest.raises(UserError, match=rf"^--output_dir {path}: .*{name} is a link to {end}.*\)\. Give"):
+                RunFolder(path).create()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="checkpoints is a link to .*gone, which leads nowhere"):
+        RunFolder(tmp_path / "run").create()
+    assert not (tmp_path / "gone").exists()
+
+
+def test_new_folder_replaces_the_folder_behind_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "old").touch()
+    (tmp_path / "final").symlink_to("disk")
+    with new_folder(tmp_path / "final") as partial:
+        (partial / "new").touch()
+    assert (tmp_path / "final").is_symlink() and sorted(tmp_path.iterdir()) == [tmp_path / "disk", tmp_path / "final"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["new"]
 
 
 def test_check_config_accepts_the_stored_run(folder):

@@ -31,7 +31,7 @@ from mtloop.cli.flags import (
     start_runtime,
 )
 from mtloop.config.settings import Config, is_from_scratch
-from mtloop.errors import UserError, first_line, rename_flag
+from mtloop.errors import UserError, check_folder, first_line, rename_flag
 from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of
 from mtloop.evaluation.significance import score_text
 from mtloop.metrics_log import evaluations_of
@@ -108,6 +108,8 @@ def _check(given: argparse.Namespace) -> list[float]:
     out = Path(given.output) if given.output is not None else None
     if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise UserError(f"-o: already exists (got {out}). Give another name, or remove it.")
+    if out is not None:
+        check_folder("-o", out)
     return [] if given.interpolate is None else [_weight(one) for one in given.interpolate.split(",")]
 
 

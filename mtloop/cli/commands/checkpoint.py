@@ -131,7 +131,9 @@ def _describe(folder: RunFolder, step: int, path: Path, *, score: str, pushed: s
         score=score,
         num_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         is_pushed="sha256" in record and record["sha256"] in pushed,
-        names=tuple(link.name for link in links if link.is_symlink() and link.resolve() == path.resolve()),
+        names=tuple(
+            link.name for link in links if link.is_symlink() and link.is_dir() and link.resolve() == path.resolve()
+        ),
         corruption=corruption,
         state=f"corrupt: {corruption}" if corruption else valid,
     )

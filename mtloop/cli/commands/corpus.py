@@ -21,7 +21,7 @@ from mtloop.cli.status import writing
 from mtloop.config.fields import help_text, kind_of
 from mtloop.config.inputs import DataConfig
 from mtloop.config.settings import FIELDS, Config
-from mtloop.errors import UserError, rename_flag
+from mtloop.errors import UserError, check_folder, rename_flag
 from mtloop.run_folder import RunFolder, stored_config
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def run(given: argparse.Namespace) -> None:
     pattern = _pattern(given.grep)
     subject = _subject(given)
     if given.output is not None:
+        check_folder("-o", Path(given.output))
         with writing(given.output):
             Path(given.output).mkdir(parents=True, exist_ok=True)
     if pattern is not None and given.model is not None:

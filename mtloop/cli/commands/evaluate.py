@@ -27,7 +27,7 @@ from mtloop.cli.flags import (
 )
 from mtloop.cli.status import writing
 from mtloop.config.settings import Config
-from mtloop.errors import UserError
+from mtloop.errors import UserError, check_file, check_folder
 from mtloop.evaluation.significance import NUM_RESAMPLES, resample
 from mtloop.run_folder import stored_config
 from mtloop.tables import aligned
@@ -66,17 +66,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _check(given: argparse.Namespace) -> None:
     check_test_sets(given)
-    if given.output is not None and Path(given.output).exists() and not Path(given.output).is_dir():
-        raise UserError(f"-o: not a folder (got {given.output}). Give a folder, or a new name.")
+    if given.output is not None:
+        check_folder("-o", Path(given.output))
     if given.compare is not None:  # checked before anything is translated
         path = Path(given.compare)
         if path.suffix.lower() not in (".html", ".htm"):
             raise UserError(
                 f"--compare: expected the page to write, FILE.html (got {path}). Give the other model with --baseline."
             )
+        check_file("--compare", path)
         with writing(path, flag="--compare"):
             path.parent.mkdir(parents=True, exist_ok=True)  # may be the folder of -o
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
+        if not os.access(path.parent, os.W_OK):
             raise UserError(f"--compare {path}: no file can be written there. Give another path.")
 
 
@@ -192,8 +193,9 @@ def _records(scores: Mapping[str, Interval]) -> dict[str, Any]:
 def _write_page(path: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> None:
     from mtloop.evaluation.page import page
 
-    sweep_partials(path)
-    write_text(path, page(verdicts, model=given.model, baseline=given.baseline))
+    target = check_file("--compare", path)
+    sweep_partials(target)
+    write_text(target, page(verdicts, model=given.model, baseline=given.baseline))
     print(
         f"{path}: every sentence, {'by gain and loss' if given.baseline else 'by chrF; --baseline compares two models'}"
     )

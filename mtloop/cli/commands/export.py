@@ -25,7 +25,7 @@ from mtloop.cli.flags import (
     start_runtime,
 )
 from mtloop.cli.status import writing
-from mtloop.errors import UserError
+from mtloop.errors import UserError, behind_link, check_folder
 from mtloop.evaluation.metrics import Metric, metrics_of
 from mtloop.evaluation.selection import choose_metrics
 from mtloop.evaluation.significance import recorded_text
@@ -62,10 +62,9 @@ def _check(given: argparse.Namespace) -> None:
     if given.no_parity and given.test_set:
         raise UserError("--no_parity, --test_set: they exclude each other. Give one of them.")
     target = Path(given.output)
+    check_folder("-o", target)
     if target.is_dir() and any(target.iterdir()) and not (target / RECORD_NAME).is_file():
         raise UserError(f"-o: the folder exists and is not an export (got {target}). Give a new folder.")
-    if target.exists() and not target.is_dir():
-        raise UserError(f"-o: not a folder (got {target}). Give a new folder.")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -92,7 +91,7 @@ def run(given: argparse.Namespace) -> None:
 
 def _write(given: argparse.Namespace, test_sets: list[TestSet], trained: Config | None, runtime: Runtime) -> None:
     """Write the export under a hidden name, and publish it after the comparison. Collective."""
-    target = Path(given.output)
+    target = behind_link(Path(given.output))
     partial = runtime.on_main(lambda: _new_folder(target))
     try:
         record, generated = _convert(given, test_sets, trained, partial, runtime)

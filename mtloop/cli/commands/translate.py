@@ -28,7 +28,7 @@ from mtloop.cli.status import StdoutClosed, writing
 from mtloop.config.fields import is_unicode
 from mtloop.config.settings import Config
 from mtloop.data.files import STDIN, kind_of
-from mtloop.errors import UserError
+from mtloop.errors import UserError, check_file
 from mtloop.languages import match_language
 from mtloop.run_folder import stored_config
 
@@ -146,10 +146,12 @@ def _check(given: argparse.Namespace) -> None:
                 f"FILE: {'a folder, not a file' if Path(name).is_dir() else 'no such file'} (got {name}). Give a file."
             )
         kind_of("FILE", [name], [given.row_lang])
-        if given.output is not None and _output_of(name, given).resolve() == Path(name).resolve():
-            raise UserError(f"-o: equals the input (got {given.output}). Give another name.")
         if given.output is not None:
+            if check_file("-o", _output_of(name, given)).resolve() == Path(name).resolve():
+                raise UserError(f"-o: equals the input (got {given.output}). Give another name.")
             kind_of("-o", [str(_output_of(name, given))], given.output_languages)
+    if given.text and given.output is not None:
+        check_file("-o", _output_of(STDIN, given))
 
 
 def _output_of(name: str, given: argparse.Namespace) -> Path:
@@ -236,6 +238,7 @@ class _Sink:
 
     def __init__(self, name: str | None, given: argparse.Namespace, records: Records | None) -> None:
         self._path = None if given.output is None else _output_of(name or STDIN, given)
+        self._target = None if self._path is None else check_file("-o", self._path)
         self._kind = str(self._path) if self._path is not None else "stdout.txt"
         self._options: dict[str, Any] = {
             "n_best": given.n_best,
@@ -260,11 +263,11 @@ class _Sink:
         with writing(target):
             try:
                 if self._writer is None:
-                    if self._path is not None:
-                        self._path.parent.mkdir(parents=True, exist_ok=True)
-                        sweep_partials(self._path)
-                    self._file = sys.stdout.buffer if self._path is None else partial_name(self._path).open("wb")
-                    self._held = hold(Path(self._file.name)) if self._path is not None else None
+                    if self._target is not None:
+                        self._target.parent.mkdir(parents=True, exist_ok=True)
+                        sweep_partials(self._target)
+                    self._file = sys.stdout.buffer if self._target is None else partial_name(self._target).open("wb")
+                    self._held = hold(Path(self._file.name)) if self._target is not None else None
                     self._writer = Writer(self._file, self._kind, **self._options)
                 self._writer.write(block, found, self._records)
             except BrokenPipeError:
@@ -275,7 +278,7 @@ class _Sink:
 
     def publish(self) -> None:
         """Let the file appear; an empty input makes an empty output."""
-        if self._path is None:
+        if self._target is None:
             return
         if self._writer is None:
             self.write([], [])
@@ -283,7 +286,7 @@ class _Sink:
         with writing(self._path):
             self._writer.finish(self._records)
             self._file.close()
-            os.replace(self._file.name, self._path)
+            os.replace(self._file.name, self._target)
 
     def close(self) -> None:
         """Remove a file that was not published."""
