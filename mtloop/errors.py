@@ -219,6 +219,7 @@ LIMITS = {
 OTHER_TEXTS = {
     "can't start new thread": errno.EAGAIN,
     "failed to map segment from shared object": errno.ENOMEM,
+    "No usable temporary directory": errno.EROFS,
     "returned NULL without setting an exception": errno.ENOMEM,
     "bad_alloc": errno.ENOMEM,
 }

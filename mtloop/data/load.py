@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,19 @@ from datasets import Dataset
 
 from mtloop.config.inputs import Dialect
 from mtloop.data.opus import KDE4_NAMES, load_kde4, load_opus
-from mtloop.data.rows import NOTES, REASONS, ROWS_VERSION, Columns, LoadedSplit, Store, digest, note_lines
+from mtloop.data.rows import (
+    NOTES,
+    REASONS,
+    ROWS_VERSION,
+    Columns,
+    LoadedSplit,
+    Store,
+    digest,
+    note_lines,
+    unwritable_cache,
+)
 from mtloop.data.sources import load_demo, load_files, load_named
-from mtloop.errors import RunFailed, UserError, out_of_resources
+from mtloop.errors import UserError
 
 if TYPE_CHECKING:
     from mtloop.config.inputs import DataConfig
@@ -74,7 +84,7 @@ def load_corpus(
     try:
         return _assemble(data, _load_raws(data, columns, Store(cache_dir, data.overwrite_cache), sources or {}, say))
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable_cache(error) from error
 
 
 def load_test_set(
@@ -100,17 +110,8 @@ def load_test_set(
         loaded = load_files(flag, files, columns, dialect, Store(None, False))
         rows, counts = _drop(flag, " ".join(files), loaded.rows)
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable_cache(error) from error
     return rows.select_columns(["index", "source", "target"]), {**counts, "kept": len(rows)}
-
-
-def _unwritable(error: OSError) -> RunFailed:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and (failure := out_of_resources(error)):
-        return failure
-    return RunFailed(
-        f"HF_DATASETS_CACHE: cannot write rows to the cache of the datasets library ({error}). Free disk space, or set "
-        "HF_DATASETS_CACHE or HF_HOME to another folder."
-    )
 
 
 def describe(report: dict[str, Any]) -> list[str]:
@@ -215,6 +216,6 @@ def _subset(rows: Dataset, size: int, seed: int) -> Dataset:
     positions = np.sort(np.random.default_rng(seed).permutation(len(rows))[:size])
     fingerprint = digest([rows._fingerprint, size, seed])[:16]
     folder = Path(rows.cache_files[0]["filename"]).parent
-    return rows.select(
-        positions, indices_cache_file_name=str(folder / f"subset-{fingerprint}.arrow"), new_fingerprint=fingerprint
-    )
+    # Written at each call: in a cache that is read-only the positions stay in memory.
+    file = str(folder / f"subset-{fingerprint}.arrow") if os.access(folder, os.W_OK) else None
+    return rows.select(positions, indices_cache_file_name=file, new_fingerprint=fingerprint)

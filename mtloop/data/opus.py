@@ -164,6 +164,8 @@ class Archive:
     def _download(self, store: Store) -> Path:
         """Return the downloaded file, from the cache if it is in it."""
         path = self._path(store)
+        if store.is_current(path):  # before the lock: the cache may be read-only
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         with FileLock(f"{path}.lock"):

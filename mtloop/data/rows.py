@@ -6,6 +6,8 @@ are found again by the content that they were made of. Must not know file format
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import shutil
@@ -21,7 +23,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from mtloop.config.fields import is_unicode
 from mtloop.data.row_shapes import TRANSLATION, by_language, repeated_languages
-from mtloop.errors import UserError
+from mtloop.errors import RunFailed, UserError, out_of_resources
 from mtloop.languages import find_key
 
 # Part of every cache key and fingerprint: raise it when the same input gives other rows than before.
@@ -50,6 +52,25 @@ NOT_A_TEXT = 0
 # Every rank loads the corpus, the first one alone and the others after it: what is younger than this process can be
 # shared even with --overwrite_cache.
 _STARTED = time.time()
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_FileLock = datasets.builder.FileLock
+
+
+@contextlib.contextmanager
+def _lock_where_writable(path: str) -> Iterator[None]:
+    """Hold the lock of a builder; none in a folder that cannot be written, in which everything is cached or fails."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_FileLock(path))
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+        yield
+
+
+# datasets 5.2 writes lock files even where it only reads.
+datasets.builder.FileLock = _lock_where_writable
 
 
 @dataclass(frozen=True)
@@ -277,6 +298,17 @@ class Store:
             load_from_cache_file=not self.overwrite,
             desc="Reading rows",
         )
+
+
+def unwritable_cache(error: OSError) -> RunFailed:
+    """Return the error of a cache of rows that cannot be written."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and (failure := out_of_resources(error)):
+        return failure
+    folder = datasets.config.HF_DATASETS_CACHE
+    return RunFailed(
+        f"HF_DATASETS_CACHE: cannot write rows to the cache of the datasets library, {folder} ({error}). Free disk "
+        "space, or set HF_DATASETS_CACHE or HF_HOME to another folder."
+    )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from mtloop.data.demo.grammar import PAIRS_SHA256, demo_pairs
 from mtloop.data.files import InputFile, find_files, identify, kind_of
 from mtloop.data.readers import aligned_rows, record_rows
 from mtloop.data.row_shapes import TRANSLATION, languages_in, languages_of
-from mtloop.data.rows import Columns, LoadedSplit, Store, pack
+from mtloop.data.rows import READ_ONLY, Columns, LoadedSplit, Store, pack
 from mtloop.errors import UserError, without_passwords
 from mtloop.languages import base_code
 
@@ -320,10 +320,13 @@ def _named_error(name: str, config_name: str | None, error: Exception) -> UserEr
 
 
 def raise_if_disk_is_full(error: Exception) -> None:
-    """Raise the error of a full disk again: it is not a mistake in a name."""
+    """Raise the error of a full disk or of a cache that cannot be written again: it is not a mistake in a name."""
+    caches = (constants.HF_HOME, constants.HF_HUB_CACHE, str(datasets.config.HF_DATASETS_CACHE))
     for cause in (error, error.__cause__):
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise cause
+        if isinstance(cause, OSError):
+            is_of_cache = cause.errno in (*READ_ONLY, errno.ENOTDIR) and str(cause.filename).startswith(caches)
+            if is_of_cache or cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise cause
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from mtloop.data.rows import unwritable_cache
 from mtloop.errors import RunFailed, first_line
 from mtloop.model.vocabularies import target_side, target_vocabulary
 from mtloop.runtime.launch import num_usable_cores
@@ -80,7 +81,7 @@ def encode_rows(
 
     Raises:
         ValueError: There are no rows.
-        RunFailed: A worker process has died.
+        RunFailed: A worker process has died, or the cache cannot be written.
     """
     if len(rows) == 0:
         raise ValueError("no rows to encode")
@@ -88,10 +89,10 @@ def encode_rows(
     settings = {**limits, "source_prefix": source_prefix or ""}
     fingerprint = _encoding_fingerprint(rows, tokenizer_hash or tokenizer_fingerprint(tokenizer), settings)
     cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / "mtloop"
-    cache_dir.mkdir(parents=True, exist_ok=True)
     side = List(Value("int32"))
     num_processes = _num_processes(len(rows), num_workers)
-    with _watched_workers(worker_timeout) if num_processes else contextlib.nullcontext():
+    with _writing_cache(), _watched_workers(worker_timeout) if num_processes else contextlib.nullcontext():
+        cache_dir.mkdir(parents=True, exist_ok=True)
         encoded = rows.map(
             _encode_batch,
             batched=True,
@@ -107,6 +108,14 @@ def encode_rows(
             desc="Tokenizing",
         )
     return _measure(encoded)
+
+
+@contextlib.contextmanager
+def _writing_cache() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unwritable_cache(error) from error
 
 
 @contextlib.contextmanager

@@ -84,3 +84,36 @@ def test_a_limit_of_the_shell(tmp_path, limit, flags, message):
     assert message is None or (message in errors[0] and "aise `ulimit" in errors[0] or "--shm-size" in errors[0])
     # None: ended before the run folder was claimed, or with no descriptor left to write with.
     assert status is None or status["exit_status"] in ((found,) if "-n" not in limit else (found, None))
+
+
+READ_ONLY = """set -e
+python=$1 home=$2 out=$3; shift 3; export HF_HOME=$home HF_DATASETS_CACHE=$home/datasets
+"$python" train.py "$@" --output_dir "$out/first"
+"$python" -m mtloop evaluate --model "$out/first" --num_resamples 20 --metrics bleu
+"$python" -m mtloop corpus --run "$out/first" > "$out/report"
+mount --bind "$home" "$home"; mount -o remount,bind,ro "$home"
+touch "$home/x" && exit 3
+"$python" train.py "$@" --output_dir "$out/second"
+cmp "$out/first/final/model.safetensors" "$out/second/final/model.safetensors"
+"$python" -m mtloop evaluate --model "$out/second" --num_resamples 20 --metrics bleu
+"$python" -m mtloop corpus --run "$out/second" > "$out/report"
+"$python" -m mtloop translate --text "Open the file" --model "$out/second" -o "$out/translation"
+"$python" -m mtloop corpus "$out/new.tsv" --source_lang en --target_lang fr && exit 4
+exit 0
+"""
+
+
+@pytest.mark.full
+def test_a_cache_that_is_read_only_and_has_everything(tmp_path):
+    mounts_or_skip()
+    (tmp_path / "new.tsv").write_text("en\tfr\n" + "a\tb\n" * 40)
+    words = [sys.executable, str(tmp_path / "home"), str(tmp_path), *FLAGS]
+    (tmp_path / "home").mkdir()
+    done = subprocess.run(
+        [*PRIVATE_MOUNTS, READ_ONLY, "bash", *words],
+        cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("mtloop: error: ")]
+    assert line.startswith("mtloop: error: HF_DATASETS_CACHE: cannot write rows") and str(tmp_path / "home") in line
+    assert (tmp_path / "report").read_text() and (tmp_path / "translation").exists()

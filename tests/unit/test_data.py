@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
 import json
@@ -26,7 +27,7 @@ from mtloop.config.inputs import DataConfig
 from mtloop.data.files import InputFile
 from mtloop.data.load import Corpus, describe, load_corpus
 from mtloop.data.readers import Records
-from mtloop.errors import UserError
+from mtloop.errors import RunFailed, UserError
 
 ROOT = Path(__file__).parents[2]
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -897,3 +898,36 @@ def test_load_corpus_reads_real_catalogues_unchanged(name: str, languages: tuple
         if source.strip() and target.strip():
             assert loaded.pop(index) == (source, target)
     assert not loaded and odd
+
+
+def test_cached_rows_are_read_in_a_cache_that_is_read_only(monkeypatch):
+    name = write("lines.jsonl", json_lines([*TRANSLATIONS, {"translation": {"en": "", "fr": ""}}]))
+    fields = {"validation_split": 0.5, "max_train_samples": 2}
+    before = load(name, **fields)
+
+    def refuse(path, *arguments, **named):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("mtloop.data.rows._FileLock", refuse)
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)  # what datasets writes with
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    after = load(name, **fields)
+    assert after.report == before.report and before.report["counts"]["train"]["dropped"]
+    for split in ("train", "valid"):
+        rows, expected = getattr(after, split), getattr(before, split)
+        assert texts(rows) == texts(expected) and rows._fingerprint == expected._fingerprint
+    with pytest.raises(
+        RunFailed, match="^HF_DATASETS_CACHE: cannot write .* Read-only file system.*HF_HOME to another"
+    ):
+        load(name, max_train_samples=None, validation_split=0.25)
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    name = write("lines.jsonl", json_lines(TRANSLATIONS))
+    folder = Path(write("file", b"")).absolute() / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    for fields in ({"train_file": [name]}, {"dataset_name": "demo"}, {"dataset_name": str(tmp_path)}):
+        with pytest.raises(
+            RunFailed, match=f"^HF_DATASETS_CACHE: cannot write rows to .*, {folder} \\(.*Not a directory"
+        ):
+            load(**fields)

@@ -663,6 +663,13 @@ def encode(rows, tokenizer, **changes):
     return encode_rows(rows, tokenizer, **settings)
 
 
+def test_a_cache_that_cannot_be_written_is_named(marian_tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(RunFailed, match=f"^HF_DATASETS_CACHE: cannot write rows to .*{tmp_path}/file/cache .*HF_HOME"):
+        encode(make_rows(30), marian_tokenizer)
+
+
 def check_against_the_plain_tokenizer(rows, tokenizer, encoded, prefix=""):
     num_long_sources = num_long_targets = 0
     for i, row in enumerate(rows):
