@@ -27,7 +27,7 @@ from mtloop.config.settings import GROUPS
 from mtloop.evaluation.metrics import DEFAULT_METRICS, METRICS, Metric
 from mtloop.hub.parts import STATUS_NOT_PUSHED
 from mtloop.model.families import FAMILIES, Family
-from mtloop.run_folder import RUN_FILES
+from mtloop.run_files import RUN_FILES
 
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """\

@@ -123,17 +123,21 @@ def described(error: BaseException) -> str:
     return line if isinstance(error, (OSError, ValueError, ImportError)) or line == kind else f"{kind}: {line}"
 
 
-def visible(text: str) -> str:
+def visible(text: str, *, kept: str = "") -> str:
     """Return a text with every character that a reader does not see escaped, as Python writes it.
 
     Two texts that differ look different: a no-break space is `\\xa0`, a zero-width space `\\u200b`, and an accent that
     could be one character with its letter `\\u0301`.
+
+    Args:
+        text: Any text.
+        kept: Characters that are not escaped.
     """
     shown = []
     for before, char in zip(["", *text], text, strict=False):
         # A letter and its accent have the glyph of their composition.
         is_hidden = not char.isascii() and len(unicodedata.normalize("NFC", before + char)) == len(before)
-        is_seen = char.isprintable() and char not in _BLANKS and not is_hidden
+        is_seen = char in kept or (char.isprintable() and char not in _BLANKS and not is_hidden)
         shown.append(char if is_seen else ascii(char)[1:-1])
     return "".join(shown)
 

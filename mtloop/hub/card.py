@@ -66,11 +66,6 @@ class Facts:
         return config
 
     @cached_property
-    def data(self) -> dict[str, Any]:
-        """Return data.json."""
-        return self.folder.data_report
-
-    @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """Return metrics.jsonl up to the part's step."""
         return lines_until(self.folder, self.part)

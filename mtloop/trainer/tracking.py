@@ -231,5 +231,5 @@ def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _one_line(text: str) -> str:
     """Show a text on one line of the terminal."""
-    line = visible(text)
+    line = visible(text, kept="\xa0\u202f")  # in French before every colon
     return line if len(line) <= 160 else line[:157] + "..."

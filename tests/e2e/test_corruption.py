@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.support.corruption import WAYS, corrupt, files_in
 from tests.support.hub_server import WRITE_TOKEN, HubServer
 from tests.support.launch import PROJECT, PYTHON, environment, run
-from tests.support.mutation import mutated
+from tests.support.mutations import of_named
 
 TEXTS = "the small dog sleeps\nthe old man reads a book\n"
 STEP, EARLIER = 8, 4
@@ -182,7 +182,7 @@ def test_mutated_file_of_the_run(whole, tmp_path, seeds):
         run_folder = tmp_path / str(seed)
         shutil.copytree(whole, run_folder, symlinks=True)
         file = run_folder / names[seed % len(names)]
-        file.write_bytes(mutated(file.read_bytes(), choice))
+        file.write_bytes(of_named(choice, file.name, file.read_bytes()))
         if seed % 2:  # an unfinished run
             shutil.rmtree(run_folder / "final")
         done = train(run_folder)

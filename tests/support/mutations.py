@@ -225,3 +225,9 @@ def of_safetensors(chance: random.Random, content: bytes) -> bytes:
         data = data[:start] + values * ((end - start) // 4) + data[end:]
     text = json.dumps(header).encode("utf-8", "surrogatepass")
     return len(text).to_bytes(8, "little") + text + data
+
+
+def of_named(chance: random.Random, name: str, content: bytes) -> bytes:
+    """Change the content of a file as its name says: JSON, JSON lines or YAML."""
+    changes = {"json": of_json_text, "jsonl": of_json_lines, "yaml": of_yaml}
+    return changes.get(name.rpartition(".")[2], of_bytes)(chance, content)

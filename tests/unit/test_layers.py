@@ -12,7 +12,7 @@ FLOORS = (
     ("errors", "atomic", "languages", "tables"),
     ("config", "batching", "runtime"),
     ("data", "model", "tokenization", "generation"),
-    ("evaluation", "metrics_log", "run_folder", "checkpoint", "hub"),
+    ("evaluation", "metrics_log", "run_files", "run_folder", "checkpoint", "hub"),
     ("translate",),
     ("trainer",),
     ("corpus_report", "selfcheck"),

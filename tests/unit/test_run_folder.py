@@ -13,7 +13,8 @@ import pytest
 from mtloop.atomic import new_folder, read_json, write_json, write_text
 from mtloop.config.parse import parse_config
 from mtloop.errors import FieldError, RunFailed, UserError
-from mtloop.run_folder import RUN_FILES, RunFolder
+from mtloop.run_files import RUN_FILES
+from mtloop.run_folder import RunFolder
 from tests.support.forked import python_forked
 
 FLAGS = ["--train_file", "pairs.jsonl", "--source_lang", "en", "--target_lang", "fr", "--model_name_or_path", "m"]

@@ -7,7 +7,7 @@ import pytest
 
 from mtloop.cli.main import main
 from tests.support.hub_runs import make_run
-from tests.support.mutation import mutated
+from tests.support.mutations import of_named
 
 COMMANDS = (
     ("checkpoint", "list"), ("checkpoint", "verify"), ("checkpoint", "prune"), ("push", "--show_card"),
@@ -54,7 +54,7 @@ def test_mutated_file(whole, tmp_path, seeds, capsys):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(whole, tmp_path / "run")
         file = tmp_path / "run" / name
-        file.write_bytes(mutated(file.read_bytes(), choice))
+        file.write_bytes(of_named(choice, file.name, file.read_bytes()))
         action, *flags = choice.choice(COMMANDS)
         words = [action, *flags[:1], tmp_path / "run"] if action == "checkpoint" else [action, tmp_path / "run", *flags]
         try:

@@ -6,6 +6,7 @@ The comparison on a test set reports identical outputs, BLEU, chrF and sentences
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mtloop.atomic import hold, partial_name, publish, sweep_partials, sync_tree
 from mtloop.checkpoint.listing import final_record, model_folder
+from mtloop.checkpoint.manifest import CorruptCheckpoint
 from mtloop.cli.flags import (
     add_model_flags,
     add_test_set_flags,
@@ -30,7 +32,7 @@ from mtloop.evaluation.metrics import Metric, metrics_of
 from mtloop.evaluation.selection import choose_metrics
 from mtloop.evaluation.significance import recorded_text
 from mtloop.generation import RECORD_NAME
-from mtloop.run_folder import run_above, stored_config
+from mtloop.run_folder import run_above, step_named, stored_config
 from mtloop.tables import aligned
 
 if TYPE_CHECKING:
@@ -246,6 +248,7 @@ def _origin(folder: Path) -> tuple[str | None, int | None]:
     run = run_above(folder)
     if run is None:
         return None, None
-    record, number = run.run_record, folder.name.removeprefix("step_")
-    step = int(number) if number.isdigit() else final_record(run).get("step")
-    return record["run_id"] or None, step
+    step = step_named(folder.name)
+    with contextlib.suppress(CorruptCheckpoint):
+        step = final_record(run).get("step") if step is None else step
+    return run.run_record["run_id"] or None, step
