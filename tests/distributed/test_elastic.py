@@ -33,6 +33,7 @@ def train(tmp_path, name, *segments):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
+@pytest.mark.full
 def test_from_two_processes_to_one_to_three_in_the_middle_of_an_epoch(tmp_path):
     straight = train(tmp_path, "straight", (2, 0))
     elastic = train(tmp_path, "elastic", (2, 20), (1, 40), (3, 0))

@@ -113,10 +113,11 @@ def test_a_mistake_is_printed_once_by_a_process_that_makes_it(tmp_path, who):
     ("fault", "flags", "message"),
     [
         ("loader", [], "a loader worker died, possibly for lack of memory (DataLoader worker (pid"),
-        (
+        pytest.param(
             "loader_stops",
             ["--process_timeout", "3"],
             "a loader worker did not answer within --process_timeout (DataLoader worker did not answer within 3.0 s)",
+            marks=pytest.mark.full,
         ),
     ],
 )

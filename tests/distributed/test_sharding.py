@@ -174,6 +174,7 @@ def test_a_sharded_run_that_is_resumed_is_bitwise_the_one_that_was_not(tmp_path)
         assert entry["exp_avg"].ndim and type(entry["exp_avg"]) is torch.Tensor  # whole, and plain
 
 
+@pytest.mark.full
 def test_an_adapter_is_trained_beside_a_sharded_model(model_path, pairs_path, tmp_path):
     """Saved by two sharded ranks, resumed by one: merged model and adapter are those of a run on one process."""
     flags = [

@@ -56,7 +56,7 @@ def test_updates_are_the_same_on_any_processes_and_micro_batches(alone, tmp_path
 
 
 @pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.full), 2])
-@pytest.mark.parametrize(("pad_to", "max_shapes"), [("buckets", 8), ("fixed", 1)])
+@pytest.mark.parametrize(("pad_to", "max_shapes"), [("buckets", 8), pytest.param("fixed", 1, marks=pytest.mark.full)])
 def test_padding_to_few_shapes_changes_no_update(alone, tmp_path, num_processes, pad_to, max_shapes):
     flags = ["--pad_to", pad_to, "--max_tokens_per_micro_batch", 600]
     found = train_updates(tmp_path, num_processes, *flags)

@@ -60,6 +60,7 @@ def test_kde4_is_resumed_from_opus_after_the_hub_failed(hub, tmp_path):
     assert not any("source of train" in line for change in record["changes"] for line in change["changed"])
 
 
+@pytest.mark.full
 def test_unavailable_kde4_is_reported_in_one_line(hub, tmp_path):
     del hub.repos[KDE4].branches[PARQUET_BRANCH]
     hub.archives.clear()

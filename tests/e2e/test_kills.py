@@ -42,7 +42,7 @@ def kill_at_some_moment(life, rng, *, is_aimed):
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(("num_processes", "num_kills"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("num_processes", "num_kills"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.full)])
 def test_killed_at_any_instant_the_run_goes_on(tmp_path, is_full, num_processes, num_kills):
     num_kills = 50 if is_full else num_kills
     num_epochs = 20 if is_full else 2

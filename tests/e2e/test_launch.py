@@ -17,7 +17,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("module", ["mtloop", "train"])
+@pytest.mark.parametrize("module", ["mtloop", pytest.param("train", marks=pytest.mark.full)])
 def test_a_notebook_never_has_its_own_arguments_read(tmp_path, module):
     """As in IPython: the program's argv is the kernel's; main comes from the package or from train.py."""
     flags = {
@@ -97,7 +97,10 @@ def test_every_launch_file_is_started_or_refused():
     assert names == set(WITHOUT_ACCELERATOR) | REFUSED
 
 
-@pytest.mark.parametrize("name", WITHOUT_ACCELERATOR)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.full if name == "multi_node" else []) for name in WITHOUT_ACCELERATOR],
+)
 def test_a_launch_file_runs_on_the_cpu_and_says_if_it_asks_for_more(tmp_path, name):
     import torch
 

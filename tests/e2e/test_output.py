@@ -43,7 +43,7 @@ def arabic_path(tmp_path_factory):
     ("redirection", "extra"),
     [
         ("", {"PYTHONIOENCODING": "ascii"}),
-        ("<&- >&- 2>&-", {}),
+        pytest.param("<&- >&- 2>&-", {}, marks=pytest.mark.full),
         pytest.param("", {"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.full),
         pytest.param("", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, marks=pytest.mark.full),
         pytest.param(">/dev/full", {}, marks=pytest.mark.full),
@@ -84,7 +84,12 @@ def test_corpus_prints_or_ends_quietly(arabic_path, redirection, status):
     [
         (">/dev/full", 2, "-o (standard output): cannot be written (No space left on device). Give another place.\n"),
         (">&-", 2, "-o: missing, and standard output is closed. Give -o OUT.\n"),
-        ("<&-", 2, "FILE: standard input is closed (got -). Name a file, or open standard input.\n"),
+        pytest.param(
+            "<&-",
+            2,
+            "FILE: standard input is closed (got -). Name a file, or open standard input.\n",
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_translations_are_not_lost_in_silence(demo_run, redirection, status, line):

@@ -129,6 +129,7 @@ def test_merged_weights_give_the_logits_of_the_adapted_model(tiny_configs, tmp_p
         assert torch.equal(weight, again.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_save_adapter_records_the_base_without_its_path(tiny_configs, tmp_path):
     local = tmp_path / "secret" / "opus"
     local.mkdir(parents=True)

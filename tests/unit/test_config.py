@@ -672,7 +672,11 @@ def test_list_flag_replaces_a_yaml_list(tmp_path):
         ("lr_scheduler_kwargs: {power: !!int x}\n", "mine.yaml:1: lr_scheduler_kwargs: invalid YAML"),
         ("lr_scheduler_kwargs: {power: !x 1}\n", "mine.yaml:1: lr_scheduler_kwargs: invalid YAML"),
         ("lr_scheduler_kwargs: {2020-02-02: 1}\n", "mine.yaml:1: lr_scheduler_kwargs: invalid YAML"),
-        ("seed: " + "[" * 1_000 + "]" * 1_000, "mine.yaml:1: nested too deeply. Write one `name: value` per line."),
+        pytest.param(
+            "seed: " + "[" * 1_000 + "]" * 1_000,
+            "mine.yaml:1: nested too deeply. Write one `name: value` per line.",
+            marks=pytest.mark.slow,
+        ),
         ("seed:\n" + "\n".join(" " * n + "a:" for n in range(1, 1_000)), ": nested too deeply."),
     ],
 )

@@ -80,6 +80,7 @@ def report_of(run_command, tmp_path):
 LANGUAGES = ("--source_lang", "en", "--target_lang", "fr")
 
 
+@pytest.mark.slow
 def test_findings_are_counted_with_examples(report_of, files):
     train, valid = files
     report, out = report_of(train, "--validation_file", valid, *LANGUAGES)

@@ -165,6 +165,7 @@ def test_doubtful_quotes_of_tables_are_counted() -> None:
     assert texts(load("q.tsv", quoting="csv", delimiter="tab").train) == [('a "b"', "c")]
 
 
+@pytest.mark.slow
 def test_table_without_header_and_with_other_delimiter() -> None:
     columns = {"source_column": "2", "target_column": "4"}
     write("t.tsv", b"1276\tLet's try.\t77\tEssayons.\n1277\tOh!\t78\tEh !\n")  # as Tatoeba exports pairs
@@ -178,6 +179,7 @@ def test_table_without_header_and_with_other_delimiter() -> None:
     assert texts(load(write("p.tsv", b"en|fr\na\tb|c\n"), delimiter="|").train) == [("a\tb", "c")]
 
 
+@pytest.mark.slow
 def test_csv_reads_fields_of_any_length() -> None:
     text = "a " * 100_000  # the csv module allows 131,072 characters
     for name, content in (("t.csv", f"en,fr\n{text},b\n"), ("t.tsv", f"en\tfr\n{text}\tb\n")):
@@ -261,6 +263,7 @@ def test_unsupported_formats_are_refused_by_name(ending: str) -> None:
     assert error_of("t.csv", test_file=[name]).startswith("--test_file: ")
 
 
+@pytest.mark.slow
 def test_ending_of_a_language_is_plain_text() -> None:
     write("t.en", b"a\nb\n")
     write("t.ts", b"c\nd\n")  # Tsonga, or of Qt
@@ -457,6 +460,7 @@ def test_load_corpus_refuses_split_without_rows() -> None:
     assert expected in error_of("t.jsonl")
 
 
+@pytest.mark.slow
 def test_json_values_across_chunk_boundaries() -> None:
     # 65,536 bytes are read at a time: about 3 rows of 150 kB need several reads each, 2,000 small ones a part of one;
     # three-byte characters at every offset fall across the boundaries.
@@ -665,6 +669,7 @@ def test_load_corpus_private_memory_is_constant(cache: Path) -> None:
     assert growth[1] - growth[0] < 60, growth
 
 
+@pytest.mark.slow
 def test_fingerprint_depends_on_content_only() -> None:
     write("t.jsonl", json_lines(make_rows(40)))
     write("elsewhere/u.jsonl", json_lines(make_rows(40)))

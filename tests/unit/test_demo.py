@@ -144,6 +144,7 @@ def test_demo_pairs_lengths():
     assert 8 <= lengths[len(lengths) // 2] <= 12
 
 
+@pytest.mark.slow
 def test_draw_pair_has_one_translation_per_source(is_full):
     # beyond the corpus: the grammar itself must be a function, not just this sample of it
     translations = dict(all_pairs())

@@ -376,9 +376,7 @@ def test_export_ignores_the_length_ratio_of_the_run(run_command, model_path, row
 @pytest.mark.slow
 def test_open_engine_refuses_a_corrupt_export_in_one_line(export, runtime):
     (export / "tokenizer" / "config.json").write_text("{}")
-    with pytest.raises(
-        UserError, match="^--model .*export: tokenizer/config.json cannot be read .*Export the model again"
-    ):
+    with pytest.raises(UserError, match="^--model .*export: tokenizer/config.json is corrupt .*Export the model again"):
         Translator(str(export), runtime=runtime)
 
 

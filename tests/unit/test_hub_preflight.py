@@ -90,6 +90,7 @@ def named(name):
     return {"hub_model_id": name} if name else {}
 
 
+@pytest.mark.slow
 def test_check_hub_names_repository_and_refuses_tokens(server, drive):
     cases = [
         (WRITE_TOKEN, None, "/runs/en-fr/"),

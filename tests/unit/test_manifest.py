@@ -34,7 +34,7 @@ def places(run_folder):
     return {"checkpoint": run_folder.checkpoints_dir / "step_30", "final": run_folder.final_dir}
 
 
-@pytest.mark.parametrize("place", ["checkpoint", "final"])
+@pytest.mark.parametrize("place", [pytest.param("checkpoint", marks=pytest.mark.slow), "final"])
 def test_open_folder_refuses_every_corrupt_file(run_folder, place):
     folder = places(run_folder)[place]
     whole, undisturbed = folder.with_name("whole"), hashes(folder)

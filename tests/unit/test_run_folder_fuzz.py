@@ -40,11 +40,11 @@ def run_quietly(words, capsys):
 @pytest.mark.parametrize(
     "seeds",
     [
-        range(20),
-        pytest.param(range(20, 60), marks=pytest.mark.slow),
+        range(10),
+        pytest.param(range(10, 60), marks=pytest.mark.slow),
         pytest.param(range(60, 460), marks=pytest.mark.full),
     ],
-    ids=["20", "40", "400"],
+    ids=["10", "50", "400"],
 )
 def test_mutated_file(whole, tmp_path, seeds, capsys):
     names = files_of(whole)

@@ -146,7 +146,7 @@ def test_load_bleu_says_that_a_tokenizer_is_downloaded(monkeypatch, error):
 @pytest.mark.parametrize(
     ("references", "language", "tokenizer", "is_warned"),
     [
-        (["ฉันรักภาษาไทย", "ภาษาไทย"], None, None, True),  # the language is unknown
+        (["ฉันรักภาษาไทย", "ภาษาไทย"], None, None, False),  # the script of the references decides
         (["ฉันรักภาษาไทย", "ภาษาไทย"], "th", None, False),
         (["ฉันรักภาษาไทย", "ภาษาไทย"], "th", "13a", True),
         (["ฉันรักภาษาไทย", "ภาษาไทย"], None, "char", False),

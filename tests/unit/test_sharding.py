@@ -120,6 +120,7 @@ def test_layers_are_given_up_after_the_forward_as_asked(one_rank, family_dir, re
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_bf16_is_of_the_forward_alone(one_rank, family_dir):
     model = shard_all(load(family_dir("marian")), is_bf16=True)
     seen = []

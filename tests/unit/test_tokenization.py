@@ -690,6 +690,7 @@ def check_against_the_plain_tokenizer(rows, tokenizer, encoded, prefix=""):
 
 @pytest.mark.parametrize("family", ["marian", "t5"])
 @pytest.mark.parametrize("prefix", ["show: ", pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_encode_rows_equals_the_tokenizer(request, family, prefix):
     tokenizer = request.getfixturevalue(family)
     rows = make_rows()

@@ -140,7 +140,7 @@ def test_a_row_without_an_update_before_it_has_dashes(tracker, capsys):
 
 def test_a_sample_stays_on_its_line():
     assert _one_line("a\nb\tc\x1b[31m") == r"a\nb\tc\x1b[31m"
-    assert _one_line("10\xa0%") == r"10\xa0%"  # a hypothesis with a plain space is another
+    assert _one_line("10\xa0%") == "10\xa0%" and _one_line("a\u200bb") == r"a\u200bb"
     assert _one_line("x" * 161) == "x" * 157 + "..." and len(_one_line("x" * 160)) == 160
 
 
