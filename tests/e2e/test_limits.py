@@ -1,8 +1,10 @@
 """Runs on a system that refuses room, files, processes or memory: one line, or they do with what there is."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +14,10 @@ pytestmark = pytest.mark.e2e
 
 FLAGS = [
     "demo", "--max_train_samples", "300", "--max_eval_samples", "20", "--vocab_size", "320", "--num_beams", "1",
-    "--val_max_target_length", "12", "--mixed_precision", "no", "--cpu_threads", "1", "--max_train_steps", "4",
-    "--save_steps", "2", "--process_timeout", "20",
+    "--val_max_target_length", "12", "--mixed_precision", "no", "--max_train_steps", "4", "--save_steps", "2",
+    "--process_timeout", "20",
 ]  # fmt: skip
+ONE_THREAD = ("--cpu_threads", "1")
 PRIVATE_MOUNTS = ["unshare", "--mount", "bash", "-c"]
 
 
@@ -24,9 +27,9 @@ def mounts_or_skip():
         pytest.skip("no mounts for this user")
 
 
-def train(folder, before, *flags, mounts=False):
+def train(folder, before, *flags, mounts=False, threads=ONE_THREAD):
     """Train in a shell after some commands; return its status, its error lines and status.json."""
-    words = [sys.executable, "train.py", *FLAGS, *flags, "--output_dir", folder]
+    words = [sys.executable, "train.py", *FLAGS, *threads, *flags, "--output_dir", folder]
     shell = PRIVATE_MOUNTS if mounts else ["bash", "-c"]
     done = subprocess.run(
         [*shell, f'{before} && exec "$@"', "bash", *map(str, words)],
@@ -117,3 +120,24 @@ def test_a_cache_that_is_read_only_and_has_everything(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("mtloop: error: ")]
     assert line.startswith("mtloop: error: HF_DATASETS_CACHE: cannot write rows") and str(tmp_path / "home") in line
     assert (tmp_path / "report").read_text() and (tmp_path / "translation").exists()
+
+
+@pytest.mark.full
+def test_cpu_quota_of_one_bounds_the_threads(tmp_path):
+    group = Path("/sys/fs/cgroup/cpu" if Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() else "/sys/fs/cgroup")
+    group /= f"mtloop-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control groups for this user ({error})")
+    try:
+        name, value = ("cpu.max", "100000 100000") if (group / "cpu.max").exists() else ("cpu.cfs_quota_us", "100000")
+        if not (group / name).exists():
+            pytest.skip("no quotas of CPU here")
+        (group / name).write_text(value)
+        found, errors, status = train(tmp_path / "run", f"echo $$ > {group}/cgroup.procs", threads=())
+    finally:
+        group.rmdir()
+    assert (found, errors, status["status"]) == (0, [], "finished")
+    manifest = json.loads((tmp_path / "run" / "checkpoints" / "step_4" / "training" / "manifest.json").read_text())
+    assert manifest["num_threads"] == 1
