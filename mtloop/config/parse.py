@@ -322,4 +322,4 @@ def _entry(key: object, value: Any) -> Entry:
 
 
 def _print_warning(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)
+    print(f"mtloop: warning: {line}", file=sys.stderr)

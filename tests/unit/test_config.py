@@ -573,7 +573,7 @@ def test_foreign_switch_does_not_take_the_recipe():
 def test_warnings_are_printed_to_stderr_by_default(capsys):
     parse_config(["--do_train"])
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("warning: --do_train is ignored")
+    assert out == "" and err.startswith("mtloop: warning: --do_train is ignored")
 
 
 @pytest.mark.parametrize(
