@@ -178,22 +178,23 @@ def open_folder(name: str, *, no_verify: bool = False) -> str:
             "as it is."
         ) from error
     unlisted = unlisted_files(folder, record)
-    if not unlisted:
-        return str(folder)
+    return str(_linked(folder, record, unlisted) if unlisted else folder)
+
+
+# By folder and hash of its manifest; removed when the process ends.
+_views: dict[tuple[Path, str], tempfile.TemporaryDirectory[str]] = {}
+
+
+def _linked(folder: Path, record: dict[str, Any], unlisted: list[str]) -> Path:
+    """Return a temporary folder of links to the files of a checkpoint that its manifest lists; name the others once."""
+    key = (folder, record["sha256"])
+    if key in _views:
+        return Path(_views[key].name) / folder.name
     if os.environ.get("RANK", "0") == "0":
         names = ", ".join(unlisted[:3]) + (f" and {len(unlisted) - 3} more" if len(unlisted) > 3 else "")
         print(f"mtloop: warning: {folder}: ignored, not listed in its manifest: {names}", file=sys.stderr)
-    return str(_linked(folder, record))
-
-
-# Removed when the process ends.
-_views: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def _linked(folder: Path, record: dict[str, Any]) -> Path:
-    """Return a temporary folder of links to the files of a checkpoint that its manifest lists."""
-    _views.append(tempfile.TemporaryDirectory(prefix="mtloop-"))
-    view = Path(_views[-1].name) / folder.name
+    _views[key] = tempfile.TemporaryDirectory(prefix="mtloop-")
+    view = Path(_views[key].name) / folder.name
     for name in (*record["files"], manifest_path(folder).relative_to(folder).as_posix()):
         (view / name).parent.mkdir(parents=True, exist_ok=True)
         (view / name).symlink_to((folder / name).resolve())

@@ -11,20 +11,22 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtloop.atomic import read_json, write_json
+from mtloop.atomic import Shape, problem_of, read_json, write_json
 from mtloop.errors import RunFailed, UserError, first_line
+from mtloop.run_folder import step_named
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "training/manifest.json"  # of a checkpoint
 FINAL_MANIFEST_NAME = "mtloop_manifest.json"  # of final/, which has no training/
 CHUNK_BYTES = 2**20
-COUNTERS = ("step", "epoch", "cursor")
+SHAPE: Shape = {
+    "step?": int, "epoch?": int, "cursor?": int, "files": {str: {"size": int, "sha256": str}},
+}  # fmt: skip
 # A file that is younger may change again without another time stamp.
 SETTLED_S = 2.0
 MAX_REMEMBERED = 10_000
@@ -86,11 +88,11 @@ def manifest_path(folder: Path) -> Path:
 
 def is_checkpoint(folder: Path) -> bool:
     """Return True for a checkpoint, also for one that has lost files; False for final/ and other model folders."""
-    return (folder / "training").is_dir() or (folder.parent.name == "checkpoints" and _is_numbered(folder))
+    return (folder / "training").is_dir() or _is_of_run(folder)
 
 
-def _is_numbered(folder: Path) -> bool:
-    return re.fullmatch(r"step_\d+", folder.name) is not None
+def _is_of_run(folder: Path) -> bool:
+    return folder.parent.name == "checkpoints" and step_named(folder.name) is not None
 
 
 def write_manifest(checkpoint: Path, record: dict[str, Any]) -> None:
@@ -143,20 +145,12 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 def _problem_of(record: dict[str, Any], checkpoint: Path) -> str:
     """Return what makes a manifest invalid that is as it was written, such as a path outside of its folder."""
-    for name in COUNTERS:
-        if name in record and (not isinstance(record[name], int) or record[name] < 0):
-            return f"{name}: expected a whole number of at least 0 (got {record[name]!r})"
-    is_of_run = checkpoint.parent.name == "checkpoints" and _is_numbered(checkpoint)
-    if is_of_run and checkpoint.name != f"step_{record.get('step')}":
+    if problem := problem_of(record, SHAPE):
+        return problem
+    if _is_of_run(checkpoint) and checkpoint.name != f"step_{record.get('step')}":
         return f"of step {record.get('step')}, not of {checkpoint.name}"
-    if not isinstance(files := record.get("files"), dict):
-        return "files: expected the entries of files"
-    for name, entry in files.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            return f"files: {name!r} is outside of the folder"
-        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) or "sha256" not in entry:
-            return f"files: {name} has no size and sha256"
-    return ""
+    outside = [name for name in record["files"] if Path(name).is_absolute() or ".." in Path(name).parts]
+    return f"files: {outside[0]!r} is outside of the folder" if outside else ""
 
 
 def find_manifest(checkpoint: Path) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class Selfcheck:
 
     @property
     def unproven(self) -> list[str]:
-        """What the comparison cannot show here."""
+        """Return what the comparison cannot prove on this launch."""
         everyone, unproven = self.results["all"], []
         if everyone["num_ranks"] == 1:
             unproven.append("that several processes give the same (the launch started one: give --config_file)")

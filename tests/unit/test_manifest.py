@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def test_open_folder_leaves_out_what_the_manifest_does_not_list(run_folder, plac
     err = capsys.readouterr().err
     assert err.startswith(f"mtloop: warning: {folder}: ignored, not listed in its manifest: adapter_config.json, ")
     assert err.count("\n") == 1
+    assert open_folder(str(folder)) == opened and not capsys.readouterr().err  # as for the tokenizer and the model
     copy_listed(folder, folder.with_name("copy"), left_out=("training",))
     own = (MANIFEST_NAME, FINAL_MANIFEST_NAME)
     listed = {name for name in undisturbed if name not in own and not name.startswith("training/")}
@@ -100,10 +102,11 @@ def test_final_corruption(run_folder):
     [
         ({"step": -1}, "step: expected a whole number of at least 0"),
         ({"cursor": "3"}, "cursor: expected a whole number of at least 0"),
-        ({"files": []}, "files: expected the entries of files"),
+        ({"files": []}, r"files: expected an object \(got \[\]\)"),
         ({"files": {"../other": {"size": 1, "sha256": ""}}}, "'../other' is outside of the folder"),
         ({"files": {"/etc/passwd": {"size": 1, "sha256": ""}}}, "'/etc/passwd' is outside of the folder"),
-        ({"files": {"config.json": 3}}, "config.json has no size and sha256"),
+        ({"files": {"config.json": 3}}, r"files.config.json: expected an object \(got 3\)"),
+        ({"files": {"config.json": {"size": 1}}}, "files.config.json.sha256 is missing"),
         ({"step": 20}, "of step 20, not of step_30"),
     ],
 )
@@ -112,7 +115,7 @@ def test_read_manifest_refuses_forged_ones(run_folder, change, reason):
     write_manifest(folder, {**read_manifest(folder), **change})  # with the right hash
     with pytest.raises(CorruptCheckpoint, match=reason):
         read_manifest(folder)
-    assert reason in find_corruption(folder)
+    assert re.search(reason, find_corruption(folder))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "3", "null", '{"sha256": 1e999}', '{"files": {}}', "\x00", "\ud800"])
