@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mtloop.checkpoint.averaging import publish_average, publish_final
@@ -13,9 +14,10 @@ from mtloop.errors import UserError
 from mtloop.runtime.failures import is_out_of_memory
 from mtloop.runtime.signals import Interrupted
 from mtloop.trainer.calibration import choose_micro_batches, choose_precision
+from mtloop.trainer.curves import draw_curves
 from mtloop.trainer.pushing import push_final, push_of_epoch, queue_earlier
 from mtloop.trainer.recovery import lower_limit_of_next_start, report_nonfinite
-from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, show_samples, together
+from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, show_samples
 from mtloop.trainer.resume import restore
 from mtloop.trainer.run import Run
 from mtloop.trainer.step import train_step
@@ -61,11 +63,11 @@ def session(run: Run) -> Iterator[None]:
         yield
         run.checkpointer.finish()
     except UserError:  # on every rank: a metric of the user's failed. The evaluation is repeated after a resume
-        run.tracker.close_bar()
+        run.display.close()
         save_unless_saved(run)
         raise
     except Interrupted as stop:  # on every rank; the evaluation is repeated after a resume
-        run.tracker.close_bar()
+        run.display.close()
         run.stop_signal = stop.number
         save_unless_saved(run)
     except RuntimeError as error:
@@ -96,7 +98,7 @@ def finish(run: Run) -> None:
         load_weights(run.model, source)
         evaluate_on(run, run.test)
         show_samples(run)
-    together(run, run.tracker.draw_curves)
+    run.runtime.on_main(partial(draw_curves, run.folder))
     push_final(run)
 
 

@@ -40,7 +40,7 @@ def count(run: Run, update: Update, stats: UpdateStats) -> None:
     run.state.advance(target_tokens=stats.target_tokens, updates_in_epoch=update.updates_in_epoch, time_s=seconds)
     run.seconds_since_log += seconds
     run.tokens_since_log += stats.target_tokens
-    run.tracker.advance()
+    run.display.advance()
 
 
 def log(run: Run, stats: UpdateStats) -> None:
@@ -61,6 +61,7 @@ def log(run: Run, stats: UpdateStats) -> None:
 
     def write() -> None:
         run.checkpointer.check()
+        run.display.update(record)
         run.tracker.log_update(record)
 
     together(run, write)
@@ -122,7 +123,8 @@ def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
     record |= {**report.metrics(), **significance(run, data, rows, report)}
     pairs = [part.name for part in data.parts for _ in range(part.rows.start, part.rows.stop)]
     run.tracker.write_hypotheses(step, rows, report.hypotheses, name=data.name, pairs=pairs)
-    run.tracker.log_evaluation(data.name, record, epoch=epoch_of(run), pairs=list(report.pair_scores))
+    run.tracker.log_evaluation(data.name, record)
+    run.display.evaluation(data.name, record, epoch=epoch_of(run), pairs=list(report.pair_scores))
     chosen = choose_samples(len(rows), seed=run.config.hardware.seed)
     run.samples = [(rows[i][1], rows[i][2], report.hypotheses[i]) for i in chosen]
 
@@ -131,7 +133,7 @@ def show_samples(run: Run) -> None:
     """Print the samples of the evaluation just made, after its checkpoint: an output that blocks must not delay it."""
     samples, run.samples = run.samples, None
     if samples is not None:
-        run.tracker.print_samples(samples)
+        run.display.samples(samples)
 
 
 def significance(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]], report: Report) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from mtloop.evaluation.metrics import DEFAULT_METRICS, Counted, Metric
 from mtloop.hub.publisher import Publisher
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
+from mtloop.trainer.display import Display
 from mtloop.trainer.tracking import Stopwatch, Tracker
 
 
@@ -86,6 +87,7 @@ class Run:
     test: EvaluationSet | None
     checkpointer: Checkpointer
     tracker: Tracker
+    display: Display
     total_steps: int
     metrics: tuple[Metric, ...] = DEFAULT_METRICS
     publisher: Publisher | None = None
@@ -106,12 +108,12 @@ class Run:
     def updates(self) -> Iterator[Update]:
         """Yield the updates from the present one, until the run is done, out of patience or told to stop."""
         self.checkpointer.finish()  # loader processes are forked: its writing thread may hold locks
-        self.tracker.open_bar(self.state.step)
+        self.display.start(self.state.step)
         self.watch.skip()
         with contextlib.closing(self.loader.updates(epoch=self.state.epoch, cursor=self.state.cursor)) as updates:
             while not (self.is_done or self.is_out_of_patience or self.stop_signal):
                 yield next(updates)
-        self.tracker.close_bar()
+        self.display.close()
 
     def check_signals(self) -> int | None:
         """Return the signal that any rank got by this step, or during its save; the same on every rank. Collective."""

@@ -35,6 +35,7 @@ from mtloop.model.loading import build_model, layers_of, load_model
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.loading import remember_prefix, target_language_token
+from mtloop.trainer.display import Display
 from mtloop.trainer.report import check_eval_engine
 from mtloop.trainer.run import Run
 from mtloop.trainer.schedule import build_loader, build_optimizer, build_scheduler, describe_plan, resolve_steps
@@ -102,7 +103,6 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     if stored is None:
         runtime.on_main(lambda: folder.start_run(config, report))
     record = runtime.on_main(lambda: folder.run_record)
-    is_tracked = start_trackers(config, runtime)
     identity = identify(config, loader, report, record, base=base, hardware=runtime.describe())
     state = TrainState()
     unwrapped = runtime.accelerator.unwrap_model(wrapped_model)
@@ -131,7 +131,8 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
             num_epochs_kept=config.evaluation.average_last or 0,
             identity=identity,
         ),
-        tracker=Tracker(folder=folder, runtime=runtime, total_steps=total_steps, uses_trackers=is_tracked),
+        tracker=Tracker(folder=folder, runtime=runtime, uses_trackers=start_trackers(config, runtime)),
+        display=Display(runtime=runtime, total_steps=total_steps),
         total_steps=total_steps,
         metrics=metrics,
         state=state,

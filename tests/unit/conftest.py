@@ -13,8 +13,8 @@ import pytest
 @pytest.fixture(autouse=True)
 def no_curves(request, monkeypatch):
     """Leave curves.png out, except in a test that uses the fixture `curves`."""
-    if "mtloop.trainer.tracking" in sys.modules and "curves" not in request.fixturenames:
-        monkeypatch.setattr(sys.modules["mtloop.trainer.tracking"].Tracker, "draw_curves", lambda self: None)
+    if "mtloop.trainer.loop" in sys.modules and "curves" not in request.fixturenames:
+        monkeypatch.setattr(sys.modules["mtloop.trainer.loop"], "draw_curves", lambda folder: None)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from mtloop.evaluation.significance import resample
 from mtloop.evaluation.test_sets import TestSet, Verdict
 from mtloop.hub.card import write_card
 from mtloop.hub.parts import Target, epoch_part
+from mtloop.trainer.display import Display
 from mtloop.trainer.tracking import Tracker
 from tests.support.hub_runs import make_run
 from tests.support.scores import bleu_sums, counted, score
@@ -242,7 +243,8 @@ def test_registered_metric_is_shown_everywhere(first_word, runtime, tmp_path, ca
     assert report.best_score("first_word") == (record["first_word"], False) and "user_metrics" not in record
     folder = make_run(tmp_path, epochs=1)
     folder.metrics.path.write_text("")
-    Tracker(folder=folder, runtime=runtime, total_steps=10).log_evaluation("valid", record, epoch=1.0)
+    Tracker(folder=folder, runtime=runtime).log_evaluation("valid", record)
+    Display(runtime=runtime, total_steps=10).evaluation("valid", record, epoch=1.0)
     assert "First Word" in capsys.readouterr().out
 
     part = epoch_part(folder, folder.checkpoints_dir / "step_10")

@@ -559,7 +559,7 @@ def test_a_run_from_scratch_is_compared_with_nothing(new_run):
 @pytest.mark.slow
 def test_train_writes_results_before_printing_and_saves_before_samples(new_run, monkeypatch):
     run, events = new_run(max_train_steps=1, eval_on_start=True), []
-    save, print_row = run.checkpointer.save, run.tracker._print_row
+    save, print_row = run.checkpointer.save, run.display._print_row
 
     def saving(**how):
         events.append("save")
@@ -571,8 +571,8 @@ def test_train_writes_results_before_printing_and_saves_before_samples(new_run, 
         print_row(name, record, epoch=epoch)
 
     monkeypatch.setattr(run.checkpointer, "save", saving)
-    monkeypatch.setattr(run.tracker, "_print_row", printing)
-    monkeypatch.setattr(run.tracker, "print_samples", lambda samples: events.append("samples"))
+    monkeypatch.setattr(run.display, "_print_row", printing)
+    monkeypatch.setattr(run.display, "samples", lambda samples: events.append("samples"))
     train(run)
     assert events == ["row", "save", "samples"] * 2
 
