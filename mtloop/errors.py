@@ -8,6 +8,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,6 +85,34 @@ def is_shared(error: BaseException | None) -> bool:
 def rename_flag(error: UserError, flag: str) -> UserError:
     """Return the error of a loader with the flag of a command instead of --model_name_or_path of train.py."""
     return UserError(re.sub(r"(--tokenizer_name / )?--model_name_or_path|--model(?= )", flag, str(error)))
+
+
+def install_line(package: str, extra: str = "") -> str:
+    """Return the pip command that installs an optional package.
+
+    Args:
+        package: Its name on PyPI.
+        extra: The extra of mtloop that has it with its versions. It is named only where mtloop is installed: in a clone
+            pip would look for a package of this name elsewhere.
+    """
+    with contextlib.suppress(PackageNotFoundError):
+        if extra and version("mtloop"):
+            return f"pip install 'mtloop[{extra}]'"
+    return f"pip install {package}"
+
+
+def missing_package(flag: str, package: str, extra: str = "", *, error: BaseException | None = None) -> UserError:
+    """Return the error of a flag that needs an optional package; arguments as of install_line.
+
+    Args:
+        flag: The flag, or what else needs the package.
+        package: Its name on PyPI.
+        extra: The extra of mtloop that has it.
+        error: The error of the import: it is quoted where the package is there and cannot be imported.
+    """
+    is_broken = error is not None and not isinstance(error, ModuleNotFoundError)
+    reason = f" ({first_line(error)})" if error is not None and is_broken else ""
+    return UserError(f"{flag}: {package} is not installed{reason}. Run `{install_line(package, extra)}`.")
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from datasets import Dataset
 from transformers import AutoConfig
 
 from mtloop.atomic import Shape, json_text, read_record
-from mtloop.errors import UserError, described, refused
+from mtloop.errors import UserError, described, missing_package, refused
 from mtloop.generation import RECORD_NAME
 from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions, resolve_lengths, resolve_prefix
 from mtloop.generation.generate import Answer, Hypothesis, Planned, SearchOptions, gather_n_best, share_batches
@@ -140,7 +140,7 @@ def import_ctranslate2(flag: str) -> Any:
     try:
         import ctranslate2
     except ImportError as error:
-        raise UserError(f"{flag}: ctranslate2 is not installed ({error}). Run `pip install ctranslate2`.") from error
+        raise missing_package(flag, "ctranslate2", "ctranslate2", error=error) from error
     return ctranslate2
 
 

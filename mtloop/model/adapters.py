@@ -17,7 +17,7 @@ from torch import Tensor, nn, zeros
 from transformers import PreTrainedModel
 
 from mtloop.config.model import ALL_LINEAR, TuningConfig, split_revision
-from mtloop.errors import UserError
+from mtloop.errors import UserError, missing_package
 from mtloop.model.families import attention_names, family_of
 
 ADAPTER_NAME = "adapter"  # the folder within a checkpoint
@@ -100,7 +100,7 @@ def attach_lora(model: PreTrainedModel, config: TuningConfig, *, name: str) -> s
     try:
         from peft import LoraConfig, TaskType, inject_adapter_in_model
     except ImportError as error:
-        raise UserError("--lora_rank: the package peft is not installed. Run `pip install peft`.") from error
+        raise missing_package("--lora_rank", "peft", "lora", error=error) from error
     assert config.lora_rank is not None and config.lora_alpha is not None
     linears = _linear_names(model)
     targets = config.lora_target_modules or _attention_layers(model, linears)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtloop.batching.loader import Update
 from mtloop.config.settings import Config, is_from_scratch
-from mtloop.errors import UserError, rename_flag, unwritable
+from mtloop.errors import UserError, missing_package, rename_flag, unwritable
 from mtloop.evaluation.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
 from mtloop.evaluation.metrics import Counted
 from mtloop.evaluation.significance import resample
@@ -184,7 +184,7 @@ def check_eval_engine(config: Config, model_config: Any) -> None:
     try:
         from mtloop.generation.conversion import refusal
     except ImportError as error:
-        raise UserError(f"{FLAG}: CTranslate2 is not installed ({error}). Run pip install ctranslate2.") from error
+        raise missing_package(FLAG, "ctranslate2", "ctranslate2", error=error) from error
     if reason := refusal(model_config):
         raise UserError(f"{FLAG}: {reason}. Leave out --eval_engine.")
 

@@ -81,7 +81,5 @@ def test_check_eval_engine_refuses_an_unsupported_model(monkeypatch):
         parse_config(["--eval_engine", "ctranslate2", "--max_length_ratio", "3"])
     monkeypatch.setitem(sys.modules, "ctranslate2.converters", None)
     monkeypatch.delitem(sys.modules, "mtloop.generation.conversion", raising=False)
-    with pytest.raises(
-        UserError, match="^--eval_engine ctranslate2: CTranslate2 is not installed .*pip install ctranslate2"
-    ):
+    with pytest.raises(UserError, match="^--eval_engine ctranslate2: ctranslate2 is not installed. .*pip install "):
         check_eval_engine(config, MarianConfig())

@@ -2,12 +2,13 @@
 
 import ast
 import re
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from mtloop.cli.main import main
-from mtloop.errors import MAX_CHARACTERS, UserError, check_file, check_folder, one_line
+from mtloop.errors import MAX_CHARACTERS, UserError, check_file, check_folder, missing_package, one_line
 
 PACKAGE = Path(__file__).parents[2] / "mtloop"
 KINDS = {"UserError", "RunFailed"}
@@ -46,6 +47,24 @@ def test_an_error_begins_with_its_place_and_ends_with_a_remedy(text):
     assert text.endswith((".", "}")), text
     assert "\n" not in text and "; give" not in text, text
     assert not BANNED.search(re.sub(r"\{[^}]*\}", "", text)), text
+
+
+def test_missing_package_names_the_extra_only_where_mtloop_is_installed(monkeypatch):
+    def installed(name):
+        return "0.1.0"
+
+    def not_installed(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("mtloop.errors.version", installed)
+    assert str(missing_package("--lora_rank", "peft", "lora")) == (
+        "--lora_rank: peft is not installed. Run `pip install 'mtloop[lora]'`."
+    )
+    monkeypatch.setattr("mtloop.errors.version", not_installed)  # in a clone
+    error = ImportError("libx.so: no such file")
+    assert str(missing_package("--lora_rank", "peft", "lora", error=error)) == (
+        "--lora_rank: peft is not installed (libx.so: no such file). Run `pip install peft`."
+    )
 
 
 def test_one_line_escapes_what_breaks_or_steers_a_line():

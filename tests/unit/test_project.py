@@ -66,7 +66,10 @@ def test_hooks_run_the_pinned_tools(project, requirements):
 
 
 def test_extras_have_the_versions_that_are_tested(requirements, pyproject):
-    extras = [Requirement(line) for lines in pyproject["project"]["optional-dependencies"].values() for line in lines]
+    by_name = dict(pyproject["project"]["optional-dependencies"])
+    (everything,) = map(Requirement, by_name.pop("all"))
+    assert (everything.name, everything.extras) == (pyproject["project"]["name"], set(by_name))
+    extras = [Requirement(line) for lines in by_name.values() for line in lines]
     assert {extra.name: extra.specifier for extra in extras} == {
         extra.name: requirements[extra.name].specifier for extra in extras
     }

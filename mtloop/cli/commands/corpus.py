@@ -21,7 +21,7 @@ from mtloop.cli.status import writing
 from mtloop.config.fields import help_text, kind_of
 from mtloop.config.inputs import DataConfig
 from mtloop.config.settings import FIELDS, Config
-from mtloop.errors import UserError, check_folder, rename_flag
+from mtloop.errors import UserError, check_folder, install_line, rename_flag
 from mtloop.run_folder import RunFolder, stored_config
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _report(given: argparse.Namespace, subject: Subject) -> None:
         os.replace(partial, folder / "lengths.png")
         print(f"\n{folder / 'report.json'}, {folder / 'lengths.png'}")
     else:
-        print(f"\n{folder / 'report.json'}; no picture without matplotlib: pip install matplotlib")
+        print(f"\n{folder / 'report.json'}; no picture without matplotlib: {install_line('matplotlib', 'plots')}")
 
 
 def _origin_lines(corpus: Corpus) -> list[str]:
