@@ -72,6 +72,10 @@ class Statistics:
     score: Callable[[Any], float]
     signature: Callable[[int | None], str]
 
+    def sentence_scores(self) -> list[float]:
+        """Return the score of each sentence."""
+        return [self.score(row) for row in self.rows.tolist()]
+
 
 Count = Callable[[Texts], Statistics]
 

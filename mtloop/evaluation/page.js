@@ -1,18 +1,27 @@
 "use strict";
 // Texts reach the page through textContent alone: nothing in them is ever markup.
 const data = JSON.parse(document.getElementById("data").textContent);
-const PAGE_SIZE = 200;
+const CHUNK_SIZE = 50;
 const compares = data.baseline !== null;
 const byId = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
 
-// A hypothesis is a list of segments: those at odd places are not in the other text.
+// The segments of a row: at places 0, 3, 6 ... they are in both texts, one place on in the model's translation alone,
+// two places on in the other text alone. The other text is the baseline's translation, or the reference.
+const MODEL = 1;
+const OTHER = 2;
+const joined = (segments, which) => segments.filter((_, place) => place % 3 === 0 || place % 3 === which).join("");
+
 function rowsOf(set) {
-  return set.rows.map((row, index) => ({
-    ...row,
+  return set.segments.map((segments, index) => ({
     index,
-    gain: compares ? row.chrf - row.baselineChrf : null,
-    differs: row.model.length > 1,
+    segments,
+    source: set.source[index],
+    reference: compares ? set.reference[index] : joined(segments, OTHER),
+    chrf: set.chrf[index],
+    baselineChrf: compares ? set.baselineChrf[index] : null,
+    gain: compares ? set.chrf[index] - set.baselineChrf[index] : null,
+    differs: segments.length > 1,
   }));
 }
 
@@ -39,7 +48,7 @@ const SHOWN = compares
       ["not as the reference", (row) => row.differs],
     ];
 
-const state = { order: 0, show: 0, filter: "", rows: [], found: [], shown: 0 };
+const state = { order: 0, show: 0, filter: "", rows: [], found: [] };
 
 function element(name, className, text) {
   const made = document.createElement(name);
@@ -48,16 +57,15 @@ function element(name, className, text) {
   return made;
 }
 
-function textOf(segments, className) {
+function textOf(segments, which, className) {
   const made = element("div", "text");
   made.dir = "auto";
-  if (segments.join("") === "") {
-    made.append(element("span", "empty", "(empty)"));
-    return made;
-  }
   segments.forEach((segment, place) => {
-    if (segment) made.append(place % 2 ? element("mark", className, segment) : segment);
+    if (!segment) return;
+    if (place % 3 === 0) made.append(segment);
+    else if (place % 3 === which) made.append(element("mark", className, segment));
   });
+  if (!made.hasChildNodes()) made.append(element("span", "empty", "(empty)"));
   return made;
 }
 
@@ -76,42 +84,83 @@ function articleOf(row) {
   const lines = [
     ["source", "", [row.source]],
     ["reference", "chrF", [row.reference]],
-    ["model", row.chrf.toFixed(1), row.model],
+    ["model", row.chrf.toFixed(1), row.segments, MODEL],
   ];
-  if (compares) lines.push(["baseline", row.baselineChrf.toFixed(1), row.baseline]);
-  for (const [what, chrf, segments] of lines) {
-    article.append(element("div", "what", what), element("div", "chrf", chrf), textOf(segments, what));
+  if (compares) lines.push(["baseline", row.baselineChrf.toFixed(1), row.segments, OTHER]);
+  for (const [what, chrf, segments, which] of lines) {
+    article.append(element("div", "what", what), element("div", "chrf", chrf), textOf(segments, which, what));
   }
   return article;
 }
 
+function plainText(row) {
+  const texts = [row.index, row.source, row.reference, joined(row.segments, MODEL)];
+  if (compares) texts.push(joined(row.segments, OTHER));
+  return texts.join("\n");
+}
+
 function haystack(row) {
   // Made once for each row, at the first filter.
-  row.haystack ??= [row.index, row.source, row.reference, row.model.join(""), compares ? row.baseline.join("") : ""]
-    .join("\n").toLowerCase();
+  row.haystack ??= plainText(row).toLowerCase();
   return row.haystack;
 }
 
-function showMore() {
-  const next = state.found.slice(state.shown, state.shown + PAGE_SIZE);
-  byId("rows").append(...next.map(articleOf));
-  state.shown += next.length;
-  const left = state.found.length - state.shown;
-  byId("more").hidden = left === 0;
-  byId("more").textContent = `show ${number.format(Math.min(left, PAGE_SIZE))} more`;
-  byId("count").textContent =
-    `${number.format(state.shown)} shown of ${number.format(state.found.length)} found, ` +
-    `${number.format(state.rows.length)} in all`;
+// Chunks of rows become articles when they come near the window, and plain text again when they leave it: hidden text,
+// which costs no layout, and in which the browser's "find in page" finds and reveals its chunk.
+let rowHeight = 150; // of the chunks not seen yet, in CSS pixels
+
+function fill(chunk) {
+  if (chunk.isFilled) return;
+  chunk.isFilled = true;
+  chunk.style.height = "";
+  chunk.replaceChildren(...chunk.rows.map(articleOf));
 }
+
+function empty(chunk, height) {
+  chunk.isFilled = false;
+  chunk.style.height = `${height}px`;
+  const text = element("div", "", chunk.rows.map(plainText).join("\n"));
+  text.setAttribute("hidden", "until-found");
+  chunk.replaceChildren(text);
+}
+
+const observer = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting, boundingClientRect } of entries) {
+      if (isIntersecting) fill(target);
+      else if (target.isFilled) empty(target, boundingClientRect.height);
+    }
+  },
+  { rootMargin: "200% 0px" }
+);
+byId("rows").addEventListener("beforematch", (event) => fill(event.target.closest("section")));
 
 function update() {
   const isShown = SHOWN[state.show][1];
   state.found = state.rows
     .filter((row) => isShown(row) && (!state.filter || haystack(row).includes(state.filter)))
     .sort(ORDERS[state.order][1]);
-  state.shown = 0;
+  const all = `${number.format(state.rows.length)} ${state.rows.length === 1 ? "sentence" : "sentences"}`;
+  const isPart = state.found.length < state.rows.length;
+  byId("count").textContent = isPart ? `${number.format(state.found.length)} of ${all}` : all;
+  const chunks = [];
+  for (let start = 0; start < state.found.length; start += CHUNK_SIZE) {
+    const chunk = element("section");
+    chunk.rows = state.found.slice(start, start + CHUNK_SIZE);
+    chunks.push(chunk);
+  }
+  const [first, ...others] = chunks;
+  observer.disconnect();
   byId("rows").replaceChildren();
-  showMore();
+  if (first) {
+    fill(first);
+    byId("rows").append(first);
+    rowHeight = first.offsetHeight / first.rows.length;
+  }
+  for (const chunk of others) empty(chunk, chunk.rows.length * rowHeight);
+  byId("rows").append(...others);
+  chunks.forEach((chunk) => observer.observe(chunk));
+  if (byId("rows").getBoundingClientRect().top < 0) byId("count").scrollIntoView(); // another list begins at its top
 }
 
 function buttons(id, entries, key, labelOf) {
@@ -140,7 +189,6 @@ function choose(place) {
 data.sets.forEach((set, place) => byId("set").append(new Option(set.name, place)));
 byId("set").hidden = data.sets.length < 2;
 byId("set").addEventListener("change", (event) => choose(Number(event.target.value)));
-byId("more").addEventListener("click", showMore);
 let timer;
 byId("filter").addEventListener("input", (event) => {
   clearTimeout(timer);

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from datasets import Dataset
 
 from mtloop.evaluation.evaluate import EvaluationSet, Report, evaluate
-from mtloop.evaluation.metrics import DEFAULT_METRICS, Metric
+from mtloop.evaluation.metrics import DEFAULT_METRICS, Counted, Metric
 from mtloop.evaluation.selection import measure_references, try_functions
 from mtloop.evaluation.significance import Interval, score_text
 from mtloop.generation.engine import Engine
@@ -122,6 +122,8 @@ class Verdict:
         scores: By the metric's name.
         baseline_hypotheses: N translations of the baseline; None without one.
         baseline_scores: By the metric's name; None without a baseline.
+        counted: Statistics of the model's translations, by the metric's name; {} to count them again where needed.
+        baseline_counted: Those of the baseline.
     """
 
     test_set: TestSet
@@ -129,6 +131,8 @@ class Verdict:
     scores: dict[str, Interval]
     baseline_hypotheses: list[str] | None = None
     baseline_scores: dict[str, Interval] | None = None
+    counted: Mapping[str, Counted] = field(default_factory=dict)
+    baseline_counted: Mapping[str, Counted] = field(default_factory=dict)
 
     def gain(self, name: str) -> float | None:
         """Return the difference from the baseline in a metric; None without one."""

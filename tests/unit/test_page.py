@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
@@ -14,7 +15,7 @@ from mtloop.evaluation.metrics import sentence_chrf
 from mtloop.evaluation.page import differing, page
 from mtloop.evaluation.test_sets import TestSet as Rows
 from mtloop.evaluation.test_sets import Verdict as FoundScores
-from tests.support.scores import score_with_intervals
+from tests.support.scores import counted, score_with_intervals
 
 SPOIL = "document.documentElement.dataset.spoiled = 1"
 SCRIPT = f"<script>{SPOIL}</script>"
@@ -45,6 +46,11 @@ def verdict(sources=SOURCES, references=REFERENCES, hypotheses=MODEL, others=BAS
 
 def data_of(text):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def joined(segments):
+    """The two texts that segments are cut from."""
+    return tuple("".join(one for place, one in enumerate(segments) if place % 3 in (0, which)) for which in (1, 2))
 
 
 @pytest.fixture
@@ -84,12 +90,27 @@ def test_page_escapes_every_text():
     assert html.escape(SCRIPT) in text and "&quot;b&quot; &amp; &lt;i&gt;" in text
     (found,) = data_of(text)["sets"]
     assert found["name"] == SCRIPT and data_of(text)["baseline"] == '"b" & <i>'
-    for name, texts in (("source", SOURCES), ("reference", REFERENCES), ("model", MODEL), ("baseline", BASELINE)):
-        assert ["".join(row[name]) for row in found["rows"]] == texts
-    assert [row["chrf"] for row in found["rows"]] == [round(chrf, 2) for chrf in sentence_chrf(MODEL, REFERENCES)]
-    assert [row["baselineChrf"] for row in found["rows"]] == [
-        round(chrf, 2) for chrf in sentence_chrf(BASELINE, REFERENCES)
-    ]
+    assert found["source"] == SOURCES and found["reference"] == REFERENCES
+    assert [joined(segments) for segments in found["segments"]] == list(zip(MODEL, BASELINE, strict=True))
+    for name, hypotheses in (("chrf", MODEL), ("baselineChrf", BASELINE)):
+        assert found[name] == [round(chrf, 2) for chrf in sentence_chrf(hypotheses, REFERENCES)]
+
+
+def test_page_without_baseline_holds_references_once():
+    (found,) = data_of(page([verdict(others=None)], model="m", baseline=None))["sets"]
+    assert [joined(segments) for segments in found["segments"]] == list(zip(MODEL, REFERENCES, strict=True))
+    assert sorted(found) == ["chrf", "name", "segments", "source"]
+
+
+def test_page_uses_counted_statistics():
+    one = replace(
+        verdict(),
+        counted=counted(MODEL, REFERENCES, names="chrf"),
+        baseline_counted=counted(MODEL, REFERENCES, names="chrf"),  # another score than that of its hypotheses
+    )
+    (found,) = data_of(page([one], model="m", baseline="n"))["sets"]
+    expected = [round(chrf, 2) for chrf in sentence_chrf(MODEL, REFERENCES)]
+    assert found["chrf"] == found["baselineChrf"] == expected
 
 
 def test_page_loads_nothing():
@@ -110,22 +131,22 @@ def test_page_table_shows_scores_intervals_and_differences():
     assert "<th>model</tr>" in alone and "<th>p" not in alone and "with --baseline" in alone
 
 
-def test_differing_puts_differences_at_odd_places():
-    assert differing("open the file.", "open a file.") == (["open ", "the", " file."], ["open ", "a", " file."])
-    assert differing("the file", "file") == (["", "the ", "file"], ["", "", "file"])
-    assert differing("same", "same") == (["same"], ["same"]) and differing("", "x") == (["", ""], ["", "x"])
+def test_differing_puts_common_text_at_every_third_place():
+    assert differing("open the file.", "open a file.") == ["open ", "the", "a", " file."]
+    assert differing("the file", "file") == ["", "the ", "", "file"]
+    assert differing("same", "same") == ["same"] and differing("", "x") == ["", "", "x"]
     # Languages without spaces are compared character by character, accents and vowel signs stay on their letters.
-    assert differing("ファイルを開く", "ファイルを閉く") == (["ファイルを", "開", "く"], ["ファイルを", "閉", "く"])
-    assert differing("किताब खोलो", "किताबें खोलो")[0] == ["", "किताब", " खोलो"]
+    assert differing("ファイルを開く", "ファイルを閉く") == ["ファイルを", "開", "閉", "く"]
+    assert differing("किताब खोलो", "किताबें खोलो") == ["", "किताब", "किताबें", " खोलो"]
 
 
-def test_differing_segments_join_to_text():
+def test_differing_segments_join_to_texts():
     rng = random.Random(0)
     for _ in range(300):
         one, other = ("".join(rng.choices("ab c.,\n«漢字 é\u2028", k=rng.randrange(12))) for _ in range(2))
-        mine, theirs = differing(one, other)
-        assert "".join(mine) == one and "".join(theirs) == other
-        assert mine[::2] == theirs[::2] and (len(mine) > 1) == (one != other)
+        segments = differing(one, other)
+        assert joined(segments) == (one, other)
+        assert (len(segments) > 1) == (one != other)
 
 
 def test_page_in_browser_shows_texts_by_loss(dom_of):
@@ -139,9 +160,7 @@ def test_page_in_browser_shows_texts_by_loss(dom_of):
         assert "data-spoiled" not in dom and "<img" not in dom
         assert '<mark class="model">the</mark>' in dom and '<mark class="baseline">a</mark>' in dom
     assert 'data-driven="1"' in dom  # that a script can mark the document, where one runs
-    assert (
-        "5 shown of 5 found, 5 in all" in dom and "worse (2)" in dom and "better (3)" in dom and "different (5)" in dom
-    )
+    assert "5 sentences<" in dom and "worse (2)" in dom and "better (3)" in dom and "different (5)" in dom
 
 
 def test_page_in_browser_sorts_and_filters(dom_of):
@@ -153,27 +172,45 @@ def test_page_in_browser_sorts_and_filters(dom_of):
     one = verdict(sources, references, hypotheses, others, "one")
     two = verdict(["only"], ["b"], ["b"], ["b"], "two")
     text = page([one, two], model="m", baseline="n")
-    click = "const click = (start) => [...document.querySelectorAll('button')].find(" \
-        "(one) => one.textContent.startsWith(start)).click();"  # fmt: skip
-
-    def rows_after(script):
-        dom = dom_of(driven(text, click + script))
-        return [int(row[0].split()[1]) for row in shown(dom)], dom
-
-    found, dom = rows_after("click('file order'); click('show 200'); click('show 50')")
-    assert found == list(range(450)) and '<button id="more" type="button" hidden="">' in dom
-    found, dom = rows_after(
-        "const filter = document.getElementById('filter'); click('better');"
-        "filter.value = ' sOURCE 44'; filter.dispatchEvent(new Event('input'))"
+    seen = seen_after(
+        dom_of,
+        text,
+        order="click('file order')",
+        end="scrollTo(0, 1e6)",
+        found="click('better'); filter.value = ' sOURCE 44'; filter.dispatchEvent(new Event('input'))",
+        other="filter.value = ''; filter.dispatchEvent(new Event('input')); set.value = 1;"
+        "set.dispatchEvent(new Event('change')); click('all')",
     )
-    # Better are those of i % 3 == 1; of 44, 440 to 449 that is 442, 445, 448.
-    assert sorted(found) == [442, 445, 448] and "3 shown of 3 found, 450 in all" in dom
-    dom = dom_of(
-        driven(
-            text, "const set = document.getElementById('set'); set.value = 1; set.dispatchEvent(new Event('change'))"
-        )
-    )
-    assert shown(dom) == [["only", "b", "b", "b"]]
+    # Rows near the window are articles; the others are plain text, which the browser's search finds.
+    first, rest, count = seen["order"]
+    assert 50 <= len(first) < 450 and first + rest == [f"Source {i}" for i in range(450)] and count == "450 sentences"
+    last, rest, count = seen["end"]
+    assert last[-1] == "Source 449" and len(last) < 450 and rest + last == [f"Source {i}" for i in range(450)]
+    # Better are those of i % 3 == 1; of 44, 440 to 449 that is 442, 445, 448. Another list begins at its top.
+    found, rest, count = seen["found"]
+    assert (sorted(found), rest, count) == (["Source 442", "Source 445", "Source 448"], [], "3 of 450 sentences")
+    assert seen["other"] == [["only"], [], "1 sentence"]
+
+
+def seen_after(dom_of, text, **steps):
+    """After each of these scripts: the sources shown, those that wait as hidden text, and the line of the count."""
+    script = """(async () => {
+      const [filter, set, count] = ["filter", "set", "count"].map((id) => document.getElementById(id));
+      const click = (start) => [...document.querySelectorAll("button")].find(
+        (one) => one.textContent.startsWith(start)).click();
+      const seen = {};
+      const look = async (name) => {
+        await new Promise((done) => setTimeout(done, 400));
+        const articles = [...document.querySelectorAll("article")];
+        const waiting = [...document.querySelectorAll("[hidden=until-found]")].map((one) => one.textContent).join();
+        seen[name] = [articles.map((one) => one.querySelector(".text").textContent),
+          waiting.match(/^Source .*$/gm) ?? [], count.textContent];
+      };
+      STEPS
+      document.documentElement.dataset.seen = JSON.stringify(seen);
+    })();"""
+    script = script.replace("STEPS", "".join(f"{step}; await look({name!r});" for name, step in steps.items()))
+    return json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dom_of(driven(text, script)))[1]))
 
 
 def test_page_without_baseline_shows_worst_first(dom_of):

@@ -139,6 +139,8 @@ def _conclude(
                 scores=scores,
                 baseline_hypotheses=None if other is None else other.hypotheses,
                 baseline_scores=baseline_scores,
+                counted=report.counted[""],
+                baseline_counted=baseline or {},
             )
         )
     print("\n".join(verdict_table(verdicts, has_baseline=given.baseline is not None)))
