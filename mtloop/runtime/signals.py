@@ -50,13 +50,17 @@ class StopSignals:
     def __init__(self) -> None:
         self.number: int | None = None
         self.launcher = _find_launcher()
+        self._pid = os.getpid()
         self._raises = True
         self._has_interrupt = False
         self._old_handlers: dict[int, Any] = {}
 
     def listen(self, *, raises: bool) -> None:
-        """Take the signals from now on: raise Interrupted at once, or note them. A second INT always leaves at once."""
-        self._raises = raises
+        """Take the signals from now on: raise Interrupted at once, or note them. A second INT always leaves at once.
+
+        Processes that are forked later die of the signals.
+        """
+        self._pid, self._raises = os.getpid(), raises
         for number in STOP_SIGNALS:
             is_ignored = number in STAYING_IGNORED and signal.getsignal(number) == signal.SIG_IGN
             if number in self._old_handlers or is_ignored:
@@ -65,9 +69,12 @@ class StopSignals:
                 self._old_handlers[number] = signal.signal(number, self._take)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._has_interrupt:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
+        # A forked process, such as one that tokenizes, only ends: while it is being forked Python swallows exceptions,
+        # and its pool would wait for ever for it to end.
+        is_forked = os.getpid() != self._pid
+        if is_forked or (number == signal.SIGINT and self._has_interrupt):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self._has_interrupt |= number == signal.SIGINT
         self.number = self.number or number
         if self._raises:

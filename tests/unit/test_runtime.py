@@ -512,6 +512,23 @@ def status_after(runtime, *numbers):
     return os.waitpid(child, 0)[1]
 
 
+@pytest.mark.parametrize("raises", [True, False])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_forked_process_dies_of_a_signal(runtime, number, raises):
+    """A process that tokenizes and outlives SIGTERM would be waited for without end."""
+    runtime.signals.listen(raises=raises)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException:  # what Python does with one while it forks
+            time.sleep(0.05)
+        finally:
+            os._exit(9)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == number
+
+
 @pytest.mark.slow
 def test_a_second_interrupt_leaves_at_once_and_other_pairs_do_not(runtime):
     status = status_after(runtime, signal.SIGINT, signal.SIGINT)
