@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -58,12 +59,15 @@ class TrainState:
         """Return True if the last update ended an epoch."""
         return self.step > 0 and self.cursor == 0
 
+    def is_best(self, score: float, *, is_greater_better: bool) -> bool:
+        """Return True if a score is better than all that were recorded. NaN never is."""
+        if self.best_score is None:
+            return not math.isnan(score)
+        return score > self.best_score if is_greater_better else score < self.best_score
+
     def record_score(self, score: float, *, is_greater_better: bool) -> bool:
-        """Record the score of an evaluation; return True if it is the best so far. NaN never is."""
-        is_first = self.best_score is None and score == score
-        is_best = is_first or (
-            self.best_score is not None and (score > self.best_score if is_greater_better else score < self.best_score)
-        )
+        """Record the score of an evaluation; return True if it is the best so far."""
+        is_best = self.is_best(score, is_greater_better=is_greater_better)
         self.evaluated_step = self.step
         if is_best:
             self.best_score, self.best_step, self.num_evaluations_without_gain = score, self.step, 0

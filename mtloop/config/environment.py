@@ -51,7 +51,14 @@ class OutputConfig(Group):
     allow_changed: bool = setting(
         False, "resume with changed settings, data or tokenizer; run.json records the changes"
     )
-    logging_steps: int = setting(10, "updates between log lines", unit="steps", minimum=1, maximum=MAX_COUNT)
+    logging_steps: int = setting(
+        10,
+        "updates between lines of metrics.jsonl and changes of the bar; a log has one of them every 30 s",
+        unit="steps",
+        minimum=1,
+        maximum=MAX_COUNT,
+    )
+    num_samples: int = setting(3, "translations shown at the end", unit="samples", minimum=0, maximum=1_000)
     with_tracking: bool = setting(False, "report to the tracker of --report_to")
     report_to: str = setting("all", "tracker of --with_tracking", choices=(*TRACKERS, "none"))
 

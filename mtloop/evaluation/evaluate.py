@@ -40,7 +40,6 @@ from mtloop.runtime.launch import free_memory
 from mtloop.runtime.ranks import Runtime
 from mtloop.runtime.sharding import is_sharded
 
-NUM_SAMPLES = 10
 # Source tokens of an evaluation batch: sentences/s hardly grow beyond 1,000 on a CPU (generate, 4 beams),
 # and the more rows there are, the more wait for one that repeats itself. Elsewhere a batch is to fill the device.
 TOKENS_ON_CPU, MIN_TOKENS, MAX_TOKENS = 1_000, 2_000, 16_000
@@ -332,7 +331,7 @@ def loss_per_token(
     return total / int(data.target_lengths.sum(dtype=np.int64))
 
 
-def choose_samples(num_rows: int, *, seed: int) -> list[int]:
-    """Choose up to NUM_SAMPLES row numbers, ascending: the same at every evaluation of a run."""
+def choose_samples(num_rows: int, num_samples: int, *, seed: int) -> list[int]:
+    """Choose up to `num_samples` row numbers, ascending: the same at every evaluation of a run."""
     rng = np.random.default_rng(seed)
-    return sorted(rng.choice(num_rows, size=min(NUM_SAMPLES, num_rows), replace=False).tolist())
+    return sorted(rng.choice(num_rows, size=min(num_samples, num_rows), replace=False).tolist())

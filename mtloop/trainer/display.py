@@ -5,6 +5,7 @@ Prints on the main process only. Must not know models, data or files.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -15,13 +16,25 @@ from tqdm.auto import tqdm
 
 from mtloop.errors import visible
 from mtloop.evaluation.metrics import metrics_of
-from mtloop.evaluation.significance import recorded_text
 from mtloop.runtime.ranks import Runtime
+from mtloop.terminal import styled, terminal_columns, wrapped
+from mtloop.trainer.table import (
+    GAP,
+    Column,
+    choose_columns,
+    header_of,
+    metrics_without_column,
+    row_of,
+    scores_text,
+)
 
-COLUMNS_BEFORE = (("epoch", 7), ("step", 7), ("train loss", 10), ("eval loss", 9), ("perplexity", 10))
-COLUMNS_AFTER = (("tokens/s", 8), ("sent/s", 7), ("time", 8))
-# Of a score alone, with its interval, and with its difference from the start too.
-SCORE_WIDTH, INTERVAL_WIDTH, GAIN_WIDTH = 6, 13, 33
+# Seconds between two lines of updates where there is no terminal; metrics.jsonl has every --logging_steps.
+LINE_EVERY_S = 30.0
+BAR_FORMAT = "{percentage:3.0f}% {bar} {n:,}/{total:,}{desc}  {remaining} left"
+MAX_SAMPLE_CHARACTERS = 240
+Record = dict[str, Any]
+# (source, reference, hypothesis)
+Sample = tuple[str, str, str]
 
 
 @dataclass(kw_only=True)
@@ -37,81 +50,92 @@ class Display:
     total_steps: int
     start_s: float = field(default_factory=time.perf_counter)
     _bar: tqdm | None = None
-    _latest: dict[str, Any] = field(default_factory=dict)
-    _has_header: bool = False
+    _latest: Record = field(default_factory=dict)
+    _columns: list[Column] = field(default_factory=list)
+    _samples: Sequence[Sample] = ()
+    _line_s: float = -math.inf
 
     def start(self, step: int) -> None:
         """Show the bar, from `step` on; without a terminal on standard error update() prints lines instead."""
         if self.runtime.is_main and sys.stderr.isatty():
+            # Without smoothing the time left counts evaluations and saves, in proportion.
             self._bar = tqdm(
-                total=self.total_steps, initial=step, unit="update", dynamic_ncols=True, smoothing=0.05, mininterval=0.5
+                total=self.total_steps,
+                initial=step,
+                bar_format=BAR_FORMAT,
+                dynamic_ncols=True,
+                smoothing=0,
+                mininterval=0.5,
+                leave=False,
             )
 
     def advance(self) -> None:
-        """Move the bar by one update."""
+        """Count one update."""
         if self._bar is not None:
             self._bar.update(1)
 
-    def update(self, record: dict[str, Any]) -> None:
-        """Show one update, as metrics.jsonl records it."""
-        self._latest = record
-        text = f"loss {record['loss']:.3f}, lr {record['learning_rate']:.2g}, {record['tokens_per_s']:,.0f} tokens/s"
+    def update(self, record: Record) -> None:
+        """Show one update, as metrics.jsonl records it: in the bar, or as a line at most every LINE_EVERY_S."""
+        self._latest, step = record, record["step"]
+        loss, rate = f"loss {record['loss']:.3f}", f"{record['tokens_per_s']:,.0f} tokens/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
-        else:
-            self.runtime.say(f"update {record['step']:,} of {self.total_steps:,}: {text}")
+            self._bar.set_description_str(f"{GAP}{loss}{GAP}{rate}", refresh=False)
+        elif step >= self.total_steps or time.perf_counter() - self._line_s >= LINE_EVERY_S:
+            self._line_s = time.perf_counter()
+            self.runtime.say(
+                f"update {step:,} of {self.total_steps:,}: {loss}, lr {record['learning_rate']:.2g}, {rate}"
+            )
 
-    def evaluation(self, name: str, record: dict[str, Any], *, epoch: float, pairs: Sequence[str] = ()) -> None:
-        """Print the row of one evaluation, and a line for each of several pairs."""
-        self._print_row(name, record, epoch=epoch)
+    def evaluation(
+        self,
+        name: str,
+        record: Record,
+        *,
+        pairs: Sequence[str] = (),
+        samples: Sequence[Sample] = (),
+        is_best: bool = False,
+    ) -> None:
+        """Print the row of one evaluation, and below it what has no column.
+
+        Args:
+            name: Of the rows: valid, test or average.
+            record: As metrics.jsonl records it.
+            pairs: Several pairs of languages, which have scores of their own.
+            samples: Shown by finish(), if no evaluation follows.
+            is_best: Whether its score is the best so far.
+        """
+        self._samples = samples
+        width, latest = terminal_columns(), self._latest
+        line = {**record, "name": name, "train_loss": latest.get("loss"), "tokens_per_s": latest.get("tokens_per_s")}
+        line["elapsed_s"] = time.perf_counter() - self.start_s
+        if not self._columns:
+            self._columns = choose_columns(line, total_steps=self.total_steps, width=width)
+            self.runtime.say("", styled(header_of(self._columns), "bold", sys.stdout))
+        self.runtime.say(styled(row_of(self._columns, line), "green" if is_best else "", sys.stdout))
+        if others := metrics_without_column(self._columns, line):
+            self.runtime.say(*wrapped(GAP, scores_text(line, others), width))
         for pair in pairs:
-            texts = [
-                f"{metric.title} {recorded_text(record, metric, pair=pair, is_short=number > 0)}"
-                for number, metric in enumerate(metrics_of(record))
-            ]
-            self.runtime.say(f"  {pair}: {', '.join(texts)}")
-
-    def samples(self, samples: list[tuple[str, str, str]]) -> None:
-        """Print (source, reference, hypothesis) triples."""
-        for number, (source, reference, hypothesis) in enumerate(samples, start=1):
-            self.runtime.say(f"  {number:>2} source      {_one_line(source)}")
-            self.runtime.say(f"     reference   {_one_line(reference)}")
-            self.runtime.say(f"     hypothesis  {_one_line(hypothesis)}")
-        self._has_header = False
+            self.runtime.say(*wrapped(f"  {pair}: ", scores_text(line, metrics_of(line), pair=pair), width))
 
     def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def _print_row(self, name: str, record: dict[str, Any], *, epoch: float) -> None:
-        # The first metric has its interval: with those of all, a row would be too wide for a terminal.
-        first, *others = metrics_of(record)
-        width = GAIN_WIDTH if f"{first.name}_gain" in record else INTERVAL_WIDTH
-        scores = [(first.title, max(width, len(first.title)))]
-        scores += [(metric.title, max(SCORE_WIDTH, len(metric.title))) for metric in others]
-        columns = [*COLUMNS_BEFORE, *scores, *COLUMNS_AFTER]
-        if not self._has_header:
-            self._has_header = True
-            self.runtime.say("", "  ".join(title.rjust(width) for title, width in columns))
-        latest = self._latest
-        elapsed = int(time.perf_counter() - self.start_s)
-        cells = (
-            f"{epoch:.4g}" if name == "valid" else name,
-            f"{record['step']:,}",
-            f"{latest['loss']:.4f}" if latest else "-",
-            f"{record['eval_loss']:.4f}",
-            f"{record['perplexity']:,.2f}" if record["perplexity"] < 1e6 else f"{record['perplexity']:.1e}",
-            recorded_text(record, first),
-            *(recorded_text(record, metric, is_short=True) for metric in others),
-            f"{latest['tokens_per_s']:,.0f}" if latest else "-",
-            f"{record['sentences_per_s']:,.1f}",
-            f"{elapsed // 3600}:{elapsed // 60 % 60:02}:{elapsed % 60:02}",
-        )
-        self.runtime.say("  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, columns, strict=True)))
+    def finish(self) -> None:
+        """Print the samples of the last evaluation: in between they would tear the table."""
+        width = terminal_columns()
+        for sample in self._samples:
+            self.runtime.say("")
+            for name, text in zip(("source", "reference", "hypothesis"), sample, strict=True):
+                self.runtime.say(*wrapped(name.ljust(12), one_line(text), width))
+        if self._samples:
+            self.runtime.say("")
+        self._samples = ()
 
 
-def _one_line(text: str) -> str:
-    """Show a text on one line of the terminal."""
+def one_line(text: str) -> str:
+    """Return a text with what a terminal would not show as one line escaped, and the rest of a long one left out."""
     line = visible(text, kept="\xa0\u202f")  # in French before every colon
-    return line if len(line) <= 160 else line[:157] + "..."
+    return line if len(line) <= MAX_SAMPLE_CHARACTERS else f"{line[: MAX_SAMPLE_CHARACTERS - 3]}..."

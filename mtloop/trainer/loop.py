@@ -17,7 +17,7 @@ from mtloop.trainer.calibration import choose_micro_batches, choose_precision
 from mtloop.trainer.curves import draw_curves
 from mtloop.trainer.pushing import push_final, push_of_epoch, queue_earlier
 from mtloop.trainer.recovery import lower_limit_of_next_start, report_nonfinite
-from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log, show_samples
+from mtloop.trainer.report import count, evaluate_and_record, evaluate_on, log
 from mtloop.trainer.resume import restore
 from mtloop.trainer.run import Run
 from mtloop.trainer.step import train_step
@@ -44,7 +44,6 @@ def train(run: Run) -> int | None:
                 evaluate_and_record(run)
             if run.due("save"):
                 save(run)
-            show_samples(run)
             if run.check_signals():
                 save_unless_saved(run)
         if run.stop_signal is None:
@@ -83,7 +82,6 @@ def evaluate_if_pending(run: Run) -> None:
     if run.is_evaluation_pending:
         evaluate_and_record(run)
         save(run)  # the pretrained model may be the best one: final/ is made of this checkpoint then
-        show_samples(run)
 
 
 def finish(run: Run) -> None:
@@ -97,8 +95,8 @@ def finish(run: Run) -> None:
     if run.test is not None:
         load_weights(run.model, source)
         evaluate_on(run, run.test)
-        show_samples(run)
     run.runtime.on_main(partial(draw_curves, run.folder))
+    run.display.finish()
     push_final(run)
 
 
@@ -108,7 +106,6 @@ def make_average(run: Run, num_epochs: int) -> Path:
     runtime.on_main(lambda: publish_average(folder, num_epochs=num_epochs, end_step=end_step, say=runtime.say))
     load_weights(run.model, folder.final_dir)
     evaluate_on(run, replace(run.valid, name="average"))
-    show_samples(run)
     return folder.final_dir
 
 

@@ -114,7 +114,7 @@ def evaluate_rows(run: Run, data: EvaluationSet) -> Report:
 
 
 def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
-    """Write and print the results of an evaluation on main; show_samples prints the samples."""
+    """Write and print the results of an evaluation on main."""
     if not run.runtime.is_main:
         return
     step = run.state.step
@@ -124,16 +124,15 @@ def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
     pairs = [part.name for part in data.parts for _ in range(part.rows.start, part.rows.stop)]
     run.tracker.write_hypotheses(step, rows, report.hypotheses, name=data.name, pairs=pairs)
     run.tracker.log_evaluation(data.name, record)
-    run.display.evaluation(data.name, record, epoch=epoch_of(run), pairs=list(report.pair_scores))
-    chosen = choose_samples(len(rows), seed=run.config.hardware.seed)
-    run.samples = [(rows[i][1], rows[i][2], report.hypotheses[i]) for i in chosen]
-
-
-def show_samples(run: Run) -> None:
-    """Print the samples of the evaluation just made, after its checkpoint: an output that blocks must not delay it."""
-    samples, run.samples = run.samples, None
-    if samples is not None:
-        run.display.samples(samples)
+    score, is_greater_better = report.best_score(run.config.evaluation.metric_for_best_model)
+    chosen = choose_samples(len(rows), run.config.output.num_samples, seed=run.config.hardware.seed)
+    run.display.evaluation(
+        data.name,
+        record,
+        pairs=list(report.pair_scores),
+        samples=[(rows[i][1], rows[i][2], report.hypotheses[i]) for i in chosen],
+        is_best=data is run.valid and run.state.is_best(score, is_greater_better=is_greater_better),
+    )
 
 
 def significance(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]], report: Report) -> dict[str, Any]:

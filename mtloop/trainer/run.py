@@ -70,7 +70,6 @@ class Run:
         observers: Called after each update with the run, the update as it was planned, and its numbers; read only.
         stop_signal: The signal that ends the run, the same on every rank.
         counted_at_start: Match counts of the pretrained model's validation hypotheses, on main once they were read.
-        samples: (source, reference, hypothesis) of the newest evaluation, on main until they are printed.
     """
 
     config: Config
@@ -101,7 +100,6 @@ class Run:
     stop_signal: int | None = None
     counted_at_start: dict[str, dict[str, Counted]] = field(default_factory=dict)
     has_compared_engines: bool = False
-    samples: list[tuple[str, str, str]] | None = None
     tokens_since_log: int = 0
     seconds_since_log: float = 0.0
 

@@ -12,6 +12,7 @@ import pytest
 from mtloop.checkpoint.listing import list_checkpoints
 from mtloop.run_folder import RunFolder
 from tests.support.launch import PROJECT, PYTHON, environment, run, start_command
+from tests.support.lives import wait_for_step
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -201,9 +202,7 @@ def start(folder, *flags):
 def test_a_second_run_is_refused_and_a_dead_ones_folder_taken_over(tmp_path):
     folder = tmp_path / "run"
     first = start(folder, "--num_train_epochs", "500", "--dataloader_num_workers", "2")
-    for line in first.stdout:
-        if line.startswith("update 20 "):
-            break
+    wait_for_step(folder, 20)
     first.send_signal(signal.SIGSTOP)  # it has the folder, and does not end while the second waits
     second = run([PYTHON, "train.py", *FLAGS, "--num_train_epochs", "500", "--output_dir", str(folder)])
     assert second.returncode == 2

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.support.launch import PROJECT, PYTHON, environment, run
+from tests.support.lives import wait_for_step
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -185,17 +186,7 @@ def test_a_cut_cable_ends_both_machines_and_the_same_command_goes_on(hosts, tmp_
         "--num_train_epochs", "4", "--save_steps", "10", "--process_timeout", TIMEOUT_S, "--output_dir", folder
     ]  # fmt: skip
     processes = start(hosts, *flags)
-    follow = subprocess.Popen(
-        ["tail", "-F", "-n", "+1", "--pid", str(processes[0].pid), hosts[0].home / "stdout"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    for line in follow.stdout:
-        if line.startswith("update 25 "):
-            break
-    follow.kill()
-    follow.wait()
+    wait_for_step(folder, 25)
     assert all(host.pids() for host in hosts)
     hosts[unplugged].plug("down")
     # TIMEOUT_S for the processes to miss one another, the rest for them and their launchers to leave.

@@ -19,6 +19,7 @@ from mtloop.hub.upload import read_key
 from mtloop.run_folder import RunFolder
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
 from tests.support.launch import PROJECT, PYTHON, environment, free_port, run, start_command
+from tests.support.lives import last_step
 
 pytestmark = pytest.mark.e2e
 
@@ -68,7 +69,7 @@ class Training:
 
     @property
     def last_step(self):
-        return max((line["step"] for line in read_json_lines(self.folder.metrics.path)), default=0)
+        return last_step(self.folder.path)
 
     def wait_for(self, is_there, timeout_s=120):
         deadline = time.monotonic() + timeout_s

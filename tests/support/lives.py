@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from mtloop.atomic import read_json_lines
 from mtloop.checkpoint.listing import find_corruption, list_checkpoints
 from mtloop.run_folder import RunFolder
 from tests.support.launch import PROJECT, PYTHON, environment, start_command
@@ -23,6 +24,19 @@ def newest_sound(folder: Path) -> int | None:
     """The step of the newest checkpoint whose hashes hold."""
     sound = [step for step, path in list_checkpoints(RunFolder(folder)) if not find_corruption(path)]
     return sound[-1] if sound else None
+
+
+def last_step(folder: Path) -> int:
+    """The newest step of metrics.jsonl: the output has a line every 30 s."""
+    return max((line["step"] for line in read_json_lines(folder / "metrics.jsonl")), default=0)
+
+
+def wait_for_step(folder: Path, step: int, *, timeout_s: float = 120) -> None:
+    """Wait until a run has logged a step."""
+    deadline = time.monotonic() + timeout_s
+    while last_step(folder) < step:
+        assert time.monotonic() < deadline, folder
+        time.sleep(0.01)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -93,8 +107,8 @@ class Life:
 
     @property
     def last_step(self) -> int:
-        """The newest step on the terminal."""
-        return max(map(int, re.findall(r"update (\d+) of", self.output)), default=0)
+        """The newest step of metrics.jsonl."""
+        return last_step(self.folder)
 
     def is_saving(self) -> bool:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder / "checkpoints") as entries:

@@ -134,11 +134,11 @@ def test_evaluate_raises_error_of_scoring(tiny_model, short_set, runtime, marian
 
 
 def test_choose_samples_is_deterministic():
-    chosen = choose_samples(1_000, seed=42)
-    assert chosen == choose_samples(1_000, seed=42) == sorted(set(chosen))
+    chosen = choose_samples(1_000, 10, seed=42)
+    assert chosen == choose_samples(1_000, 10, seed=42) == sorted(set(chosen))
     assert len(chosen) == 10 and chosen[0] >= 0 and chosen[-1] < 1_000
-    assert chosen != choose_samples(1_000, seed=43)
-    assert choose_samples(3, seed=42) == [0, 1, 2]
+    assert chosen != choose_samples(1_000, 10, seed=43)
+    assert choose_samples(3, 10, seed=42) == [0, 1, 2] and choose_samples(3, 0, seed=42) == []
 
 
 def test_default_max_tokens_by_device_and_memory(tiny_model):

@@ -244,7 +244,7 @@ def test_registered_metric_is_shown_everywhere(first_word, runtime, tmp_path, ca
     folder = make_run(tmp_path, epochs=1)
     folder.metrics.path.write_text("")
     Tracker(folder=folder, runtime=runtime).log_evaluation("valid", record)
-    Display(runtime=runtime, total_steps=10).evaluation("valid", record, epoch=1.0)
+    Display(runtime=runtime, total_steps=10).evaluation("valid", record)
     assert "First Word" in capsys.readouterr().out
 
     part = epoch_part(folder, folder.checkpoints_dir / "step_10")

@@ -559,22 +559,22 @@ def test_a_run_from_scratch_is_compared_with_nothing(new_run):
 @pytest.mark.slow
 def test_train_writes_results_before_printing_and_saves_before_samples(new_run, monkeypatch):
     run, events = new_run(max_train_steps=1, eval_on_start=True), []
-    save, print_row = run.checkpointer.save, run.display._print_row
+    save, evaluation = run.checkpointer.save, run.display.evaluation
 
     def saving(**how):
         events.append("save")
         save(**how)
 
-    def printing(name, record, *, epoch):
+    def printing(name, record, **how):
         is_written = (run.folder.hypotheses_dir / f"step_{record['step']}.jsonl").exists()
         events.append("row" if is_written and chances(run)[-1]["step"] == record["step"] else "too early")
-        print_row(name, record, epoch=epoch)
+        evaluation(name, record, **how)
 
     monkeypatch.setattr(run.checkpointer, "save", saving)
-    monkeypatch.setattr(run.display, "_print_row", printing)
-    monkeypatch.setattr(run.display, "samples", lambda samples: events.append("samples"))
+    monkeypatch.setattr(run.display, "evaluation", printing)
+    monkeypatch.setattr(run.display, "finish", lambda: events.append("samples"))
     train(run)
-    assert events == ["row", "save", "samples"] * 2
+    assert events == ["row", "save"] * 2 + ["samples"] and (run.folder.final_dir / "model.safetensors").exists()
 
 
 @pytest.mark.slow
