@@ -9,26 +9,39 @@ from typing import Any
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-__all__ = ["Translator", "main"]
+__all__ = ["Result", "Translator", "main", "train"]
 __version__ = "0.1.0"  # the only place: pyproject.toml and --version read it
 
 
-def main(config: Any = None, metrics: Any = ()) -> int:
-    """Train with this configuration, or run the command that the first word of a list names; return the exit status.
+def main(config: Any = None, metrics: Any = ()) -> Any:
+    """Train with this configuration, or run the command that the first word of a list names.
+
+    Without arguments, in train.py, it is the program: it reads the command line, prints an error in one line, and
+    returns the exit status. Anywhere else an error is raised, with that line.
 
     Args:
-        config: As in mtloop.cli.commands.train.main, or a list such as ["evaluate", "--model", "runs/mine"].
+        config: As in mtloop.train, or a list such as ["evaluate", "--model", "runs/mine"].
         metrics: Functions of the user's that score translations, as in mtloop.cli.commands.train.main.
+
+    Returns:
+        The exit status of the program or of another command; a Result of a run.
     """
+    from mtloop.cli.commands.train import is_train_py
+    from mtloop.cli.commands.train import main as train_py
+
+    if config is None and is_train_py():
+        return train_py(None, metrics)
+    from mtloop.api import raised, train
+
     if isinstance(config, (list, tuple)) and config:
         from mtloop.cli.main import command_files
         from mtloop.cli.main import main as run_command
 
-        if config[0] in command_files():
-            return run_command(config, metrics)
-    from mtloop.cli.commands.train import main as train
-
-    return train(config, metrics)
+        if config[0] == "train":
+            config = config[1:]
+        elif config[0] in command_files():
+            return raised(lambda show: run_command(config, metrics, show))
+    return train(config, metrics=metrics)
 
 
 def program() -> str:
@@ -41,7 +54,11 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import Translator, and torch with it, when it is asked for."""
+    """Import what needs torch when it is asked for."""
+    if name in ("Result", "train"):
+        import mtloop.api
+
+        return getattr(mtloop.api, name)
     if name == "Translator":
         from mtloop.translate.translator import Translator
 

@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import TypeVar
 
 
+def render_line(error: BaseException) -> list[str]:
+    """Return what a notebook shows of an error that explains itself: IPython calls it for the lines of a traceback."""
+    return [f"{type(error).__name__}: {error}"]
+
+
 class UserError(ValueError):
     """A mistake of the user: one line with the flag or file:line, the problem and the remedy. Exit status 2.
 
@@ -21,6 +26,7 @@ class UserError(ValueError):
     """
 
     is_shared = False
+    _render_traceback_ = render_line
 
 
 class FieldError(UserError):
@@ -39,6 +45,7 @@ class RunFailed(RuntimeError):
     """
 
     is_shared = False
+    _render_traceback_ = render_line
 
 
 # Of a message; a text that it quotes may be longer.

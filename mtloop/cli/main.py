@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mtloop
-from mtloop.cli.status import StdoutClosed, reported
+from mtloop.cli.status import Show, StdoutClosed, print_line, reported
 from mtloop.config.fields import is_unicode
 from mtloop.config.parse import refuse_secrets
 from mtloop.errors import UserError
@@ -33,18 +33,19 @@ COMMANDS = "mtloop.cli.commands"
 FLAG = re.compile(r"--[A-Za-z][\w-]*")
 
 
-def main(argv: Sequence[str] | None = None, metrics: Functions = ()) -> int:
+def main(argv: Sequence[str] | None = None, metrics: Functions = (), show: Show = print_line) -> int:
     """Run the command that the first word names.
 
     Args:
         argv: The words; None for those of the command line.
         metrics: Functions of the user's that score translations, as in mtloop.main.
+        show: Called with the line and the status of what ends the command early.
 
     Returns:
         Its exit status: 0 done; 1 it failed; 2 a mistake of the user, in one line; 130 Ctrl-C; others by command.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    return reported(lambda: _run(words, metrics))
+    return reported(lambda: _run(words, metrics), show=show)
 
 
 def _run(words: list[str], functions: Functions) -> int:

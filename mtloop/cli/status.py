@@ -15,6 +15,7 @@ from mtloop.runtime.streams import make_streams_safe
 
 # In which the launcher ends a process whose mistake the first process of the machine has made and reported too.
 LAUNCHER_ENDS_OTHERS_S = 5.0
+Show = Callable[[str, int], object]
 INVALID_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP, errno.ENOTDIR)
 
 
@@ -31,12 +32,18 @@ def writing(target: object, *, flag: str = "-o") -> Iterator[None]:
         raise UserError(f"{flag} {target}: cannot be written ({first_line(error)}). Give another place.") from error
 
 
-def reported(work: Callable[[], int], *, interrupted: str = "") -> int:
-    """Do work and return its status; print what ends it early in one line.
+def print_line(line: str, status: int) -> None:
+    """Print what ended a program early on standard error."""
+    print(f"mtloop: {'error' if status in (1, 2) else 'stopped'}: {line}", file=sys.stderr, flush=True)
+
+
+def reported(work: Callable[[], int], *, interrupted: str = "", show: Show = print_line) -> int:
+    """Do work and return its status; show what ends it early in one line.
 
     Args:
         work: Returns the status.
         interrupted: Appended to the name of a signal.
+        show: Called with the line and the status, in the first process or in one that failed alone.
 
     Returns:
         The status of `work`; 1 if it failed; 2 for a mistake of the user; 128 + its number for a signal.
@@ -45,19 +52,19 @@ def reported(work: Callable[[], int], *, interrupted: str = "") -> int:
     try:
         return work()
     except (UserError, RunFailed) as error:
-        return report(str(error), 2 if isinstance(error, UserError) else 1, is_alone=_is_alone(error))
+        return report(str(error), 2 if isinstance(error, UserError) else 1, is_alone=_is_alone(error), show=show)
     except KeyboardInterrupt as error:
         number = int(getattr(error, "number", signal.SIGINT))
-        return report(f"{signal.Signals(number).name}{interrupted}", status_of(number))
+        return report(f"{signal.Signals(number).name}{interrupted}", status_of(number), show=show)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in INVALID_PATH and error.filename is not None:
             # Of a path that a flag or a file names, wherever it is first looked up.
             mistake = UserError(f"{error.filename}: {first_line(error)}. Give another path.")
-            return report(str(mistake), 2, is_alone=_is_alone(mistake))
+            return report(str(mistake), 2, is_alone=_is_alone(mistake), show=show)
         failure = out_of_resources(error)
         if failure is None:
             raise
-        return report(str(failure), 1, is_alone=True)
+        return report(str(failure), 1, is_alone=True, show=show)
 
 
 def _is_alone(error: UserError | RunFailed) -> bool:
@@ -78,14 +85,13 @@ def _is_alone(error: UserError | RunFailed) -> bool:
     return True
 
 
-def report(message: str, status: int, *, is_alone: bool = False) -> int:
-    """Print one line on standard error, from the first process or from one that failed alone; return the status."""
+def report(message: str, status: int, *, is_alone: bool = False, show: Show = print_line) -> int:
+    """Show one line, from the first process or from one that failed alone; return the status."""
     rank = os.environ.get("RANK", "0")
     if is_alone and "RANK" in os.environ:
         message = f"process {rank}: {message}"
     if rank == "0" or is_alone:
-        kind = "error" if status in (1, 2) else "stopped"
-        print(f"mtloop: {kind}: {one_line(message)}", file=sys.stderr, flush=True)
+        show(one_line(message), status)
     return status
 
 

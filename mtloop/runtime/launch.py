@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch.optim import AdamW
 
 from mtloop.errors import UserError
+from mtloop.runtime.forks import is_limited_to_one_thread
 from mtloop.runtime.xla import DeviceAdamW
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def _quota_of(group: Path) -> float:
 def set_threads(cpu_threads: int | None) -> int:
     """Set the number of threads to this process's share of the cores; plain `accelerate launch` sets one."""
     num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    num_threads = cpu_threads or max(1, num_usable_cores() // num_local_ranks)
+    num_cores = 1 if is_limited_to_one_thread() else num_usable_cores()
+    num_threads = cpu_threads or max(1, num_cores // num_local_ranks)
     # MKL's vector mathematics initializes in its first call, without a lock: where two threads come to it at once, one
     # may compute less exactly (in 7 of 4,272 first calls of exp on busy cores half of the rows were 1.5e-4 off; after a
     # call in one thread in 0 of 10,496), and the loss of the first update is then not that of the next run.

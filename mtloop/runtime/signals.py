@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from mtloop.errors import render_line
 from mtloop.runtime.failures import could_not_meet
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
@@ -33,8 +34,10 @@ NOBODY = 0  # no process has this id
 class Interrupted(KeyboardInterrupt):
     """Raised for a stop signal. Not an Exception: libraries must not handle it as an error."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+    _render_traceback_ = render_line
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message or signal.Signals(number).name)
         self.number = number
 
 

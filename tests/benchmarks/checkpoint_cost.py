@@ -28,8 +28,8 @@ TOKENS_PER_UPDATE = 300
 
 def ours(given: dict[str, Any]) -> dict[str, list[float]]:
     """Run train.py's main with clocks around its saves and updates."""
-    from mtloop import main
     from mtloop.checkpoint.save import Checkpointer
+    from mtloop.cli.commands.train import main
     from mtloop.trainer import loop
 
     found: dict[str, list[float]] = {"still": [], "quiet": [], "beside": []}

@@ -41,7 +41,7 @@ LENGTH_RATIO = 1.2
 
 def train(given: argparse.Namespace, model: Path, files: dict[str, Path], folder: Path) -> tuple[float, int, float]:
     """Train with train.py's main; return target tokens a second, those of an update, and the peak memory in GiB."""
-    from mtloop import main
+    from mtloop.cli.commands.train import main
 
     flags = {
         "model_name_or_path": str(model), "train_file": str(files["train"]), "validation_file": str(files["valid"]),

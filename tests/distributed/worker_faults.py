@@ -15,8 +15,8 @@ import psutil
 import torch
 
 import mtloop.evaluation.evaluate as evaluate
-from mtloop import main
 from mtloop.checkpoint.save import Checkpointer
+from mtloop.cli.commands.train import main
 from mtloop.trainer import loop, step
 
 RANK = int(os.environ.get("RANK", "0"))

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from mtloop import main
+from mtloop.cli.commands.train import main
 from mtloop.tokenization import encoding
 
 encode_batch = encoding._encode_batch

@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from mtloop import main
+from mtloop.cli.commands.train import main
 from mtloop.trainer import loop
 
 

@@ -35,7 +35,7 @@ sys.argv = ["ipykernel_launcher.py", "-f", "kernel.json", "--learning_rate", "77
 from accelerate import notebook_launcher
 from {module} import main
 notebook_launcher(main, args=({ {**flags, "output_dir": str(tmp_path / "run")}!r},), num_processes=1)
-assert main({ {**flags, "output_dir": str(tmp_path / "two"), "mixed_precision": "bf16"}!r}) == 0
+assert main({ {**flags, "output_dir": str(tmp_path / "two"), "mixed_precision": "bf16"}!r}).exit_status == 0
 """
     done = run([PYTHON, "-c", program])
     assert done.returncode == 0, done.stderr[-3000:]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import mtloop.generation.engine as engines
 import mtloop.trainer.setup as build
-from mtloop import main
 from mtloop.checkpoint.save import Checkpointer
+from mtloop.cli.commands.train import main
 from mtloop.trainer import loop
 
 

@@ -16,7 +16,7 @@ FLOORS = (
     ("translate",),
     ("trainer",),
     ("corpus_report", "selfcheck"),
-    ("cli", "__init__", "__main__"),
+    ("cli", "api", "__init__", "__main__"),
 )
 ORDER = [name for floor in FLOORS for name in floor]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import mtloop
 from mtloop.cli.commands.train import main
 from mtloop.cli.main import Parser
 from mtloop.cli.main import main as commands
@@ -51,10 +52,11 @@ def status_of(folder):
 
 @pytest.fixture(scope="module")
 def finished(pairs_path, tmp_path_factory):
-    """A run folder in which main() trained 4 updates; to be read only."""
+    """A run folder in which mtloop.train made 4 updates; to be read only."""
     folder = tmp_path_factory.mktemp("entry") / "run"
     handler = signal.getsignal(signal.SIGINT)
-    assert main(flags_of(pairs_path, folder)) == 0
+    result = mtloop.train(**flags_of(pairs_path, folder))
+    assert (result.path, result.status, result.exit_status) == (folder, "finished", 0)
     assert signal.getsignal(signal.SIGINT) == handler  # a notebook can interrupt its next cell
     return folder
 
@@ -254,7 +256,11 @@ def test_main_extends_finished_run_with_allow_changed(pairs_path, tmp_path, caps
     assert main(flags_of(pairs_path, folder)) == 0
     longer = flags_of(pairs_path, folder, max_train_steps=6)
     assert main(longer) == 2
-    assert "--max_train_steps: 4 in the run folder, 6 asked" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--max_train_steps: 4 in the run folder, 6 asked" in error
+    with pytest.raises(UserError) as raised:
+        mtloop.train(longer)
+    assert error == f"mtloop: error: {raised.value}\n" and capsys.readouterr().err == ""
     assert main({**longer, "allow_changed": True}) == 0
     assert "continuing from step 4 with changed settings" in capsys.readouterr().out
     assert [line["step"] for line in metrics_of(folder) if "loss" in line] == [1, 2, 3, 4, 5, 6]

@@ -13,7 +13,7 @@ import torch
 from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 from transformers.models.fsmt.tokenization_fsmt import FSMTTokenizer
 
-from mtloop import main as train
+from mtloop.cli.commands.train import main as train
 from mtloop.config.model import ModelConfig
 from mtloop.errors import UserError
 from mtloop.model.generation_config import configure_generation

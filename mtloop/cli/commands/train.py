@@ -1,6 +1,6 @@
 """Train, as train.py does; `train --help` lists the flags.
 
-From flags to an exit status. train.py, `mtloop train`, notebooks and the XLA launcher all come in here. The
+From flags to an exit status. train.py, `mtloop train`, mtloop.train and the XLA launcher all come in here. The
 configuration is read before anything heavy is imported, so that --help and mistakes answer at once.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import write_json
-from mtloop.cli.status import reported, status_of
+from mtloop.cli.status import Show, print_line, reported, status_of
 from mtloop.config.parse import config_from
 from mtloop.config.settings import Config, differences, resolve, resolved_lines
 from mtloop.errors import RunFailed, UserError
@@ -41,8 +41,7 @@ def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None, metri
 
     Args:
         config: A Config, a mapping of flag names to values, or a list of flags. None reads the command line when the
-            program is train.py (the XLA launcher calls main() without arguments), and means the demo anywhere else: a
-            notebook's own arguments are never parsed.
+            program is train.py (the XLA launcher calls main() without arguments), and means the demo anywhere else.
         metrics: Functions that take the lists sources, hypotheses and references, and return a number or a dict of
             numbers. A function's name names its score; lower scores are better if its attribute greater_is_better is
             False.
@@ -54,13 +53,28 @@ def main(config: Config | Mapping[str, Any] | Sequence[str] | None = None, metri
     Raises:
         SystemExit: with the status where it is not 0, under the XLA launcher.
     """
-    status = reported(
-        lambda: _train(config_from(_own_arguments() if config is None else config), metrics),
-        interrupted=BEFORE_TRAINING,
-    )
-    if status and config is None and _is_train_py() and "FORK_LAUNCHED" in os.environ:
+    status = reported(lambda: start(config_from(_own_arguments() if config is None else config), metrics))
+    if status and config is None and is_train_py() and "FORK_LAUNCHED" in os.environ:
         raise SystemExit(status)  # the XLA launcher drops what it is given back: a failed run would end with 0
     return status
+
+
+def start(asked: Config, functions: Functions, show: Show = print_line) -> int:
+    """Train with a checked configuration; return the exit status, as main does.
+
+    Collective: every process of a launch calls it.
+
+    Args:
+        asked: The configuration.
+        functions: As main's metrics.
+        show: Called with the line and the status of what ends the run early.
+    """
+    return reported(lambda: _train(asked, functions, show), interrupted=BEFORE_TRAINING, show=show)
+
+
+def is_train_py() -> bool:
+    """Return True in the program train.py, whose command line is the configuration."""
+    return os.path.basename(sys.argv[0]) == "train.py"
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -74,14 +88,10 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _own_arguments() -> list[str]:
-    return sys.argv[1:] if _is_train_py() else []
+    return sys.argv[1:] if is_train_py() else []
 
 
-def _is_train_py() -> bool:
-    return os.path.basename(sys.argv[0]) == "train.py"
-
-
-def _train(asked: Config, functions: Functions) -> int:
+def _train(asked: Config, functions: Functions, show: Show) -> int:
     from mtloop.evaluation.selection import check_selection
     from mtloop.runtime.launch import asked_precision
     from mtloop.runtime.quiet import silence_libraries
@@ -109,7 +119,7 @@ def _train(asked: Config, functions: Functions) -> int:
 
     try:
         # Reported before the process group ends: the launcher kills the other processes of a failed run.
-        return reported(train, interrupted=BEFORE_TRAINING)
+        return reported(train, interrupted=BEFORE_TRAINING, show=show)
     finally:
         runtime.close()
 
