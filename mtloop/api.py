@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from mtloop.cli.commands.train import start
 from mtloop.cli.status import Show, print_line
 from mtloop.config.parse import config_from
-from mtloop.config.settings import Config, changed, resolve
+from mtloop.config.settings import DATA_FIELDS, Config, changed, resolve
 from mtloop.errors import RunFailed, UserError, first_line, missing_package
 from mtloop.hub.parts import STATUS_NOT_PUSHED
 from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
     from matplotlib.figure import Figure
 
     from mtloop.translate.translator import Translator
@@ -106,6 +107,7 @@ def train(
     config: Config | Mapping[str, Any] | Sequence[str] | str | None = None,
     /,
     *,
+    dataset: Dataset | DatasetDict | None = None,
     metrics: Any = (),
     num_processes: int = 1,
     **settings: Any,
@@ -117,6 +119,8 @@ def train(
     Args:
         config: A recipe or a YAML file by name, a mapping of settings, a Config, or a list of flags. Without it and
             without settings it is the demo. The arguments of the program or notebook are never read.
+        dataset: Rows of the shapes that files may have, in place of --train_file; a DatasetDict also holds those of
+            validation and test. They are stored in the cache of the datasets library, and config.yaml names the files.
         metrics: Names of scores, as --metrics takes them, and functions of the user's, as in mtloop.main.
         num_processes: Processes to fork for the run; 1 for this one.
         settings: Take precedence over those of config.
@@ -133,7 +137,7 @@ def train(
     functions = [one for one in given if callable(one)]
     if names := [one for one in given if not callable(one)]:
         settings["metrics"] = names
-    asked = _config(config, settings)
+    asked = _config(config, settings, dataset)
     if num_processes > 1:
         status = _on_processes(asked, functions, num_processes)
     else:
@@ -170,16 +174,33 @@ def raised(work: Callable[[Show], int]) -> int:
     return status
 
 
-def _config(config: Any, settings: dict[str, Any]) -> Config:
-    if isinstance(config, Config):
-        return changed(config_from(config), **settings)
+def _config(config: Any, settings: dict[str, Any], dataset: Any) -> Config:
     if isinstance(config, str):
         config = {"config": config}
     if config is None or isinstance(config, Mapping):
-        return config_from({**(config or {}), **settings})
+        settings = {**(config or {}), **settings}
+        dataset = settings.pop("dataset", dataset)
+        return config_from({**settings, **_files_of(dataset, settings)})
+    settings = {**settings, **_files_of(dataset, settings)}
+    if isinstance(config, Config):
+        return changed(config_from(config), **settings)
     if settings:
         raise UserError(f"--{next(iter(settings))}: given besides a list of flags. Add it to the list.")
     return config_from(config)
+
+
+def _files_of(dataset: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that name the rows of a dataset; a file that is given for validation or test stays."""
+    if dataset is None:
+        return {}
+    from mtloop.data.objects import store_dataset
+
+    for name in DATA_FIELDS:
+        if settings.get(name) is not None:
+            raise UserError(f"--{name}: dataset is given as well (got {settings[name]}). Leave one out.")
+    # A recipe may name another data set.
+    files = {"dataset_name": None, "dataset_config_name": None, **store_dataset(dataset)}
+    return {name: value for name, value in files.items() if settings.get(name) is None}
 
 
 def _on_processes(asked: Config, functions: list[Any], num_processes: int) -> int:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 # What may be set in the configuration of a data set whose files are read here.
 _CONFIG_OF_ANY_FILES = ("name", "version", "data_dir", "data_files", "description", "features", "sep")
 _NUM_SAMPLED = 1000  # rows in which the languages of a data set are looked up
-_SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "dev", "val"), "test": ("test",)}
+SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
 
 def load_files(flag: str, patterns: list[str], columns: Columns, dialect: Dialect, store: Store) -> LoadedSplit:
@@ -175,7 +175,7 @@ def load_named(
         raise_if_disk_is_full(error)
         raise _named_error(name, config_name, error) from error
     loaded = {}
-    for split, accepted in _SPLIT_NAMES.items():
+    for split, accepted in SPLIT_NAMES.items():
         found = next((candidate for candidate in accepted if candidate in splits), None)
         if found in kinds:
             assert identity is not None

@@ -1,9 +1,12 @@
 """mtloop.train, mtloop.main and Result: what they return and raise."""
 
+import dataclasses
+import datetime
 import json
 import multiprocessing
 import sys
 
+import datasets
 import pytest
 
 import mtloop
@@ -11,7 +14,10 @@ from mtloop.api import raised
 from mtloop.cli.status import report
 from mtloop.config.inputs import DataConfig
 from mtloop.config.model import ModelConfig
+from mtloop.config.parse import parse_config
 from mtloop.config.settings import Config
+from mtloop.config.yaml_file import to_yaml
+from mtloop.data.load import load_corpus
 from mtloop.errors import RunFailed, UserError
 from mtloop.runtime.signals import Interrupted
 
@@ -114,6 +120,62 @@ def test_train_takes_every_form_of_settings(monkeypatch):
     assert (list(asked[4][0].evaluation.metrics), asked[4][1]) == (["bleu"], [score])
     with pytest.raises(UserError, match="^--seed: given besides a list of flags"):
         mtloop.train(["kde4-en-fr"], seed=1)
+
+
+PAIRS = [{"translation": {"en": f"file {i}", "fr": f"fichier {i}"}} for i in range(6)]
+
+
+@pytest.fixture
+def configs(monkeypatch):
+    """The configurations that train() would start with."""
+    asked = []
+    monkeypatch.setattr("mtloop.api.start", lambda config, functions, show: asked.append(config) or 0)
+    monkeypatch.setattr("mtloop.api.Result", lambda path: path)
+    return asked
+
+
+def test_train_stores_a_dataset_as_files_that_the_configuration_names(configs, tmp_path):
+    rows = datasets.Dataset.from_list(PAIRS)
+    splits = datasets.DatasetDict(train=rows.select(range(4)), validation=rows.select([4]), test=rows.select([5]))
+    mtloop.train("kde4-en-fr", dataset=splits, output_dir=tmp_path)
+    mtloop.main({"config": "kde4-en-fr", "dataset": splits, "validation_file": "own.jsonl"})
+    data = configs[0].data
+    assert (data.dataset_name, data.source_lang) == (None, "en")
+    loaded = load_corpus(data)
+    assert [loaded.train["source"][:], loaded.valid["source"][:], loaded.test["target"][:]] == [
+        ["file 0", "file 1", "file 2", "file 3"], ["file 4"], ["fichier 5"],
+    ]  # fmt: skip
+    assert configs[1].data == dataclasses.replace(data, validation_file=["own.jsonl"])
+    (tmp_path / "config.yaml").write_text(to_yaml(configs[0]))
+    assert parse_config([str(tmp_path / "config.yaml")]).data == data
+
+
+def test_train_names_other_rows_by_another_file(configs, tmp_path):
+    """So a run that is resumed with others is refused, and with the same ones is not."""
+    columns = {"source_column": "a", "target_column": "b", "model_name_or_path": "m"}
+    dated = {"a": ["un", "deux"], "b": ["one", "two"], "at": [datetime.date(2026, 1, 1)] * 2}
+    for rows in (dated, dated, {**dated, "b": ["one", "2"]}):
+        dataset = datasets.Dataset.from_dict(rows)
+        mtloop.train(dataset=dataset.map(lambda row: row, load_from_cache_file=False), **columns)
+    first, again, other = (config.data.train_file for config in configs)
+    assert first == again != other
+    assert (
+        load_corpus(dataclasses.replace(configs[0].data, validation_split=0.5)).report["counts"]["train"]["kept"] == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings", "line"),
+    [
+        (PAIRS, {}, r"^dataset: expected a Dataset or DatasetDict \(got list\)"),
+        ({"dev": None}, {}, r"^dataset: expected a Dataset or DatasetDict \(got NoneType\)"),
+        (datasets.DatasetDict(test=datasets.Dataset.from_list(PAIRS)), {}, r"^dataset: no split 'train' \(got test\)"),
+        (PAIRS, {"train_file": "a.jsonl"}, r"^--train_file: dataset is given as well \(got a.jsonl\)"),
+    ],
+)
+def test_train_refuses_other_objects(dataset, settings, line):
+    with pytest.raises(UserError, match=line):
+        mtloop.train(dataset=dataset, source_lang="en", target_lang="fr", **settings)
 
 
 @pytest.mark.parametrize(("status", "kind"), [(1, RunFailed), (2, UserError), (130, Interrupted)])

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 from mtloop.errors import UserError
@@ -19,7 +20,7 @@ def test_set_aside_gives_a_state_back(fresh_accelerate):
     state = PartialState(cpu=True)
     with forks.set_aside():
         assert not PartialState._shared_state
-        AcceleratorState(cpu=True, mixed_precision="no", _from_accelerator=True)
+        Accelerator(cpu=True)
     assert state.device.type == "cpu" and not AcceleratorState._shared_state
 
 
