@@ -12,7 +12,7 @@ import pytest
 from mtloop.cli.flags import SETTINGS, _named, fill_settings, load_own_rows, load_test_sets
 from mtloop.config.parse import parse_config
 from mtloop.errors import UserError
-from mtloop.evaluation.metrics import METRICS
+from mtloop.evaluation.metrics import METRICS, sentence_chrf
 from mtloop.evaluation.significance import MIN_ROWS, Interval
 from mtloop.evaluation.test_sets import Verdict as FoundScores
 from mtloop.run_folder import stored_config
@@ -145,9 +145,16 @@ def test_evaluate_several_sets_against_baseline(run_command, model_path, rows_pa
     text = path.read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
     assert [one["name"] for one in data["sets"]] == ["one", "news"] and f"{path}: every" in out
-    assert [(row["source"], row["model"], row["baseline"]) for row in data["sets"][0]["rows"]] == [
-        (row["source"], [row["hypothesis"]], [row["hypothesis"]]) for row in rows
-    ]
+    shown = data["sets"][0]
+    assert (shown["source"], shown["reference"]) == tuple(
+        [row[name] for row in rows] for name in ("source", "reference")
+    )
+    assert shown["segments"] == [[row["hypothesis"]] for row in rows]  # the same in both translations
+    assert (
+        shown["chrf"]
+        == shown["baselineChrf"]
+        == [round(chrf, 2) for chrf in sentence_chrf([row["hypothesis"] for row in rows], shown["reference"])]
+    )
 
 
 @pytest.mark.parametrize(
