@@ -31,6 +31,12 @@ def main(config: Any = None, metrics: Any = ()) -> Any:
 
     if config is None and is_train_py():
         return train_py(None, metrics)
+    if config is None and sys.argv[0] == __file__:  # the XLA launcher, of `-m mtloop`: it drops what main() returns
+        from mtloop.cli.main import main as run_command
+
+        if status := run_command(sys.argv[1:], metrics):
+            raise SystemExit(status)
+        return 0
     from mtloop.api import raised, train
 
     if isinstance(config, (list, tuple)) and config:

@@ -111,7 +111,7 @@ class RunFolder:
                     os.close(descriptor)
                     raise UserError(
                         f"--output_dir {self.path}: {who} is training in it. Wait for it, or give another folder. To "
-                        "start one run on several processes use `accelerate launch` and a file of accelerate_configs/."
+                        "start one run on several processes use `accelerate launch` and a file of `mtloop configs`."
                     ) from None
                 if not has_said:
                     say(f"{self.path}: {who} is training in it; waiting up to {wait_s:g} s")

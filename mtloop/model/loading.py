@@ -341,7 +341,7 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
         if not len(longest):
             raise UserError(
                 f"--shard_model: the {type(side).__name__} of a {model.config.model_type} model is not a stack of "
-                "layers. Train it unsharded, with accelerate_configs/multi_gpu.yaml."
+                "layers. Train it unsharded, with multi_gpu.yaml."
             )
         layers += longest
     return layers

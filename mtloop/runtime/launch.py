@@ -41,13 +41,13 @@ def check_environment(*, is_cpu: bool, shard_model: bool) -> None:
     asked = [name for name in ("fsdp", "deepspeed") if flag(f"ACCELERATE_USE_{name.upper()}")]
     if is_cpu and asked and not shard_model:
         raise UserError(
-            f"{asked[0]}: the launch file asks for it, but this machine has no accelerator. Use "
-            "accelerate_configs/multi_cpu.yaml or cpu.yaml, or add --shard_model to shard over processes on the CPU."
+            f"{asked[0]}: the launch file asks for it, but this machine has no accelerator. Use multi_cpu.yaml or "
+            "cpu.yaml (`mtloop configs` lists them), or add --shard_model to shard over processes on the CPU."
         )
     if (world_size := os.environ.get("WORLD_SIZE", "1")) != "1" and "MASTER_ADDR" not in os.environ:
         raise UserError(
-            f"WORLD_SIZE: set to {world_size} without MASTER_ADDR. Start with `accelerate launch` and a file of "
-            "accelerate_configs/, or unset WORLD_SIZE."
+            f"WORLD_SIZE: set to {world_size} without MASTER_ADDR. Start with `mtloop launch multi_gpu train ...` or "
+            "`accelerate launch` and a launch file, or unset WORLD_SIZE."
         )
 
 

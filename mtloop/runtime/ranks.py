@@ -166,7 +166,7 @@ class Runtime(Collectives):
         if world_size != self.num_ranks and not self.is_xla:  # XLA's launcher exports none
             raise UserError(
                 f"WORLD_SIZE: set to {world_size}, but accelerate runs {self.num_ranks} process(es), each of which "
-                "would train alone. Start with `accelerate launch` and a file of accelerate_configs/, or unset "
+                "would train alone. Start with `accelerate launch` and a file that `mtloop configs` lists, or unset "
                 "WORLD_SIZE."
             )
         if hardware.expect_processes is not None and hardware.expect_processes != self.num_ranks:

@@ -46,8 +46,8 @@ class StopSignals:
 
     Attributes:
         number: The first signal that came, None before it.
-        launcher: The process of `accelerate launch` that started this one, NOBODY if it has died; None where there is
-            none.
+        launcher: The process of `accelerate launch` or `mtloop launch` that started this one, NOBODY if it has died;
+            None where there is none.
     """
 
     def __init__(self) -> None:
@@ -131,9 +131,10 @@ class StopSignals:
 
 
 def _find_launcher() -> int | None:
-    """Return the process id of `accelerate launch` if it is the parent; shells, nohup and schedulers come and go.
+    """Return the process id of `accelerate launch` or `mtloop launch` if it is the parent, else None.
 
-    One that died before it was looked for counts as gone: its variables are there, and init is the parent.
+    Shells, nohup and schedulers come and go. A launcher that died before it was looked for counts as gone: its
+    variables are there, and init is the parent.
     """
     try:
         parent = psutil.Process(os.getppid())
@@ -142,7 +143,8 @@ def _find_launcher() -> int | None:
         return None
     if any("accelerate-launch" in word for word in words[:3]):
         return parent.pid
-    if "launch" in words and any("accelerate" in os.path.basename(word) for word in words[:4]):
+    names = [os.path.basename(word) for word in words[:4]]
+    if "launch" in words and any("accelerate" in name or name == "mtloop" for name in names):
         return parent.pid
     was_launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
     return NOBODY if was_launched and (parent.pid == 1 or name in TAKERS_OF_ORPHANS) else None

@@ -180,6 +180,9 @@ def check_mtloop(words: list[str]) -> None:
     if name == "train":
         check_train("train.py", rest)
         return
+    if name == "launch":
+        check_launch(["--config_file", str(launch_file(rest[0]).relative_to(PROJECT)), "-m", "mtloop", *rest[1:]])
+        return
     parser = Parser(allow_abbrev=False)
     module.add_flags(parser)
     if name == "selfcheck":

@@ -148,6 +148,15 @@ def test_package_data_covers_every_file(project, pyproject):
         assert any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns.get(name, [])), path
 
 
+def test_packages_are_those_of_the_tree(project, pyproject):
+    """The launch files are one too: its folder is at the top of the clone."""
+    setuptools = pyproject["tool"]["setuptools"]
+    folders = {path.parent for path in (project / "mtloop").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    names = {".".join(folder.relative_to(project).parts) for folder in folders}
+    assert setuptools["package-dir"] == {"mtloop.accelerate_configs": "accelerate_configs"}
+    assert sorted(setuptools["packages"]) == sorted(names | {"mtloop.accelerate_configs"})
+
+
 def test_contributing_names_every_module(project):
     text = (project / "CONTRIBUTING.md").read_text(encoding="utf-8")
     files = [path.name for path in (project / "mtloop").glob("*.py")]

@@ -182,7 +182,7 @@ def test_the_last_line_names_what_differs_and_what_is_not_proven(monkeypatch, ca
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--config_file", "nowhere.yaml"], "--config_file: no such file (got nowhere.yaml)"),
+        (["--config_file", "nowhere.yaml"], "--config_file: no such launch file (got nowhere.yaml)"),
         (["--learning_rat", "1"], "--learning_rat: no such flag, did you mean --learning_rate?"),
         (["--learning_rate", "-1"], "--learning_rate"),
     ],

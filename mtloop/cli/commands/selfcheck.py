@@ -17,17 +17,17 @@ from types import FrameType
 
 import mtloop
 from mtloop.cli.flags import number_type
+from mtloop.cli.launch_files import launch_file
 from mtloop.cli.main import Parser
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import resolve
-from mtloop.errors import UserError
 from mtloop.selfcheck.parent import Selfcheck, shrink
 from mtloop.tables import aligned
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the launcher."""
-    parser.add_argument("--config_file", metavar="F", help="the launch file, as for `accelerate launch`")
+    parser.add_argument("--config_file", metavar="F", help="a launch file: a name of `mtloop configs`, or a path")
     parser.add_argument(
         "--num_processes", type=number_type("num_processes"), metavar="N", help="processes, as for `accelerate launch`"
     )
@@ -47,12 +47,8 @@ def run(given: argparse.Namespace) -> int:
         signal.signal(number, _end)
     work_dir = Path(tempfile.mkdtemp(prefix="mtloop-selfcheck-"))
     try:
-        if given.config_file is not None and not Path(given.config_file).is_file():
-            raise UserError(
-                f"--config_file: no such file (got {given.config_file}). "
-                "Give a file, for example of accelerate_configs/."
-            )
-        flags = {"config_file": given.config_file, "num_processes": given.num_processes}
+        config_file = given.config_file and launch_file("--config_file", given.config_file)
+        flags = {"config_file": config_file, "num_processes": given.num_processes}
         launch = [f"--{name}={value}" for name, value in flags.items() if value is not None]
         selfcheck = Selfcheck(config=shrink(resolve(parse_config(given.train_flags))), launch=launch, work_dir=work_dir)
         rows = selfcheck.run()

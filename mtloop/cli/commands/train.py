@@ -19,7 +19,7 @@ from mtloop.atomic import write_json
 from mtloop.cli.status import Show, print_line, reported, status_of
 from mtloop.config.parse import config_from
 from mtloop.config.settings import Config, differences, resolve, resolved_lines
-from mtloop.errors import RunFailed, UserError
+from mtloop.errors import RunFailed, UserError, first_line
 
 if TYPE_CHECKING:
     from mtloop.evaluation.selection import Functions
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mtloop.runtime.ranks import Runtime
     from mtloop.trainer.run import Run
 
+# An environment variable with the path of a link to the run folder, which the first process makes.
+RUN_LINK = "MTLOOP_RUN_LINK"
 BEFORE_TRAINING = " before the training began"
 DEMO_LINE = (
     "This is the built-in demo. Your own: --train_file pairs.jsonl --source_lang en --target_lang fr "
@@ -210,6 +212,8 @@ def _note_end(work: Callable[[list[Run]], int], folder: RunFolder, runtime: Runt
         _note(folder, runtime, status, exit_status=exit_status, message=message, step=step, is_alone=is_alone)
 
     _note(folder, runtime, "running")
+    if runtime.is_main:
+        _link_run(folder)
     try:
         return work(runs)
     except (UserError, RunFailed) as error:
@@ -228,6 +232,16 @@ def _note_end(work: Callable[[list[Run]], int], folder: RunFolder, runtime: Runt
         if not (failure.is_lost_peer and folder.is_failed):  # the lost process has written the reason
             note("failed", 1, str(failure), is_alone=True)
         raise failure from error
+
+
+def _link_run(folder: RunFolder) -> None:
+    """Link the run folder where a batch script looks for status.json: flags, recipes and defaults may name it."""
+    place = os.environ.get(RUN_LINK, "")
+    try:
+        if place:
+            os.symlink(folder.path.resolve(), place)
+    except OSError as error:
+        print(f"mtloop: warning: {RUN_LINK} {place}: cannot be written ({first_line(error)})", file=sys.stderr)
 
 
 def _goes_back(config: Config, folder: RunFolder) -> bool:
