@@ -56,5 +56,5 @@ JOURNAL_LINE: Shape = dict.fromkeys(("part", "run_id", "manifest", "repo_id", "r
 HYPOTHESIS: Shape = {"index": int, "source": str, "reference": str, "hypothesis": str, "pair?": str}
 STATUS: Shape = {
     "status": str, "exit_status": (int, None), "message": str, "step": int, "pid": int, "host?": str,
-    "process_start?": float,
+    "process_start?": float, "command?": str,
 }  # fmt: skip

@@ -204,13 +204,16 @@ class RunFolder:
     def write_data(self, report: dict[str, Any]) -> None:
         write_json(self.data_path, report)
 
-    def write_status(self, status: str, *, exit_status: int | None = None, message: str = "", step: int = 0) -> None:
-        """Write status.json: `status` is running, finished, stopped or failed."""
+    def write_status(
+        self, status: str, *, exit_status: int | None = None, message: str = "", step: int = 0, command: str = ""
+    ) -> None:
+        """Write status.json: `status` is running, finished, stopped or failed; `command` started the run."""
         record = {
             "status": status,
             "exit_status": exit_status,
             "message": without_passwords(message),
             "step": step,
+            "command": without_passwords(command),
             **_process(os.getpid()),
         }
         write_json(self.status_path, record)

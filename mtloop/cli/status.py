@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from mtloop.errors import ProcessFailed, RunFailed, UserError, first_line, is_shared, one_line, out_of_resources
 from mtloop.runtime.streams import make_streams_safe
+from mtloop.terminal import styled
 
 # In which the launcher ends a process whose mistake the first process of the machine has made and reported too.
 LAUNCHER_ENDS_OTHERS_S = 5.0
@@ -34,7 +35,8 @@ def writing(target: object, *, flag: str = "-o") -> Iterator[None]:
 
 def print_line(line: str, status: int) -> None:
     """Print what ended a program early on standard error."""
-    print(f"mtloop: {'error' if status in (1, 2) else 'stopped'}: {line}", file=sys.stderr, flush=True)
+    head = styled("mtloop: error:", "red", sys.stderr) if status in (1, 2) else "mtloop: stopped:"
+    print(f"{head} {line}", file=sys.stderr, flush=True)
 
 
 def reported(work: Callable[[], int], *, interrupted: str = "", show: Show = print_line) -> int:

@@ -110,7 +110,9 @@ def restore(run: Run) -> None:
     path = run.runtime.on_main(lambda: choose_checkpoint(run.folder, asked, run.runtime.say))
     if path is not None:
         check_origin(run, run.checkpointer.restore(path, check=lambda record: check_plan(run, record)))
-        run.runtime.say(f"resumed from {path}: step {run.state.step:,} of {run.total_steps:,}, epoch {epoch_of(run)}")
+        run.runtime.say(
+            f"resumed from {path}: step {run.state.step:,} of {run.total_steps:,}, epoch {epoch_of(run):.2f}"
+        )
 
     run.is_restored = True
 

@@ -246,6 +246,7 @@ def test_is_finished_needs_status_and_model(folder):
         "exit_status": 0,
         "message": "done",
         "step": 9,
+        "command": "",
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "process_start": psutil.Process().create_time(),

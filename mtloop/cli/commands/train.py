@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import write_json
+from mtloop.cli.next_steps import next_steps, own_command
 from mtloop.cli.status import Show, print_line, reported, status_of
 from mtloop.config.parse import config_from
 from mtloop.config.settings import Config, differences, resolve, resolved_lines
@@ -144,6 +145,7 @@ def _train_in_folder(config: Config, runtime: Runtime, functions: Functions) -> 
         goes_back = runtime.on_main(lambda: _goes_back(config, folder))
         if runtime.on_main(lambda: _has_final(folder, runtime)) and not goes_back and is_same:
             runtime.say(f"{folder.path}: this run is finished, the model is in {folder.final_dir}; nothing to do")
+            runtime.say(*next_steps(folder))
             return _push_rest(config, folder, runtime)
         config = resolve_budget(config, stored, num_ranks=runtime.num_ranks)
         return _note_end(
@@ -291,9 +293,9 @@ def _build_and_train(
         _note(folder, runtime, "finished", exit_status=status, message=message, step=run.state.step)
     else:
         name = signal.Signals(stop_signal).name
-        message = f"stopped by {name} and saved at step {run.state.step:,}; the same command goes on from there"
+        message = f"stopped by {name} and saved at step {run.state.step:,} in {folder.path}"
         _note(folder, runtime, "stopped", exit_status=status, message=message, step=run.state.step)
-    runtime.say(message)
+    runtime.say(message, *next_steps(folder))
     return status
 
 
@@ -307,7 +309,7 @@ def _note(folder: RunFolder, runtime: Runtime, status: str, *, is_alone: bool = 
     try:
         if is_alone and runtime.num_ranks > 1:
             entries["message"] = f"process {runtime.rank}: {entries['message']}"
-        folder.write_status(status, **entries)
+        folder.write_status(status, command=own_command(), **entries)
     except RunFailed as error:
         if status == "running":
             raise
