@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -137,6 +138,8 @@ def train(
     functions = [one for one in given if callable(one)]
     if names := [one for one in given if not callable(one)]:
         settings["metrics"] = names
+    # Of tqdm without ipywidgets, which is not needed here.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     asked = _config(config, settings, dataset)
     if num_processes > 1:
         status = _on_processes(asked, functions, num_processes)

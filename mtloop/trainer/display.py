@@ -21,6 +21,7 @@ from mtloop.terminal import styled, terminal_columns, wrapped
 from mtloop.trainer.table import (
     GAP,
     Column,
+    Line,
     choose_columns,
     header_of,
     metrics_without_column,
@@ -105,9 +106,7 @@ class Display:
             is_best: Whether its score is the best so far.
         """
         self._samples = samples
-        width, latest = terminal_columns(), self._latest
-        line = {**record, "name": name, "train_loss": latest.get("loss"), "tokens_per_s": latest.get("tokens_per_s")}
-        line["elapsed_s"] = time.perf_counter() - self.start_s
+        width, line = terminal_columns(), self.line_of(name, record)
         if not self._columns:
             self._columns = choose_columns(line, total_steps=self.total_steps, width=width)
             self.runtime.say("", styled(header_of(self._columns), "bold", sys.stdout))
@@ -116,6 +115,11 @@ class Display:
             self.runtime.say(*wrapped(GAP, scores_text(line, others), width))
         for pair in pairs:
             self.runtime.say(*wrapped(f"  {pair}: ", scores_text(line, metrics_of(line), pair=pair), width))
+
+    def line_of(self, name: str, record: Record) -> Line:
+        """Return the line of the table for an evaluation."""
+        latest = {"train_loss": self._latest.get("loss"), "tokens_per_s": self._latest.get("tokens_per_s")}
+        return {**record, "name": name, **latest, "elapsed_s": time.perf_counter() - self.start_s}
 
     def close(self) -> None:
         """Remove the bar."""

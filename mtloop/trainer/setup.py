@@ -35,7 +35,7 @@ from mtloop.model.loading import build_model, layers_of, load_model
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.loading import remember_prefix, target_language_token
-from mtloop.trainer.display import Display
+from mtloop.trainer.notebook import open_display
 from mtloop.trainer.report import check_eval_engine
 from mtloop.trainer.run import Run
 from mtloop.trainer.schedule import build_loader, build_optimizer, build_scheduler, describe_plan, resolve_steps
@@ -132,7 +132,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
             identity=identity,
         ),
         tracker=Tracker(folder=folder, runtime=runtime, uses_trackers=start_trackers(config, runtime)),
-        display=Display(runtime=runtime, total_steps=total_steps),
+        display=open_display(runtime, total_steps),
         total_steps=total_steps,
         metrics=metrics,
         state=state,
