@@ -32,7 +32,7 @@ RUN_FILES: dict[str, str] = {
     "final/averaged.json": "Checkpoints that were averaged, with `--average_last`.",
     "tokenizer/": "Trained tokenizer, with `--train_tokenizer`.",
     "curves.png": "Loss and BLEU over updates, if matplotlib is installed.",
-    "mtloop/": "TensorBoard events, with `--with_tracking --report_to tensorboard`.",
+    "mtloop/": "TensorBoard events, with `--report_to tensorboard`.",
     ".lock": "Process that is training in the folder.",
 }
 

@@ -233,15 +233,18 @@ def load_run_rows_or_test_sets(given: argparse.Namespace, trained: Config | None
 
 
 def load_own_rows(given: argparse.Namespace, trained: Config, *splits: str) -> list[TestSet]:
-    """Load the rows of these splits that a run has, of each of its pairs."""
-    from mtloop.data.load import load_corpus
+    """Load the rows of these splits that a run has, of each of its pairs; where it only scores, these alone."""
+    from mtloop.data.load import load_corpus, load_scored_rows
 
     test_sets = []
     for data in trained.data.of_pairs():
         if given.is_one_pair and trained.data.pairs and not _is_asked(given, data):
             continue
-        corpus = load_corpus(data)
-        rows = {split: rows for split in splits if (rows := getattr(corpus, split)) is not None}
+        if trained.scored:
+            rows = {split: load_scored_rows(data, split) for split in splits}
+        else:
+            corpus = load_corpus(data)
+            rows = {split: rows for split in splits if (rows := getattr(corpus, split)) is not None}
         for test_set in _as_test_sets(given, rows):
             if trained.data.pairs:
                 name = f"{test_set.name} {data.source_lang}-{data.target_lang}"

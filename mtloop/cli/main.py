@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import mtloop
 from mtloop.cli.status import Show, StdoutClosed, print_line, reported
 from mtloop.config.fields import is_unicode
-from mtloop.config.parse import refuse_secrets
+from mtloop.config.foreign import refuse_secrets
 from mtloop.errors import UserError
 
 if TYPE_CHECKING:

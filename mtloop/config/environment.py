@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from mtloop.config.fields import MAX_COUNT, MAX_SECONDS, MAX_SEED, Group, setting
-from mtloop.errors import FieldError
 
 # The values of accelerate.utils.LoggerType, which would import torch.
 TRACKERS = (
@@ -59,17 +58,14 @@ class OutputConfig(Group):
         maximum=MAX_COUNT,
     )
     num_samples: int = setting(3, "translations shown at the end", unit="samples", minimum=0, maximum=1_000)
-    with_tracking: bool = setting(False, "report to the tracker of --report_to")
-    report_to: str = setting("all", "tracker of --with_tracking", choices=(*TRACKERS, "none"))
+    report_to: str | None = setting(
+        None, "tracker to report to; all is every one that is installed", unset="none", choices=(*TRACKERS, "none")
+    )
 
-    def __post_init__(self) -> None:
-        """Refuse contradictions."""
-        super().__post_init__()
-        # none is the word of TrainingArguments: without effect in a copied command line.
-        if self.report_to == "none" and self.with_tracking:
-            raise FieldError(
-                "report_to", "--with_tracking reports to a tracker", got="none", remedy="Leave --with_tracking out."
-            )
+    @property
+    def tracker(self) -> str | None:
+        """The tracker that is reported to; None for none."""
+        return None if self.report_to == "none" else self.report_to
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,8 +153,17 @@ class DataConfig(Group):
     )
     max_eval_samples: int | None = setting(
         None,
-        "maximum number of validation pairs, and of test pairs",
+        "maximum number of validation pairs, and of test pairs without --max_predict_samples",
         unset="all pairs",
+        unit="pairs",
+        same_run=True,
+        minimum=1,
+        maximum=MAX_COUNT,
+    )
+    max_predict_samples: int | None = setting(
+        None,
+        "maximum number of test pairs",
+        unset="--max_eval_samples",
         unit="pairs",
         same_run=True,
         minimum=1,

@@ -5,23 +5,16 @@ The settings of a recipe are read as flags are; a flag on the command line repla
 
 import argparse
 import dataclasses
-import difflib
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
-from importlib.resources import files
-from itertools import takewhile
-from typing import Any, NoReturn
-
-import yaml
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TextIO
 
 import mtloop
 from mtloop.config.fields import (
     AUTO,
-    BOOLS,
     MAX_CHOICES_IN_PLACEHOLDER,
     Field,
     help_text,
@@ -29,11 +22,13 @@ from mtloop.config.fields import (
     kind_of,
     read_value,
 )
-from mtloop.config.settings import DATA_FIELDS, FIELDS, GROUPS, MODEL_FIELDS, Config, check_complete
+from mtloop.config.foreign import MODES, Say, find_foreign, refuse_secrets, take_value, translate
+from mtloop.config.settings import BUDGETS, DATA_FIELDS, FIELDS, GROUPS, MODEL_FIELDS, Config, check_complete
 from mtloop.config.yaml_file import MAPPING_FIELD, Entry, read_source, recipe_names
 from mtloop.errors import FieldError, UserError, without_passwords
 
 DEMO = "demo"
+TRAINER_BATCH_SIZE = 8  # the default of TrainingArguments and run_translation_no_trainer.py, per device
 VERSION_LINE = f"mtloop {mtloop.__version__}"
 FLAG = re.compile(r"--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 # Settings that say the same in different ways: one that is given replaces those of the other ways in the recipe.
@@ -47,36 +42,6 @@ ALTERNATIVES = (
     # the languages
     (("source_lang", "target_lang", "source_key", "target_key"), ("pairs",)),
 )
-
-Warn = Callable[[str], object]
-
-
-@dataclasses.dataclass(frozen=True)
-class ForeignFlag:
-    """A flag of another trainer, from foreign_flags.yaml.
-
-    Attributes:
-        effect: ignored, changes_result or refused.
-        values: switches, values or lists: the number of its values.
-        advice: What to use instead.
-    """
-
-    effect: str
-    values: str
-    advice: str
-
-
-@cache
-def foreign_flags() -> dict[str, ForeignFlag]:
-    """Read the flags of other trainers that are accepted or refused, by name."""
-    table = yaml.safe_load((files("mtloop.config") / "foreign_flags.yaml").read_text("utf-8"))
-    return {
-        name: ForeignFlag(effect, values, row["advice"])
-        for effect, rows in table.items()
-        for row in rows
-        for values in ("switches", "values", "lists")
-        for name in row.get(values, ())
-    }
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=prog,
         usage=f"{prog} [RECIPE | FILE.yaml] [--flag value ...]",
         description=f"Train a translation model. Recipes: {', '.join(recipe_names())}. Without flags: the demo.",
-        epilog="Other flags of run_translation*.py and TrainingArguments are accepted with advice on what to use.",
+        epilog="Flags of run_translation*.py and TrainingArguments are read as these; docs/coming-from.md lists them.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -121,12 +86,13 @@ def _metavar(field: Field) -> str:
     return unit.upper() + (f"|{AUTO}" if field.metadata["may_be_auto"] else "")
 
 
-def parse_config(argv: Sequence[str] | None, warn: Warn | None = None) -> Config:
+def parse_config(argv: Sequence[str] | None, warn: Say | None = None, say: Say | None = None) -> Config:
     """Read a command line.
 
     Args:
         argv: The words after the name of the program; None and [] are the demo. sys.argv is not read.
-        warn: Called with a line for each accepted flag of another trainer; by default the line is printed to stderr.
+        warn: Called with a line for each flag of another trainer without an effect; by default it is printed to stderr.
+        say: Called with a line for each one that is read as a setting; by default it is printed.
 
     Raises:
         UserError: one line with the flag or the line of the file, the value and the remedy.
@@ -140,8 +106,9 @@ def parse_config(argv: Sequence[str] | None, warn: Warn | None = None) -> Config
     if "--version" in tokens:
         print(VERSION_LINE)
         raise SystemExit(0)
-    warn = warn or _print_warning
-    namespace, words = parser.parse_known_args(_own_tokens(tokens, warn))
+    reports = (say or _print, warn or _print_warning)
+    own, foreign = _divide(tokens)
+    namespace, words = parser.parse_known_args(own)
     values = vars(namespace)
     stray = next((word for word in words if word.startswith("-")), None)
     if stray is not None:
@@ -150,8 +117,8 @@ def parse_config(argv: Sequence[str] | None, warn: Warn | None = None) -> Config
         words.append(values.pop("config"))
     if len(words) > 1:
         raise UserError(f"{words[1]}: only one recipe or file is possible, and {words[0]} is given. Leave one out.")
-    given = {name: _value_of(Entry(name, text)) for name, text in values.items()}
-    return _assemble(given, words[0] if words else None, warn)
+    entries = [Entry(name, text) for name, text in values.items()] + foreign
+    return _assemble(_read_entries(entries, reports), words[0] if words else None, reports)
 
 
 def config_from(value: Config | Mapping[str, Any] | Sequence[str] | str | None) -> Config:
@@ -170,23 +137,33 @@ def config_from(value: Config | Mapping[str, Any] | Sequence[str] | str | None) 
     entries = [_entry(name, one) for name, one in value.items()]
     source = next((entry.value for entry in entries if entry.name == "config"), None)
     assert source is None or isinstance(source, str)
-    given = _read_entries((entry for entry in entries if entry.name != "config"), _print_warning)
-    return _assemble(given, source, _print_warning)
+    reports = (_print, _print_warning)
+    given = _read_entries([entry for entry in entries if entry.name != "config"], reports)
+    return _assemble(given, source, reports)
 
 
-def _assemble(given: dict[str, Any], source: str | None, warn: Warn) -> Config:
+def _assemble(given: dict[str, Any], source: str | None, reports: tuple[Say, Say]) -> Config:
     """Create a config of given values and those of a recipe, which is the demo if neither model nor data is given."""
     if source is None and all(given.get(name) is None for name in (*MODEL_FIELDS, *DATA_FIELDS)):
         source = DEMO
+    if source is None and given.get("gradient_accumulation_steps") and not any(given.get(name) for name in BUDGETS):
+        given = {**given, "per_device_train_batch_size": TRAINER_BATCH_SIZE}
+        reports[0](
+            f"--gradient_accumulation_steps {given['gradient_accumulation_steps']} -> --per_device_train_batch_size "
+            f"{TRAINER_BATCH_SIZE}, the default of TrainingArguments"
+        )
     recipe, entries = read_source(source) if source is not None else (None, [])
-    values = _merge(_read_entries(entries, warn), given)
+    values = _merge(_read_entries(entries, reports), given)
+    modes = {name: values.pop(name) == "true" for name in MODES if name in values}
     try:
         groups = {
             group: kind(**{one.name: values[one.name] for one in dataclasses.fields(kind) if one.name in values})
             for group, kind in GROUPS.items()
         }
-        config = Config(**groups, recipe=recipe)
+        config = Config(**groups, recipe=recipe, scored=_scored_splits(modes))
         check_complete(config)
+        if modes.get("do_predict") and not (config.data.test_file or config.data.dataset_name):
+            raise UserError("--do_predict: no test data is given. Add --test_file FILE.")
     except FieldError as error:
         where = next((entry.where for entry in entries if entry.name == error.name and error.name not in given), None)
         raise UserError(f"{where}: {error}" if where else str(error)) from None
@@ -212,79 +189,56 @@ def _merge(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {**kept, **given}
 
 
-def refuse_secrets(words: Sequence[str]) -> None:
-    """Refuse the flags of other trainers that hold a token before another message quotes the value.
+def _scored_splits(modes: Mapping[str, bool]) -> tuple[str, ...]:
+    """Return the splits that are scored instead of training: of --do_eval and --do_predict without --do_train."""
+    if modes.get("do_train"):
+        return ()
+    splits = tuple(split for name, split in (("do_eval", "valid"), ("do_predict", "test")) if modes.get(name))
+    if not splits and "do_train" in modes:
+        raise UserError("--do_train: leaves nothing to do (got false). Give true, --do_eval or --do_predict.")
+    return splits
+
+
+def _divide(tokens: list[str]) -> tuple[list[str], list[Entry]]:
+    """Divide a command line into words for the parser, with underscores in names, and flags of other trainers.
 
     Raises:
-        UserError: naming the flag.
+        UserError: for a flag that is unknown, or holds a token.
     """
-    for word in words:
-        name = word.partition("=")[0].lstrip("-").replace("-", "_")
-        foreign = foreign_flags().get(name) if word.startswith("-") else None
-        if foreign is not None and foreign.effect == "refused":
-            raise UserError(f"--{name}: {foreign.advice}")
-
-
-def _own_tokens(tokens: list[str], warn: Warn) -> list[str]:
-    """Remove accepted flags of other trainers and their values, refuse unknown flags, replace hyphens in names."""
     refuse_secrets(tokens)
-    kept: list[str] = []
+    own: list[str] = []
+    foreign: list[Entry] = []
     start = 0
     while start < len(tokens):
         token = tokens[start]
         start += 1
         if not FLAG.fullmatch(token):
-            kept.append(token)
+            own.append(token)
             continue
         flag, equals, value = token[2:].partition("=")
         name = flag.replace("-", "_")
-        foreign = _foreign(name, "", warn)
-        if foreign is None:
-            kept.append(f"--{name}{equals}{value}")
-        elif not equals:
-            following = list(takewhile(lambda word: not FLAG.fullmatch(word), tokens[start:]))
-            if foreign.values != "lists":
-                following = following[:1]
-            if foreign.values == "switches" and following and following[0].lower() not in BOOLS:
-                following = []  # the recipe
-            start += len(following)
-    return kept
+        kind, _, is_negated = find_foreign(name)
+        if kind is None:
+            own.append(f"--{name}{equals}{value}")
+            continue
+        words = [value] if equals else [] if is_negated else take_value(kind, tokens[start:], FLAG.fullmatch)
+        start += 0 if equals else len(words)
+        foreign.append(Entry(name, words if kind.kind == "lists" else " ".join(words) or "true"))
+    return own, foreign
 
 
-def _foreign(name: str, where: str, warn: Warn) -> ForeignFlag | None:
-    """Return the flag of another trainer of this name, after a warning; None for a setting.
-
-    The value of the flag is never shown: it may be a secret.
-
-    Raises:
-        UserError: for an unknown flag, with the nearest name, and a refused one.
-    """
-    if name in FIELDS or name == "config":
-        return None
-    known = foreign_flags()
-    foreign = known.get(name) or known.get(name.removeprefix("no_"))
-    if foreign is None or (name not in known and foreign.values != "switches"):
-        near = difflib.get_close_matches(name, [*FIELDS, "config", *known], n=1)
-        raise UserError(f"--{name}: no such flag" + (f", did you mean --{near[0]}?" if near else ". See --help."))
-    if foreign.effect == "refused":
-        raise UserError(f"--{name}: {foreign.advice}")
-    effect = "is IGNORED AND THE RESULT CHANGES" if foreign.effect == "changes_result" else "is ignored"
-    warn(f"{where}--{name} {effect}: {foreign.advice}")
-    return foreign
-
-
-def _read_entries(entries: Iterable[Entry], warn: Warn) -> dict[str, Any]:
-    """Convert the settings of a file or a dict as flags are."""
-    values = {}
+def _read_entries(entries: Sequence[Entry], reports: tuple[Say, Say]) -> dict[str, Any]:
+    """Convert the settings of the command line, a file or a dict."""
+    values: dict[str, Any] = {}
     for entry in entries:
-        where = f"{entry.where}: " if entry.where else ""
         if entry.name == "config":
+            where = f"{entry.where}: " if entry.where else ""
             raise UserError(f"{where}--config: a file cannot load another one. Name it on the command line.")
+    for entry in translate(entries, *reports):
         try:
-            if _foreign(entry.name, where, warn) is None:
-                values[entry.name] = _value_of(entry)
+            values[entry.name] = entry.value if entry.name in MODES else _value_of(entry)
         except UserError as error:
-            raise UserError(f"{where}{error}") from None
+            raise UserError(f"{entry.where}: {error}" if entry.where else str(error)) from None
     return values
 
 
@@ -321,5 +275,10 @@ def _entry(key: object, value: Any) -> Entry:
     raise UserError(f"--{name}: expected text, a number, a bool or a list (got {type(value).__name__}).")
 
 
+def _print(line: str, start: str = "", stream: TextIO | None = None) -> None:
+    if os.environ.get("RANK", "0") == "0":  # every process of a launch reads the same command line
+        print(f"{start}{line}", file=stream, flush=True)
+
+
 def _print_warning(line: str) -> None:
-    print(f"mtloop: warning: {line}", file=sys.stderr)
+    _print(line, "mtloop: warning: ", sys.stderr)

@@ -54,6 +54,8 @@ class Config:
     hub: HubConfig = field(default_factory=HubConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     recipe: str | None = None  # the name of the recipe, or the stem of the YAML file, that it was read from
+    # Splits that are scored instead of training, of valid and test: --do_eval and --do_predict without --do_train.
+    scored: tuple[str, ...] = ()
 
 
 def group_fields() -> Iterator[tuple[str, Field]]:
@@ -100,7 +102,9 @@ def check_complete(config: Config) -> None:
         UserError: naming what to add or change.
     """
     model, data = config.model, config.data
-    if not any(getattr(data, name) for name in DATA_FIELDS):
+    if config.scored:
+        _check_scored(config)
+    elif not any(getattr(data, name) for name in DATA_FIELDS):
         raise UserError("--train_file: no training data is given. Add --train_file FILE or --dataset_name NAME.")
     if not any(getattr(model, name) for name in MODEL_FIELDS):
         raise UserError(
@@ -145,6 +149,21 @@ def check_complete(config: Config) -> None:
                 got="no value",
                 remedy="Give a language, for example en, or --source_column and --target_column, or --pairs.",
             )
+
+
+def _check_scored(config: Config) -> None:
+    """Check that there is a model to score, and rows of each split.
+
+    Raises:
+        UserError: naming what to add.
+    """
+    flags = {"valid": ("do_eval", "validation"), "test": ("do_predict", "test")}
+    for split in config.scored:
+        flag, name = flags[split]
+        if is_from_scratch(config):
+            raise UserError(f"--{flag}: no model is given. Add --model_name_or_path NAME, or --do_train to train one.")
+        if not (config.data.dataset_name or getattr(config.data, f"{name}_file")):
+            raise UserError(f"--{flag}: no {name} data is given. Add --{name}_file FILE.")
 
 
 # Resolution

@@ -188,9 +188,9 @@ class OptimizerConfig(Group):
         same_run=True,
         may_be_blank=True,
     )
-    num_warmup_steps: int | None = setting(
+    num_warmup_steps: float | None = setting(
         None,
-        "warm-up updates",
+        "warm-up updates; a number below 1 is a fraction of all updates, rounded up",
         unset="0 when fine-tuning; from scratch a tenth of all updates, at most 4000",
         unit="steps",
         same_run=True,
@@ -218,8 +218,16 @@ class OptimizerConfig(Group):
                 "max_grad_norm", "expected a finite number", got="inf", remedy="Give 0 to turn clipping off."
             )
         super().__post_init__()
-        if self.num_train_epochs == int(self.num_train_epochs):  # shown and stored as 3, not as 3.0
-            object.__setattr__(self, "num_train_epochs", int(self.num_train_epochs))
+        for number in ("num_train_epochs", "num_warmup_steps"):
+            value = getattr(self, number)
+            if value is not None and value == int(value):  # shown and stored as 3, not as 3.0
+                object.__setattr__(self, number, int(value))
+        if (self.num_warmup_steps or 0) > 1 and not isinstance(self.num_warmup_steps, int):
+            raise FieldError(
+                "num_warmup_steps",
+                "expected a whole number of updates, or a fraction below 1",
+                got=self.num_warmup_steps,
+            )
         given = self.schedule_arguments()
         needed, example = SCHEDULE_NEEDS.get(name, ((), ""))
         if needed and not any(argument in given for argument in needed):

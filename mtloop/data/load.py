@@ -82,9 +82,36 @@ def load_corpus(
     """
     columns = Columns.of(data)
     try:
-        return _assemble(data, _load_raws(data, columns, Store(cache_dir, data.overwrite_cache), sources or {}, say))
+        raws = _load_raws(data, columns, Store(cache_dir, data.overwrite_cache), sources or {}, say)
+        splits, report = _assemble(data, raws)
     except OSError as error:
         raise unwritable_cache(error) from error
+    return Corpus(train=splits["train"], valid=splits["valid"], test=splits.get("test"), report=report)
+
+
+def load_scored_rows(data: DataConfig, split: str) -> Dataset:
+    """Load the rows of valid or test alone, as load_corpus does.
+
+    Raises:
+        UserError: for whatever the user can correct.
+        RunFailed: for a cache that cannot be written.
+    """
+    columns, file = Columns.of(data), getattr(data, _FLAGS[split])
+    try:
+        store = Store(None, data.overwrite_cache)
+        if file:
+            raws = {split: load_files(f"--{_FLAGS[split]}", file, columns, data.dialect, store)}
+        else:
+            raws = _load_raws(data, columns, store, {}, lambda line: None)
+        if split == "test" and "test" not in raws:
+            raise UserError(
+                f"--do_predict: {data.dataset_name} has no test rows (got {', '.join(raws)}). Add --test_file."
+            )
+        # Validation rows may have to be cut from the training rows.
+        splits, _ = _assemble(data, {split: raws[split]} if split in raws else raws)
+    except OSError as error:
+        raise unwritable_cache(error) from error
+    return splits[split]
 
 
 def load_test_set(
@@ -149,12 +176,12 @@ def _load_raws(
     return raws
 
 
-def _assemble(data: DataConfig, raws: dict[str, LoadedSplit]) -> Corpus:
-    """Cut the validation split, drop rows and take subsets, in this order, and report it."""
+def _assemble(data: DataConfig, raws: dict[str, LoadedSplit]) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """Cut the validation split, drop rows and take subsets, in this order; return the rows by split, and the report."""
     identities: dict[str, Any] = {split: [raw.identity] for split, raw in raws.items()}
     sources = {split: raw.origin for split, raw in raws.items()}
     splits = {split: raw.rows for split, raw in raws.items()}
-    if "valid" not in splits:
+    if "valid" not in splits and "train" in splits:
         splits["train"], splits["valid"] = _cut(splits["train"], data.validation_split, data.split_seed)
         cut = {"cut_from": "train", "validation_split": data.validation_split, "split_seed": data.split_seed}
         sources["valid"] = [cut]
@@ -165,6 +192,7 @@ def _assemble(data: DataConfig, raws: dict[str, LoadedSplit]) -> Corpus:
         given = _FLAGS[split] if getattr(data, _FLAGS[split]) else "dataset_name" if data.dataset_name else "train_file"
         kept, counts[split] = _drop(f"--{given}", split, splits[split])
         flag = "max_train_samples" if split == "train" else "max_eval_samples"
+        flag = "max_predict_samples" if split == "test" and data.max_predict_samples is not None else flag
         max_samples = getattr(data, flag)
         if max_samples is not None and max_samples < len(kept):
             counts[split]["dropped"][flag] = len(kept) - max_samples
@@ -172,8 +200,7 @@ def _assemble(data: DataConfig, raws: dict[str, LoadedSplit]) -> Corpus:
             kept = _subset(kept, max_samples, data.split_seed)
         counts[split]["kept"] = len(kept)
         finished[split] = kept.select_columns(["index", "source", "target"])
-    report = {"sources": sources, "counts": counts, "fingerprint": digest([ROWS_VERSION, identities])}
-    return Corpus(train=finished["train"], valid=finished["valid"], test=finished.get("test"), report=report)
+    return finished, {"sources": sources, "counts": counts, "fingerprint": digest([ROWS_VERSION, identities])}
 
 
 def _cut(rows: Dataset, validation_split: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -63,11 +63,12 @@ def shrink(config: Config) -> Config:
         "resume_from_checkpoint": None,
         "allow_changed": False,
         "push_to_hub": False,
-        "with_tracking": False,
+        "report_to": None,
         "expect_processes": None,
     }
-    if config.optimizer.num_warmup_steps is not None:
-        values["num_warmup_steps"] = min(config.optimizer.num_warmup_steps, NUM_UPDATES // 2)
+    warmup = config.optimizer.num_warmup_steps
+    if warmup is not None and warmup >= 1:
+        values["num_warmup_steps"] = min(warmup, NUM_UPDATES // 2)
     if batch.tokens_per_update is not None:
         values["tokens_per_update"] = min(batch.tokens_per_update, MAX_TOKENS_PER_UPDATE)
     if batch.sentences_per_update is not None:

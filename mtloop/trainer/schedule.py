@@ -85,7 +85,9 @@ def resolve_steps(config: Config, loader: TrainLoader) -> tuple[Config, int, int
     num_epochs = Fraction(str(config.optimizer.num_train_epochs))
     total_steps = config.optimizer.max_train_steps or math.ceil(num_epochs * loader.updates_per_epoch)
     warmup = warmup_steps(config.optimizer, total_steps=total_steps, is_from_scratch=is_from_scratch(config))
-    return changed(config, num_warmup_steps=warmup), total_steps, warmup
+    if config.optimizer.num_warmup_steps is None:  # a fraction stays one: it is what a resume is compared with
+        config = changed(config, num_warmup_steps=warmup)
+    return config, total_steps, warmup
 
 
 def describe_plan(config: Config, loader: TrainLoader, total_steps: int, warmup: int) -> list[str]:
@@ -139,8 +141,10 @@ def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> AdamW:
 
 def warmup_steps(config: OptimizerConfig, *, total_steps: int, is_from_scratch: bool) -> int:
     """Return the updates of warm-up: as asked, else none for fine-tuning and a tenth (at most 4,000) from scratch."""
-    if config.num_warmup_steps is not None:
-        return config.num_warmup_steps
+    asked = config.num_warmup_steps
+    if asked is not None:
+        # Rounded up as by TrainingArguments; of a decimal fraction, see resolve_steps.
+        return math.ceil(Fraction(str(asked)) * total_steps) if asked < 1 else int(asked)
     return min(4_000, total_steps // 10) if is_from_scratch else 0
 
 

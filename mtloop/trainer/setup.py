@@ -299,8 +299,8 @@ def prepare_model(
 
 
 def start_trackers(config: Config, runtime: Runtime) -> bool:
-    """Start accelerate's trackers where --with_tracking is given. Collective."""
-    if not config.output.with_tracking:
+    """Start accelerate's trackers where --report_to names one. Collective."""
+    if config.output.tracker is None:
         return False
     settings = {name: value for name, value in flat(config).items() if isinstance(value, (int, float, str, bool))}
     try:

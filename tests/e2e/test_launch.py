@@ -149,7 +149,7 @@ def test_deepspeed_file_ends_with_a_line_that_says_what_is_missing(tmp_path):
 
 
 def test_trackers_are_written(tmp_path):
-    flags = ["--with_tracking", "--report_to", "tensorboard", "--logging_steps", "1"]
+    flags = ["--report_to", "tensorboard", "--logging_steps", "1"]
     done = run([PYTHON, "train.py", *SMALL, *flags, "--output_dir", str(tmp_path / "run")])
     assert done.returncode == 0, done.stderr[-3000:]
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))

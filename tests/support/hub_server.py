@@ -134,6 +134,7 @@ class HubServer:
         folder: Where blobs/ and repos.json are.
         repos: The repositories by OWNER/NAME, those of data sets by datasets/OWNER/NAME.
         archives: The archives of OPUS: path (OPUS-KDE4/v2/moses/de-en.txt.zip) -> sha256.
+        short_names: Names without an owner, of the first repositories: t5-small -> google-t5/t5-small.
         requests: Every request received, as "METHOD /path".
         cards: Every README.md that was sent to /api/validate-yaml.
     """
@@ -143,6 +144,7 @@ class HubServer:
         self.folder = Path(self._home.name)
         self.repos: dict[str, Repo] = {}
         self.archives: dict[str, str] = {}
+        self.short_names: dict[str, str] = {}
         self.blobs = Blobs(self.folder / "blobs")
         self.requests: list[str] = []
         self.cards: list[str] = []
@@ -284,6 +286,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, hub: HubServer, body: bytes) -> Any:
         verb = "GET" if self.command == "HEAD" else self.command
         path, _, query = self.path.partition("?")
+        for short, name in hub.short_names.items():  # the Hub redirects
+            path = re.sub(rf"^(/api/models|/api/datasets|/datasets|)/{short}(?=/|$)", rf"\1/{name}", path)
         for method, pattern, may, serve in ROUTES:
             # The slashes of a revision are quoted: it is one part of the path.
             if method == verb and (match := re.fullmatch(pattern, path)):

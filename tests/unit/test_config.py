@@ -7,11 +7,9 @@ import importlib
 import itertools
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mtloop.cli.commands.train import main
 from mtloop.cli.main import Parser, command_files
@@ -20,7 +18,7 @@ from mtloop.config.environment import OutputConfig
 from mtloop.config.fields import kind_of, valid_values
 from mtloop.config.inputs import DataConfig
 from mtloop.config.model import ModelConfig
-from mtloop.config.parse import build_parser, config_from, foreign_flags, parse_config
+from mtloop.config.parse import build_parser, config_from, parse_config
 from mtloop.config.settings import (
     DEFAULTS,
     FIELDS,
@@ -155,7 +153,7 @@ def test_parse_config_refuses_command_line_mistakes(argv, line):
             "--tokens_per_update: --per_device",
         ),
         (
-            [*TUNE, "--gradient_accumulation_steps", "2"],
+            ["demo", "--gradient_accumulation_steps", "2"],
             "only valid with --per_device_train_batch_size (got 2). Add that, or",
         ),
         (
@@ -212,7 +210,6 @@ def test_parse_config_refuses_command_line_mistakes(argv, line):
         ),
         ([*TUNE, "--freeze", "encoder", "--lora_rank", "8"], "--freeze: with --lora_rank the whole model is frozen"),
         ([*TUNE, "--report_to", "paper"], "--report_to: expected one of all, aim"),
-        ([*TUNE, "--report_to", "none", "--with_tracking"], "(got none). Leave --with_tracking out."),
     ],
 )
 def test_parse_config_refuses_contradictions(argv, line):
@@ -462,143 +459,6 @@ def test_trackers_match_accelerate():
     assert set(TRACKERS) == {kind.value for kind in LoggerType}
 
 
-# flags of the known scripts
-
-
-def hf_kind(action):
-    """Say how many values an argparse action of HfArgumentParser takes."""
-    is_switch = action.nargs in ("?", 0) or getattr(action.type, "__name__", "") == "string_to_bool"
-    return "list" if action.nargs == "+" else "switch" if is_switch else "value"
-
-
-def test_foreign_flags_cover_training_arguments():
-    from transformers import HfArgumentParser, Seq2SeqTrainingArguments
-
-    kinds = {"switches": "switch", "values": "value", "lists": "list"}
-    ours = {name: kinds[foreign.values] for name, foreign in foreign_flags().items()}
-    wrong = []
-    for action in HfArgumentParser(Seq2SeqTrainingArguments)._actions:
-        name = action.dest
-        if name in DEFAULTS or name == "help":
-            continue
-        # --fsdp takes an optional text, not an optional bool
-        if name not in ours or (ours[name] != hf_kind(action) and name != "fsdp"):
-            wrong.append((name, ours.get(name), hf_kind(action)))
-    assert not wrong
-
-
-def test_foreign_flags_cover_the_translation_scripts():
-    # the flags of run_translation.py and run_translation_no_trainer.py that are not in TrainingArguments
-    names = [
-        "model_name_or_path",
-        "config_name",
-        "tokenizer_name",
-        "cache_dir",
-        "use_fast_tokenizer",
-        "model_revision",
-        "token",
-        "use_auth_token",
-        "trust_remote_code",
-        "source_lang",
-        "target_lang",
-        "dataset_name",
-        "dataset_config_name",
-        "train_file",
-        "validation_file",
-        "test_file",
-        "overwrite_cache",
-        "preprocessing_num_workers",
-        "max_source_length",
-        "max_target_length",
-        "val_max_target_length",
-        "pad_to_max_length",
-        "max_train_samples",
-        "max_eval_samples",
-        "max_predict_samples",
-        "num_beams",
-        "ignore_pad_token_for_loss",
-        "source_prefix",
-        "forced_bos_token",
-        "predict_with_generate",
-        "max_length",
-        "use_slow_tokenizer",
-        "max_train_steps",
-        "num_warmup_steps",
-        "model_type",
-        "checkpointing_steps",
-        "with_tracking",
-        "hub_token",
-    ]
-    assert [name for name in names if name not in DEFAULTS and name not in foreign_flags()] == []
-
-
-def test_foreign_flags_are_no_settings_and_their_advice_exists():
-    foreign = foreign_flags()
-    assert not set(DEFAULTS) & set(foreign)
-    table = yaml.safe_load((files("mtloop.config") / "foreign_flags.yaml").read_text("utf-8"))
-    rows = [row for rows in table.values() for row in rows]
-    names = [name for row in rows for kind in ("switches", "values", "lists") for name in row.get(kind, ())]
-    assert len(names) == len(set(names)) == len(foreign)
-    assert {key for row in rows for key in row} == {"advice", "switches", "values", "lists"}
-    assert set(table) == {"ignored", "changes_result", "refused"}
-    known = {*DEFAULTS, "config_file"}
-    advised = " ".join(row["advice"] for row in rows)
-    # whatever an advice tells to use exists: --adam_* stands for the three of that name
-    for word in advised.replace("--adam_*", "").replace(",", " ").replace(":", " ").split():
-        assert not word.startswith("--") or word.strip("-.;`") in known, word
-
-
-def test_foreign_flags_take_their_values_and_warn():
-    lines = []
-    argv = (
-        "--do_train --predict_with_generate True --optim adafactor kde4-en-fr --label_names a b --fp16"
-        " --warmup_steps=500 --no_dataloader_pin_memory --do_eval --num_beams 3 --max-steps 5 --local_rank -1"
-    )
-    config = parse_config(argv.split(), warn=lines.append)
-    assert (config.recipe, config.evaluation.num_beams) == ("kde4-en-fr", 3)
-    assert config == changed(silent(["kde4-en-fr"]), num_beams=3)
-    assert [line.split()[0] for line in lines] == [
-        "--do_train", "--predict_with_generate", "--optim", "--label_names", "--fp16", "--warmup_steps",
-        "--no_dataloader_pin_memory", "--do_eval", "--max_steps", "--local_rank",
-    ]  # fmt: skip
-    assert lines[0] == "--do_train is ignored: training and evaluation always run"
-    assert lines[5] == "--warmup_steps is IGNORED AND THE RESULT CHANGES: use --num_warmup_steps"
-
-
-def test_foreign_switch_does_not_take_the_recipe():
-    lines = []
-    assert parse_config(["--do_train", "kde4-en-fr"], warn=lines.append).recipe == "kde4-en-fr"
-
-
-def test_warnings_are_printed_to_stderr_by_default(capsys):
-    parse_config(["--do_train"])
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("mtloop: warning: --do_train is ignored")
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [["--hub_token", "hf_SECRET"], ["--token=hf_SECRET"], ["--hub-token", "hf_SECRET"], ["-hub_token", "hf_SECRET"]],
-)
-def test_token_flag_is_refused_without_its_value(argv):
-    line = refusal(argv)
-    assert "HF_TOKEN" in line and "hf auth login" in line and "SECRET" not in line
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["--model_name_or_path", "http://me:SECRET@hub/x"], ["--train_file", "a.tsv", "https://me:SEC@RET@hub/x.tsv"]],
-)
-def test_password_in_a_url_is_refused_without_it(words):
-    line = refusal(words)
-    assert line.startswith(f"{words[0]}: a password in a URL") and "//hub/x" in line and "me:" not in line
-
-
-def test_token_in_a_file_is_refused_without_its_value(tmp_path):
-    line = refusal([in_yaml(tmp_path, "seed: 1\nhub_token: hf_SECRET\n")])
-    assert "mine.yaml:2: --hub_token: refused" in line and "SECRET" not in line
-
-
 # YAML
 
 
@@ -716,13 +576,6 @@ def test_read_source_skips_a_byte_order_mark(tmp_path):
 def test_invalid_flag_over_a_file_does_not_name_the_file(tmp_path):
     path = in_yaml(tmp_path, "num_beams: 2\n")
     assert refusal([path, "--num_beams", "0"]).startswith("--num_beams: expected")
-
-
-def test_foreign_flags_in_yaml_warn_with_their_line(tmp_path):
-    lines = []
-    path = in_yaml(tmp_path, "model_name_or_path: m\ndataset_name: d\nsource_lang: en\ntarget_lang: fr\nfp16: true\n")
-    parse_config([path], warn=lines.append)
-    assert lines == [f"{path}:5: --fp16 is IGNORED AND THE RESULT CHANGES: use --mixed_precision fp16"]
 
 
 # recipes

@@ -172,6 +172,9 @@ def test_resolve_steps_rounds_fractions_of_an_epoch_up(num_epochs, expected):
         (None, 5_000, False, 0),
         (0, 5_000, True, 0),
         (7, 5_000, False, 7),
+        (0.1, 5_000, True, 500),
+        (0.1, 11, False, 2),  # rounded up
+        (0.07, 100, False, 7),  # 0.07 * 100 is above 7 as a float
     ],
 )
 def test_the_warm_up_rule(asked, total_steps, is_from_scratch, expected):

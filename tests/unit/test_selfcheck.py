@@ -118,7 +118,7 @@ def test_the_children_train_what_was_asked_but_less_and_exactly(tmp_path):
         "train_file": "a.jsonl", "validation_file": "b.jsonl", "test_file": "c.jsonl", "source_lang": "en",
         "target_lang": "fr", "model_name_or_path": "m", "learning_rate": 3e-4, "weight_decay": 0.1,
         "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "seed": 7,
-        "mixed_precision": "bf16", "dropout": 0.3, "push_to_hub": True, "with_tracking": True, "num_warmup_steps": 500,
+        "mixed_precision": "bf16", "dropout": 0.3, "push_to_hub": True, "report_to": "all", "num_warmup_steps": 500,
         "early_stopping_patience": 2, "max_eval_samples": 12, "expect_processes": 8, "save_total_limit": 1,
     }  # fmt: skip
     small = shrink(resolve(config_from(asked)))
@@ -128,7 +128,7 @@ def test_the_children_train_what_was_asked_but_less_and_exactly(tmp_path):
     assert (values["max_train_samples"], values["max_eval_samples"], values["max_train_steps"]) == (160, 12, 20)
     assert (values["mixed_precision"], values["dropout"], values["num_warmup_steps"]) == ("no", 0.0, 10)
     assert values["test_file"] is values["early_stopping_patience"] is values["expect_processes"] is None
-    assert not values["push_to_hub"] and not values["with_tracking"]
+    assert not values["push_to_hub"] and values["report_to"] is None
     # It is handed over as YAML.
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(small), encoding="utf-8")

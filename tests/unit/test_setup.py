@@ -212,7 +212,7 @@ def test_a_tracker_that_is_not_installed_is_named(fresh_accelerate, tmp_path, ca
     if is_aim_available():
         pytest.skip("aim is installed here")
     runtime = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1), project_dir=str(tmp_path), report_to="aim")
-    assert not start_trackers(config_of(with_tracking=True, report_to="aim"), runtime)
+    assert not start_trackers(config_of(report_to="aim"), runtime)
     assert "tracking is off: --report_to aim: this tracker is not installed" in capsys.readouterr().out
 
 

@@ -222,7 +222,7 @@ def test_main_interrupted_before_training_returns_130(pairs_path, tmp_path, caps
 @pytest.mark.slow
 def test_tracking_writes_into_run_folder(pairs_path, tmp_path):
     pytest.importorskip("tensorboard")
-    flags = flags_of(pairs_path, tmp_path, max_train_steps=1, with_tracking=True, report_to="tensorboard")
+    flags = flags_of(pairs_path, tmp_path, max_train_steps=1, report_to="tensorboard")
     assert main(flags) == 0
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 

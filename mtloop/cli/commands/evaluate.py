@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,14 @@ from mtloop.cli.flags import (
     check_test_sets,
     chosen_metrics,
     fill_settings,
+    load_own_rows,
     load_run_rows_or_test_sets,
     number_type,
     open_model,
     start_runtime,
 )
 from mtloop.cli.status import writing
-from mtloop.config.settings import Config
+from mtloop.config.settings import Config, flat
 from mtloop.errors import UserError, check_file, check_folder
 from mtloop.evaluation.significance import NUM_RESAMPLES, resample
 from mtloop.run_folder import stored_config
@@ -34,6 +35,7 @@ from mtloop.tables import aligned
 
 if TYPE_CHECKING:
     from mtloop.evaluation.evaluate import Report
+    from mtloop.evaluation.selection import Functions
     from mtloop.evaluation.significance import Interval
     from mtloop.evaluation.test_sets import TestSet, Verdict
     from mtloop.runtime.ranks import Runtime
@@ -83,21 +85,69 @@ def _check(given: argparse.Namespace) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run the command. Collective: every process of a launch calls it."""
-    _check(given)
     trained = stored_config(given.model)
+    _check(given)
     fill_settings(given, trained)
+    _score(given, trained, lambda: load_run_rows_or_test_sets(given, trained))
+
+
+def score_splits(config: Config, functions: Functions) -> None:
+    """Score --model_name_or_path of a config of train.py on the splits that it names in `scored`. Collective.
+
+    Beside the files of -o, --output_dir gets all_results.json and, of test rows, generated_predictions.txt, as from
+    run_translation.py.
+    """
+    from mtloop.cli.main import Parser
+
+    parser = Parser(allow_abbrev=False)
+    add_flags(parser)
+    given = parser.parse(["--model", str(config.model.model_name_or_path)])
+    settings = flat(config)
+    for name in vars(given).keys() & settings.keys():
+        if settings[name] is not None:
+            setattr(given, name, settings[name])
+    given.functions = functions
+    given.output = config.output.output_dir
+    given.max_tokens_per_batch = config.evaluation.eval_max_tokens or given.max_tokens_per_batch
+    given.is_one_pair = False
+    _check(given)
+    verdicts = _score(given, config, lambda: load_own_rows(given, config, *config.scored))
+    if verdicts and given.output:
+        _write_as_run_translation(Path(given.output), verdicts)
+
+
+def _write_as_run_translation(folder: Path, verdicts: list[Verdict]) -> None:
+    """Write all_results.json and generated_predictions.txt. Main only."""
+    results: dict[str, Any] = {}
+    for verdict in verdicts:
+        name = {"valid": "eval", "test": "predict"}[verdict.test_set.name.partition(" ")[0]]
+        results |= {f"{name}_{metric}": round(interval.score, 4) for metric, interval in verdict.scores.items()}
+        results[f"{name}_samples"] = len(verdict.hypotheses)
+        if name == "predict":
+            lines = [" ".join(hypothesis.split()) for hypothesis in verdict.hypotheses]
+            write_text(folder / "generated_predictions.txt", "\n".join(lines) + "\n")
+    write_json(folder / "all_results.json", results)
+
+
+def _score(given: argparse.Namespace, trained: Config | None, load: Callable[[], list[TestSet]]) -> list[Verdict]:
+    """Score the models on the test sets that `load` returns; print and write the results.
+
+    Collective. Returns the verdicts on main, none elsewhere.
+    """
     given.metrics = chosen_metrics(given, trained)
     runtime = start_runtime(given)
     try:
         from mtloop.evaluation.test_sets import try_metrics
 
-        test_sets = runtime.one_first(lambda: load_run_rows_or_test_sets(given, trained))
+        test_sets = runtime.one_first(load)
         runtime.on_main(lambda: try_metrics(given.metrics, test_sets, runtime))
         of_model = _reports(given, "--model", given.model, test_sets, trained, runtime)
         of_baseline: list[Report] | list[None] = [None] * len(test_sets)
         if given.baseline is not None:
             of_baseline = _reports(given, "--baseline", given.baseline, test_sets, trained, runtime)
-        runtime.on_main(lambda: _conclude(given, test_sets, of_model, of_baseline))
+        verdicts: list[Verdict] = []
+        runtime.on_main(lambda: verdicts.extend(_conclude(given, test_sets, of_model, of_baseline)))
+        return verdicts
     finally:
         runtime.close()
 
@@ -111,7 +161,8 @@ def _reports(
     runtime: Runtime,
 ) -> list[Report]:
     """Score a model on each test set; it leaves the memory with this function. Collective."""
-    scored = open_model(flag, model, given, runtime, trained=stored_config(model) or trained)
+    of_flags = trained is not None and trained.scored
+    scored = open_model(flag, model, given, runtime, trained=trained if of_flags else stored_config(model) or trained)
     reports = []
     for test_set in test_sets:
         runtime.say(f"translating {len(test_set.rows):,} rows of {test_set.name} with {model} ...")
@@ -124,8 +175,8 @@ def _conclude(
     test_sets: list[TestSet],
     of_model: list[Report],
     of_baseline: list[Report] | list[None],
-) -> None:
-    """Compare, print and write. Main only."""
+) -> list[Verdict]:
+    """Compare, print and write; return the verdicts. Main only."""
     from mtloop.evaluation.test_sets import Verdict
 
     verdicts = []
@@ -148,6 +199,7 @@ def _conclude(
         _write(Path(given.output), given, verdicts)
     if given.compare:
         _write_page(Path(given.compare), given, verdicts)
+    return verdicts
 
 
 def verdict_table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:

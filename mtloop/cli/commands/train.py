@@ -100,6 +100,11 @@ def _train(asked: Config, functions: Functions, show: Show) -> int:
     from mtloop.runtime.quiet import silence_libraries
     from mtloop.runtime.ranks import Runtime
 
+    if asked.scored:
+        from mtloop.cli.commands.evaluate import score_splits
+
+        score_splits(asked, functions)
+        return 0
     evaluation = asked.evaluation
     check_selection(evaluation.metric_for_best_model, evaluation.metrics, functions)
     silence_libraries()
@@ -108,7 +113,7 @@ def _train(asked: Config, functions: Functions, show: Show) -> int:
     runtime = Runtime(
         replace(config.hardware, mixed_precision=asked_precision(config.hardware.mixed_precision)),
         project_dir=output.output_dir,
-        report_to=output.report_to if output.with_tracking else None,
+        report_to=output.tracker,
     )
 
     def train() -> int:
@@ -116,8 +121,6 @@ def _train(asked: Config, functions: Functions, show: Show) -> int:
         if config.data.dataset_name == "demo":
             runtime.say(DEMO_LINE)
         runtime.say(*resolved_lines(asked, config))
-        if output.report_to != "all" and not output.with_tracking:
-            runtime.say("--report_to has no effect without --with_tracking")
         return _train_in_folder(config, runtime, functions)
 
     try:
