@@ -21,6 +21,8 @@ srun bash -c '
         --main_process_ip "$HEAD_NODE" --main_process_port $((20000 + SLURM_JOB_ID % 10000)) \
         --num_processes $((SLURM_NNODES * (gpus > 0 ? gpus : 1))) "$@"
 ' bash "$@"
+status=$?
 if grep -qs '"status": "stopped"' "$MTLOOP_RUN_LINK/status.json"; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
+exit $status

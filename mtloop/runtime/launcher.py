@@ -180,10 +180,12 @@ def _start_several(original: Launcher, arguments: argparse.Namespace) -> None:
         original(arguments)
     except ChildFailedError as error:
         first, failure = error.get_first_failure()
-        statuses = {first: failure.exitcode} | {rank: one.exitcode for rank, one in error.failures.items()}
-        # Of those that ended at once, the one that a signal killed is the cause.
-        rank = next((rank for rank, status in statuses.items() if status < 0), first)
-        raise _Ended(rank, statuses[rank]) from error
+        # The others are there too, most of them ended by the launcher's own TERM. Of two that ended in the same second
+        # one that was killed is the cause.
+        ranks = [rank for rank, one in error.failures.items() if one.timestamp == failure.timestamp]
+        killed = [rank for rank in ranks if error.failures[rank].exitcode not in (*range(256), -signal.SIGTERM)]
+        rank = (killed or [first])[0]
+        raise _Ended(rank, error.failures[rank].exitcode) from error
 
 
 def _status_of(end: _Ended, numbers: Sequence[int]) -> int:

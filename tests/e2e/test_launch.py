@@ -2,12 +2,10 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.support.launch import PROJECT, PYTHON, environment, free_port, launch_command, run
+from tests.support.launch import PROJECT, PYTHON, free_port, launch_command, run
 
 pytestmark = pytest.mark.e2e
 

@@ -1,7 +1,7 @@
 """The wheel, installed into an environment outside the clone: every command's help, a run, the launch files.
 
-By default the environment sees the packages of the test's own one; `pytest -m network tests/e2e/test_wheel.py` builds an
-empty one and lets pip install what the wheel asks for.
+By default the environment sees the packages of the test's own one; `pytest -m network tests/e2e/test_wheel.py` builds
+an empty one and lets pip install what the wheel asks for.
 """
 
 import json

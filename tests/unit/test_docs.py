@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mtloop.cli.launch_files import launch_files as launch_files_by_name
 from mtloop.cli.main import Parser
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import DEFAULTS, resolve
@@ -146,7 +147,9 @@ def check_launch(words: list[str]) -> None:
     from accelerate.commands.launch import launch_command_parser
 
     given = launch_command_parser().parse_args(words)
-    if given.config_file is not None:
+    if printed := re.fullmatch(r"\$\((?:python -m )?mtloop configs (\w+)\)", given.config_file or ""):
+        assert printed[1] in launch_files_by_name()
+    elif given.config_file is not None:
         assert PROJECT / given.config_file == launch_file(Path(given.config_file).stem)
         assert (PROJECT / given.config_file).is_file()
     if given.module:
@@ -181,7 +184,10 @@ def check_mtloop(words: list[str]) -> None:
         check_train("train.py", rest)
         return
     if name == "launch":
-        check_launch(["--config_file", str(launch_file(rest[0]).relative_to(PROJECT)), "-m", "mtloop", *rest[1:]])
+        from accelerate.commands.launch import launch_command_parser
+
+        given = launch_command_parser().parse_args(["--config_file", str(launch_files_by_name()[rest[0]]), *rest[1:]])
+        check_mtloop([given.training_script, *given.training_script_args])
         return
     parser = Parser(allow_abbrev=False)
     module.add_flags(parser)
@@ -251,10 +257,9 @@ def test_check_command_refuses_what_the_programs_refuse(here):
 
 
 def test_scripts_are_bash():
-    scripts = [block for page in PAGES for block in blocks_of(page, "bash") if block.startswith("#!")]
-    assert len(scripts) == 1  # run by tests/e2e/test_slurm.py
-    for script in scripts:
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    """Run by tests/e2e/test_slurm.py."""
+    (script,) = (PROJECT / "accelerate_configs").glob("*.sh")
+    subprocess.run(["bash", "-n", script], check=True)
 
 
 # Python
@@ -325,8 +330,8 @@ def known_flags() -> frozenset[str]:
 
 @every_page
 def test_flags_exist(page):
-    """Flags in prose, written as code; --nodes is sbatch's, two are pytest's, --flag is none."""
-    others = {"--nodes", "--strict-markers", "--durations", "--flag"}
+    """Flags in prose, written as code; three are sbatch's, two are pytest's, --flag is none."""
+    others = {"--nodes", "--cpus-per-task", "--gpus-per-node", "--strict-markers", "--durations", "--flag"}
     for text in codes_of(page):
         if IN_LINE.fullmatch(text):
             continue
@@ -357,7 +362,7 @@ def test_pages_begin_with_what_they_are_for_and_the_readme_links_them():
 
 def test_launch_files_and_recipes_are_described():
     launch_files = text_of(PROJECT / "accelerate_configs" / "README.md")
-    for path in (PROJECT / "accelerate_configs").glob("*.yaml"):
+    for path in launch_files_by_name().values():
         assert f"[{path.name}]({path.name})" in launch_files
     recipes = text_of(PROJECT / "docs" / "runs-and-resume.md")
     for path in (PROJECT / "mtloop" / "config" / "recipes").glob("*.yaml"):

@@ -172,16 +172,26 @@ def test_signal_without_processes_ends_the_launcher():
         passed_on.restore()
 
 
-def test_of_processes_that_fail_at_once_the_killed_one_is_reported():
+@pytest.mark.parametrize(
+    ("statuses", "cause"),
+    [
+        ({0: 1, 1: -9}, 1),  # rank 0 has lost its peer
+        ({1: 2, 0: -15}, 1),  # the launcher ends the others with TERM
+        ({0: -15, 1: -15}, 0),
+    ],
+)
+def test_of_processes_that_fail_at_once_the_cause_is_reported(monkeypatch, statuses, cause):
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
 
     def several(arguments):
         failures = {
             rank: ProcessFailure(local_rank=rank, pid=1, exitcode=status, error_file="none")
-            for rank, status in ((0, 1), (1, -9))
+            for rank, status in statuses.items()
         }
         raise ChildFailedError("mtloop", failures)
 
     with pytest.raises(launcher._Ended) as caught:
         launcher._start_several(several, Namespace())
-    assert (caught.value.rank, caught.value.status) == (1, -9)
+    assert (caught.value.rank, caught.value.status) == (cause, statuses[cause])
