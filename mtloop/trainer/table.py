@@ -87,15 +87,14 @@ def _all_columns(first: Line, total_steps: int) -> list[Column]:
         Column("train loss", 10, 1, partial(_number, "train_loss", ".4f")),
         Column("eval loss", 9, 0, partial(_number, "eval_loss", ".4f")),
         Column("perplexity", 10, 4, partial(_number, "perplexity", ",.2f")),
-        _score_column(best, 0),
-        _interval_column(best, 3),
+        *_score_columns(best, first, rank=0, interval_rank=3),
     ]
     # Before training the model is evaluated that the others are compared with.
     if first["step"] == 0 or f"{best.name}_gain" in first:
         columns.append(Column("gain", 6, 3.1, partial(_number, f"{best.name}_gain", f"+.{best.decimals}f")))
         columns.append(Column("p", 5, 3.2, partial(_number, f"{best.name}_p_value", ".3f")))
     for number, metric in enumerate(others):
-        columns += [_score_column(metric, 2 + number / 100), _interval_column(metric, 7 + number)]
+        columns += _score_columns(metric, first, rank=2 + number / 100, interval_rank=7 + number)
     return [
         *columns,
         Column("tokens/s", 8, 5, partial(_number, "tokens_per_s", ",.0f")),
@@ -104,13 +103,11 @@ def _all_columns(first: Line, total_steps: int) -> list[Column]:
     ]
 
 
-def _score_column(metric: Metric, rank: float) -> Column:
+def _score_columns(metric: Metric, first: Line, *, rank: float, interval_rank: float) -> list[Column]:
+    form, interval = f".{metric.decimals}f", f"{metric.name}_ci"
     width = max(6, len(metric.title))
-    return Column(metric.title, width, rank, partial(_number, metric.name, f".{metric.decimals}f"), metric.name)
-
-
-def _interval_column(metric: Metric, rank: float) -> Column:
-    return Column("±", 4, rank, partial(_number, f"{metric.name}_ci", f".{metric.decimals}f"))
+    columns = [Column(metric.title, width, rank, partial(_number, metric.name, form), metric.name)]
+    return [*columns, Column("±", 5, interval_rank, partial(_number, interval, form))] if interval in first else columns
 
 
 def _number(name: str, form: str, line: Line) -> str:

@@ -220,13 +220,14 @@ def train_tiny(pairs_path, marian_tokenizer, narrow_path, tmp_path, fresh_accele
 
 
 @pytest.mark.slow
-def test_main_shows_a_user_s_metrics_in_every_place(train_tiny, tmp_path, capsys):
+def test_main_shows_a_user_s_metrics_in_every_place(train_tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     chosen = {"metrics": ["ter", "exact_match"], "metric_for_best_model": "wrong"}
     assert train_tiny([length_ratio, errors], **chosen) == 0
     printed = capsys.readouterr().out
     header = next(line for line in printed.splitlines() if "train loss" in line)
     assert header.split("perplexity")[1].split("tokens/s")[0].split() == [
-        "TER", "exact", "match", "length_ratio", "wrong", "wrong_share",
+        "TER", "±", "exact", "match", "±", "length_ratio", "wrong", "wrong_share",
     ]  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     evaluated = [line for line in lines if "eval_loss" in line]
