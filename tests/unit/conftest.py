@@ -5,6 +5,7 @@ take half of the CPU time of every test that trains.
 """
 
 import gc
+import signal
 import sys
 
 import pytest
@@ -15,6 +16,15 @@ def no_curves(request, monkeypatch):
     """Leave curves.png out, except in a test that uses the fixture `curves`."""
     if "mtloop.trainer.loop" in sys.modules and "curves" not in request.fixturenames:
         monkeypatch.setattr(sys.modules["mtloop.trainer.loop"], "draw_curves", lambda folder: None)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Fail a test that leaves a handler behind: what later tests fork would inherit it, and might not end."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.fixture

@@ -43,8 +43,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def run(given: argparse.Namespace) -> int:
     """Run the command; return 1 if something differs."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+    old_handlers = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
     work_dir = Path(tempfile.mkdtemp(prefix="mtloop-selfcheck-"))
     try:
         config_file = given.config_file and launch_file("--config_file", given.config_file)
@@ -54,6 +53,8 @@ def run(given: argparse.Namespace) -> int:
         rows = selfcheck.run()
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
+        for number, handler in old_handlers.items():  # Python goes on: a notebook, a test
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
     lines = aligned([[row.name, "equal" if row.is_equal else "NOT EQUAL", row.figures] for row in rows], left=3)
     print("", *lines, sep="\n")
     differing = [row.name for row in rows if not row.is_equal]
