@@ -31,7 +31,7 @@ RUN_FILES: dict[str, str] = {
     "every file of `final/`.",
     "final/averaged.json": "Checkpoints that were averaged, with `--average_last`.",
     "tokenizer/": "Trained tokenizer, with `--train_tokenizer`.",
-    "curves.png": "Loss and BLEU over updates, if matplotlib is installed.",
+    "curves.png": "Loss and metrics over updates and time, if matplotlib is installed.",
     "mtloop/": "TensorBoard events, with `--report_to tensorboard`.",
     ".lock": "Process that is training in the folder.",
 }

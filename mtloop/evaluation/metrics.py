@@ -92,7 +92,7 @@ class Metric:
         label: Precedes its signature, and is the key in report.json; "" for the title.
         greater_is_better: The direction.
         decimals: Digits shown after the point.
-        limits: The axis of its curve; None where it has no natural limits.
+        limits: The least and the greatest value; None where there are none.
     """
 
     name: str
