@@ -90,6 +90,11 @@ class BatchConfig(Group):
         minimum=0,
         maximum=1_000_000,
     )
+    gradient_checkpointing: bool = setting(
+        False,
+        "compute the activations of each layer again in the backward, which takes less memory and more time; does not "
+        "change the result",
+    )
     pad_to: str | None = setting(
         None,
         "shapes of forward passes: fixed (one), buckets (a few), or longest (as short as possible)",

@@ -16,7 +16,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mtloop.errors import UserError
 from mtloop.runtime.launch import Sharding
 
 
@@ -35,8 +34,6 @@ def shard(
         device: Of this rank.
         is_bf16: Whether units are gathered in bf16; parameters, gradients and their sum over ranks stay fp32.
     """
-    if sharding.activation_checkpointing:
-        _checkpoint_activations(model)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     # Autocast still decides what is computed in bf16, so inputs are not cast here; without param_dtype it would keep
     # a whole bf16 copy of each unit for the backward.
@@ -48,14 +45,6 @@ def shard(
     # Its parameters are needed first and last of all: the model's own unit stays gathered until the backward is done.
     fully_shard(model, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(model, "generate")  # the encoder is called there outside the model's forward
-
-
-def _checkpoint_activations(model: Any) -> None:
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise UserError(
-            f"fsdp_activation_checkpointing: a {model.config.model_type} model does not support it. Set it to false."
-        )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def is_sharded(model: object) -> bool:

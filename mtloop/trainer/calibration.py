@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mtloop.batching.loader import Batch, TrainLoader, collate
 from mtloop.config.fields import AUTO
+from mtloop.model.activations import keeping_two_layers
 from mtloop.runtime.collectives import attempt
 from mtloop.runtime.failures import is_out_of_memory
 from mtloop.runtime.launch import free_memory
@@ -182,7 +183,7 @@ def _bytes_of(run: Run, batch: Batch) -> float:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with keeping_two_layers(run.model), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         forward_and_backward(run, batch, with_exchange=with_exchange)
     own = {parameter.untyped_storage().data_ptr() for parameter in run.model.parameters()}
     return BACKWARD_ON_CPU * sum(size for pointer, size in saved.items() if pointer not in own)

@@ -29,6 +29,7 @@ from mtloop.evaluation.metrics import Metric, load_bleu
 from mtloop.evaluation.selection import Functions, choose_metrics, measure_references, try_functions
 from mtloop.generation.trial import try_model
 from mtloop.metrics_log import evaluations_of
+from mtloop.model.activations import is_recomputing, recompute_activations
 from mtloop.model.adapters import base_fingerprint, choose_trained
 from mtloop.model.generation_config import check_positions, configure_generation, position_limit
 from mtloop.model.loading import build_model, layers_of, load_model
@@ -94,6 +95,7 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     config = changed(config, pad_to=config.batch.pad_to or ("buckets" if runtime.has_static_shapes else "longest"))
     loader = build_loader(config, train_set, tokenizer, runtime)
     config, total_steps, warmup = resolve_steps(config, loader)
+    prepare_layers(config, model, runtime)
     runtime.place_model(model, layers_of)
     optimizer = build_optimizer(model, config.optimizer)
     scheduler = build_scheduler(optimizer, config.optimizer, num_warmup_steps=warmup, total_steps=total_steps)
@@ -103,7 +105,8 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     if stored is None:
         runtime.on_main(lambda: folder.start_run(config, report))
     record = runtime.on_main(lambda: folder.run_record)
-    identity = identify(config, loader, report, record, base=base, hardware=runtime.describe())
+    hardware = runtime.describe() + (" · activations computed again" if is_recomputing(model) else "")
+    identity = identify(config, loader, report, record, base=base, hardware=hardware)
     state = TrainState()
     unwrapped = runtime.accelerator.unwrap_model(wrapped_model)
     return Run(
@@ -296,6 +299,22 @@ def prepare_model(
     for pair in pairs:
         remember_prefix(model.config, pair.source_lang, pair.target_lang, pair.prefix)
     return model, changed(config, num_beams=num_beams)
+
+
+def prepare_layers(config: Config, model: PreTrainedModel, runtime: Runtime) -> None:
+    """Let the backward compute activations again where --gradient_checkpointing or the launch file asks for it.
+
+    Raises:
+        UserError: The model or the device does not support it.
+    """
+    flag = "--gradient_checkpointing" if config.batch.gradient_checkpointing else ""
+    if not flag and runtime.sharding is not None and runtime.sharding.activation_checkpointing:
+        flag = "fsdp_activation_checkpointing of the launch file"
+    if not flag:
+        return
+    if runtime.has_static_shapes:  # its compiler would merge the second forward with the first
+        raise UserError(f"{flag}: not supported on XLA. Leave it out, and lower --max_tokens_per_micro_batch.")
+    recompute_activations(model, flag=flag)
 
 
 def start_trackers(config: Config, runtime: Runtime) -> bool:

@@ -76,7 +76,11 @@ def test_a_rank_without_a_sentence_changes_nothing(tmp_path):
 
 
 def test_label_smoothing_and_clipping_are_of_the_whole_update(tmp_path):
+    """Also where each rank computes the activations of its micro-batches again."""
     flags = ["--label_smoothing_factor", 0.1, "--max_grad_norm", 0.5, "--weight_decay", 0.1]
     expected = train_updates(tmp_path, 1, *flags)
     assert max(record["grad_norm"] for record in expected) > 0.5  # clipping happens
-    assert_same_updates(expected, train_updates(tmp_path, 2, *flags, "--max_tokens_per_micro_batch", 300))
+    again = ["--max_tokens_per_micro_batch", 300, "--gradient_checkpointing"]
+    found = train_updates(tmp_path, 2, *flags, *again)
+    assert expected[0]["num_recomputed"] == 0 and found[0]["num_recomputed"] > 0
+    assert_same_updates(expected, found)

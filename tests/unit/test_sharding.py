@@ -12,6 +12,7 @@ from transformers import AutoModelForSeq2SeqLM
 from mtloop.checkpoint.restore import load_weights
 from mtloop.config.environment import HardwareConfig
 from mtloop.errors import UserError
+from mtloop.model.activations import recompute_activations
 from mtloop.model.loading import layers_of
 from mtloop.runtime.launch import (
     DEEPSPEED_OPTIONS,
@@ -133,16 +134,14 @@ def test_bf16_is_of_the_forward_alone(one_rank, family_dir):
     assert {parameter.dtype for parameter in trained} == {torch.float32}
 
 
-def test_activations_are_recomputed_and_refused_where_a_model_cannot(one_rank, family_dir):
-    model = shard_all(load(family_dir("marian")), activation_checkpointing=True).train()
+def test_activations_are_recomputed_of_a_sharded_model(one_rank, family_dir):
+    model = load(family_dir("marian"))
+    recompute_activations(model, flag="fsdp_activation_checkpointing")
+    shard_all(model).train()
     calls = []
     layers_of(model)[0].fc1.register_forward_hook(lambda *_: calls.append(1))
     model(**BATCH).logits.sum().backward()
     assert len(calls) == 2
-    other = load(family_dir("marian"))
-    other.supports_gradient_checkpointing = False
-    with pytest.raises(UserError, match=r"^fsdp_activation_checkpointing: a marian model does not support it"):
-        shard_all(other, activation_checkpointing=True)
 
 
 # whole tensors out and in
