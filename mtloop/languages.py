@@ -75,6 +75,25 @@ def match_language(wanted: str, known: Iterable[str]) -> list[str]:
     return list(_match(meant, known)) if meant is not None else []
 
 
+def is_same_language(one: str, other: str) -> bool:
+    """Return True if two codes or names denote one language in one script and region: en, eng, en_XX and English.
+
+    zh and zh_Hans do not, nor pt and pt_BR: a model may have both.
+    """
+    if _plain(one) == _plain(other):
+        return True
+    first, second = (_parse(code) or _find(code) for code in (one, other))
+    if first is None or second is None:
+        return False
+    scripts = [language.script or _usual_script(language) for language in (first, second)]
+    return (
+        _is_same(str(first.language), str(second.language))
+        and scripts[0] == scripts[1]
+        and first.territory == second.territory
+        and first.variants == second.variants
+    )
+
+
 def advise(wanted: str, known: Sequence[str]) -> str:
     """Return the remedy for an unknown or ambiguous language: a sentence with the nearest codes.
 

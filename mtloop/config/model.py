@@ -18,7 +18,7 @@ class ModelConfig(Group):
 
     model_name_or_path: str | None = setting(
         None,
-        "pretrained model to fine-tune: a Hub name, name@revision or a folder",
+        "pretrained model to fine-tune: a Hub name, name@revision, a run folder, or any folder of a model",
         unset="a model from scratch",
         same_run=True,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from mtloop.config.environment import HardwareConfig, HubConfig, OutputConfig
@@ -11,7 +12,7 @@ from mtloop.config.fields import Field
 from mtloop.config.inputs import DataConfig
 from mtloop.config.model import ModelConfig, TuningConfig
 from mtloop.config.training import BatchConfig, OptimizerConfig
-from mtloop.errors import FieldError, UserError
+from mtloop.errors import FieldError, UserError, missing_package
 
 GROUPS: dict[str, Any] = {
     "model": ModelConfig,
@@ -38,6 +39,7 @@ BUDGETS = ("tokens_per_update", "sentences_per_update", "per_device_train_batch_
 # Filled from the data and the model after resolve(): a stored config holds a value where the flags of the same run
 # hold none.
 RESOLVED_LATER = ("num_warmup_steps", "num_beams", "source_prefix")
+LANGUAGE_FIELDS = ("source_lang", "target_lang", "source_key", "target_key", "pairs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,23 @@ def _check_scored(config: Config) -> None:
             raise UserError(f"--{flag}: no {name} data is given. Add --{name}_file FILE.")
 
 
+def check_packages(config: Config) -> None:
+    """Check that the optional packages of a run are installed, before anything is read.
+
+    Raises:
+        UserError: naming the setting and the pip command.
+    """
+    tracker = config.output.tracker or "all"
+    needed = [("--lora_rank", "peft", "lora")] if config.tuning.lora_rank else []
+    if config.evaluation.eval_engine == "ctranslate2":
+        needed.append(("--eval_engine ctranslate2", "ctranslate2", "ctranslate2"))
+    if tracker != "all" and not (tracker == "tensorboard" and find_spec("tensorboardX")):
+        needed.append((f"--report_to {tracker}", tracker, "tensorboard" if tracker == "tensorboard" else ""))
+    for flag, package, extra in needed:
+        if find_spec(package) is None:
+            raise missing_package(flag, package, extra)
+
+
 # Resolution
 
 
@@ -232,12 +251,35 @@ def resolved_lines(before: Config, after: Config) -> list[str]:
     ]
 
 
+def as_spelled(stored: Config, asked: Config) -> Config:
+    """Return the config asked for with the languages spelled as in the stored one where they are the same ones.
+
+    Names of scores and files, and the keys of the rows, are then those of the run.
+    """
+    old, new = flat(stored), flat(asked)
+    same = {
+        name: old[name]
+        for name in LANGUAGE_FIELDS
+        if old[name] and new[name] and old[name] != new[name] and _are_same_languages(name, old[name], new[name])
+    }
+    return changed(asked, **same) if same else asked
+
+
+def _are_same_languages(name: str, old: str, new: str) -> bool:
+    """Compare the languages of a setting; of --pairs one by one."""
+    from mtloop.languages import is_same_language  # its tables take longer to import than all of config/
+
+    olds, news = (text.replace("-", ",").split(",") if name == "pairs" else [text] for text in (old, new))
+    codes = zip(olds, news, strict=False)
+    return len(olds) == len(news) and all(is_same_language(one.strip(), other.strip()) for one, other in codes)
+
+
 def differences(stored: Config, asked: Config) -> list[str]:
     """List the same-run settings in which two resolved configs differ.
 
-    Two cases count as equal, and the stored value is kept: a value from the data or the model (`RESOLVED_LATER`) where
-    none is given, and a `sentences_per_update` from the same per_device_train_batch_size x gradient_accumulation_steps
-    on another number of processes.
+    Three cases count as equal, and the stored value is kept: a value from the data or the model (`RESOLVED_LATER`)
+    where none is given, a language in another spelling, and a `sentences_per_update` from the same
+    per_device_train_batch_size x gradient_accumulation_steps on another number of processes.
 
     Args:
         stored: The config in the run folder.
@@ -246,7 +288,7 @@ def differences(stored: Config, asked: Config) -> list[str]:
     Returns:
         Lines such as `--learning_rate: 0.001 in the run folder, 0.002 asked`.
     """
-    old, new = flat(stored), flat(asked)
+    old, new = flat(stored), flat(as_spelled(stored, asked))
     lines = []
     for name, one in FIELDS.items():
         if not one.metadata["same_run"] or old[name] == new[name] or (name in RESOLVED_LATER and new[name] is None):

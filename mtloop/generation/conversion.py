@@ -140,7 +140,7 @@ def search_of(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> S
         num_beams=found.num_beams,
         max_length=found.max_length,
         min_length=found.min_length or 0,
-        position_limit=position_limit(network),
+        position_limit=position_limit(network.config),
         decoder_start_id=found.decoder_start_token_id,
         forced_bos_id=found.forced_bos_token_id,
         language_id=target_language_token(tokenizer),

@@ -172,7 +172,7 @@ class TransformersEngine(Engine):
         max_source_length, max_target_length = resolve_lengths(
             asked,
             own if isinstance(own, int) and own > 1 and own != UNSET_MAX_LENGTH else None,
-            position_limit(network),
+            position_limit(network.config),
         )
         configure_generation(
             network,

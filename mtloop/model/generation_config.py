@@ -84,17 +84,17 @@ def _is_kept(name: str, value: object) -> bool:
 
 
 def check_positions(limit: int | None, *, max_source_length: int, max_target_length: int) -> None:
-    """Raise UserError for a length beyond position_limit(model), naming the flag and the limit."""
+    """Raise UserError for a length beyond position_limit, naming the flag and the limit."""
     for flag, length in (("--max_source_length", max_source_length), ("--max_target_length", max_target_length)):
         if limit is not None and length > limit:
             raise UserError(f"{flag}: this model has {limit} positions (got {length}). Give at most {limit}.")
 
 
-def position_limit(model: PreTrainedModel) -> int | None:
+def position_limit(config: PretrainedConfig) -> int | None:
     """Return the largest number of tokens that a model's positions allow; None if there is no limit."""
-    if family_of(model.config).positions != "table":
+    if family_of(config).positions != "table":
         return None
-    return getattr(model.config, "max_position_embeddings", None)
+    return getattr(config, "max_position_embeddings", None)
 
 
 def configure_generation(

@@ -166,7 +166,9 @@ def build_model(
     return network
 
 
-def load_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 512) -> PretrainedConfig:
+def load_config(
+    model: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, max_length: int = 512
+) -> PretrainedConfig:
     """Return the config of the named model, or of the model to build, without loading weights.
 
     Raises:
@@ -174,7 +176,7 @@ def load_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_l
     """
     name_or_path = model.model_name_or_path or model.config_name
     if name_or_path is None:
-        assert model.model_size is not None
+        assert model.model_size is not None and tokenizer is not None
         return _marian_config(model.model_size, tokenizer, max_length=max_length)
     flag = "--model_name_or_path" if model.model_name_or_path else "--config_name"
     return _load_config(name_or_path, flag, trust_remote_code=model.trust_remote_code)

@@ -13,16 +13,14 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from mtloop.batching.loader import TrainLoader
 from mtloop.batching.plan import PLAN_VERSION
-from mtloop.checkpoint.listing import open_folder
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.checkpoint.state import TrainState
-from mtloop.config.settings import Config, changed, differences, flat
+from mtloop.config.settings import Config, as_spelled, changed, differences, flat
 from mtloop.config.yaml_file import to_yaml
-from mtloop.data.load import Corpus, describe, load_corpus
 from mtloop.errors import UserError
 from mtloop.evaluation.evaluate import EvaluationSet
 from mtloop.evaluation.metrics import Metric, load_bleu
@@ -37,10 +35,10 @@ from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.loading import remember_prefix, target_language_token
 from mtloop.trainer.notebook import open_display
-from mtloop.trainer.report import check_eval_engine
 from mtloop.trainer.run import Run
 from mtloop.trainer.schedule import build_loader, build_optimizer, build_scheduler, describe_plan, resolve_steps
-from mtloop.trainer.setup_data import Pair, build_tokenizer, encode_corpus, resolve_pairs
+from mtloop.trainer.setup_data import encode_corpus
+from mtloop.trainer.setup_inputs import Inputs, read_inputs
 from mtloop.trainer.tracking import Tracker
 
 # Results may depend on these versions in the last digit.
@@ -48,10 +46,12 @@ LIBRARIES = ("torch", "transformers", "accelerate", "numpy")
 
 
 def resolve_budget(config: Config, stored: Config | None, *, num_ranks: int) -> Config:
-    """Convert per-device numbers to sentences per update; a resume keeps the values resolved at the start.
+    """Convert per-device numbers to sentences per update; a resume keeps the values and languages of the start.
 
     With changed settings (--allow_changed) they are resolved again.
     """
+    if stored is not None:
+        config = as_spelled(stored, config)
     if stored is not None and not differences(stored, config):
         return changed(
             config,
@@ -82,14 +82,12 @@ def build_run(config: Config, stored: Config | None, folder: RunFolder, runtime:
     Raises:
         UserError: for a mistake in data, tokenizer, model or flags; on every rank.
     """
-    corpora = load_corpora(config, runtime, {} if stored is None else runtime.on_main(lambda: folder.data_report))
-    tokenizer = build_tokenizer(config, corpora, folder, runtime, is_new=stored is None)
-    pairs, config = resolve_pairs(config, corpora, tokenizer, runtime)
-    model, config = prepare_model(config, tokenizer, pairs, runtime)  # before the data is tokenized: it may be refused
-    train_rows, train_set, valid, test, report = encode_corpus(config, pairs, runtime)
+    inputs, config = read_inputs(config, folder, runtime, is_new=stored is None)
+    tokenizer = inputs.tokenizer
+    model, config = prepare_model(config, inputs, runtime)  # before the data is tokenized: it may be refused
+    train_rows, train_set, valid, test, report = encode_corpus(config, inputs, runtime)
     metrics = choose_run_metrics(config, own, valid, folder, runtime)
     different = [] if stored is None else runtime.on_main(lambda: find_changes(config, stored, folder, report))
-    check_eval_engine(config, model.config)
     base = runtime.on_main(lambda: base_fingerprint(model))
     runtime.say(describe_model(model))
     config = changed(config, pad_to=config.batch.pad_to or ("buckets" if runtime.has_static_shapes else "longest"))
@@ -232,45 +230,17 @@ def identify(
     }
 
 
-def load_corpora(config: Config, runtime: Runtime, recorded: dict[str, Any]) -> list[Corpus]:
-    """Load the rows of each pair, once a machine, and print the numbers of dropped rows. Collective.
-
-    Args:
-        config: Of the run.
-        runtime: The ranks.
-        recorded: Content of data.json of a resumed run: rows are read from the same sources.
-    """
-    names = config.data.pair_names or ("",)
-
-    def load() -> list[Corpus]:
-        return [
-            load_corpus(
-                data,
-                sources=recorded.get("pairs", {}).get(name, recorded).get("sources"),
-                say=runtime.say,
-            )
-            for name, data in zip(names, config.data.of_pairs(), strict=True)
-        ]
-
-    corpora = runtime.one_first(load)
-    for name, corpus in zip(names, corpora, strict=True):
-        runtime.say(*(f"{name} {line}".lstrip() for line in describe(corpus.report)))
-    return corpora
-
-
-def prepare_model(
-    config: Config, tokenizer: PreTrainedTokenizerBase, pairs: list[Pair], runtime: Runtime
-) -> tuple[PreTrainedModel, Config]:
+def prepare_model(config: Config, inputs: Inputs, runtime: Runtime) -> tuple[PreTrainedModel, Config]:
     """Load or build the model and configure its generation. Collective."""
-    data, evaluation = config.data, config.evaluation
+    data, evaluation, tokenizer = config.data, config.evaluation, inputs.tokenizer
     max_generated = evaluation.val_max_target_length or data.max_target_length
     longest_target = max(data.max_target_length, max_generated)
     torch.manual_seed(config.hardware.seed)
 
     def build() -> PreTrainedModel:
-        if config.model.model_name_or_path is not None:
+        if inputs.model.model_name_or_path is not None:
             return load_model(
-                open_folder(config.model.model_name_or_path, no_verify=config.model.no_verify),
+                inputs.model.model_name_or_path,
                 tokenizer,
                 dropout=config.model.dropout,
                 attention=runtime.attention,
@@ -278,11 +248,13 @@ def prepare_model(
                 say=runtime.say,
             )
         longest = max(data.max_source_length, longest_target)
-        return build_model(config.model, tokenizer, max_length=longest, attention=runtime.attention)
+        return build_model(inputs.model, tokenizer, max_length=longest, attention=runtime.attention)
 
     model = runtime.one_first(build)
     runtime.say(*choose_trained(model, config.tuning, name=config.model.model_name_or_path))
-    check_positions(position_limit(model), max_source_length=data.max_source_length, max_target_length=longest_target)
+    check_positions(
+        position_limit(model.config), max_source_length=data.max_source_length, max_target_length=longest_target
+    )
     num_beams = configure_generation(
         model,
         tokenizer,
@@ -296,7 +268,7 @@ def prepare_model(
     for flag in ("model_name_or_path", "config_name"):
         if name := getattr(config.model, flag):
             runtime.on_main(partial(try_model, model, tokenizer, runtime, flag=f"--{flag} {name}"))
-    for pair in pairs:
+    for pair in inputs.pairs:
         remember_prefix(model.config, pair.source_lang, pair.target_lang, pair.prefix)
     return model, changed(config, num_beams=num_beams)
 
@@ -328,7 +300,7 @@ def start_trackers(config: Config, runtime: Runtime) -> bool:
         runtime.say(f"tracking is off: {type(error).__name__}: {error}")
         return False
     if runtime.is_main and not runtime.accelerator.trackers:
-        runtime.say(f"tracking is off: --report_to {config.output.report_to}: this tracker is not installed")
+        runtime.say(f"tracking is off: no tracker of --report_to {config.output.report_to} is installed")
         return False
     return True
 

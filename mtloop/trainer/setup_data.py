@@ -1,151 +1,25 @@
-"""Build the tokenizer of a run and encode its splits; count truncated and dropped rows."""
+"""Encode the splits of a run; count truncated and dropped rows."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase
 
-from mtloop.checkpoint.listing import open_folder
-from mtloop.config.settings import Config, changed
+from mtloop.config.settings import Config
 from mtloop.data.load import Corpus
 from mtloop.data.rows import digest
 from mtloop.errors import UserError
 from mtloop.evaluation.evaluate import EvaluationSet, PairRows
-from mtloop.model.loading import load_config
-from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.encoding import Encoded, encode_rows, tokenizer_fingerprint
-from mtloop.tokenization.loading import (
-    can_tell_pairs_apart,
-    for_languages,
-    language_token,
-    load_tokenizer,
-    source_prefix,
-)
-from mtloop.tokenization.training import train_tokenizer
-
-
-def build_tokenizer(
-    config: Config, corpora: list[Corpus], folder: RunFolder, runtime: Runtime, *, is_new: bool
-) -> PreTrainedTokenizerBase:
-    """Load the named tokenizer, or train one on the training split; it is set to the first pair. Collective."""
-    model, data = config.model, config.data
-    source_lang, target_lang = data.languages[0]
-    if model.train_tokenizer:
-        if is_new or not folder.tokenizer_dir.is_dir():
-            runtime.say(f"training a tokenizer with {model.vocab_size:,} tokens ...")
-            targets = list(dict.fromkeys(str(target) for _, target in data.languages))
-
-            def train() -> None:
-                assert model.vocab_size is not None
-                train_tokenizer(
-                    _texts(corpora),
-                    vocab_size=model.vocab_size,
-                    output_dir=folder.tokenizer_dir,
-                    source_lang=source_lang,
-                    target_lang=target_lang,
-                    language_tokens=[language_token(target) for target in targets] if len(targets) > 1 else [],
-                )
-
-            runtime.on_main(train)
-        name = str(folder.tokenizer_dir)
-    else:
-        named = model.tokenizer_name or model.model_name_or_path
-        assert named is not None
-        if (Path(named) / "final" / "config.json").is_file() and not (Path(named) / "config.json").exists():
-            raise UserError(f"--model_name_or_path: {named} is a run folder. Give its model, {Path(named) / 'final'}.")
-        name = named
-    return runtime.one_first(
-        lambda: load_tokenizer(
-            open_folder(name, no_verify=model.no_verify),
-            source_lang=source_lang,
-            target_lang=target_lang,
-            trust_remote_code=model.trust_remote_code,
-        )
-    )
-
-
-def _texts(corpora: list[Corpus]) -> Iterator[str]:
-    for corpus in corpora:
-        for row in corpus.train:
-            yield row["source"]
-            yield row["target"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Language pair of a run and the encoding of its rows.
-
-    Attributes:
-        name: For example en-fr; "" if the run has a single pair.
-        target_lang: As given; None where columns are named instead.
-        corpus: Rows of the pair.
-        tokenizer: Set to the languages of the pair.
-        prefix: Prepended to every source; None for nothing.
-    """
-
-    name: str
-    source_lang: str | None
-    target_lang: str | None
-    corpus: Corpus
-    tokenizer: PreTrainedTokenizerBase
-    prefix: str | None
-
-
-def resolve_pairs(
-    config: Config, corpora: list[Corpus], tokenizer: PreTrainedTokenizerBase, runtime: Runtime
-) -> tuple[list[Pair], Config]:
-    """Resolve the tokenizer and prefix of each pair; of a single one the prefix goes into the config. Collective.
-
-    Raises:
-        UserError: for a language unknown to the tokenizer, or several target languages for a model of one.
-    """
-    data = config.data
-    model_config = runtime.one_first(lambda: load_config(config.model, tokenizer))
-    if len({target for _, target in data.languages}) > 1 and not can_tell_pairs_apart(model_config, tokenizer):
-        raise UserError(
-            f"--pairs {data.pairs}: this {model_config.model_type} model has one target language. Give an mBART, "
-            "M2M100, NLLB, mT5 or multilingual Marian model, or train from scratch with --train_tokenizer."
-        )
-    pairs = []
-    for (source_lang, target_lang), corpus in zip(data.languages, corpora, strict=True):
-        prefix = data.source_prefix
-        if prefix is None:
-            several = len(data.languages) > 1
-            prefix = source_prefix(model_config, tokenizer, source_lang, target_lang, is_one_of_several=several)
-        pairs.append(
-            Pair(
-                name=f"{source_lang}-{target_lang}" if data.pairs else "",
-                source_lang=source_lang,
-                target_lang=target_lang,
-                corpus=corpus,
-                tokenizer=for_languages(tokenizer, source_lang, target_lang) if data.pairs else tokenizer,
-                prefix=prefix,
-            )
-        )
-    runtime.say(*filter(None, (_described(pair, is_given=data.source_prefix is not None) for pair in pairs)))
-    return pairs, config if data.pairs else changed(config, source_prefix=pairs[0].prefix)
-
-
-def _described(pair: Pair, *, is_given: bool) -> str:
-    """Describe the encoding of a pair: the tokenizer's language codes and the prefix."""
-    parts = []
-    if hasattr(pair.tokenizer, "src_lang") and hasattr(pair.tokenizer, "tgt_lang"):
-        parts.append(f"languages {pair.tokenizer.src_lang} to {pair.tokenizer.tgt_lang}")
-    if pair.prefix and not is_given:
-        parts.append(f"every source begins with {pair.prefix!r}")
-    return f"{pair.name}: {'; '.join(parts)}".removeprefix(": ") if parts else ""
+from mtloop.trainer.setup_inputs import Inputs, Pair
 
 
 def encode_corpus(
-    config: Config, pairs: list[Pair], runtime: Runtime
+    config: Config, inputs: Inputs, runtime: Runtime
 ) -> tuple[Dataset, Encoded, EvaluationSet, EvaluationSet | None, dict[str, Any]]:
     """Tokenize every split, once a machine; count truncated and dropped rows.
 
@@ -154,7 +28,8 @@ def encode_corpus(
     Returns:
         Training rows, the same encoded, validation set, test set, and the report for data.json.
     """
-    encoded = [_encode_pair(config, pair, runtime) for pair in pairs]
+    pairs = inputs.pairs
+    encoded = [_encode_pair(config, pair, corpus, runtime) for pair, corpus in zip(pairs, inputs.corpora, strict=True)]
     trains, valids, tests, reports = zip(*encoded, strict=True)
     train_rows, train = _join(list(trains))
     if len(pairs) > 1:
@@ -174,8 +49,10 @@ def encode_corpus(
 Split = tuple[Dataset, Encoded]
 
 
-def _encode_pair(config: Config, pair: Pair, runtime: Runtime) -> tuple[Split, Split, Split | None, dict[str, Any]]:
-    data, corpus = config.data, pair.corpus
+def _encode_pair(
+    config: Config, pair: Pair, corpus: Corpus, runtime: Runtime
+) -> tuple[Split, Split, Split | None, dict[str, Any]]:
+    data = config.data
     report = dict(corpus.report)
     report["fingerprints"] = {"data": corpus.report["fingerprint"], "tokenizer": tokenizer_fingerprint(pair.tokenizer)}
     report["fingerprint"] = hashlib.sha256(

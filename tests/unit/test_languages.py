@@ -7,6 +7,7 @@ from mtloop.languages import (
     advise,
     base_code,
     find_key,
+    is_same_language,
     language_name,
     match_language,
     script_of,
@@ -236,3 +237,16 @@ def test_language_name_and_base_code():
 )
 def test_script_of_text_is_that_of_most_letters(texts, script):
     assert script_of_text(texts) == script
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        *[("en", other, True) for other in ("eng", "English", "en_XX", "eng_Latn", ">>eng<<", "<2en>")],
+        ("no", "nb", True), ("zh_Hans", "zh-Hans", True), ("foo", "foo", True), ("en", "fr", False),
+        # A model may have both.
+        ("zh", "zho_Hans", False), ("pt", "pt_BR", False), ("sr", "sr@latin", False), ("ca", "ca@valencia", False),
+    ],
+)  # fmt: skip
+def test_is_same_language_in_any_spelling(one, other, expected):
+    assert is_same_language(one, other) == is_same_language(other, one) == expected

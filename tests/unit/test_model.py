@@ -540,7 +540,7 @@ def test_build_model_follows_model_sizes(marian_tokenizer, size):
 def test_build_model_has_positions_for_the_longest_sentence(marian_tokenizer):
     assert build_tiny(marian_tokenizer, max_length=64).config.max_position_embeddings == 512
     model = build_tiny(marian_tokenizer, max_length=600)
-    check_positions(position_limit(model), max_source_length=600, max_target_length=600)
+    check_positions(position_limit(model.config), max_source_length=600, max_target_length=600)
     ids = torch.full((1, 600), 5)
     with torch.no_grad():
         assert model.eval()(input_ids=ids, decoder_input_ids=ids).logits.shape == (1, 600, 400)
@@ -770,18 +770,18 @@ def test_first_tokens_contain_the_target_language(
 
 def test_check_positions_refuses_longer_lengths(marian_tokenizer):
     model = build_tiny(marian_tokenizer)
-    check_positions(position_limit(model), max_source_length=512, max_target_length=512)
+    check_positions(position_limit(model.config), max_source_length=512, max_target_length=512)
     with pytest.raises(UserError) as caught:
-        check_positions(position_limit(model), max_source_length=513, max_target_length=512)
+        check_positions(position_limit(model.config), max_source_length=513, max_target_length=512)
     assert_one_line(caught, "--max_source_length: ", "(got 513)", "Give at most 512")
     with pytest.raises(UserError, match=r"--max_target_length: .*got 2000"):
-        check_positions(position_limit(model), max_source_length=1, max_target_length=2000)
+        check_positions(position_limit(model.config), max_source_length=1, max_target_length=2000)
 
 
 @pytest.mark.parametrize("family", ["t5", "m2m_100"])
 def test_check_positions_allows_any_length_without_a_table(model_dirs, marian_tokenizer, family):
     model = load(model_dirs, family, marian_tokenizer).eval()
-    check_positions(position_limit(model), max_source_length=700, max_target_length=700)
+    check_positions(position_limit(model.config), max_source_length=700, max_target_length=700)
     ids = torch.full((1, 700), 5)
     assert model(input_ids=ids, decoder_input_ids=ids).logits.shape == (1, 700, 400)
 

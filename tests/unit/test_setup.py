@@ -116,6 +116,24 @@ def test_a_resume_on_other_processes_keeps_what_was_settled():
     assert (resolved.optimizer.num_warmup_steps, resolved.evaluation.num_beams) == (11, 6)
 
 
+@pytest.mark.parametrize(
+    ("started", "asked"),
+    [
+        ({"source_lang": "en", "target_lang": "fr"}, {"source_lang": "eng", "target_lang": "French"}),
+        ({"pairs": "en-fr, fr-en"}, {"pairs": "English-fr_XX,fra-eng"}),
+        ({"source_key": "en"}, {"source_key": "eng_Latn"}),
+    ],
+)
+def test_languages_in_another_spelling_are_those_of_the_start(started, asked):
+    none = {"source_lang": None, "target_lang": None} if "pairs" in started else {}
+    stored = config_of(**none, **started)
+    assert differences(stored, config_of(**none, **asked)) == []
+    assert resolve_budget(config_of(**none, **asked), stored, num_ranks=1).data == stored.data
+    other = {**asked, **({"pairs": "fr-en,en-fr"} if "pairs" in started else {next(iter(asked)): "de"})}
+    (line,) = differences(stored, config_of(**none, **other))
+    assert line.endswith("asked") and str(next(iter(started.values()))) in line
+
+
 def test_a_stored_configuration_starts_the_same_run_on_other_processes():
     asked = config_of(per_device_train_batch_size=8, gradient_accumulation_steps=2)
     stored = resolve_budget(asked, None, num_ranks=4)
@@ -213,7 +231,7 @@ def test_a_tracker_that_is_not_installed_is_named(fresh_accelerate, tmp_path, ca
         pytest.skip("aim is installed here")
     runtime = Runtime(HardwareConfig(use_cpu=True, cpu_threads=1), project_dir=str(tmp_path), report_to="aim")
     assert not start_trackers(config_of(report_to="aim"), runtime)
-    assert "tracking is off: --report_to aim: this tracker is not installed" in capsys.readouterr().out
+    assert "tracking is off: no tracker of --report_to aim is installed" in capsys.readouterr().out
 
 
 def test_without_the_flag_there_is_no_tracker(runtime, capsys):

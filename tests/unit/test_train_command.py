@@ -1,6 +1,7 @@
 """main() in this process: what it returns, prints and leaves in the run folder."""
 
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -113,6 +114,56 @@ def test_main_again_reports_finished_run(finished, pairs_path, capsys):
 
 
 @pytest.mark.slow
+def test_main_again_with_languages_in_another_spelling(finished, pairs_path, capsys):
+    """The same run, which is neither refused nor begun again."""
+    assert main(flags_of(pairs_path, finished, source_lang="English", target_lang="fra")) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and captured.out.splitlines()[-1].endswith("nothing to do")
+
+
+@pytest.mark.slow
+def test_main_fine_tunes_a_run(finished, pairs_path, tmp_path, capsys):
+    """As the other commands: final/ of the run, verified; the run's settings record the folder that was given."""
+    new = {"train_tokenizer": False, "vocab_size": None, "model_size": None, "max_train_steps": 1}
+    flags = flags_of(pairs_path, tmp_path / "tuned", model_name_or_path=finished, **new)
+    assert main(flags) == 0, capsys.readouterr().err
+    assert parse_config([str(tmp_path / "tuned" / "config.yaml")]).model.model_name_or_path == str(finished)
+    before, after = metrics_of(finished), metrics_of(tmp_path / "tuned")
+    assert after[0]["step"] == 0 and after[0]["eval_loss"] == pytest.approx(before[-1]["eval_loss"], rel=1e-5)
+    capsys.readouterr()
+    assert main(flags) == 0 and "nothing to do" in capsys.readouterr().out
+    damaged = tmp_path / "damaged"
+    shutil.copytree(finished, damaged, symlinks=True)
+    weights = damaged / "final" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert main({**flags, "model_name_or_path": damaged, "output_dir": tmp_path / "other"}) == 2
+    assert f"--model_name_or_path {damaged / 'final'}: corrupt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"report_to": "wandb"}, "--report_to wandb: wandb is not installed. Run `pip install"),
+        ({"eval_engine": "ctranslate2"}, "--eval_engine ctranslate2: ctranslate2 is not installed. Run `pip install"),
+        (
+            {"lora_rank": 4, "model_name_or_path": "x/y", "model_size": None, "train_tokenizer": False},
+            "--lora_rank: peft is not installed. Run `pip install",
+        ),
+    ],
+)
+def test_main_names_a_package_that_is_missing_before_anything_starts(
+    pairs_path, tmp_path, capsys, monkeypatch, flags, problem
+):
+    monkeypatch.setattr("mtloop.config.settings.find_spec", lambda name: None)
+    if flags.get("lora_rank"):
+        flags = {**flags, "vocab_size": None}
+    assert main(flags_of(pairs_path, tmp_path / "run", **flags)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mtloop: error: {problem}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_main_refuses_finished_folder_with_other_settings(finished, pairs_path, capsys):
     assert main(flags_of(pairs_path, finished, max_train_steps=5, logging_steps=3)) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -213,7 +264,7 @@ def test_main_interrupted_before_training_returns_130(pairs_path, tmp_path, caps
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtloop.trainer.setup.load_corpus", interrupted)
+    monkeypatch.setattr("mtloop.trainer.setup_inputs.load_corpus", interrupted)
     assert main(flags_of(pairs_path, tmp_path)) == 130
     assert capsys.readouterr().err == "mtloop: stopped: SIGINT before the training began\n"
     assert status_of(tmp_path)["exit_status"] == 130

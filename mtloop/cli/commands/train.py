@@ -19,7 +19,7 @@ from mtloop.atomic import write_json
 from mtloop.cli.next_steps import next_steps, own_command
 from mtloop.cli.status import Show, print_line, reported, status_of
 from mtloop.config.parse import config_from
-from mtloop.config.settings import Config, differences, resolve, resolved_lines
+from mtloop.config.settings import Config, check_packages, differences, resolve, resolved_lines
 from mtloop.errors import RunFailed, UserError, first_line
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def _train(asked: Config, functions: Functions, show: Show) -> int:
         return 0
     evaluation = asked.evaluation
     check_selection(evaluation.metric_for_best_model, evaluation.metrics, functions)
+    check_packages(asked)
     silence_libraries()
     config = resolve(asked)
     output = config.output
