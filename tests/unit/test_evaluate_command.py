@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from mtloop.cli.commands.train import main as train
 from mtloop.cli.flags import SETTINGS, _named, fill_settings, load_own_rows, load_test_sets
 from mtloop.config.parse import parse_config
 from mtloop.errors import UserError
@@ -114,6 +115,29 @@ def test_named_splits_name_and_files():
     assert _named("a/b.en,a/b.fr") == ("b", ["a/b.en", "a/b.fr"])
     assert _named("x=y=z/b.tsv") == ("x", ["y=z/b.tsv"])
     assert _named("dir=1/b.tsv") == ("dir", ["1/b.tsv"]) and _named("./d=1/b.tsv") == ("b", ["./d=1/b.tsv"])
+
+
+@pytest.mark.slow
+def test_do_eval_and_do_predict_score_as_evaluate_does(run_command, model_path, rows_path, tmp_path, capsys):
+    """Without --do_train a command line of run_translation.py scores the given files, and trains nothing."""
+    shared = ["--source_lang", "en", "--target_lang", "fr", "--num_beams", "1", "--cpu_threads", "1"]
+    flags = ["--model_name_or_path", model_path, "--validation_file", rows_path, "--test_file", rows_path, *shared]
+    samples = ["--max_eval_samples", "10", "--max_predict_samples", "1000", "--output_dir", tmp_path / "out"]
+    assert train([str(word) for word in ("--do_eval", "--do_predict", *flags, *samples)]) == 0
+    out = capsys.readouterr().out
+    assert "plan:" not in out and not (tmp_path / "out" / "status.json").exists()
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    num_rows = len(rows_path.read_text(encoding="utf-8").splitlines())
+    assert (results["eval_samples"], results["predict_samples"]) == (10, num_rows)
+    predictions = (tmp_path / "out" / "generated_predictions.txt").read_text(encoding="utf-8").splitlines()
+    status, _, err = run_command("--model", model_path, "--test_set", f"test={rows_path}", "-o", tmp_path / "same")
+    assert status == 0, err
+    same = json.loads((tmp_path / "same" / "report.json").read_text())["test_sets"]["test"]["scores"]
+    assert results["predict_bleu"] == round(same["BLEU"]["score"], 4) and "predict_ter" in results
+    rows = [json.loads(line) for line in (tmp_path / "same" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert predictions == [row["hypothesis"] for row in rows]
+    assert train(["--do_predict", *map(str, flags), "--test_file", "nowhere.json"]) == 2
+    assert "--test_file: no such file (got nowhere.json)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
