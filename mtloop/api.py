@@ -88,11 +88,14 @@ class Result:
             UserError: without matplotlib.
         """
         from mtloop.trainer.curves import figure_of
+        from mtloop.trainer.notebook import show_figures
 
         try:
-            return figure_of(self._folder.metrics.lines())
+            figure = figure_of(self._folder.metrics.lines())
         except ImportError as error:
             raise missing_package("curves", "matplotlib", "plots", error=error) from error
+        show_figures()
+        return figure
 
     def translator(self, **options: Any) -> Translator:
         """Load the trained model; the options are those of Translator."""

@@ -32,6 +32,15 @@ def is_notebook() -> bool:
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
+def show_figures() -> None:
+    """Make a notebook show figures that are not pyplot's, as pyplot makes it show its own."""
+    if is_notebook():
+        from IPython import get_ipython
+        from IPython.core.pylabtools import select_figure_formats
+
+        select_figure_formats(get_ipython(), {"png"})
+
+
 @dataclass(kw_only=True)
 class NotebookDisplay(Display):
     """Shows a run in the output of a cell."""

@@ -15,7 +15,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("module", ["mtloop", pytest.param("train", marks=pytest.mark.full)])
+@pytest.mark.full  # docs/course.ipynb trains in a real kernel, which has such arguments
+@pytest.mark.parametrize("module", ["mtloop", "train"])
 def test_a_notebook_never_has_its_own_arguments_read(tmp_path, module):
     """As in IPython: the program's argv is the kernel's; main comes from the package or from train.py."""
     flags = {
