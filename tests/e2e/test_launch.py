@@ -76,7 +76,11 @@ def test_every_launch_file_is_started_or_refused():
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.full if name == "multi_node" else []) for name in WITHOUT_ACCELERATOR],
+    # By default test_wheel.py starts cpu.yaml.
+    [
+        pytest.param(name, marks=pytest.mark.full if name in ("cpu", "multi_node") else [])
+        for name in WITHOUT_ACCELERATOR
+    ],
 )
 def test_a_launch_file_runs_on_the_cpu_and_says_if_it_asks_for_more(tmp_path, name):
     import torch

@@ -17,7 +17,7 @@ import pytest
 
 from mtloop.checkpoint.listing import list_checkpoints
 from mtloop.run_folder import RunFolder
-from tests.support.launch import PROJECT, PYTHON, environment, launch_command, run, start_command
+from tests.support.launch import PROJECT, PYTHON, environment, free_port, launch_command, run, start_command
 from tests.support.lives import Life, leftovers
 from tests.support.runs import assert_same_run, metrics
 
@@ -140,6 +140,30 @@ def test_other_signals_on_two_processes(whole, tmp_path, other_signal):
     assert launcher_status == (0 if status == 0 else 1)  # what the launcher makes of it
     if number == signal.SIGUSR1:
         assert_goes_on(life, whole(2))
+
+
+def test_interrupt_through_mtloop_launch_saves_once_and_returns_its_status(tmp_path):
+    folder = tmp_path / "run"
+    command = [PYTHON, "-m", "mtloop", "launch", "multi_cpu", "--main_process_port", free_port(), "train", *FLAGS]
+    process = subprocess.Popen(
+        [*map(str, command), "--output_dir", str(folder)],
+        cwd=PROJECT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    status = status_of(folder)
+    assert (status["status"], status["exit_status"], process.returncode) == ("stopped", 130, 130), errors[-3000:]
+    assert list_checkpoints(RunFolder(folder))[-1][0] == status["step"] > 0
+    assert output.count("stopped by SIGINT and saved") == 1
+    assert errors == ""  # accelerate launch adds a traceback
 
 
 def test_a_launcher_that_is_killed_at_the_start_takes_its_ranks_with_it(tmp_path):

@@ -21,6 +21,7 @@ LAUNCHED = ("train", "translate", "evaluate", "average", "corpus", "export")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
+    parser.usage = f"{parser.prog} FILE [flags of accelerate launch] COMMAND [flags of the command]"
     parser.add_argument("file", metavar="FILE", help="a launch file: a name of `mtloop configs`, or a path")
     parser.add_argument("words", nargs="+", metavar="COMMAND", help="flags of `accelerate launch`, then the command")
 
