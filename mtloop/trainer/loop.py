@@ -96,8 +96,8 @@ def finish(run: Run) -> None:
         load_weights(run.model, source)
         evaluate_on(run, run.test)
     run.runtime.on_main(partial(draw_curves, run.folder))
-    run.display.finish()
     push_final(run)
+    run.display.finish()  # an output that blocks delays nothing
 
 
 def make_average(run: Run, num_epochs: int) -> Path:

@@ -216,8 +216,9 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
     is_typed = name == STDIN and sys.stdin is not None and sys.stdin.isatty()
     size = 1 if is_typed else BLOCK_SIZE
     sink = _Sink(name, given, None if texts is None else texts.records)
-    # No bar is drawn into what is typed.
-    bar = tqdm(unit="line", disable=not runtime.is_main or is_typed or not sys.stderr.isatty(), dynamic_ncols=True)
+    # No bar is drawn into what is typed, and none for a sentence of the command line.
+    has_bar = runtime.is_main and not is_typed and name is not None and sys.stderr.isatty()
+    bar = tqdm(unit="line", disable=not has_bar, dynamic_ncols=True)
     with closing(sink), closing(bar):
         while block := runtime.on_main(lambda: list(islice(entries, size))):
             sources = [entry.text for entry in block]
