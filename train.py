@@ -7,7 +7,7 @@
         --train_file pairs.jsonl --source_lang en --target_lang fr --output_dir runs/mine
 
 The same command again resumes an interrupted run. `python train.py --help` lists the flags.
-In a notebook: `from train import main` and `accelerate.notebook_launcher(main, args=({"train_file": ...},))`.
+In a notebook: `mtloop.train(train_file=...)`, see docs/runs-and-resume.md.
 """
 
 import sys

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtloop.cli.commands.train import start
-from mtloop.cli.status import Show, print_line
+from mtloop.cli.status import Show, print_line, report
 from mtloop.config.parse import config_from
 from mtloop.config.settings import DATA_FIELDS, Config, changed, resolve
 from mtloop.errors import RunFailed, UserError, first_line, missing_package
@@ -141,14 +141,19 @@ def train(
     functions = [one for one in given if callable(one)]
     if names := [one for one in given if not callable(one)]:
         settings["metrics"] = names
+    from mtloop.runtime.forks import is_launched_fork, set_aside
+
     # Of tqdm without ipywidgets, which is not needed here.
     warnings.filterwarnings("ignore", message="IProgress not found")
-    asked = _config(config, settings, dataset)
+    try:
+        asked = _config(config, settings, dataset)
+    except UserError as error:
+        if is_launched_fork():
+            raise SystemExit(report(str(error), 2)) from None
+        raise
     if num_processes > 1:
         status = _on_processes(asked, functions, num_processes)
     else:
-        from mtloop.runtime.forks import set_aside
-
         with set_aside():
             status = raised(partial(start, asked, functions))
     result = Result(Path(str(resolve(asked).output.output_dir)))
