@@ -15,6 +15,7 @@ import pytest
 
 from mtloop.cli.launch_files import launch_files as launch_files_by_name
 from mtloop.cli.main import Parser
+from mtloop.config.foreign import foreign_flags
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import DEFAULTS, resolve
 from tests.support.launch import PROJECT, launch_file
@@ -332,6 +333,8 @@ def known_flags() -> frozenset[str]:
 def test_flags_exist(page):
     """Flags in prose, written as code; three are sbatch's, two are pytest's, --flag is none."""
     others = {"--nodes", "--cpus-per-task", "--gpus-per-node", "--strict-markers", "--durations", "--flag"}
+    if page.name == "coming-from.md":
+        others |= {f"--{name}" for name in foreign_flags()} | {"--adam_", "--no_fp16"}
     for text in codes_of(page):
         if IN_LINE.fullmatch(text):
             continue
@@ -374,9 +377,41 @@ def test_images_are_small():
         assert path.stat().st_size < 100_000
 
 
-def test_reference_is_what_the_code_gives():
-    spec = importlib.util.spec_from_file_location("make_reference", PROJECT / "docs" / "make_reference.py")
-    make_reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_reference)
-    message = "run `python docs/make_reference.py` and commit docs/reference.md"
-    assert make_reference.page() == text_of(PROJECT / "docs" / "reference.md"), message
+@pytest.mark.parametrize(("script", "name"), [("make_reference", "reference"), ("make_coming_from", "coming-from")])
+def test_generated_pages_are_what_the_code_gives(script, name):
+    message = f"run `python docs/{script}.py` and commit docs/{name}.md"
+    assert load_script(script).page() == text_of(PROJECT / "docs" / f"{name}.md"), message
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, PROJECT / "docs" / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+# Flags of run_translation.py and run_translation_no_trainer.py that are not in TrainingArguments.
+OF_THE_SCRIPTS = (
+    "model_name_or_path config_name tokenizer_name cache_dir use_fast_tokenizer model_revision token use_auth_token "
+    "trust_remote_code source_lang target_lang dataset_name dataset_config_name train_file validation_file test_file "
+    "overwrite_cache preprocessing_num_workers max_source_length max_target_length val_max_target_length "
+    "pad_to_max_length max_train_samples max_eval_samples max_predict_samples num_beams ignore_pad_token_for_loss "
+    "source_prefix forced_bos_token predict_with_generate max_length use_slow_tokenizer max_train_steps "
+    "num_warmup_steps model_type checkpointing_steps with_tracking hub_token"
+)
+
+
+@pytest.mark.slow
+def test_coming_from_has_every_flag_and_the_defaults_of_the_programs():
+    from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+
+    script = load_script("make_coming_from")
+    described = {*script.SAME, *script.OTHER_DEFAULT, *foreign_flags()}
+    actions = {action.dest: action for action in HfArgumentParser(Seq2SeqTrainingArguments)._actions}
+    assert {*OF_THE_SCRIPTS.split(), *actions} - {"help"} <= described
+    assert {*script.SAME, *script.OTHER_DEFAULT} <= set(DEFAULTS)
+    text = text_of(PROJECT / "docs" / "coming-from.md")
+    assert [name for name in described if f"`--{name}`" not in text] == []
+    for name, there in script.OTHER_DEFAULT.items():
+        if name in actions and re.fullmatch(r"[\d.e-]+", there):
+            assert actions[name].default == float(there), name
