@@ -9,7 +9,7 @@ import heapq
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
@@ -19,6 +19,9 @@ from mtloop.corpus_report.findings import ALL, MIN_CHARACTERS, PERCENTILES, Band
 from mtloop.corpus_report.measure import Measures
 from mtloop.errors import visible
 from mtloop.tables import aligned
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TITLES = {
     "duplicate_pairs": "pairs that repeat an earlier one",
@@ -42,7 +45,7 @@ _SHARED = {
 }
 _BATCH_SIZE = 10_000
 _LONGEST_MATCH = 300
-_BLUE, _RED = "#1f5fa8", "#d1495b"
+_BLUE, _RED = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
@@ -156,44 +159,71 @@ def _percent(share: float) -> str:
 
 
 def draw(path: Path, measures: Measures, band: Band | None, limits: dict[str, int] | None) -> bool:
-    """Draw the lengths of both sides and their ratio.
+    """Draw the lengths of both sides and their ratio into a PNG file; return False if matplotlib is not installed.
+
+    The other arguments are those of figure_of.
+    """
+    try:
+        figure = figure_of(measures, band, limits)
+    except ImportError:
+        return False
+    figure.savefig(path, dpi=110, format="png")
+    return True
+
+
+def figure_of(measures: Measures, band: Band | None, limits: dict[str, int] | None) -> Figure:
+    """Draw the lengths of both sides, what is beyond the limits, and the ratio of the lengths.
 
     Args:
-        path: The PNG file.
         measures: Of N rows.
         band: The usual ratios.
         limits: max_source_length and max_target_length if tokens were counted; None draws words.
 
-    Returns:
-        False if matplotlib is not installed.
+    Raises:
+        ImportError: without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure  # not pyplot: a notebook may have chosen its backend
-    except ImportError:
-        return False
+    from matplotlib.figure import Figure  # not pyplot: a notebook may have chosen its backend
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure = Figure(figsize=(14, 4), layout="constrained")
     *sides, right = figure.subplots(1, 3)
     unit = "words" if limits is None else "tokens"
     for side, axes in zip(("source", "target"), sides, strict=True):
         values = getattr(measures, f"{side}_{unit}")
         axes.hist(values, bins=_whole_bins(int(values.max())), color=_BLUE)
-        axes.set(title=f"{side} length", xlabel=unit, ylabel="rows", xscale="log", yscale="log")
+        axes.set(xlabel=f"{side} {unit}", ylabel="rows", xscale="log", yscale="log")
+        axes.set_xlim(left=max(0.5, int(values.min()) - 0.5) * 0.9)
         if limits is not None:
             limit = limits[f"max_{side}_length"]
-            axes.axvline(limit, color=_RED)
-            axes.set_title(f"{side} length: {int((values > limit).sum()):,} over --max_{side}_length {limit}")
+            num_over = int((values > limit).sum())
+            end = max(axes.get_xlim()[1], 1.3 * limit)
+            axes.set_xlim(right=end)
+            axes.axvline(limit + 0.5, color=_RED)  # between the lengths that fit and the others
+            axes.axvspan(limit + 0.5, end, color=_RED, alpha=0.15, linewidth=0)
+            share = f"{_percent(num_over / len(values))}, {num_over:,} of {len(values):,} rows"
+            axes.set_title(f"over --max_{side}_length {limit:,}: {share}", fontsize="medium")
+    right.set(ylabel="rows", xlabel="target / source characters")
     if band is not None:
         ratio = length_ratio(measures)[is_measurable(measures)]
         right.hist(ratio, bins=np.geomspace(ratio.min() * 0.999, ratio.max() * 1.001, 80).tolist(), color=_BLUE)
-        for edge in (band.lowest, band.highest):
+        right.set(xscale="log", yscale="log", xlim=(min(right.get_xlim()[0], band.lowest * 0.9), None))
+        right.set_xlim(right=max(right.get_xlim()[1], band.highest * 1.1))
+        for edge, end in zip((band.lowest, band.highest), right.get_xlim(), strict=True):
             right.axvline(edge, color=_RED)
+            right.axvspan(edge, end, color=_RED, alpha=0.15, linewidth=0)
         right.axvline(band.median, color="black", linewidth=0.8)
-        right.set(title="length ratio: suspicious outside of the lines", ylabel="rows", xscale="log", yscale="log")
+        num_odd = int(((ratio < band.lowest) | (ratio > band.highest)).sum())
+        right.set_title(f"suspicious length ratio: {num_odd:,} of {len(ratio):,} rows", fontsize="medium")
         right.set_xlabel(f"target / source characters, rows of {MIN_CHARACTERS} or more")
     for axes in (*sides, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110, format="png")
-    return True
+        left_end, right_end = axes.get_xlim()
+        for axis, marks in ((axes.xaxis, (1, 2, 5) if right_end < 100 * left_end else (1, 3)), (axes.yaxis, (1,))):
+            if axis.get_scale() == "log":
+                axis.set_major_locator(LogLocator(subs=marks))
+                axis.set_major_formatter("{x:,g}")
+                axis.set_minor_formatter(NullFormatter())
+    return figure
 
 
 def _whole_bins(longest: int) -> NDArray[np.float64]:

@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from mtloop.config.parse import parse_config
-from mtloop.corpus_report.findings import NUM_EXAMPLES
-from mtloop.corpus_report.show import one_line
+from mtloop.corpus_report.findings import NUM_EXAMPLES, ratio_band
+from mtloop.corpus_report.measure import measure
+from mtloop.corpus_report.show import figure_of, one_line
 from mtloop.data.load import load_corpus
 from mtloop.run_folder import RunFolder
 from mtloop.tables import aligned
@@ -191,6 +193,28 @@ def test_draw_with_and_without_matplotlib(report_of, files, tmp_path, marian_tok
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     _, out = report_of(*words)
     assert not picture.exists() and "no picture without matplotlib: pip install " in out
+
+
+def test_figure_of_lengths_marks_limits_and_what_is_beyond_them():
+    pytest.importorskip("matplotlib")
+    texts = ["one two", "three four five six seven eight", "nine ten eleven twelve"]
+    rows = Dataset.from_dict({"index": [0, 1, 2], "source": texts, "target": texts})
+    lengths = np.array([4, 9, 8], dtype=np.int32), np.array([4, 9, 5], dtype=np.int32)
+    measures = measure({"train": rows}, {"train": lengths})
+    limits = {"max_source_length": 8, "max_target_length": 40}
+    source, target, ratio = figure_of(measures, ratio_band(measures), limits).axes
+    assert source.get_title() == "over --max_source_length 8: 33.3 %, 1 of 3 rows"
+    assert target.get_title() == "over --max_target_length 40: 0.0 %, 0 of 3 rows"
+    for axes, limit in ((source, 8), (target, 40)):
+        (line,) = axes.lines
+        *_, shade = axes.patches
+        assert line.get_xdata() == [limit + 0.5] * 2  # between the lengths that fit and the others
+        assert shade.get_extents().transformed(axes.transData.inverted()).x0 == pytest.approx(limit + 0.5)
+        assert axes.get_xlim()[1] > limit + 0.5
+    # Two rows have 20 characters or more; both are copies, whose ratio is 1.
+    assert ratio.get_title() == "suspicious length ratio: 0 of 2 rows" and len(ratio.lines) == 3
+    source, target, ratio = figure_of(measures, None, None).axes
+    assert source.get_xlabel() == "source words" and not source.lines and not ratio.patches
 
 
 def test_corpus_counts_doubtful_quotes_and_reads_tables_without_header(report_of, run_command, tmp_path):
