@@ -147,6 +147,10 @@ def train(
     warnings.filterwarnings("ignore", message="IProgress not found")
     try:
         asked = _config(config, settings, dataset)
+        if asked.scored:
+            raise UserError(
+                '--do_train: mtloop.train only trains (got false). Score with mtloop.main(["evaluate", ...]).'
+            )
     except UserError as error:
         if is_launched_fork():
             raise SystemExit(report(str(error), 2)) from None

@@ -70,6 +70,12 @@ def test_train_raises_a_mistake_in_one_line(num_processes, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_train_refuses_to_score():
+    flags = {"model_name_or_path": "m", "source_lang": "en", "target_lang": "fr", "test_file": "t.tsv"}
+    with pytest.raises(UserError, match=r"^--do_train: mtloop.train only trains \(got false\)"):
+        mtloop.train(do_predict=True, **flags)
+
+
 @pytest.mark.parametrize(
     "config", [{"num_beems": 2}, ["--num_beems", "2"], ["train", "--num_beems", "2"]], ids=["dict", "list", "command"]
 )

@@ -25,7 +25,7 @@ import pytest
 
 from mtloop.config.inputs import DataConfig
 from mtloop.data.files import InputFile
-from mtloop.data.load import Corpus, describe, load_corpus
+from mtloop.data.load import Corpus, describe, load_corpus, load_scored_rows
 from mtloop.data.readers import Records
 from mtloop.errors import RunFailed, UserError
 
@@ -527,6 +527,25 @@ def test_validation_split_refuses_single_row() -> None:
 
 
 @pytest.mark.slow
+def test_load_scored_rows_are_those_of_a_training(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(json_lines(make_rows(40)))
+    fields: dict[str, Any] = {"source_lang": "en", "target_lang": "fr", "dataset_name": str(folder)}
+    corpus = load_corpus(DataConfig(**fields))
+    valid = load_scored_rows(DataConfig(**fields), "valid")  # cut from the training rows
+    assert len(valid) == 4 and texts(valid) == texts(corpus.valid)
+    with pytest.raises(UserError, match=r"--do_predict: .*set has no test rows \(got train\)\. Add --test_file\."):
+        load_scored_rows(DataConfig(**fields), "test")
+    (folder / "test.jsonl").write_bytes(json_lines(make_rows(3)))
+    test = load_scored_rows(DataConfig(**fields, max_predict_samples=2), "test")
+    assert len(test) == 2
+    file = write("only.jsonl", json_lines(make_rows(5)))
+    alone = DataConfig(source_lang="en", target_lang="fr", test_file=[file])
+    assert len(load_scored_rows(alone, "test")) == 5
+
+
+@pytest.mark.slow
 def test_max_samples_takes_fixed_ordered_subset() -> None:
     rows = make_rows(100)
     rows[10]["fr"] = ""
@@ -542,6 +561,9 @@ def test_max_samples_takes_fixed_ordered_subset() -> None:
         "kept": 30,
     }
     assert corpus.report["counts"]["test"]["dropped"] == {"empty": 1, "max_eval_samples": 92}
+    fewer = load("t.jsonl", max_predict_samples=3, **fields)
+    assert fewer.test is not None and (len(fewer.valid), len(fewer.test)) == (7, 3)
+    assert fewer.report["counts"]["test"]["dropped"] == {"empty": 1, "max_predict_samples": 96}
     assert texts(corpus.train) == [(f"e{row}", f"f{row}") for row in chosen]
     assert load("t.jsonl", max_train_samples=30, **fields).train["index"][:] == chosen
     assert load("t.jsonl", max_train_samples=30, split_seed=21, **fields).train["index"][:] != chosen
