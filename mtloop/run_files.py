@@ -9,7 +9,7 @@ RUN_FILES: dict[str, str] = {
     "config.yaml": "Resolved settings. `train.py RUN/config.yaml --output_dir NEW` starts the same run again.",
     "metrics.jsonl": "One line per logged update, and one line per evaluation.",
     "status.json": "`status` (running, stopped, finished or failed; running after a kill too), `exit_status`, "
-    "`message`, `step` at the end, `pid`, `host`, `process_start`.",
+    "`message`, `step` at the end, `pid`, `host`, `process_start`, and the `command` that started the run.",
     "data.json": "Data sources, row counts, dropped rows by reason, and fingerprints of data and tokenizer.",
     "run.json": "Id of the run, measured precision, changes of `--allow_changed`, Hub target.",
     "push.jsonl": "One line per push to the Hub: `part`, `step`, `manifest`, `repo_id`, `revision`, `commit`.",
