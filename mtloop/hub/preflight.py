@@ -68,7 +68,10 @@ def ask_hub(config: Config, *, output_dir: str, run_id: str = "", place: str = F
         api.create_repo(name, exist_ok=True, private=hub.hub_private_repo or None)
         api.auth_check(name, write=True)  # create_repo accepts a read-only token if the repository exists
         if hub.hub_private_repo and api.model_info(name).private is False:
-            raise UserError(f"--hub_private_repo: {name} is public. Make it private on the Hub first.")
+            raise UserError(
+                f"{place}: {name} is public, and a private repository is asked for (got --hub_private_repo, of this "
+                "command or of the run). Make it private on the Hub first."
+            )
         refs = api.list_repo_refs(name)
         if not refs.branches:
             _make_first_commit(api, name, place=place)
@@ -131,9 +134,11 @@ def _check_card(config: Config, target: Target, *, place: str) -> None:
     if answer.status_code == 400:
         reasons = "; ".join(error["message"] for error in answer.json().get("errors", []))
         if "license" in reasons:
-            got = config.hub.hub_license or f"{target.license} of the base model"
+            got = f"{target.license}, --hub_license of this command or of the run"
+            if not config.hub.hub_license:
+                got = f"{target.license} of the base model"
             raise UserError(
-                f"--hub_license: invalid license, {reasons} (got {got}). Give --hub_license, e.g. apache-2.0."
+                f"{place}: invalid license, {reasons} (got {got}). Give --hub_license, for example apache-2.0."
             )
         raise UserError(
             f"{place}: the Hub refuses the model card of this run ({reasons}). Change the setting that it names."

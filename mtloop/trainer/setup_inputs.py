@@ -14,7 +14,7 @@ from mtloop.checkpoint.listing import open_folder
 from mtloop.config.model import ModelConfig
 from mtloop.config.settings import Config, changed
 from mtloop.data.load import Corpus, describe, load_corpus
-from mtloop.errors import UserError
+from mtloop.errors import UserError, rename_flag
 from mtloop.model.generation_config import check_positions, position_limit
 from mtloop.model.loading import load_config
 from mtloop.run_folder import RunFolder
@@ -157,14 +157,16 @@ def trained_tokenizer(
 def named_tokenizer(config: Config, name: str, runtime: Runtime) -> PreTrainedTokenizerBase:
     """Load a tokenizer and set it to the first pair. Collective."""
     source_lang, target_lang = config.data.languages[0]
-    return runtime.one_first(
-        lambda: load_tokenizer(
-            name,
-            source_lang=source_lang,
-            target_lang=target_lang,
-            trust_remote_code=config.model.trust_remote_code,
-        )
-    )
+
+    def load() -> PreTrainedTokenizerBase:
+        trust = config.model.trust_remote_code
+        try:
+            return load_tokenizer(name, source_lang=source_lang, target_lang=target_lang, trust_remote_code=trust)
+        except UserError as error:  # which names both flags
+            flag = "--tokenizer_name" if config.model.tokenizer_name else "--model_name_or_path"
+            raise rename_flag(error, flag) from error
+
+    return runtime.one_first(load)
 
 
 def _texts(corpora: list[Corpus]) -> Iterator[str]:

@@ -135,7 +135,7 @@ def test_check_hub_creates_private_repositories_and_branches(server, drive):
     )
     assert answers[0] == answers[1] == {"repo_id": "tester/new", "revision": "small", "license": None}
     assert server.repos["tester/new"].is_private and set(server.repos["tester/new"].branches) == {"main", "small"}
-    assert answers[2].startswith("UserError: --hub_private_repo: tester/public is public")
+    assert answers[2].startswith("UserError: --push_to_hub: tester/public is public, and a private")
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_check_hub_resolves_license(server, drive, tmp_path):
     answers = check(drive, [(WRITE_TOKEN, {**flags, **named("tester/model")}, "/r") for flags in asked])
     licenses = [answer["license"] for answer in answers[:-1]]
     assert licenses == ["cc-by-4.0", "cc-by-4.0", "mit", None, None, "apache-2.0"]
-    assert answers[-1].startswith("UserError: --hub_license: invalid license, ")
+    assert answers[-1].startswith("UserError: --push_to_hub: invalid license, ")
 
 
 @pytest.mark.slow

@@ -24,12 +24,12 @@ def bert(marian_tokenizer, tmp_path):
     [
         (
             {"model_name_or_path": "no/such-model", "tokenizer_name": None},
-            "model_name_or_path 'no/such-model': no such",
+            "--model_name_or_path 'no/such-model': no such",
         ),
         ({"model_name_or_path": "no/such-model"}, "--model_name_or_path no/such-model: cannot be loaded"),
         (
             {"tokenizer_name": "no/such-model"},
-            "--tokenizer_name / --model_name_or_path 'no/such-model': no such folder",
+            "--tokenizer_name 'no/such-model': no such folder",
         ),
         ({"config_name": "no/such-model"}, "--config_name no/such-model: cannot be loaded"),
         (
@@ -47,7 +47,7 @@ def bert(marian_tokenizer, tmp_path):
 def test_a_wrong_model_is_refused_before_the_rows_are_read(new_run, no_rows, flags, problem):
     with pytest.raises(UserError) as caught:
         new_run(**flags)
-    assert problem in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(problem) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("flag", ["model_name_or_path", "config_name"])
