@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mtloop
-from mtloop.cli.commands.train import main
+from mtloop.cli.commands.train import RUN_LINK, main
 from mtloop.cli.main import Parser
 from mtloop.cli.main import main as commands
 from mtloop.cli.status import reported
@@ -268,6 +268,21 @@ def test_main_interrupted_before_training_returns_130(pairs_path, tmp_path, caps
     assert main(flags_of(pairs_path, tmp_path)) == 130
     assert capsys.readouterr().err == "mtloop: stopped: SIGINT before the training began\n"
     assert status_of(tmp_path)["exit_status"] == 130
+
+
+def test_main_links_the_run_folder_where_a_batch_script_looks(pairs_path, tmp_path, capsys, monkeypatch):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtloop.trainer.setup_inputs.load_corpus", interrupted)
+    monkeypatch.setenv(RUN_LINK, str(tmp_path / "link"))
+    assert main(flags_of(pairs_path, tmp_path / "a run")) == 130
+    assert (tmp_path / "link").readlink() == (tmp_path / "a run").resolve()
+    capsys.readouterr()
+    assert main(flags_of(pairs_path, tmp_path / "other")) == 130  # the place is taken: only a warning
+    warning, stopped = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"mtloop: warning: {RUN_LINK} {tmp_path}/link: cannot be written (File exists")
+    assert stopped == "mtloop: stopped: SIGINT before the training began"
 
 
 @pytest.mark.slow
