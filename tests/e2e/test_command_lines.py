@@ -134,4 +134,4 @@ def check_scoring(hub, folder, flags, records, tmp_path):
     assert [results["eval_samples"], results["predict_samples"]] == [6, 4]
     assert [results["eval_chrf"], results["predict_chrf"]] == pytest.approx([one["chrf"] for one in records], abs=1e-4)
     hypotheses = [row["hypothesis"] for row in read_json_lines(scores / "test.jsonl")]
-    assert (scores / "generated_predictions.txt").read_text().splitlines() == hypotheses
+    assert (scores / "generated_predictions.txt").read_text(encoding="utf-8").split("\n") == [*hypotheses, ""]

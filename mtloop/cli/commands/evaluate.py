@@ -110,7 +110,8 @@ def score_splits(config: Config, functions: Functions) -> None:
     given.output = config.output.output_dir
     given.max_tokens_per_batch = config.evaluation.eval_max_tokens or given.max_tokens_per_batch
     given.is_one_pair = False
-    _check(given)
+    if given.output is not None:
+        check_folder("--output_dir", Path(given.output))
     verdicts = _score(given, config, lambda: load_own_rows(given, config, *config.scored))
     if verdicts and given.output:
         _write_as_run_translation(Path(given.output), verdicts)
@@ -124,9 +125,10 @@ def _write_as_run_translation(folder: Path, verdicts: list[Verdict]) -> None:
         results |= {f"{name}_{metric}": round(interval.score, 4) for metric, interval in verdict.scores.items()}
         results[f"{name}_samples"] = len(verdict.hypotheses)
         if name == "predict":
-            lines = [" ".join(hypothesis.split()) for hypothesis in verdict.hypotheses]
+            lines = [" ".join(hypothesis.splitlines()) for hypothesis in verdict.hypotheses]
             write_text(folder / "generated_predictions.txt", "\n".join(lines) + "\n")
     write_json(folder / "all_results.json", results)
+    print(f"{folder}: all_results.json, report.json, and the translations")
 
 
 def _score(given: argparse.Namespace, trained: Config | None, load: Callable[[], list[TestSet]]) -> list[Verdict]:
@@ -161,8 +163,9 @@ def _reports(
     runtime: Runtime,
 ) -> list[Report]:
     """Score a model on each test set; it leaves the memory with this function. Collective."""
-    of_flags = trained is not None and trained.scored
-    scored = open_model(flag, model, given, runtime, trained=trained if of_flags else stored_config(model) or trained)
+    is_by_flags = trained is not None and bool(trained.scored)
+    flag, of_model = ("--model_name_or_path", trained) if is_by_flags else (flag, stored_config(model) or trained)
+    scored = open_model(flag, model, given, runtime, trained=of_model)
     reports = []
     for test_set in test_sets:
         runtime.say(f"translating {len(test_set.rows):,} rows of {test_set.name} with {model} ...")
