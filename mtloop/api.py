@@ -16,7 +16,6 @@ from mtloop.cli.status import Show, print_line, report
 from mtloop.config.parse import config_from
 from mtloop.config.settings import DATA_FIELDS, Config, changed, resolve
 from mtloop.errors import RunFailed, UserError, first_line, missing_package
-from mtloop.hub.parts import STATUS_NOT_PUSHED
 from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder
 
@@ -137,14 +136,14 @@ def train(
         RunFailed: if the run failed, in one line.
         KeyboardInterrupt: if it was interrupted; it is saved, and the same call continues it.
     """
+    # Of tqdm when it is imported without ipywidgets, which are not needed here.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     given = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
     functions = [one for one in given if callable(one)]
     if names := [one for one in given if not callable(one)]:
         settings["metrics"] = names
     from mtloop.runtime.forks import is_launched_fork, set_aside
 
-    # Of tqdm without ipywidgets, which is not needed here.
-    warnings.filterwarnings("ignore", message="IProgress not found")
     try:
         asked = _config(config, settings, dataset)
         if asked.scored:
@@ -160,6 +159,8 @@ def train(
     else:
         with set_aside():
             status = raised(partial(start, asked, functions))
+    from mtloop.hub.parts import STATUS_NOT_PUSHED
+
     result = Result(Path(str(resolve(asked).output.output_dir)))
     if status > STATUS_NOT_PUSHED:
         raise _error(result.message, status)
@@ -254,8 +255,8 @@ def _reason(error: BaseException | None) -> str:
 
 
 def _error(line: str, status: int) -> BaseException:
-    from mtloop.runtime.signals import Interrupted
-
     if status > 128:
+        from mtloop.runtime.signals import Interrupted
+
         return Interrupted(signal.Signals(status - 128), line)
     return UserError(line) if status == 2 else RunFailed(line)

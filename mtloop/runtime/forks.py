@@ -1,6 +1,6 @@
 """Fork the processes of a run from a notebook's kernel, which has threads and an Accelerator of its own.
 
-Must not know what the processes do.
+Must not know what the processes do. Imports accelerate and torch where it uses them: mistakes answer before.
 """
 
 from __future__ import annotations
@@ -13,10 +13,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
-
-import torch
-from accelerate import notebook_launcher
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from mtloop.errors import UserError
 
@@ -51,6 +47,9 @@ def fork_ranks(work: Callable[[], None], num_processes: int) -> BaseException | 
     Raises:
         UserError: if this process has used its GPU, which no fork can use then.
     """
+    import torch
+    from accelerate import notebook_launcher
+
     if torch.cuda.is_initialized():
         raise UserError(
             f"num_processes: this process has used the GPU already, and its forks cannot use it (got {num_processes}). "
@@ -96,6 +95,8 @@ def _stop_children(is_over: threading.Event, others: set[BaseProcess]) -> None:
 @contextlib.contextmanager
 def set_aside() -> Iterator[None]:
     """Give a run an Accelerator of its own: one that a Translator holds is there again afterwards."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
     states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
     kept = [dict(state) for state in states]
     for state in states:

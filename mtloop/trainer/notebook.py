@@ -133,7 +133,9 @@ class NotebookDisplay(Display):
             columns = choose_columns(self._lines[0], total_steps=self.total_steps, width=WIDTH)
             rows = [[column.text(line) for column in columns] for line in self._lines]
             best = max((number for number, line in enumerate(self._lines) if line["is_best"]), default=None)
-            styles = ["font-weight: bold" if number == best else "" for number in range(len(rows))]
+            styles = [
+                f"text-align: right{'; font-weight: bold' if number == best else ''}" for number in range(len(rows))
+            ]
             yield _table([column.title for column in columns], rows, styles)
             yield from (f"<div>{escape(line)}</div>" for line in self._pair_lines)
         if self._samples:

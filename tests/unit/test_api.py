@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import multiprocessing
+import subprocess
 import sys
 
 import datasets
@@ -61,6 +62,16 @@ def test_result_refuses_a_folder_without_a_run(tmp_path):
 
 
 # what train and main raise
+
+
+def test_a_mistake_is_raised_before_anything_heavy_is_imported(project):
+    code = (
+        "import sys, mtloop\n"
+        "try:\n    mtloop.train(num_beems=2)\n"
+        "except ValueError as error:\n    print(error, {'torch', 'tqdm', 'datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    assert done.stdout == "--num_beems: no such flag, did you mean --num_beams? set()\n"
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
