@@ -144,6 +144,11 @@ def test_launch_returns_the_status_of_the_process(start, status):
     assert start(f"raise SystemExit({status})") == status
 
 
+def test_the_terminals_interrupt_does_not_reach_the_process(start):
+    """A terminal sends it to all processes of its session; the launcher passes its own on."""
+    assert start("import os; raise SystemExit(os.getsid(0) != os.getpid())") == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_passed_on_once_and_waited_for(start, tmp_path, number):
     assert start(CHILD, number) == 128 + number
