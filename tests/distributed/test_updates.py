@@ -10,14 +10,16 @@ pytestmark = pytest.mark.distributed
 
 NUM_UPDATES = 20
 WORKER = "tests/distributed/worker_updates.py"
+# What is computed once for an update, however it is divided.
+OF_THE_WHOLE_UPDATE = ["--label_smoothing_factor", 0.1, "--max_grad_norm", 0.5, "--weight_decay", 0.1]
 
 
 def train_updates(tmp_path, num_processes, *flags):
     out = tmp_path / f"updates_{num_processes}_{'_'.join(map(str, flags)).strip('-')}.json"
     run_dir = out.with_suffix("")
     launch(
-        WORKER, num_processes, NUM_UPDATES, out, "demo", "--output_dir", run_dir,
-        "--mixed_precision", "no", "--dropout", "0", *flags,
+        WORKER, num_processes, NUM_UPDATES, out, "demo", "--max_train_samples", 1_000, "--output_dir", run_dir,
+        "--mixed_precision", "no", "--dropout", "0", *OF_THE_WHOLE_UPDATE, *flags,
         num_processes=num_processes,
     )  # fmt: skip
     return json.loads(out.read_text())
@@ -26,6 +28,11 @@ def train_updates(tmp_path, num_processes, *flags):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     return train_updates(tmp_path_factory.mktemp("alone"), 1, "--micro_batch_overhead", 100_000)
+
+
+@pytest.fixture(scope="module")
+def one_sentence(tmp_path_factory):
+    return train_updates(tmp_path_factory.mktemp("one"), 1, "--sentences_per_update", 1)
 
 
 def assert_same_updates(expected, found):
@@ -42,6 +49,7 @@ def test_the_reference_is_one_micro_batch_an_update(alone):
     # Some 25 pairs of about 37 tokens are far below the 4,096 of a micro-batch, and a second one costs too much.
     assert all(record["num_micro_batches"] == [1] for record in alone)
     assert alone[-1]["loss"] < alone[0]["loss"]
+    assert max(record["grad_norm"] for record in alone) > 0.5  # clipping happens
 
 
 @pytest.mark.parametrize(
@@ -49,9 +57,12 @@ def test_the_reference_is_one_micro_batch_an_update(alone):
     [pytest.param(1, 200, marks=pytest.mark.full), pytest.param(2, 4_096, marks=pytest.mark.full), (2, 200)],
 )
 def test_updates_are_the_same_on_any_processes_and_micro_batches(alone, tmp_path, num_processes, max_tokens):
-    found = train_updates(tmp_path, num_processes, "--max_tokens_per_micro_batch", max_tokens)
+    """Also where each of two ranks computes the activations of its micro-batches again."""
+    again = ["--gradient_checkpointing"] if num_processes > 1 else []
+    found = train_updates(tmp_path, num_processes, "--max_tokens_per_micro_batch", max_tokens, *again)
     if max_tokens == 200:
         assert all(record["num_micro_batches"][0] > 1 for record in found)
+    assert alone[0]["num_recomputed"] == 0 and bool(found[0]["num_recomputed"]) == (num_processes > 1)
     assert_same_updates(alone, found)
 
 
@@ -67,20 +78,8 @@ def test_padding_to_few_shapes_changes_no_update(alone, tmp_path, num_processes,
     assert 1 <= len(kinds) <= max_shapes
 
 
-def test_a_rank_without_a_sentence_changes_nothing(tmp_path):
+@pytest.mark.parametrize("sharded", [[], ["--shard_model"]], ids=["whole", "sharded"])
+def test_a_rank_without_a_sentence_changes_nothing(one_sentence, tmp_path, sharded):
     """One sentence an update on two ranks: one of them only keeps step."""
-    flags = ["--sentences_per_update", 1]
-    expected = train_updates(tmp_path, 1, *flags)
-    assert all(len(record["ids"]) == 1 for record in expected)
-    assert_same_updates(expected, train_updates(tmp_path, 2, *flags))
-
-
-def test_label_smoothing_and_clipping_are_of_the_whole_update(tmp_path):
-    """Also where each rank computes the activations of its micro-batches again."""
-    flags = ["--label_smoothing_factor", 0.1, "--max_grad_norm", 0.5, "--weight_decay", 0.1]
-    expected = train_updates(tmp_path, 1, *flags)
-    assert max(record["grad_norm"] for record in expected) > 0.5  # clipping happens
-    again = ["--max_tokens_per_micro_batch", 300, "--gradient_checkpointing"]
-    found = train_updates(tmp_path, 2, *flags, *again)
-    assert expected[0]["num_recomputed"] == 0 and found[0]["num_recomputed"] > 0
-    assert_same_updates(expected, found)
+    assert all(len(record["ids"]) == 1 for record in one_sentence)
+    assert_same_updates(one_sentence, train_updates(tmp_path, 2, "--sentences_per_update", 1, *sharded))

@@ -143,11 +143,6 @@ def test_data_given_as_a_recipe(tmp_path):
     assert f"--train_file {path}" in refused(tmp_path, path)
 
 
-def test_a_run_folder_given_as_a_model(tmp_path, demo_run):
-    flags = ["--model_name_or_path", demo_run.folder, "--dataset_name", "demo", *LANGUAGES]
-    assert str(demo_run.folder / "final") in refused(tmp_path, *flags)
-
-
 def test_a_recipe_file_is_named_with_its_line(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("dataset_name: demo\nsource_lang: en\ntarget_lang: fr\nlearning_rat: 3\n")

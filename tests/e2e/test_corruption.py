@@ -27,7 +27,7 @@ COMMANDS = {
     "checkpoint": ("resume", "verify", "translate", "evaluate", "export", "average", "push"),
     "final": ("train", "translate", "evaluate", "export", "push"),
 }
-NUM_BY_DEFAULT, NUM_IN_FULL = 8, 200
+NUM_BY_DEFAULT, NUM_IN_FULL = 5, 200
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,6 @@ def words_of(command, whole, out):
 @pytest.mark.parametrize(
     ("command", "num_kills"),
     [
-        ("translate", 1),
         ("average", 1),
         *(pytest.param(name, 5, marks=pytest.mark.full) for name in ("translate", "evaluate", "export", "average")),
     ],

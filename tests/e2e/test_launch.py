@@ -76,9 +76,9 @@ def test_every_launch_file_is_started_or_refused():
 
 @pytest.mark.parametrize(
     "name",
-    # By default test_wheel.py starts cpu.yaml.
+    # By default test_wheel.py starts cpu.yaml, and multi_gpu.yaml stands for those that only name another device.
     [
-        pytest.param(name, marks=pytest.mark.full if name in ("cpu", "multi_node") else [])
+        pytest.param(name, marks=[] if name in ("multi_cpu", "multi_gpu") else pytest.mark.full)
         for name in WITHOUT_ACCELERATOR
     ],
 )

@@ -13,7 +13,8 @@ from tests.support.runs import assert_same_run, metrics
 pytestmark = pytest.mark.e2e
 
 FLAGS = [
-    "demo", "--mixed_precision", "no", "--max_train_samples", "600", "--max_eval_samples", "40", "--vocab_size", "400",
+    "demo", "--mixed_precision", "no", "--max_train_samples", "300", "--max_eval_samples", "40", "--vocab_size", "400",
+    "--tokens_per_update", "225",
     "--num_train_epochs", "3", "--dropout", "0.1", "--logging_steps", "1", "--num_beams", "1",
     "--val_max_target_length", "16", "--cpu_threads", "1",
 ]  # fmt: skip
@@ -27,6 +28,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.full  # test_kills.py kills a run at random moments, and compares it with one that was left alone
 def test_killed_after_the_first_epoch_and_started_again(whole, tmp_path):
     folder = tmp_path / "run"
     command = [PYTHON, "train.py", *FLAGS, "--output_dir", str(folder)]

@@ -23,9 +23,10 @@ from tests.support.runs import assert_same_run, metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-# Two epochs of 36 updates, and 40 rows that are translated in 20 batches or more.
+# Two epochs of some 36 updates, and 40 rows that are translated in 20 batches or more.
 FLAGS = [
-    "demo", "--mixed_precision", "no", "--cpu_threads", "1", "--dropout", "0.1", "--max_train_samples", "600",
+    "demo", "--mixed_precision", "no", "--cpu_threads", "1", "--dropout", "0.1", "--max_train_samples", "300",
+    "--tokens_per_update", "225",
     "--max_eval_samples", "40", "--vocab_size", "400", "--num_beams", "1", "--val_max_target_length", "16",
     "--num_train_epochs", "2",
     "--logging_steps", "1", "--eval_max_tokens", "64",

@@ -89,6 +89,7 @@ def test_two_layers_are_kept_while_memory_is_measured(new_run, marian_config, ma
         assert not is_recomputing(runs[0].model)
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_same_with_the_flag_and_without(new_run):
     flags = {"dropout": 0.1, "lora_rank": None, "max_tokens_per_micro_batch": 200}
     weights, hardware = [], []

@@ -62,6 +62,7 @@ def test_an_engine_without_the_model_is_refused_before_the_rows_are_read(new_run
         new_run(eval_engine="ctranslate2")
 
 
+@pytest.mark.slow
 def test_an_unknown_language_is_refused_before_the_rows_are_read(new_run, no_rows, family_folder):
     flags = {"model_name_or_path": family_folder, "tokenizer_name": None, "target_lang": "tlh"}
     with pytest.raises(UserError, match="^--target_lang: not a language of this tokenizer"):
