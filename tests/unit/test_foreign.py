@@ -277,7 +277,7 @@ def test_lines_are_printed_once_from_the_first_process(capsys, monkeypatch):
         ("--eval_strategy no --evaluation_strategy epoch", "--evaluation_strategy: --eval_strategy is given as well"),
         ("--with_tracking --report_to none", "--with_tracking: --report_to none is given as well (got true)."),
         ("--forced_bos_token ro_RO", "--forced_bos_token: not the language of --target_lang fr, which chooses this"),
-        ("--optim adafactor", "--optim: not supported (got adafactor). The optimizer is AdamW."),
+        ("--optim adafactor", "--optim: not supported (got adafactor). The optimizer is AdamW"),
         ("--adafactor", "--adafactor: not supported (got true)."),
         ("--fp16 maybe", "maybe: neither a YAML file nor a recipe"),
         ("--fp16=maybe", "--fp16: expected true or false (got 'maybe')."),
