@@ -133,20 +133,19 @@ class NotebookDisplay(Display):
             columns = choose_columns(self._lines[0], total_steps=self.total_steps, width=WIDTH)
             rows = [[column.text(line) for column in columns] for line in self._lines]
             best = max((number for number, line in enumerate(self._lines) if line["is_best"]), default=None)
-            styles = [
-                f"text-align: right{'; font-weight: bold' if number == best else ''}" for number in range(len(rows))
-            ]
-            yield _table([column.title for column in columns], rows, styles)
+            yield _table([column.title for column in columns], rows, "right", bold=best)
             yield from (f"<div>{escape(line)}</div>" for line in self._pair_lines)
         if self._samples:
             rows = [[one_line(text) for text in sample] for sample in self._samples]
-            yield _table(["source", "reference", "hypothesis"], rows, ["text-align: left"] * len(rows))
+            yield _table(["source", "reference", "hypothesis"], rows, "left")
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    body = ""
-    for row, style in zip(rows, styles, strict=True):
-        cells = "".join(f'<td style="text-align: inherit">{escape(cell)}</td>' for cell in row)
-        body += f'<tr style="{style}">{cells}</tr>'
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], align: str, *, bold: int | None = None) -> str:
+    """Return a table; a notebook's own style would align all cells to the right."""
+    lines = [_row("th", titles, align), *(_row("td", row, align, is_bold=i == bold) for i, row in enumerate(rows))]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _row(tag: str, cells: Sequence[str], align: str, *, is_bold: bool = False) -> str:
+    style = f"text-align: {align}{'; font-weight: bold' if is_bold else ''}"
+    return "<tr>" + "".join(f'<{tag} style="{style}">{escape(cell)}</{tag}>' for cell in cells) + "</tr>"
