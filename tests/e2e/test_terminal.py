@@ -43,7 +43,7 @@ class OnTerminal:
             pass
 
     def end(self):
-        status = self.process.wait(timeout=120)
+        status = self.process.wait(timeout=300)
         self.reader.join(timeout=30)
         os.close(self.master)
         return status
@@ -68,7 +68,7 @@ def test_ctrl_c_and_the_command_that_continues(tmp_path):
     folder = tmp_path / "my run"
     flags = [*short_flags(1), "--eval_steps", "10", "--output_dir", str(folder)]
     first = OnTerminal([PYTHON, "train.py", *flags], 80)
-    wait_for_step(folder, 12)
+    wait_for_step(folder, 12, timeout_s=300)
     first.process.send_signal(signal.SIGINT)
     assert first.end() == 130, first.output[-3000:]
     assert_fits(first, 80)
