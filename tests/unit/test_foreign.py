@@ -257,7 +257,7 @@ def test_lines_are_printed_once_from_the_first_process(capsys, monkeypatch):
     parse_config([*TUNE, "--max_steps", "5", "--tf32"])
     out, err = capsys.readouterr()
     assert out == "--max_steps 5 -> --max_train_steps 5\n"
-    assert err == "mtloop: warning: --tf32 is ignored: use --mixed_precision\n"
+    assert err == "mtloop: warning: --tf32 is ignored: the precision is that of --mixed_precision\n"
     monkeypatch.setenv("RANK", "1")
     parse_config([*TUNE, "--max_steps", "5", "--tf32"])
     assert capsys.readouterr() == ("", "")
@@ -338,7 +338,7 @@ def test_flags_in_files_are_read_and_warn_with_their_line(tmp_path):
     config = parse_config([str(path), "--mixed_precision", "no"], warn=warned.append, say=said.append)
     assert config.hardware.mixed_precision == "no"  # the command line wins over the file
     assert said == [f"{path}:5: --fp16 true -> --mixed_precision fp16"]
-    assert warned == [f"{path}:6: --tf32 is ignored: use --mixed_precision"]
+    assert warned == [f"{path}:6: --tf32 is ignored: the precision is that of --mixed_precision"]
     path.write_text("optim: adafactor\n")
     assert refusal([str(path)], base=[]).startswith(f"{path}:1: --optim: not supported (got adafactor)")
     path.write_text("fp16: true\nmixed_precision: bf16\n")
