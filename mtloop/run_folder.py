@@ -41,6 +41,7 @@ class RunFolder:
         self.data_path = path / "data.json"
         self.run_path = path / "run.json"
         self.push_path = path / "push.jsonl"
+        self.curves_path = path / "curves.png"
         self.hypotheses_dir = path / "hypotheses"
         self.tokenizer_dir = path / "tokenizer"
         self.checkpoints_dir = path / "checkpoints"
@@ -74,7 +75,7 @@ class RunFolder:
         """
         if self.config_path.exists() or self.run_record["run_id"]:
             return
-        named = (self.run_path, self.data_path, self.metrics.path, self.push_path, self.path / "curves.png")
+        named = (self.run_path, self.data_path, self.metrics.path, self.push_path, self.curves_path)
         foreign = [path.name for path in (*named, self.final_dir, self.hypotheses_dir) if path.exists()]
         if foreign:
             raise UserError(

@@ -26,7 +26,7 @@ from mtloop.config.model import split_revision
 from mtloop.config.settings import DEFAULTS, Config, flat, is_from_scratch
 from mtloop.evaluation.metrics import METRICS, Metric, metrics_of
 from mtloop.evaluation.significance import recorded_text
-from mtloop.hub.parts import MAIN_BRANCH, Part, Target, lines_until, manifest_of
+from mtloop.hub.parts import MAIN_BRANCH, Part, Target, has_curves, lines_until, manifest_of
 from mtloop.languages import base_code, is_iso_639, translation_task
 from mtloop.metrics_log import evaluations_of, updates_of
 from mtloop.run_folder import RunFolder
@@ -175,6 +175,7 @@ def write_card(folder: RunFolder, part: Part, target: Target) -> str:
         repo_at_revision=target.repo_id if is_main else f"{target.repo_id}@{target.revision}",
         revision_argument="" if is_main else f', revision="{target.revision}"',
         is_from_scratch=is_from_scratch(facts.config),
+        has_curves=has_curves(folder, part),
         metrics_of=metrics_of,
         number=number_text,
         score=recorded_text,

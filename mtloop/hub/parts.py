@@ -183,7 +183,14 @@ def files_of(folder: RunFolder, part: Part, *, with_training: bool) -> dict[str,
         name: {"path": str(part.folder / name), "sha256": hashes.get(name)} for name in sorted(names)
     }
     files["metrics.jsonl"] = {"text": "".join(map(json_line, lines_until(folder, part)))}
+    if has_curves(folder, part):
+        files[folder.curves_path.name] = {"path": str(folder.curves_path), "sha256": None}
     return files
+
+
+def has_curves(folder: RunFolder, part: Part) -> bool:
+    """Return True if curves.png is pushed with the part: it shows the whole run, and is drawn at its end."""
+    return part.epoch is None and folder.curves_path.is_file()
 
 
 def _is_for_resume(name: str) -> bool:

@@ -32,6 +32,7 @@ REPLACED = (
     "*.safetensors",
     "*.safetensors.index.json",
     "averaged.json",
+    "curves.png",
     "pytorch_model*",
     "training/*",
     "adapter/*",

@@ -297,13 +297,14 @@ def test_push_to_branch_prefixes_tags(server, open_publisher, tmp_path):
 
 @pytest.mark.slow
 def test_push_deletes_files_of_earlier_model_only(server, open_publisher, tmp_path):
-    for name in ("model-00001-of-00002.safetensors", "pytorch_model.bin", "vocab.json", "LICENSE", "images/curve.png"):
+    old = {"model-00001-of-00002.safetensors", "pytorch_model.bin", "vocab.json", "curves.png"}
+    for name in (*old, "LICENSE", "images/curve.png"):
         server.blobs["0" * 64] = b"old"
         server.repos[REPO].commits[0].files[name] = "0" * 64
     assert push_all(open_publisher(make_run(tmp_path, epochs=1))) == []
     files = server.repos[REPO].commits[-1].files
     assert {"LICENSE", "images/curve.png"} <= set(files)
-    assert not {"model-00001-of-00002.safetensors", "pytorch_model.bin", "vocab.json"} & set(files)
+    assert not old & set(files)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from mtloop.hub.card import (
     language_of,
     write_card,
 )
-from mtloop.hub.parts import Target, epoch_part, final_part
+from mtloop.hub.parts import Target, epoch_part, files_of, final_part
 from tests.support.hub_runs import RUN_ID, SIGNATURES, evaluation, make_run
 
 TARGET = Target(repo_id="team/en-fr")
@@ -28,6 +28,21 @@ def card_of(folder, step=20, target=TARGET):
     """Return the card of an epoch, or of the end for step None, loaded by the Hub's class."""
     part = final_part(folder) if step is None else epoch_part(folder, folder.checkpoints_dir / f"step_{step}")
     return ModelCard(write_card(folder, part, target))
+
+
+def test_card_of_the_end_shows_the_curves_that_are_pushed_with_it(tmp_path):
+    folder = make_run(tmp_path, is_finished=True)
+    assert "curves.png" not in card_of(folder, None).text
+    folder.curves_path.write_bytes(b"a picture")
+    part, epoch = final_part(folder), epoch_part(folder, folder.checkpoints_dir / "step_20")
+    assert "](curves.png)\n" in write_card(folder, part, TARGET) and "curves.png" not in write_card(
+        folder, epoch, TARGET
+    )
+    assert files_of(folder, part, with_training=False)["curves.png"] == {
+        "path": str(folder.curves_path),
+        "sha256": None,
+    }
+    assert "curves.png" not in files_of(folder, epoch, with_training=True)
 
 
 def test_card_metadata(tmp_path):
