@@ -74,17 +74,18 @@ def read_inputs(config: Config, folder: RunFolder, runtime: Runtime, *, is_new: 
     Raises:
         UserError: No such model or tokenizer, not a translation model, unknown languages, or a mistake in the data.
     """
+    recorded = {} if is_new else runtime.on_main(lambda: folder.data_report)
     model = runtime.one_first(lambda: open_model(config.model))
     if model.train_tokenizer:
         if model.config_name:
             check_translates(config, runtime.one_first(lambda: load_config(model)))
-        corpora = load_corpora(config, folder, runtime, is_new=is_new)
+        corpora = load_corpora(config, runtime, recorded)
         tokenizer = trained_tokenizer(config, corpora, folder, runtime, is_new=is_new)
         pairs = resolve_pairs(config, model, tokenizer, runtime)
     else:
         tokenizer = named_tokenizer(config, str(model.tokenizer_name or model.model_name_or_path), runtime)
         pairs = resolve_pairs(config, model, tokenizer, runtime)
-        corpora = load_corpora(config, folder, runtime, is_new=is_new)
+        corpora = load_corpora(config, runtime, recorded)
     inputs = Inputs(model=model, tokenizer=tokenizer, pairs=pairs, corpora=corpora)
     return inputs, config if config.data.pairs else changed(config, source_prefix=pairs[0].prefix)
 
@@ -101,16 +102,14 @@ def open_model(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, **opened)
 
 
-def load_corpora(config: Config, folder: RunFolder, runtime: Runtime, *, is_new: bool) -> list[Corpus]:
+def load_corpora(config: Config, runtime: Runtime, recorded: dict[str, Any]) -> list[Corpus]:
     """Load the rows of each pair, once a machine, and print the numbers of dropped rows. Collective.
 
     Args:
         config: Of the run.
-        folder: Of the run; rows of a resumed run are read from the sources in its data.json.
         runtime: The ranks.
-        is_new: Whether the run begins.
+        recorded: Content of data.json of a resumed run: rows are read from the same sources.
     """
-    recorded = {} if is_new else runtime.on_main(lambda: folder.data_report)
     names = config.data.pair_names or ("",)
 
     def load() -> list[Corpus]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import mtloop.generation.engine as engines
-import mtloop.trainer.setup as build
+import mtloop.trainer.setup_inputs as inputs
 from mtloop.checkpoint.save import Checkpointer
 from mtloop.cli.commands.train import main
 from mtloop.trainer import loop
@@ -66,6 +66,6 @@ if __name__ == "__main__":
         is_epoch_end = lambda keeper, path, snapshot: snapshot.state["cursor"] == 0  # noqa: E731
         Checkpointer._fill = shown(Checkpointer._fill, folder, moment, when=is_epoch_end, after_s=1.0)
     else:
-        build.load_corpus = shown(build.load_corpus, folder, moment, after_s=5.0)
+        inputs.load_corpus = shown(inputs.load_corpus, folder, moment, after_s=5.0)
     loop.train = reporting(loop.train, folder)
     sys.exit(main(sys.argv[3:]))

@@ -19,7 +19,7 @@ from mtloop.data.load import Corpus, load_corpus
 from mtloop.data.opus import HUB_BRANCH, KDE4_CODES, KDE4_PAIRS_ON_HUB, _spellings, find_code
 from mtloop.errors import UserError
 from mtloop.runtime.ranks import Runtime
-from mtloop.trainer.setup import load_corpora
+from mtloop.trainer.setup_inputs import load_corpora
 from tests.support.hub_server import HubServer
 from tests.support.kde4 import KDE4, PARQUET_BRANCH, add_archive, add_kde4, archive
 
