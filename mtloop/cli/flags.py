@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # As in train.py.
 SETTINGS = ("source_lang", "target_lang", "source_key", "target_key", "source_column", "target_column", "source_prefix")
-TABLE_SETTINGS = ("quoting", "delimiter", "no_header")
+TABLE_SETTINGS = ("quoting", "delimiter", "no_header", "keep_fuzzy")
 # A switch of the settings, which accepts its value as in train.py; other text is refused by the settings.
 SWITCH: dict[str, Any] = {
     "nargs": "?", "const": True, "metavar": "BOOL", "type": lambda text: BOOLS.get(text.lower(), text),
@@ -64,14 +64,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_table_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the form of .csv and .tsv files."""
+    """Add the form of the files."""
     for name in TABLE_SETTINGS:
-        kind = SWITCH if name == "no_header" else {"metavar": "TEXT"}
+        kind = SWITCH if name in ("no_header", "keep_fuzzy") else {"metavar": "TEXT"}
         parser.add_argument(f"--{name}", help="as in train.py (none: as the run of the model was trained)", **kind)
 
 
 def dialect_of(given: argparse.Namespace, trained: Config | None) -> Dialect:
-    """Return the form of .csv and .tsv files by the flags, else by the run of the model.
+    """Return the form of the files by the flags, else by the run of the model.
 
     Raises:
         UserError: naming the flag.
@@ -145,7 +145,7 @@ def add_test_set_flags(parser: argparse.ArgumentParser, *, without: str, max_sam
     """Add the flags of the rows to score on; `without` describes the rows without --test_set."""
     add = parser.add_argument
     add("--test_set", action="append", default=[], metavar="[NAME=]FILE[,FILE]", help="rows (.jsonl, .csv, .tsv, "
-        ".parquet), or two aligned text files, source first; may be given several times "
+        ".parquet, .po, .tmx, .xliff), or two aligned text files, source first; may be given several times "
         f"(none: {without})")  # fmt: skip
     for name in SETTINGS:
         add(f"--{name}", metavar="TEXT", help="as in train.py (none: as the run of the model was trained)")

@@ -11,17 +11,19 @@ QUOTING = ("csv", "none")
 
 @dataclass(frozen=True)
 class Dialect:
-    """The form of .csv and .tsv files.
+    """The form of .csv and .tsv files, and the entries of catalogues that are used.
 
     Attributes:
         quoting: csv for fields in double quotes, none for fields as they are; None for csv in .csv and none in .tsv.
         delimiter: The character between two fields; None for a comma in .csv and a tab in .tsv.
         no_header: Whether the first line is a row; the columns are then named by their numbers, from 1.
+        keep_fuzzy: Whether entries of a catalogue that need a review are used.
     """
 
     quoting: str | None = None
     delimiter: str | None = None
     no_header: bool = False
+    keep_fuzzy: bool = False
 
     def __post_init__(self) -> None:
         if self.delimiter in ("\\t", "tab"):  # as it can be typed in a shell
@@ -38,6 +40,19 @@ class Dialect:
     def separator(self, kind: str) -> str:
         """Return the character between two fields of a csv or tsv file."""
         return self.delimiter or ("," if kind == "csv" else "\t")
+
+    def changes(self, kind: str) -> dict[str, str | bool]:
+        """Return what changes the rows of a file of this kind: no quoted fields, another delimiter, no header, ..."""
+        if kind == "catalogue":
+            return {"keep_fuzzy": True} if self.keep_fuzzy else {}
+        if kind not in ("csv", "tsv"):
+            return {}
+        separator = self.separator(kind)
+        return {
+            **({} if self.is_quoted(kind) else {"quoting": "none"}),
+            **({} if separator == Dialect().separator(kind) else {"delimiter": separator}),
+            **({"no_header": True} if self.no_header else {}),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +125,9 @@ class DataConfig(Group):
     )
     no_header: bool = setting(
         False, "the first line of .csv and .tsv files is a row; columns are numbered from 1", same_run=True
+    )
+    keep_fuzzy: bool = setting(
+        False, "use the entries of .po and .xliff files that are marked fuzzy or as needing a review", same_run=True
     )
     pairs: str | None = setting(
         None,
@@ -238,8 +256,8 @@ class DataConfig(Group):
 
     @property
     def dialect(self) -> Dialect:
-        """The form of .csv and .tsv files."""
-        return Dialect(self.quoting, self.delimiter, self.no_header)
+        """The form of the files."""
+        return Dialect(self.quoting, self.delimiter, self.no_header, self.keep_fuzzy)
 
     @property
     def pair_names(self) -> tuple[str, ...]:

@@ -28,11 +28,21 @@ _KINDS = {
     ".tab": "tsv",
     ".parquet": "parquet",
 }
+# Files of localisers, by the ending: what catalogues.py reads. Files of these kinds can be mixed.
+CATALOGUES = {
+    ".po": "gettext",
+    ".pot": "gettext",
+    ".mo": "compiled",
+    ".gmo": "compiled",
+    ".tmx": "tmx",
+    ".xlf": "xliff",
+    ".xliff": "xliff",
+}
+CATALOGUE = "catalogue"
+_KINDS |= dict.fromkeys(CATALOGUES, CATALOGUE)
 # Formats whose lines are not texts. Other endings are plain text: .txt, languages such as .en, and any other.
 _UNSUPPORTED = {
-    "a gettext catalogue": "po pot mo gmo",
-    "a translation memory": "tmx",
-    "an XLIFF file": "xlf xliff sdlxliff mxliff mqxliff mqxlz sdlppx txlf",
+    "an XLIFF file of another program": "sdlxliff mxliff mqxliff mqxlz sdlppx txlf",
     "a Qt translation file": "ts qm qph",
     "a term base": "tbx",
     "XML": "xml sgm sgml rdf xsl xslt resx resw dita dtd svg plist",
@@ -54,7 +64,7 @@ _MAGIC_BYTES = {
     rb"BZh\d1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd": ("a packed file", "Unpack it, or pack it by gzip as .gz."),
     rb"PAR1[\x00-\x1f]": ("a Parquet file", "Rename it to end in .parquet."),
     rb"%PDF-\d|\{\\rtf\d|ARROW1\x00": ("a document or binary file", _CONVERT),
-    rb"\xde\x12\x04\x95|\x95\x04\x12\xde": ("a compiled gettext catalogue", _CONVERT),
+    rb"\xde\x12\x04\x95|\x95\x04\x12\xde": ("a compiled gettext catalogue", "Rename it to end in .mo."),
     rb"\xff\xfe|\xfe\xff|[^\x00]\x00[^\x00]\x00|\x00[^\x00]\x00[^\x00]|\x00\x00": (
         "not UTF-8 but UTF-16",
         "Convert the file, for example with iconv.",
@@ -62,9 +72,9 @@ _MAGIC_BYTES = {
 }
 # How the lines of plain text begin, without blank lines and comments, if they are those of another format.
 _MARKUP = {
-    r"<(\?xml|!doctype|tmx|xliff|ts|resources|html)[\s>]": "XML or a web page",
-    r"webvtt\b|\d+\s*\n\s*(\d+:)?\d\d:\d\d[,.]\d{3} -->": "a subtitle file",
-    r"(domain|msgctxt|msgid)\s*\"": "a gettext catalogue",
+    r"<(\?xml|!doctype|tmx|xliff|ts|resources|html)[\s>]": ("XML or a web page", _CONVERT),
+    r"webvtt\b|\d+\s*\n\s*(\d+:)?\d\d:\d\d[,.]\d{3} -->": ("a subtitle file", _CONVERT),
+    r"(domain|msgctxt|msgid)\s*\"": ("a gettext catalogue", "Rename it to end in .po."),
 }
 _NUM_MARKUP_LINES, _MAX_SHOWN = 2, 40
 # The name of standard input.
@@ -115,10 +125,11 @@ def find_files(flag: str, patterns: list[str]) -> list[str]:
             raise UserError(
                 f"{flag}: {problem} (got {pattern}). Check the path; the working directory is {os.getcwd()}."
             )
+        matches = [path for match in matches for path in _catalogues_in(match) or [match]]
         if folders := [path for path in matches if os.path.isdir(path)]:
             raise UserError(
-                f"{flag}: expected a file, not a folder (got {folders[0]}). Give its files "
-                f"({folders[0].rstrip('/')}/*.jsonl), or --dataset_name with a data set folder."
+                f"{flag}: expected a file, or a folder of catalogues ({' '.join(CATALOGUES)}) (got {folders[0]}). Give "
+                f"its files ({folders[0].rstrip('/')}/*.jsonl), or --dataset_name with a data set folder."
             )
         if pipes := [path for path in matches if not os.path.isfile(path)]:
             raise UserError(
@@ -129,8 +140,14 @@ def find_files(flag: str, patterns: list[str]) -> list[str]:
     return paths
 
 
+def _catalogues_in(path: str) -> list[str]:
+    """Return the catalogues in a folder and those below it, in alphabetical order; none for a file."""
+    files = sorted(glob.glob(os.path.join(glob.escape(path), "**"), recursive=True)) if os.path.isdir(path) else []
+    return [file for file in files if unpacked_ending(file) in CATALOGUES and os.path.isfile(file)]
+
+
 def kind_of(flag: str, paths: list[str], languages: Iterable[str | None] = ()) -> str:
-    """Return the kind of all files: json, jsonl, csv, tsv, parquet or text.
+    """Return the kind of all files: json, jsonl, csv, tsv, parquet, catalogue or text.
 
     Args:
         flag: The flag that named the files, for messages.
@@ -143,9 +160,8 @@ def kind_of(flag: str, paths: list[str], languages: Iterable[str | None] = ()) -
     codes = {f".{code}" for language in languages if language for code in (base_code(language), language.lower())}
     kinds: dict[str, str] = {}
     for path in paths:
-        name = Path(path.lower())
-        is_gzip = name.suffix == ".gz"
-        ending = (name.with_suffix("") if is_gzip else name).suffix
+        is_gzip = path.lower().endswith(".gz")
+        ending = unpacked_ending(path)
         kind = _KINDS.get(ending, "text")
         if ending in _FORMATS and ending not in codes:
             raise UserError(f"{flag}: {_FORMATS[ending]} ({ending}) is not supported (got {path}). {_CONVERT}")
@@ -156,6 +172,11 @@ def kind_of(flag: str, paths: list[str], languages: Iterable[str | None] = ()) -
         mixed = ", ".join(f"{path} is {kind}" for kind, path in kinds.items())
         raise UserError(f"{flag}: the files of one split must be of one kind (got {mixed}). Convert them to one kind.")
     return next(iter(kinds))
+
+
+def unpacked_ending(path: str) -> str:
+    """Return the ending of a name, without .gz: .po for APP.PO.gz."""
+    return Path(path.lower().removesuffix(".gz")).suffix
 
 
 def identify(path: str, *, flag: str, name: str | None = None) -> InputFile:
@@ -219,7 +240,7 @@ def read_lines(file: InputFile) -> Iterator[tuple[int, str]]:
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise not_utf8(file, number, error) from error
+                raise not_decodable(file, number, error) from error
             yield number, line
 
 
@@ -233,10 +254,10 @@ def read_text(file: InputFile) -> Iterator[tuple[int, str]]:
     for number, line in read_lines(file):
         if not file.member and len(head) < _NUM_MARKUP_LINES and line.strip() and not line.startswith("#"):
             head.append(line)
-            for pattern, name in _MARKUP.items():
+            for pattern, (name, remedy) in _MARKUP.items():
                 if re.match(pattern, "".join(head).lstrip(), re.IGNORECASE):
                     got = line.strip()[:_MAX_SHOWN]
-                    raise UserError(f"{file.name}:{number}: {name} is not supported (got {got!r}). {_CONVERT}")
+                    raise UserError(f"{file.name}:{number}: {name} is not supported as lines (got {got!r}). {remedy}")
         yield number, line
 
 
@@ -262,7 +283,7 @@ def check_magic(file: InputFile, first: bytes) -> None:
             raise UserError(f"{file.name}:1: {name} (got the first bytes {first[:4]!r}). {remedy}")
 
 
-def not_utf8(file: InputFile, line: int, error: UnicodeDecodeError) -> UserError:
-    """Return the error for bytes that are not UTF-8."""
+def not_decodable(file: InputFile, line: int, error: UnicodeDecodeError, charset: str = "UTF-8") -> UserError:
+    """Return the error for bytes that are not in this charset."""
     bad = error.object[error.start : error.start + 1].hex()
-    return UserError(f"{file.name}:{line}: not UTF-8 (got byte 0x{bad}). Convert the file, for example with iconv.")
+    return UserError(f"{file.name}:{line}: not {charset} (got byte 0x{bad}). Convert the file, for example with iconv.")

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any, NoReturn
 
-from mtloop.data.files import InputFile, check_magic, not_utf8, read_lines, reading
+from mtloop.data.files import InputFile, check_magic, not_decodable, read_lines, reading
 from mtloop.errors import UserError
 
 _CHUNK = 1 << 16
@@ -169,7 +169,7 @@ class _JsonText:
             text = self._decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
             line = self.line + rest.count("\n") + error.object.count(b"\n", 0, error.start)
-            raise not_utf8(self._file, line, error) from error
+            raise not_decodable(self._file, line, error) from error
         if not raw:
             return False
         self._buffer, self._at = rest + text, 0

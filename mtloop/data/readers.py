@@ -6,12 +6,9 @@ Must not know where the cache is.
 from __future__ import annotations
 
 import csv
-import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Any
 
@@ -19,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtloop.config.inputs import Dialect
-from mtloop.data.files import STDIN, InputFile, kind_of, read_lines, read_text, text_lines, without_ending
+from mtloop.data.catalogues import entries
+from mtloop.data.files import CATALOGUE, InputFile, read_lines, text_lines, without_ending
 from mtloop.data.jsontext import json_values
-from mtloop.data.row_shapes import TRANSLATION, by_language, languages_in, languages_of, rows_of
-from mtloop.data.rows import NOTES, Columns, pack
+from mtloop.data.row_shapes import TRANSLATION, languages_in, languages_of, rows_of
+from mtloop.data.rows import NOTES, REASONS, Columns, pack
 from mtloop.errors import UserError, first_line
-from mtloop.languages import find_key
 
 _PARQUET_BATCH = 1000
 # csv.reader expects the lines of open(newline=""), where a lone \r ends a line too.
@@ -44,6 +41,7 @@ class Records:
         example: A value of the "translation" column without languages, if there is one.
         schema: Of a Parquet or Arrow file, once it is open.
         note: The position in NOTES of the doubtful quotes of the last row of a table.
+        reason: The position in REASONS of why the last entry of a catalogue is not used.
     """
 
     def __init__(
@@ -53,9 +51,10 @@ class Records:
 
         Args:
             file: The file to read.
-            kind: json, jsonl, csv, tsv, parquet or arrow.
-            columns: The only columns to read from a Parquet or Arrow file; None for all.
-            dialect: The form of a csv or tsv file; None for the usual one.
+            kind: json, jsonl, csv, tsv, parquet, arrow or catalogue.
+            columns: The only columns to read from a Parquet or Arrow file, and the languages of a catalogue; None for
+                all.
+            dialect: The form of the file; None for the usual one.
         """
         self.file, self.kind, self.columns, self.dialect = file, kind, columns, dialect or Dialect()
         self.names: dict[str, None] = {}  # in the order of their appearance
@@ -63,7 +62,7 @@ class Records:
         self.is_table = kind in ("csv", "tsv", "parquet", "arrow")
         self.example: Any = None
         self.schema: pa.Schema | None = None
-        self.note = 0
+        self.note = self.reason = 0
         self._is_struct = False
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -76,6 +75,8 @@ class Records:
             return self._arrow_rows()
         if self.is_table:
             return self._table_rows()
+        if self.kind == CATALOGUE:
+            return self._entries()
         return self._objects(json_values(self.file, has_data=self.kind == "json"))
 
     def _objects(self, values: Iterator[tuple[int, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,6 +90,15 @@ class Records:
                     f"{where}: expected a JSON object as a row (got {type(row).__name__}). "
                     'Write each row as {"source": ..., "target": ...}.'
                 )
+            self.names.update(dict.fromkeys(row))
+            self._find_languages(row)
+            yield where, row
+
+    def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        columns = self.columns or Columns()
+        languages = columns.source_lang, columns.target_lang
+        for where, row, state in entries(self.file, *languages, keep_fuzzy=self.dialect.keep_fuzzy):
+            self.reason = REASONS.index(state)
             self.names.update(dict.fromkeys(row))
             self._find_languages(row)
             yield where, row
@@ -233,7 +243,7 @@ def record_rows(
                     f"{where}: expected two texts in a row, not {found}s of texts (got {numbers}). "
                     "Write one row for each pair."
                 )
-            yield pack(index, source, target, records.note or columns.note(row))
+            yield pack(index, source, target, records.note or columns.note(row), records.reason)
             index += 1
         if is_read or records.names:
             columns.check(file.name, records.names, records.languages, example=records.example, can_number=can_number)
@@ -262,87 +272,3 @@ def aligned_rows(source: InputFile, target: InputFile, version: int) -> Iterator
         index += 1
     if not index:
         raise UserError(f"{source.name}, {target.name}: no lines. Give two files with text.")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One text of a file to translate.
-
-    Attributes:
-        text: The text.
-        origin: Its row, or the ending of its line.
-        where: File and line, for messages.
-    """
-
-    text: str
-    origin: dict[str, Any] | str
-    where: str = ""
-
-
-class Texts:
-    """The texts to translate of a file of any kind that train.py reads; in a text file, one a line.
-
-    Attributes:
-        records: The rows of a file with columns; None for a text file.
-        notes: The number of rows read so far for each of NOTES.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        column: str | None,
-        source_lang: str | None,
-        source_key: str | None = None,
-        dialect: Dialect | None = None,
-    ) -> None:
-        """Prepare to read; nothing is opened yet.
-
-        Args:
-            name: A path, or - for the lines of standard input.
-            column: The column of the text; None looks for the source language, "source" and "text".
-            source_lang: Language code; also the key in a row's "translation".
-            source_key: The only key to look for, in a row or its "translation"; None for the above.
-            dialect: The form of a csv or tsv file; None for the usual one.
-        """
-        self._file, self._column = InputFile(name, name), column
-        self._source_key, self._source_lang = source_key, source_key or source_lang
-        kind = "text" if name == STDIN else kind_of("FILE", [name], [self._source_lang])
-        self.records = None if kind == "text" else Records(self._file, kind, dialect=dialect)
-        self.notes: Counter[str] = Counter()
-
-    def __iter__(self) -> Iterator[Entry]:
-        """Yield the entries.
-
-        Raises:
-            UserError: naming file and line.
-        """
-        if self.records is None:
-            for number, line in read_text(self._file):
-                text = without_ending(line)
-                yield Entry(text, line[len(text) :], f"{self._file.name}:{number}")
-            return
-        for where, row in self.records:
-            if self.records.note:
-                self.notes[NOTES[self.records.note]] += 1
-            yield Entry(self._text_of(row, where), row, where)
-
-    def _text_of(self, row: dict[str, Any], where: str) -> str:
-        column, source_lang = self._column, self._source_lang
-        languages = by_language(row.get(TRANSLATION)) if column is None else None
-        place: Mapping[str, Any] = languages if isinstance(languages, Mapping) else row
-        named = column or self._source_key
-        names = [named] if named else [name for name in (source_lang, "source", "text") if name]
-        found = next((name for name in names if name in place), None)
-        if found is None and source_lang and not column:
-            found = find_key(source_lang, place)
-        if found is None:
-            there = ", ".join(map(str, place)) or "none"
-            key = "--source_key" if self._source_key else "--source_lang"
-            remedy = "Give --source_column" if column else f"Give {key} or --source_column"
-            raise UserError(f"{where}: no column {' or '.join(names)}. {remedy}; the columns are {there}.")
-        text = place[found]
-        if not isinstance(text, str):
-            got = json.dumps(text, default=str)[:60]
-            raise UserError(f"{where}: {found} must be a text (got {got}). Correct this row, or give --source_column.")
-        return text

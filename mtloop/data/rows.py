@@ -29,7 +29,11 @@ from mtloop.languages import find_key
 # Part of every cache key and fingerprint: raise it when the same input gives other rows than before.
 ROWS_VERSION = 2
 # The number stored with each row is the position here; 0 is a row that is kept.
-REASONS = ("kept", "missing_language", "wrong_type", "empty")
+REASONS = (
+    "kept", "missing_language", "wrong_type", "empty",
+    # The states of the entries of a catalogue.
+    "header", "obsolete", "untranslated", "fuzzy", "not_translatable",
+)  # fmt: skip
 # What is doubtful in a row that is kept, which is counted and logged; numbered in the same way.
 NOTES = ("", "spans_lines", "doubled_quotes", "several_texts")
 NOTE_LINES = {
@@ -193,9 +197,9 @@ class Columns:
                 raise UserError(f"{flag}: no row of {where} has this {what} (got {name}). Choose from: {there}{other}.")
 
 
-def pack(index: int, source: Any, target: Any, note: int = 0) -> dict[str, Any]:
+def pack(index: int, source: Any, target: Any, note: int = 0, reason: int = 0) -> dict[str, Any]:
     """Return the stored row: texts as they are, or, for a row to be dropped, no texts and the reason's number."""
-    reason = max(_judge(source), _judge(target), key=(0, 3, 2, 1).__getitem__)
+    reason = reason or max(_judge(source), _judge(target), key=(0, 3, 2, 1).__getitem__)
     if reason:
         source = target = None
     return {"index": index, "source": source, "target": target, "reason": reason, "note": note}

@@ -65,21 +65,9 @@ def load_records(
     """
     dialect = dialect or Dialect()
     identity: dict[str, Any] = {"kind": kind.removesuffix("l"), "sha256": [file.sha256 for file in files]}
-    identity["columns"] = columns.names
-    if kind in ("csv", "tsv"):
-        identity |= _form(kind, dialect)
+    identity |= {"columns": columns.names, **dialect.changes(kind)}
     rows = store.fill(record_rows, identity, {"files": files, "kind": kind, "columns": columns, "dialect": dialect})
     return LoadedSplit(rows, identity, [file.record for file in files])
-
-
-def _form(kind: str, dialect: Dialect) -> dict[str, Any]:
-    """Return what differs from quoted fields, the usual delimiter and a header."""
-    usual, separator = Dialect().separator(kind), dialect.separator(kind)
-    return {
-        **({} if dialect.is_quoted(kind) else {"quoting": "none"}),
-        **({} if separator == usual else {"delimiter": separator}),
-        **({"no_header": True} if dialect.no_header else {}),
-    }
 
 
 def load_text_pair(source: InputFile, target: InputFile, store: Store) -> LoadedSplit:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from mtloop.config.inputs import Dialect
 from mtloop.data.files import kind_of
-from mtloop.data.readers import Entry, Records
+from mtloop.data.readers import Records
+from mtloop.data.texts import Entry
 from mtloop.errors import UserError, first_line
 
 if TYPE_CHECKING:

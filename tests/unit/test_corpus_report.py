@@ -305,8 +305,8 @@ def test_corpus_uses_keys_of_run_for_its_languages(run_command, tmp_path, flags,
         (["{train}"], "--source_lang: required for {train}. Choose from its languages: en, fr"),
         (["{train}", "--dataset_name", "demo"], "FILE, --dataset_name: they exclude each other. Give one."),
         (["--run", "{folder}"], "--run: not a run folder, it has no config.yaml (got {folder})"),
-        (["{folder}/app.po", *LANGUAGES], "FILE: a gettext catalogue (.po) is not supported (got {folder}/app.po)."),
-        (["{folder}"], "FILE: expected a file, not a folder (got {folder})"),
+        (["{folder}/app.srt", *LANGUAGES], "FILE: a subtitle file (.srt) is not supported (got {folder}/app.srt)."),
+        (["{folder}"], "FILE: expected a file, or a folder of catalogues (.po .pot .mo"),
         (["{train}", *LANGUAGES, "--grep", "a("], "--grep: invalid regular expression, missing )"),
         (
             ["{train}", *LANGUAGES, "--grep", "a", "--max_shown", "0"],
@@ -323,7 +323,7 @@ def test_corpus_uses_keys_of_run_for_its_languages(run_command, tmp_path, flags,
 )
 def test_corpus_command_reports_mistakes_in_one_line(run_command, files, tmp_path, words, reason):
     places = {"train": files[0], "folder": tmp_path}
-    (tmp_path / "app.po").touch()
+    (tmp_path / "app.srt").touch()
     status, out, err = run_command(*[word.format(**places) for word in words])
     (line,) = err.splitlines()
     assert status == 2 and not out and line.startswith(f"mtloop: error: {reason.format(**places)}"), line

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from mtloop.cli.commands.train import main as train
-from mtloop.cli.flags import SETTINGS, _named, fill_settings, load_own_rows, load_test_sets
+from mtloop.cli.flags import SETTINGS, TABLE_SETTINGS, _named, fill_settings, load_own_rows, load_test_sets
 from mtloop.config.parse import parse_config
 from mtloop.errors import UserError
 from mtloop.evaluation.metrics import METRICS, sentence_chrf
@@ -186,7 +186,7 @@ def test_evaluate_several_sets_against_baseline(run_command, model_path, rows_pa
     [
         ([], "--test_set: missing, and --model is not a run folder (got {model}). Give rows to score on."),
         (["--test_set", "{rows}", "--test_set", "{rows}"], "--test_set: two have the same name (got news, news). Give"),
-        (["--test_set", "{folder}/app.po"], "--test_set: a gettext catalogue (.po) is not supported (got {folder}/app"),
+        (["--test_set", "{folder}/app.srt"], "--test_set: a subtitle file (.srt) is not supported (got {folder}/app"),
         (["--test_set", "{rows}x"], "--test_set: no such file (got {rows}x)"),
         (
             ["--test_set", "{rows}", "--num_beams", "0"],
@@ -213,7 +213,7 @@ def test_evaluate_several_sets_against_baseline(run_command, model_path, rows_pa
 def test_mistakes_are_reported_in_one_line(run_command, model_path, rows_path, tmp_path, words, reason):
     places = {"rows": rows_path, "model": model_path, "folder": tmp_path}
     (tmp_path / "there.html").mkdir()
-    (tmp_path / "app.po").touch()
+    (tmp_path / "app.srt").touch()
     status, _, err = run_command("--model", model_path, *[word.format(**places) for word in words])
     (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]
     assert status == 2 and line.startswith(f"mtloop: error: {reason.format(**places)}"), line
@@ -247,7 +247,7 @@ def test_evaluate_cuts_baseline_at_its_positions(run_command, model_path, rows_p
 
 def test_load_test_sets_reads_tables_as_run_or_flags_say(tmp_path, capsys):
     pairs = {**dict.fromkeys(SETTINGS), "source_lang": "en", "target_lang": "fr"}
-    form = dict.fromkeys(("quoting", "delimiter", "no_header"))
+    form = dict.fromkeys(TABLE_SETTINGS)
     (tmp_path / "t.tsv").write_text('en\tfr\n"a ""b"""\tc\n')
     given = argparse.Namespace(**pairs, **form, test_set=[str(tmp_path / "t.tsv")], max_samples=None)
     assert load_test_sets(given, None)[0].sources == ['"a ""b"""']

@@ -25,7 +25,7 @@ from mtloop.checkpoint.listing import model_folder
 from mtloop.cli.commands import translate as command
 from mtloop.config.environment import HardwareConfig
 from mtloop.config.inputs import Dialect
-from mtloop.data.readers import Entry, Texts
+from mtloop.data.texts import Entry, Texts
 from mtloop.errors import UserError
 from mtloop.runtime.ranks import Runtime
 from mtloop.translate.files import Writer
@@ -468,9 +468,9 @@ def test_translate_reports_cut_texts(run_command, sentences, tmp_path):
         (["{in}", "-o", "{in}"], "-o: equals the input (got {in}). Give another name."),
         (["{in}", "-o", "{in}/out.txt"], "-o {in}/out.txt: "),
         (["{in}", "-o", "{in}.parquet.gz"], "-o: Parquet is compressed inside, not by gzip (got {in}.parquet.gz)"),
-        (["{dir}/app.po"], "FILE: a gettext catalogue (.po) is not supported (got {dir}/app.po). Convert it to .jsonl"),
-        (["{dir}/app.po", "--source_lang", "en"], "FILE: a gettext catalogue (.po) is not supported"),
-        (["{in}", "-o", "{dir}/x.xliff"], "-o: an XLIFF file (.xliff) is not supported (got {dir}/x.xliff)"),
+        (["{dir}/app.srt"], "FILE: a subtitle file (.srt) is not supported (got {dir}/app.srt). Convert it to .jsonl"),
+        (["{dir}/app.srt", "--source_lang", "en"], "FILE: a subtitle file (.srt) is not supported"),
+        (["{in}", "-o", "{dir}/x.xliff"], "-o: catalogues are read, not written (got {dir}/x.xliff)"),
         (["{in}", "-o", "{dir}/x.ts", "--target_lang", "fr"], "-o: a Qt translation file (.ts) is not supported"),
         (["{in}", "--beams", "4"], "--beams: no such flag, did you mean --num_beams?"),
     ],
@@ -478,7 +478,7 @@ def test_translate_reports_cut_texts(run_command, sentences, tmp_path):
 def test_mistakes_are_reported_in_one_line(run_command, tmp_path, words, reason):
     source = tmp_path / "in.txt"
     source.write_text("Yes\n")
-    (tmp_path / "app.po").write_text('msgid "Yes"\nmsgstr "Oui"\n')
+    (tmp_path / "app.srt").write_text("1")
     places = {"in": source, "dir": tmp_path}
     status, out, err = run_command(*[word.format(**places) for word in words])
     (line,) = [line for line in err.splitlines() if line.startswith("mtloop: ")]

@@ -56,7 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     add = parser.add_argument
     add("files", metavar="FILE", nargs="*", help="as --train_file of train.py: rows (.json, .jsonl, .csv, .tsv, "
-        ".parquet), or two aligned text files, source first; or a run folder")  # fmt: skip
+        ".parquet, .po, .tmx, .xliff), or two aligned text files, source first; or a run folder")  # fmt: skip
     add("--run", metavar="RUN", help="a run folder: the rows that it trains on, and its tokenizer")
     for name in DATA_FLAGS:
         kind = kind_of(FIELDS[name])

@@ -27,13 +27,14 @@ from mtloop.cli.flags import (
 from mtloop.cli.status import StdoutClosed, writing
 from mtloop.config.fields import is_unicode
 from mtloop.config.settings import Config
-from mtloop.data.files import STDIN, kind_of
+from mtloop.data.files import CATALOGUE, STDIN, kind_of
 from mtloop.errors import UserError, check_file
 from mtloop.languages import match_language
 from mtloop.run_folder import stored_config
 
 if TYPE_CHECKING:
-    from mtloop.data.readers import Entry, Records
+    from mtloop.data.readers import Records
+    from mtloop.data.texts import Entry
     from mtloop.translate.files import Writer
     from mtloop.translate.translator import Translation
 
@@ -83,8 +84,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="*",
-        help="as train.py reads: .jsonl, .json, .csv, .tsv, .parquet, any of them but the last packed (.gz); any "
-        "other: lines; - is standard input",
+        help="as train.py reads: .jsonl, .json, .csv, .tsv, .po, .tmx, .xliff, .parquet, all but the last also "
+        "packed (.gz); any other: lines; - is standard input",
     )
     add("--text", action="append", default=[], help="a sentence; may be given more than once")
     add("-o", "--output", metavar="OUT", help="the output, in the format of its ending; for several files a folder "
@@ -149,7 +150,10 @@ def _check(given: argparse.Namespace) -> None:
         if given.output is not None:
             if check_file("-o", _output_of(name, given)).resolve() == Path(name).resolve():
                 raise UserError(f"-o: equals the input (got {given.output}). Give another name.")
-            kind_of("-o", [str(_output_of(name, given))], given.output_languages)
+            if kind_of("-o", [str(_output_of(name, given))], given.output_languages) == CATALOGUE:
+                raise UserError(
+                    f"-o: catalogues are read, not written (got {_output_of(name, given)}). Give -o FILE.jsonl."
+                )
     if given.text and given.output is not None:
         check_file("-o", _output_of(STDIN, given))
 
@@ -204,8 +208,8 @@ def _translate_file(translator: Any, name: str | None, given: argparse.Namespace
     """Translate one file, or the sentences of --text (None), block by block. Main reads and writes; all translate."""
     from tqdm.auto import tqdm
 
-    from mtloop.data.readers import Entry, Texts
     from mtloop.data.rows import note_lines
+    from mtloop.data.texts import Entry, Texts
 
     runtime = translator.runtime
     warnings, num_done = Warnings(), 0
