@@ -31,7 +31,7 @@ def draw_curves(folder: RunFolder) -> None:
             figure = figure_of(records)
         except ImportError:
             return
-        figure.savefig(folder.curves_path, dpi=120)
+        figure.savefig(folder.curves_path, dpi=100)
 
 
 def figure_of(records: list[Line]) -> Figure:

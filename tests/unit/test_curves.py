@@ -42,7 +42,7 @@ def test_draw_curves_writes_a_picture_without_pyplot(folder):
     draw_curves(folder)
     data = (folder.path / "curves.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n" and 10_000 < len(data) < 500_000
-    assert struct.unpack(">II", data[16:24]) == (1320, 600)  # 11 x 5 inches at 120 dots
+    assert struct.unpack(">II", data[16:24]) == (1100, 500)  # 11 x 5 inches at 100 dots
     # pyplot has one backend for the whole process: a notebook's own pictures must go on showing.
     assert ("matplotlib.pyplot" in sys.modules) == had_pyplot
 
