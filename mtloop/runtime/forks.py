@@ -6,13 +6,16 @@ Must not know what the processes do. Imports accelerate and torch where it uses 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import multiprocessing
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
+from typing import TextIO
 
 from mtloop.errors import UserError
 
@@ -55,13 +58,14 @@ def fork_ranks(work: Callable[[], None], num_processes: int) -> BaseException | 
             f"num_processes: this process has used the GPU already, and its forks cannot use it (got {num_processes}). "
             "Restart the kernel and train before a GPU is used, or give num_processes=1."
         )
+    out = sys.stdout  # the launcher prints "Launching training on 2 CUDAs." on a machine without one (accelerate 1.15)
     errors: list[BaseException] = []
     is_over = threading.Event()  # a join() that is interrupted takes the thread for one that has ended (Python 3.11)
 
     def launch() -> None:
         try:
-            with set_aside(), _quiet_elastic():
-                notebook_launcher(_fork, args=(work,), num_processes=num_processes, use_port=str(_free_port()))
+            with set_aside(), _quiet_elastic(), contextlib.redirect_stdout(io.StringIO()):
+                notebook_launcher(_fork, args=(work, out), num_processes=num_processes, use_port=str(_free_port()))
         except BaseException as error:
             errors.append(error)
         finally:
@@ -77,9 +81,10 @@ def fork_ranks(work: Callable[[], None], num_processes: int) -> BaseException | 
     return errors[0] if errors else None
 
 
-def _fork(work: Callable[[], None]) -> None:
+def _fork(work: Callable[[], None], out: TextIO) -> None:
     global _may_use_threads
     _may_use_threads = True
+    sys.stdout = out
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would be off after a fork, with a warning
     work()
 
