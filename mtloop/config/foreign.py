@@ -21,6 +21,7 @@ from mtloop.errors import FieldError, UserError, without_passwords
 
 KINDS = ("switches", "values", "lists")
 MODES = ("do_train", "do_eval", "do_predict")
+FILES = ("train_file", "validation_file", "test_file")
 Say = Callable[[str], object]
 
 
@@ -176,7 +177,18 @@ def translate(entries: Sequence[Entry], say: Say, warn: Say) -> list[Entry]:
         for name, value in found.items():
             settings[name] = Entry(name, value, entry.where)
             origins[name] = entry.name
+    _drop_files(settings, warn)
     return list(settings.values())
+
+
+def _drop_files(settings: dict[str, Entry], warn: Say) -> None:
+    """Remove the files of a command line of run_translation.py that names a data set too: it trains on the data set."""
+    named = [name for name in FILES if name in settings]
+    if "dataset_name" in settings and "train_file" in named and any(mode in settings for mode in MODES):
+        flags = ", ".join(f"--{name}" for name in named)
+        warn(f"{flags}: ignored, as in run_translation.py: --dataset_name is given as well")
+        for name in named:
+            del settings[name]
 
 
 def _found(entry: Entry) -> tuple[ForeignFlag | None, str, bool]:

@@ -38,7 +38,8 @@ SHORT_NAMES = {"t5-small": "google-t5/t5-small", "wmt16": "wmt/wmt16"}
 # The others differ in the model, the data or the launcher, which other tests have too.
 BY_DEFAULT = ("course",)
 # Pairs of an update, as the flags say; mtloop's default without any.
-SIZES = {"marian": 4, "t5": 16, "mbart": 4, "no_trainer": 32, "course": 32}
+OVERWRITING = ("marian", "t5", "t5_and_data_set", "mbart")
+SIZES = {"marian": 4, "t5": 16, "t5_and_data_set": 4, "mbart": 4, "no_trainer": 32, "course": 32}
 
 
 def parquet_of(rows):
@@ -103,7 +104,8 @@ def test_command_line_of_another_trainer_runs(hub, publish, own_files, tmp_path,
     done = start(hub, tmp_path / "home", command)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     warned = [line.split()[2] for line in done.stderr.splitlines() if line.startswith("mtloop: warning: --")]
-    assert warned == ["--overwrite_output_dir"] * flags.count("--overwrite_output_dir")
+    assert [word for word in warned if "_file" not in word] == ["--overwrite_output_dir"] * (name in OVERWRITING)
+    assert sum("_file" in word for word in warned) == (name == "t5_and_data_set")
     folder = RunFolder(output)
     assert folder.status["status"] == "finished"
     assert parse_config([str(folder.config_path)]).batch.sentences_per_update == SIZES[name]

@@ -47,6 +47,24 @@ T5 = r"""python run_translation.py \
     --predict_with_generate True \
     --fp16 True"""
 
+# The README's line for one's own files. It names a data set too, on which run_translation.py trains.
+T5_AND_DATA_SET = r"""python run_translation.py \
+    --model_name_or_path google-t5/t5-small \
+    --do_train \
+    --do_eval \
+    --source_lang en \
+    --target_lang ro \
+    --source_prefix "translate English to Romanian: " \
+    --dataset_name wmt16 \
+    --dataset_config_name ro-en \
+    --train_file path_to_jsonlines_file \
+    --validation_file path_to_jsonlines_file \
+    --output_dir {output} \
+    --per_device_train_batch_size=4 \
+    --per_device_eval_batch_size=4 \
+    --overwrite_output_dir \
+    --predict_with_generate"""
+
 # The README's: MBart models require a different format for --source_lang and --target_lang.
 MBART = r"""python run_translation.py \
     --model_name_or_path facebook/mbart-large-en-ro  \
@@ -92,7 +110,14 @@ COURSE = r"""python run_translation.py \
     --predict_with_generate true \
     --fp16 true"""
 
-COMMAND_LINES = {"marian": MARIAN, "t5": T5, "mbart": MBART, "no_trainer": NO_TRAINER, "course": COURSE}
+COMMAND_LINES = {
+    "marian": MARIAN,
+    "t5": T5,
+    "t5_and_data_set": T5_AND_DATA_SET,
+    "mbart": MBART,
+    "no_trainer": NO_TRAINER,
+    "course": COURSE,
+}
 
 
 def flags_of(name: str, *, files: object = "files", output: object = "out") -> list[str]:
