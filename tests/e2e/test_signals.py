@@ -164,7 +164,8 @@ def test_interrupt_through_mtloop_launch_saves_once_and_returns_its_status(tmp_p
     assert (status["status"], status["exit_status"], process.returncode) == ("stopped", 130, 130), errors[-3000:]
     assert list_checkpoints(RunFolder(folder))[-1][0] == status["step"] > 0
     assert output.count("stopped by SIGINT and saved") == 1
-    assert errors == ""  # accelerate launch adds a traceback
+    # accelerate launch adds a traceback and lines of torch's launcher; torch may warn of the network of a host.
+    assert "Traceback" not in errors and "elastic" not in errors and "mtloop: " not in errors, errors
 
 
 def test_a_launcher_that_is_killed_at_the_start_takes_its_ranks_with_it(tmp_path):
