@@ -134,7 +134,8 @@ class RunFolder:
         """Read the configuration of the run; None in a new folder."""
         if not self.config_path.exists():
             return None
-        return parse_config([str(self.config_path)])
+        # Nothing is said of the words of an earlier version: standard output may be that of translations.
+        return parse_config([str(self.config_path)], say=lambda line: None)
 
     def check_config(self, asked: Config) -> Config | None:
         """Compare the configuration of the run with `asked`; return it, None in a new folder.

@@ -44,6 +44,13 @@ def test_create_makes_an_empty_folder(folder):
     assert folder.stored_config() is None and not folder.is_finished
 
 
+def test_config_of_an_earlier_version_is_read_without_a_word(folder, capsys):
+    lines = ["dataset_name: demo", "source_lang: en", "target_lang: fr", "train_tokenizer: true", "model_size: tiny"]
+    folder.config_path.write_text("\n".join([*lines, "with_tracking: true"]))
+    assert folder.stored_config().output.report_to == "all"
+    assert capsys.readouterr() == ("", "")
+
+
 def test_run_files_name_every_path_of_the_folder(folder):
     paths = [getattr(value, "path", value) for value in vars(folder).values()]
     below = [path for path in paths if isinstance(path, type(folder.path)) and path != folder.path]
