@@ -91,7 +91,7 @@ def test_load_model_freezes_tables_of_sines_only(name, marian_tokenizer, tmp_pat
 def test_positions_and_loader_exist(name):
     model, family = tiny_model(name), FAMILIES[name]
     has_table = getattr(model.config, "max_position_embeddings", None) is not None
-    assert (position_limit(model) is not None) == (family.positions == "table" and has_table)
+    assert (position_limit(model.config) is not None) == (family.positions == "table" and has_table)
     assert has_table or family.positions == "relative"
     if family.ctranslate2_loader is not None:
         assert issubclass(getattr(loaders, family.ctranslate2_loader), loaders.ModelLoader)
