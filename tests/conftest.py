@@ -23,6 +23,7 @@ os.environ.update(
     GOMP_SPINCOUNT="1000",
     PYTORCH_NVML_BASED_CUDA_CHECK="1",  # otherwise looking for a GPU leaves a state that no fork can use
 )
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables are as wide as it says
 os.environ.setdefault("MTLOOP_TESTS_PYTHON", str(_CACHE / "fork" / "python"))
 
 import pytest  # noqa: E402
