@@ -319,7 +319,8 @@ def test_every_cell_of_the_notebook_runs(executed):
     assert [line.split()[1] for line in table[1:]] == ["0.0", "1.0", "2.0"]
     assert "image/png" in outputs_of(notebook, "result.curves()")[0]["data"]
     for start in ("translator = result.translator()", "by_hand.translator()"):
-        assert text_of(notebook, start).startswith("'Par défaut, développer les fils")  # and no longer "threads"
+        translation = text_of(notebook, start)  # what follows depends on the last bits of 16 updates
+        assert translation.startswith("'Par défaut, développer les ") and "threads" not in translation
     assert float(text_of(notebook, "by_hand = mtloop.train(").split()[-1]) > 85  # 77 before; 95 was measured
     for name in ("marian-finetuned-kde4-en-to-fr", "marian-finetuned-kde4-en-to-fr-accelerate"):
         assert json.loads((folder / "runs" / name / "status.json").read_text())["status"] == "finished"

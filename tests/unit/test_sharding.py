@@ -121,6 +121,12 @@ def test_layers_are_given_up_after_the_forward_as_asked(one_rank, family_dir, re
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+def trained_parameters(model):
+    """Return the parameters that get a gradient: transformers 5.17 lets computed positions require one as well."""
+    named = [(name, one) for name, one in model.named_parameters() if not name.endswith("embed_positions.weight")]
+    return [one for _, one in named if one.requires_grad]
+
+
 @pytest.mark.slow
 def test_bf16_is_of_the_forward_alone(one_rank, family_dir):
     model = shard_all(load(family_dir("marian")), is_bf16=True)
@@ -129,7 +135,7 @@ def test_bf16_is_of_the_forward_alone(one_rank, family_dir):
     with torch.autocast("cpu", torch.bfloat16):
         model(**BATCH).logits.float().sum().backward()
     assert seen == [torch.bfloat16]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = trained_parameters(model)
     assert {parameter.dtype for parameter in trained} == {parameter.grad.dtype for parameter in trained}
     assert {parameter.dtype for parameter in trained} == {torch.float32}
 
@@ -185,7 +191,7 @@ def test_weights_are_read_into_a_sharded_model_and_stay_tied(one_rank, family_di
 @pytest.mark.slow
 def test_an_optimizer_s_state_goes_out_whole_and_comes_back_in_parts(one_rank, family_dir):
     model = shard_all(load(family_dir("marian")))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = trained_parameters(model)
     optimizers = [torch.optim.AdamW(trained, fused=True) for _ in range(2)]
     model(**BATCH).logits.sum().backward()
     optimizers[0].step()
