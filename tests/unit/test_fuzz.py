@@ -263,14 +263,14 @@ def test_readers_refuse_50_damaged_files(material, tmp_path, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "last"), [*blocks(50, 250), *blocks(250, 4_500, pytest.mark.full)])
+@pytest.mark.parametrize(("first", "last"), [*blocks(50, 485), *blocks(485, 4_500, pytest.mark.full)])
 @pytest.mark.skipif(bool(AGAIN), reason="the first test makes what is asked for")
 def test_readers_refuse_damaged_files_and_folders(first, last, material, tmp_path, capfd):
     check(some({**READERS, **FOLDERS}, first, last), material, tmp_path, capfd)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "last"), [*blocks(0, 10), *blocks(10, 500, pytest.mark.full)])
+@pytest.mark.parametrize(("first", "last"), [*blocks(0, 15), *blocks(15, 500, pytest.mark.full)])
 @pytest.mark.skipif(bool(AGAIN), reason="the first test makes what is asked for")
 def test_commands_with_a_model_refuse_damaged_files(first, last, material, model_path, tmp_path, capfd):
     shutil.copytree(model_path, material / "model", dirs_exist_ok=True)
