@@ -26,7 +26,7 @@ def has_colors(stream: TextIO | None) -> bool:
 
 
 def styled(text: str, style: str, stream: TextIO | None) -> str:
-    """Return text in one of STYLES if the stream shows colours; "" is no style."""
+    """Return the text in one of STYLES, "" for none, if the stream shows colours."""
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if style and has_colors(stream) else text
 
 

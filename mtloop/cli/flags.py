@@ -14,7 +14,7 @@ from mtloop.checkpoint.listing import open_folder
 from mtloop.config.commands import NUMBERS
 from mtloop.config.environment import HardwareConfig
 from mtloop.config.evaluation import BLEU_TOKENIZERS
-from mtloop.config.fields import BOOLS, LEAVE_ONE_OUT, Field, check_value, read_value, separate
+from mtloop.config.fields import BOOLS, LEAVE_ONE_OUT, Field, check_value, kind_of, read_value, separate
 from mtloop.config.inputs import DataConfig, Dialect
 from mtloop.config.settings import FIELDS, Config
 from mtloop.errors import FieldError, UserError, rename_flag
@@ -66,7 +66,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def add_table_flags(parser: argparse.ArgumentParser) -> None:
     """Add the form of the files."""
     for name in TABLE_SETTINGS:
-        kind = SWITCH if name in ("no_header", "keep_fuzzy") else {"metavar": "TEXT"}
+        kind = SWITCH if kind_of(FIELDS[name]) is bool else {"metavar": "TEXT"}
         parser.add_argument(f"--{name}", help="as in train.py (none: as the run of the model was trained)", **kind)
 
 

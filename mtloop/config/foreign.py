@@ -160,20 +160,19 @@ def translate(entries: Sequence[Entry], say: Say, warn: Say) -> list[Entry]:
         elif entry.value is not None:
             foreign.append((Entry(name, "false" if is_negated else entry.value, entry.where), flag))
     for entry, flag in foreign:
-        where = f"{entry.where}: " if entry.where else ""
         try:
             found, warning = _settings_of(entry, flag, given)
             _check_contradictions(entry, flag, found, settings, origins)
         except UserError as error:
-            raise UserError(f"{where}{error}") from None
+            raise UserError(f"{entry.prefix}{error}") from None
         if warning:
-            warn(f"{where}{warning}")
+            warn(f"{entry.prefix}{warning}")
         text = flag.text(_shown(entry.value))
         if flag.effect == "modes":
             settings[entry.name] = Entry(entry.name, text, entry.where)
         shown = " ".join(_flag_text(name, value) for name, value in found.items())
         if found:
-            say(without_passwords(f"{where}--{entry.name} {text} -> {shown}"))
+            say(without_passwords(f"{entry.prefix}--{entry.name} {text} -> {shown}"))
         for name, value in found.items():
             settings[name] = Entry(name, value, entry.where)
             origins[name] = entry.name
@@ -196,7 +195,7 @@ def _found(entry: Entry) -> tuple[ForeignFlag | None, str, bool]:
     try:
         return find_foreign(entry.name)
     except UserError as error:
-        raise UserError(f"{entry.where}: {error}" if entry.where else str(error)) from None
+        raise UserError(f"{entry.prefix}{error}") from None
 
 
 def _shown(value: str | list[str] | None) -> str:
@@ -212,8 +211,7 @@ def _in_our_words(entry: Entry, say: Say) -> Entry:
     ours = words.get(entry.value.lower()) if isinstance(entry.value, str) else None
     if ours is None:
         return entry
-    where = f"{entry.where}: " if entry.where else ""
-    say(f"{where}--{entry.name} {entry.value} -> --{entry.name} {ours}")
+    say(f"{entry.prefix}--{entry.name} {entry.value} -> --{entry.name} {ours}")
     return Entry(entry.name, ours, entry.where)
 
 

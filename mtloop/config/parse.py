@@ -232,13 +232,12 @@ def _read_entries(entries: Sequence[Entry], reports: tuple[Say, Say]) -> dict[st
     values: dict[str, Any] = {}
     for entry in entries:
         if entry.name == "config":
-            where = f"{entry.where}: " if entry.where else ""
-            raise UserError(f"{where}--config: a file cannot load another one. Name it on the command line.")
+            raise UserError(f"{entry.prefix}--config: a file cannot load another one. Name it on the command line.")
     for entry in translate(entries, *reports):
         try:
             values[entry.name] = entry.value if entry.name in MODES else _value_of(entry)
         except UserError as error:
-            raise UserError(f"{entry.where}: {error}" if entry.where else str(error)) from None
+            raise UserError(f"{entry.prefix}{error}") from None
     return values
 
 

@@ -39,6 +39,11 @@ class Entry:
     value: str | list[str] | None
     where: str = ""
 
+    @property
+    def prefix(self) -> str:
+        """Return how a message on the setting begins."""
+        return f"{self.where}: " if self.where else ""
+
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes."""

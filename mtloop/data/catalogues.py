@@ -12,6 +12,7 @@ import gettext
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, Any
 
 from mtloop.data.files import CATALOGUES, InputFile, not_decodable, reading, unpacked_ending
@@ -43,13 +44,10 @@ def entries(file: InputFile, source_lang: str | None, target_lang: str | None, *
     Raises:
         UserError: naming file and line of what is malformed, or the package that is not installed.
     """
-    kind = CATALOGUES[unpacked_ending(file.name)]
+    kind, fuzzy = CATALOGUES[unpacked_ending(file.name)], KEPT if keep_fuzzy else "fuzzy"
     if kind in ("tmx", "xliff"):
-        found = _of_xml(file, _of_tmx if kind == "tmx" else _of_xliff)
-    else:
-        found = _of_gettext(file, kind, source_lang or "source", target_lang or "target", keep_fuzzy)
-    for where, row, state in found:
-        yield where, row, KEPT if state == "fuzzy" and keep_fuzzy else state
+        return _of_xml(file, _of_tmx if kind == "tmx" else partial(_of_xliff, fuzzy=fuzzy))
+    return _of_gettext(file, kind, source_lang or "source", target_lang or "target", fuzzy)
 
 
 def _row(file: InputFile, translation: dict[str, str], context: str, comment: str, references: str) -> dict[str, Any]:
@@ -67,7 +65,7 @@ def _needing_toolkit(file: InputFile) -> Iterator[None]:
 # gettext
 
 
-def _of_gettext(file: InputFile, kind: str, source_lang: str, target_lang: str, keep_fuzzy: bool) -> Entries:
+def _of_gettext(file: InputFile, kind: str, source_lang: str, target_lang: str, fuzzy: str) -> Entries:
     with _needing_toolkit(file):
         from translate.storage.mo import mofile
         from translate.storage.pypo import pofile
@@ -79,7 +77,9 @@ def _of_gettext(file: InputFile, kind: str, source_lang: str, target_lang: str, 
     except UserError:
         raise
     except Exception as error:  # of the toolkit: PoParseError, IndexError, struct.error, UnicodeError were seen
-        raise _malformed(file, "gettext catalogue", error) from error
+        place = _LINE_OF_ERROR.match(str(error))
+        problem = place["problem"] if place else first_line(error) or type(error).__name__
+        raise _malformed(file, place["line"] if place else 1, "gettext catalogue", problem) from error
     header = catalogue.parseheader()
     language = header.get("Language", "").strip()
     if is_iso_639(language) and not find_key(target_lang, [language]):
@@ -88,21 +88,20 @@ def _of_gettext(file: InputFile, kind: str, source_lang: str, target_lang: str, 
     for unit in catalogue.units:
         where = f"{file.name}:{getattr(unit, '_line_number', None) or 1}"
         notes = unit.getnotes(), " ".join(unit.getlocations())
-        state, pairs = _state(unit), list(_pairs(unit, form_of_one))
-        if not any(target for _, target in pairs) and state == KEPT:
+        state, pairs = _state(unit, fuzzy), list(_pairs(unit, form_of_one))
+        if state == KEPT and not any(target for _, target in pairs):
             state = "untranslated"
-        is_used = state == KEPT or (state == "fuzzy" and keep_fuzzy)
-        for source, target in pairs if is_used else pairs[:1]:
-            found = state if target or not is_used else "untranslated"
+        for source, target in pairs if state == KEPT else pairs[:1]:
+            found = state if target or state != KEPT else "untranslated"
             yield where, _row(file, {source_lang: source, target_lang: target}, unit.getcontext(), *notes), found
 
 
-def _state(unit: Any) -> str:
+def _state(unit: Any, fuzzy: str) -> str:
     if unit.isheader():
         return "header"
     if unit.isobsolete():
         return "obsolete"
-    return "fuzzy" if unit.isfuzzy() else KEPT
+    return fuzzy if unit.isfuzzy() else KEPT
 
 
 def _pairs(unit: Any, form_of_one: int) -> Iterator[tuple[str, str]]:
@@ -162,10 +161,7 @@ def _charset(declared: str) -> str | None:
     return None
 
 
-def _malformed(file: InputFile, what: str, error: Exception) -> UserError:
-    found = _LINE_OF_ERROR.match(str(error))
-    line = found["line"] if found else "1"
-    problem = found["problem"] if found else first_line(error) or type(error).__name__
+def _malformed(file: InputFile, line: int | str, what: str, problem: str) -> UserError:
     return UserError(f"{file.name}:{line}: malformed {what} ({problem}). Correct it, or leave the file out.")
 
 
@@ -181,9 +177,7 @@ def _of_xml(file: InputFile, read: Callable[[InputFile, Iterator[tuple[str, Any]
         except etree.XMLSyntaxError as error:
             line, _ = error.position
             problem = re.sub(r", line \d+, column \d+.*", "", first_line(error))
-            raise UserError(
-                f"{file.name}:{line}: malformed XML ({problem}). Correct it, or leave the file out."
-            ) from error
+            raise _malformed(file, line, "XML", problem) from error
 
 
 def _events(file: InputFile, stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
@@ -233,7 +227,7 @@ def _of_tmx(file: InputFile, events: Iterator[tuple[str, Any]]) -> Entries:
             _forget(element)
 
 
-def _of_xliff(file: InputFile, events: Iterator[tuple[str, Any]]) -> Entries:
+def _of_xliff(file: InputFile, events: Iterator[tuple[str, Any]], *, fuzzy: str) -> Entries:
     languages = ("source", "target")
     for event, element in events:
         name = _name(element)
@@ -249,11 +243,11 @@ def _of_xliff(file: InputFile, events: Iterator[tuple[str, Any]]) -> Entries:
                 translation = {languages[0]: _inner(source), languages[1]: _inner(target)}
                 where = f"{file.name}:{segment.sourceline}"
                 row = _row(file, translation, element.get("resname") or "", "\n".join(notes), element.get("id") or "")
-                yield where, row, _xliff_state(segment, target)
+                yield where, row, _xliff_state(segment, target, fuzzy)
             _forget(element)
 
 
-def _xliff_state(segment: Any, target: Any) -> str:
+def _xliff_state(segment: Any, target: Any, fuzzy: str) -> str:
     translate = [one.get("translate") for one in (segment, *segment.iterancestors()) if one.get("translate")]
     if translate[:1] == ["no"]:
         return "not_translatable"
@@ -262,7 +256,7 @@ def _xliff_state(segment: Any, target: Any) -> str:
     state = target.get("state") or segment.get("state") or ""
     if state in ("new", "needs-translation", "initial"):
         return "untranslated"
-    return "fuzzy" if state.startswith("needs-") else KEPT
+    return fuzzy if state.startswith("needs-") else KEPT
 
 
 def _inner(element: Any, *, with_tags: bool = True) -> str:

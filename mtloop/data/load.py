@@ -28,13 +28,12 @@ from mtloop.data.rows import (
     note_lines,
     unwritable_cache,
 )
-from mtloop.data.sources import load_demo, load_files, load_named
+from mtloop.data.sources import SPLIT_FIELDS, load_demo, load_files, load_named
 from mtloop.errors import UserError
 
 if TYPE_CHECKING:
     from mtloop.config.inputs import DataConfig
 
-_FLAGS = {"train": "train_file", "valid": "validation_file", "test": "test_file"}
 _COUNT_BATCH = 10_000
 
 
@@ -99,11 +98,11 @@ def load_scored_rows(data: DataConfig, split: str) -> Dataset:
         UserError: for whatever the user can correct.
         RunFailed: for a cache that cannot be written.
     """
-    columns, file = Columns.of(data), getattr(data, _FLAGS[split])
+    columns, file = Columns.of(data), getattr(data, SPLIT_FIELDS[split])
     try:
         store = Store(None, data.overwrite_cache)
         if file:
-            raws = {split: load_files(f"--{_FLAGS[split]}", file, columns, data.dialect, store)}
+            raws = {split: load_files(f"--{SPLIT_FIELDS[split]}", file, columns, data.dialect, store)}
         else:
             raws = _load_raws(data, columns, store, {}, lambda line: None)
         if split == "test" and "test" not in raws:
@@ -173,7 +172,7 @@ def _load_raws(
         raws = load_opus(name, columns, store, say)
     elif name:
         raws = load_named(_with_owner(name), data.dataset_config_name, columns, data.dialect, store)
-    for split, field in _FLAGS.items():
+    for split, field in SPLIT_FIELDS.items():
         if patterns := getattr(data, field):
             raws[split] = load_files(f"--{field}", patterns, columns, data.dialect, store)
     return raws
@@ -200,8 +199,14 @@ def _assemble(data: DataConfig, raws: dict[str, LoadedSplit]) -> tuple[dict[str,
         identities["train"].append(cut)
     counts: dict[str, Any] = {}
     finished: dict[str, Dataset] = {}
-    for split in (name for name in _FLAGS if name in splits):
-        given = _FLAGS[split] if getattr(data, _FLAGS[split]) else "dataset_name" if data.dataset_name else "train_file"
+    for split in (name for name in SPLIT_FIELDS if name in splits):
+        given = (
+            SPLIT_FIELDS[split]
+            if getattr(data, SPLIT_FIELDS[split])
+            else "dataset_name"
+            if data.dataset_name
+            else "train_file"
+        )
         kept, counts[split] = _drop(f"--{given}", split, splits[split])
         flag = "max_train_samples" if split == "train" else "max_eval_samples"
         flag = "max_predict_samples" if split == "test" and data.max_predict_samples is not None else flag

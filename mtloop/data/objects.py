@@ -10,10 +10,9 @@ from datasets import Dataset, DatasetDict
 
 from mtloop.atomic import write_text
 from mtloop.data.rows import Store, unwritable_cache
-from mtloop.data.sources import SPLIT_NAMES
+from mtloop.data.sources import SPLIT_FIELDS, SPLIT_NAMES
 from mtloop.errors import UserError
 
-_FIELDS = {"train": "train_file", "valid": "validation_file", "test": "test_file"}
 _BATCH = 1000
 
 
@@ -40,7 +39,7 @@ def store_dataset(dataset: Dataset | DatasetDict) -> dict[str, list[str]]:
     if found["train"] is None:
         raise UserError(f"dataset: no split 'train' (got {', '.join(map(str, splits))}). Name one of them train.")
     try:
-        return {_FIELDS[split]: [_store(split, rows)] for split, rows in found.items() if rows is not None}
+        return {SPLIT_FIELDS[split]: [_store(split, rows)] for split, rows in found.items() if rows is not None}
     except OSError as error:
         raise unwritable_cache(error) from error
 

@@ -36,6 +36,8 @@ T = TypeVar("T")
 # What may be set in the configuration of a data set whose files are read here.
 _CONFIG_OF_ANY_FILES = ("name", "version", "data_dir", "data_files", "description", "features", "sep")
 _NUM_SAMPLED = 1000  # rows in which the languages of a data set are looked up
+# The setting that names the files of a split, and the names that it has in data sets.
+SPLIT_FIELDS = {"train": "train_file", "valid": "validation_file", "test": "test_file"}
 SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
 

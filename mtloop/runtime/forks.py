@@ -1,4 +1,4 @@
-"""Fork the processes of a run from a notebook's kernel, which has threads and an Accelerator of its own.
+"""Fork the processes of a run from a notebook's kernel, whose threads and Accelerator they cannot use.
 
 Must not know what the processes do. Imports accelerate and torch where it uses them: mistakes answer before.
 """
@@ -65,7 +65,7 @@ def fork_ranks(work: Callable[[], None], num_processes: int) -> BaseException | 
     def launch() -> None:
         try:
             with set_aside(), _quiet_elastic(), contextlib.redirect_stdout(io.StringIO()):
-                notebook_launcher(_fork, args=(work, out), num_processes=num_processes, use_port=str(_free_port()))
+                notebook_launcher(_fork, args=(work, out), num_processes=num_processes, use_port=str(free_port()))
         except BaseException as error:
             errors.append(error)
         finally:
@@ -99,7 +99,7 @@ def _stop_children(is_over: threading.Event, others: set[BaseProcess]) -> None:
 
 @contextlib.contextmanager
 def set_aside() -> Iterator[None]:
-    """Give a run an Accelerator of its own: one that a Translator holds is there again afterwards."""
+    """Let a run create its Accelerator; restore the one that a Translator holds afterwards."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
@@ -128,7 +128,8 @@ def _quiet_elastic() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

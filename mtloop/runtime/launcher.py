@@ -22,7 +22,7 @@ from typing import NoReturn
 import psutil
 
 from mtloop.errors import RunFailed, UserError, described
-from mtloop.runtime.signals import STAYING_IGNORED, STOP_SIGNALS, Interrupted
+from mtloop.runtime.signals import STAYING_IGNORED, STOP_SIGNALS, Interrupted, restore_handlers
 
 # Ctrl-C so many times kills what does not end.
 INTERRUPTS_TO_KILL = 3
@@ -55,8 +55,7 @@ class PassedOn:
         }
 
     def restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        restore_handlers(self._old)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.numbers.append(number)

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -125,9 +125,14 @@ class StopSignals:
 
     def restore(self) -> None:
         """Restore the signal handlers: a notebook continues after the run."""
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
+        restore_handlers(self._old_handlers)
         self._old_handlers.clear()
+
+
+def restore_handlers(handlers: Mapping[Any, Any]) -> None:
+    """Set the handlers that signal.signal has returned."""
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
 
 def _find_launcher() -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from mtloop.atomic import read_json, read_json_lines, write_json
 from mtloop.config.settings import Config, changed
 from mtloop.config.yaml_file import to_yaml
 from mtloop.errors import RunFailed, UserError
+from mtloop.runtime.forks import free_port
 from mtloop.selfcheck.compare import (
     Record,
     Row,
@@ -181,7 +181,7 @@ class Selfcheck:
         command = [sys.executable, "-m"]
         if is_launched:
             command += ["accelerate.commands.accelerate_cli", "launch", *self.launch]
-            command += [f"--main_process_port={_free_port()}", "-m"]
+            command += [f"--main_process_port={free_port()}", "-m"]
         project = str(Path(__file__).parents[2])
         paths = [project, *filter(None, [os.environ.get("PYTHONPATH")])]
         with (self.work_dir / LOG_NAME).open("w") as log:
@@ -248,12 +248,6 @@ def estimate(seconds: dict[str, float]) -> str:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _end_processes(child: subprocess.Popen) -> None:

@@ -25,7 +25,7 @@ _TIME_UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
 def draw_curves(folder: RunFolder) -> None:
-    """Draw curves.png from metrics.jsonl; do nothing where there are no metrics, or no matplotlib."""
+    """Draw curves.png from metrics.jsonl; do nothing without metrics or matplotlib."""
     if records := folder.metrics.lines():
         try:
             figure = figure_of(records)
@@ -112,7 +112,7 @@ def _draw_metric(axes: Axes, metric: Metric, evaluations: list[Line], *, has_leg
         best = int(curve.values.argmax() if metric.greater_is_better else curve.values.argmin())
         title += f": best {curve.values[best]:.{metric.decimals}f} at update {curve.steps[best]:,}"
     axes.set_title(title, fontsize="medium")
-    if has_legend and pairs:  # beside the panel: there is no place among many curves
+    if has_legend and pairs:  # outside of the panel: it would cover curves
         note = "with 95 % intervals" if is_named and len(axes.collections) else None
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", title=note, title_fontsize="small")
     elif has_legend and len(axes.collections):
@@ -166,7 +166,7 @@ def _add_axis_of_time(axes: Axes, evaluations: list[Line]) -> None:
     timed = [line for line in evaluations if line.get("train_time_s") is not None]
     points = {0: 0.0} | {line["step"]: line["train_time_s"] for line in timed}
     steps, times_s = np.array(list(points)), np.array(list(points.values()))
-    is_later = np.append(True, np.diff(times_s) > 0)  # both ascend, or time is no axis
+    is_later = np.append(True, np.diff(times_s) > 0)  # both must ascend to form an axis
     steps, times_s = steps[is_later], times_s[is_later]
     if len(steps) < 2:
         return

@@ -29,12 +29,12 @@ from mtloop.trainer.table import (
     scores_text,
 )
 
-# Seconds between two lines of updates where there is no terminal; metrics.jsonl has every --logging_steps.
+# Seconds between two lines of updates without a terminal; metrics.jsonl has every --logging_steps.
 LINE_EVERY_S = 30.0
 BAR_FORMAT = "{percentage:3.0f}% {bar} {n:,}/{total:,}{desc}  {remaining} left"
 MAX_SAMPLE_CHARACTERS = 240
 Record = dict[str, Any]
-# (source, reference, hypothesis)
+SAMPLE_TITLES = ("source", "reference", "hypothesis")
 Sample = tuple[str, str, str]
 
 
@@ -132,7 +132,7 @@ class Display:
         width = terminal_columns()
         for sample in self._samples:
             self.runtime.say("")
-            for name, text in zip(("source", "reference", "hypothesis"), sample, strict=True):
+            for name, text in zip(SAMPLE_TITLES, sample, strict=True):
                 self.runtime.say(*wrapped(name.ljust(12), one_line(text), width))
         if self._samples:
             self.runtime.say("")

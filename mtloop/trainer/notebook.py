@@ -13,7 +13,7 @@ from typing import Any
 
 from mtloop.evaluation.metrics import metrics_of
 from mtloop.runtime.ranks import Runtime
-from mtloop.trainer.display import Display, Record, Sample, one_line
+from mtloop.trainer.display import SAMPLE_TITLES, Display, Record, Sample, one_line
 from mtloop.trainer.table import Line, choose_columns, duration, header_of, row_of, scores_text
 
 REFRESH_S = 0.5
@@ -123,7 +123,7 @@ class NotebookDisplay(Display):
             yield from ("", header_of(columns), *(row_of(columns, line) for line in self._lines), *self._pair_lines)
         for sample in self._samples:
             yield ""
-            for name, text in zip(("source", "reference", "hypothesis"), sample, strict=True):
+            for name, text in zip(SAMPLE_TITLES, sample, strict=True):
                 yield f"{name:<12}{one_line(text)}"
 
     def _html(self) -> Iterator[str]:
@@ -137,7 +137,7 @@ class NotebookDisplay(Display):
             yield from (f"<div>{escape(line)}</div>" for line in self._pair_lines)
         if self._samples:
             rows = [[one_line(text) for text in sample] for sample in self._samples]
-            yield _table(["source", "reference", "hypothesis"], rows, "left")
+            yield _table(SAMPLE_TITLES, rows, "left")
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], align: str, *, bold: int | None = None) -> str:

@@ -50,7 +50,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a run is made of.
+    """Hold what a run is built from.
 
     Attributes:
         model: The settings, with verified folders for the names of run folders and checkpoints.

@@ -50,7 +50,7 @@ class OnTerminal:
 
     @property
     def lines(self):
-        """What stood on the terminal's lines at any moment, without colours."""
+        """Return every line that the terminal showed at any moment, without colours."""
         return [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[\d*m", "", self.output))]
 
 

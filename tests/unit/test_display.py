@@ -1,4 +1,4 @@
-"""What a person sees of a run: the bar, lines without a terminal, the table of evaluations, samples."""
+"""Show a run to a person: the bar, lines without a terminal, the table of evaluations, samples."""
 
 import re
 import sys

@@ -70,7 +70,7 @@ def test_fork_ranks_passes_an_interrupt_on(tmp_path, monkeypatch):
 
 
 def test_set_threads_uses_one_in_a_fork_of_others(monkeypatch):
-    """Of a notebook_launcher of the user's: OpenMP may wait for the threads of the kernel."""
+    """Test a notebook_launcher of the user: OpenMP may wait for the threads of the kernel."""
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.setattr("mtloop.runtime.launch.num_usable_cores", lambda: 8)
     assert set_threads(None) == 8

@@ -1,4 +1,4 @@
-"""What a notebook shows of a run: one display that is updated in place."""
+"""Show a run in a notebook: one display that is updated in place."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""What can be refused early is refused before the rows of a run are read, or anything is computed."""
+"""Refuse what can be refused before the rows of a run are read."""
 
 import pytest
 from transformers import BertConfig

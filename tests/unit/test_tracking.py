@@ -1,4 +1,4 @@
-"""What a run leaves to be read: metrics.jsonl, hypotheses, and trackers that may fail."""
+"""Record a run: metrics.jsonl, hypotheses, and trackers that may fail."""
 
 import json
 import time

@@ -21,6 +21,7 @@ from mtloop.cli.launch_files import launch_file
 from mtloop.cli.main import Parser
 from mtloop.config.parse import parse_config
 from mtloop.config.settings import resolve
+from mtloop.runtime.signals import restore_handlers
 from mtloop.selfcheck.parent import Selfcheck, shrink
 from mtloop.tables import aligned
 
@@ -53,8 +54,7 @@ def run(given: argparse.Namespace) -> int:
         rows = selfcheck.run()
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
-        for number, handler in old_handlers.items():  # Python goes on: a notebook, a test
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        restore_handlers(old_handlers)  # Python continues: a notebook, a test
     lines = aligned([[row.name, "equal" if row.is_equal else "NOT EQUAL", row.figures] for row in rows], left=3)
     print("", *lines, sep="\n")
     differing = [row.name for row in rows if not row.is_equal]
