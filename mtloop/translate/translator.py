@@ -17,6 +17,7 @@ from mtloop.errors import UserError, rename_flag
 from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded, open_engine
 from mtloop.generation.generate import Hypothesis, SearchOptions
 from mtloop.model.vocabularies import decode, target_side
+from mtloop.placeholders import lost
 from mtloop.runtime.quiet import quiet_libraries
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.encoding import encode_side
@@ -34,12 +35,14 @@ class Translation:
         score: Log-probability in nats per generated token, as beam search ranks it; 0 for a blank text.
         is_source_cut: The source was over the model's longest.
         is_cut: It came to the longest translation, and may be unfinished.
+        lost: The placeholders of the text that it lacks or adds, as placeholders.lost describes them.
     """
 
     text: str
     score: float = 0.0
     is_source_cut: bool = False
     is_cut: bool = False
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -56,6 +59,7 @@ class Translator:
         source_prefix: Put before every text; None for what the model needs, if anything (T5, multilingual Marians).
         num_beams: None for the model's own.
         n_best: Translations of each text, best first, at most num_beams.
+        prefers_surviving: If True, translations that keep every placeholder come first, among all that the beams find.
         max_tokens_per_batch: Padded source tokens of a batch: memory, not the result.
         max_source_length: Tokens of a text, at most; None for all that the model takes.
         max_target_length: Tokens of a translation, at most; None for the model's own.
@@ -74,6 +78,7 @@ class Translator:
     source_prefix: str | None = None
     num_beams: int | None = None
     n_best: int = 1
+    prefers_surviving: bool = False
     max_tokens_per_batch: int = 2000
     max_source_length: int | None = None
     max_target_length: int | None = None
@@ -176,22 +181,29 @@ class Translator:
         lengths = np.array([len(row) for row in ids], dtype=np.int32)
         batches = plan_evaluation(lengths, max_tokens=self.max_tokens_per_batch)
         encoded = as_encoded(ids)
-        found = self.loaded.search(encoded, batches, self.runtime, SearchOptions(n_best=self.n_best, with_scores=True))
-        return [
-            [self._as_translation(candidate, is_source_cut=was_long) for candidate in candidates]
-            for candidates, was_long in zip(found, is_long, strict=True)
+        assert self.num_beams is not None
+        n_best = self.num_beams if self.prefers_surviving else self.n_best
+        found = self.loaded.search(encoded, batches, self.runtime, SearchOptions(n_best=n_best, with_scores=True))
+        rows = [
+            [self._as_translation(text, candidate, is_source_cut=was_long) for candidate in candidates]
+            for text, candidates, was_long in zip(texts, found, is_long, strict=True)
         ]
+        if self.prefers_surviving:  # sorted is stable: the better translation stays first
+            rows = [sorted(row, key=lambda one: bool(one.lost)) for row in rows]
+        return [row[: self.n_best] for row in rows]
 
-    def _as_translation(self, candidate: Hypothesis, *, is_source_cut: bool) -> Translation:
+    def _as_translation(self, source: str, candidate: Hypothesis, *, is_source_cut: bool) -> Translation:
         tokens = candidate.tokens.tolist()
         pad_id = target_side(self.loaded.tokenizer).pad_token_id
         # The decoder start counts, and may be the padding token. At the limit the end may be forced: it proves nothing.
         length = 1 + sum(token != pad_id for token in tokens[1:])
+        text = decode(self.loaded.tokenizer, [tokens])[0]
         return Translation(
-            text=decode(self.loaded.tokenizer, [tokens])[0],
+            text=text,
             score=candidate.score,
             is_source_cut=is_source_cut,
             is_cut=length >= self.loaded.max_target_length,
+            lost=tuple(lost(source, text)),
         )
 
     def close(self) -> None:

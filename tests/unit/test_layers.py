@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "mtloop"
 # Each line is a floor, from the ground up. A module imports only what stands before it: lower floors, and on its own
 # floor what is named to its left.
 FLOORS = (
-    ("errors", "atomic", "languages", "tables", "terminal"),
+    ("errors", "atomic", "languages", "placeholders", "tables", "terminal"),
     ("config", "batching", "runtime"),
     ("data", "model", "tokenization", "generation"),
     ("evaluation", "metrics_log", "run_files", "run_folder", "checkpoint", "hub"),
