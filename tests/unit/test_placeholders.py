@@ -41,6 +41,12 @@ def test_placeholders_finds_kind(text, kind, found):
         assert text[one.start : one.end] == one.text
 
 
+@pytest.mark.parametrize(("text", "kind"), [("a ", "edge_space"), ("\u3000a", "edge_space"), ("٣", "number"),
+                                            ("a\n", "newline"), ("ftp://a", "url"), ("$a", "braces")])  # fmt: skip
+def test_placeholders_finds_each_sign(text, kind):
+    assert kind in placeholders(text)
+
+
 def test_keys_of_what_a_translation_may_change():
     assert keys("%1$s %2$d") == keys("%d %s")
     assert keys("&Open...") == keys("Ö&ffnen…")
