@@ -26,7 +26,7 @@ LEFT_OUT = ("header", "obsolete", "not_translatable")
 COLUMNS = (TRANSLATION, "context", "comment", "references", "file")
 _CHARSET = re.compile(rb'charset=[ \t]*([^"\\\n;]+)')
 # KDE 2 wrote both forms into one text, before gettext had plurals.
-_KDE2_PLURAL = "_n: "
+KDE2_PLURAL = "_n: "
 _LINE_OF_ERROR = re.compile(r"^(?P<problem>.*?) on line (?P<line>\d+): ", re.DOTALL)
 
 Entries = Iterator[tuple[str, dict[str, Any], str]]
@@ -65,30 +65,43 @@ def _needing_toolkit(file: InputFile) -> Iterator[None]:
 # gettext
 
 
-def _of_gettext(file: InputFile, kind: str, source_lang: str, target_lang: str, fuzzy: str) -> Entries:
+def parse_gettext(file: InputFile, content: bytes, kind: str = "gettext") -> tuple[Any, str]:
+    """Return translate-toolkit's catalogue of a file, and the codec of its bytes.
+
+    Args:
+        file: The file, for messages.
+        content: Its bytes.
+        kind: "gettext", or "compiled" for a .mo file.
+
+    Raises:
+        UserError: naming file and line of what is malformed, or the package that is not installed.
+    """
     with _needing_toolkit(file):
         from translate.storage.mo import mofile
         from translate.storage.pypo import pofile
-    with reading(file) as stream:
-        content = stream.read()
-    parse = mofile.parsestring if kind == "compiled" else pofile.parsestring
     try:
-        catalogue = parse(content if kind == "compiled" else _in_utf8(file, content))
+        text, codec = (content, "utf-8") if kind == "compiled" else _in_utf8(file, content)
+        return (mofile if kind == "compiled" else pofile).parsestring(text), codec
     except UserError:
         raise
     except Exception as error:  # of the toolkit: PoParseError, IndexError, struct.error, UnicodeError were seen
         place = _LINE_OF_ERROR.match(str(error))
         problem = place["problem"] if place else first_line(error) or type(error).__name__
-        raise _malformed(file, place["line"] if place else 1, "gettext catalogue", problem) from error
+        raise malformed(file, place["line"] if place else 1, "gettext catalogue", problem) from error
+
+
+def _of_gettext(file: InputFile, kind: str, source_lang: str, target_lang: str, fuzzy: str) -> Entries:
+    with reading(file) as stream:
+        catalogue, _ = parse_gettext(file, stream.read(), kind)
     header = catalogue.parseheader()
     language = header.get("Language", "").strip()
     if is_iso_639(language) and not find_key(target_lang, [language]):
         target_lang = language  # of another language than was asked for
-    form_of_one = _form_of_one(header.get("Plural-Forms", ""))
+    number_of_one = form_of_one(header.get("Plural-Forms", ""))
     for unit in catalogue.units:
         where = f"{file.name}:{getattr(unit, '_line_number', None) or 1}"
         notes = unit.getnotes(), " ".join(unit.getlocations())
-        state, pairs = _state(unit, fuzzy), list(_pairs(unit, form_of_one))
+        state, pairs = state_of(unit, fuzzy), list(_pairs(unit, number_of_one))
         if state == KEPT and not any(target for _, target in pairs):
             state = "untranslated"
         for source, target in pairs if state == KEPT else pairs[:1]:
@@ -96,7 +109,8 @@ def _of_gettext(file: InputFile, kind: str, source_lang: str, target_lang: str, 
             yield where, _row(file, {source_lang: source, target_lang: target}, unit.getcontext(), *notes), found
 
 
-def _state(unit: Any, fuzzy: str) -> str:
+def state_of(unit: Any, fuzzy: str) -> str:
+    """Return the state of a gettext entry, whether it is translated or not."""
     if unit.isheader():
         return "header"
     if unit.isobsolete():
@@ -104,22 +118,22 @@ def _state(unit: Any, fuzzy: str) -> str:
     return fuzzy if unit.isfuzzy() else KEPT
 
 
-def _pairs(unit: Any, form_of_one: int) -> Iterator[tuple[str, str]]:
+def _pairs(unit: Any, number_of_one: int) -> Iterator[tuple[str, str]]:
     """Yield the pairs of an entry: the form for one thing with msgid, every other with msgid_plural."""
     sources, targets = ([str(text) for text in getattr(side, "strings", [side])] for side in (unit.source, unit.target))
     if len(sources) < 2:
-        if not sources[0].startswith(_KDE2_PLURAL):
+        if not sources[0].startswith(KDE2_PLURAL):
             yield sources[0], targets[0]
             return
-        sources = sources[0][len(_KDE2_PLURAL) :].split("\n", 1)
+        sources = sources[0][len(KDE2_PLURAL) :].split("\n", 1)
         targets = targets[0].split("\n")
     singular, plural = [*sources, ""][:2]
     for number, form in enumerate(targets):
-        is_singular = number == form_of_one and len(targets) > 1
+        is_singular = number == number_of_one and len(targets) > 1
         yield singular if is_singular or not plural else plural, form
 
 
-def _form_of_one(plural_forms: str) -> int:
+def form_of_one(plural_forms: str) -> int:
     """Return the number of the plural form for one thing, by the rule of the header; 0 without a valid rule."""
     rule = re.search(r"plural\s*=\s*([^;]+)", plural_forms)
     try:
@@ -129,8 +143,8 @@ def _form_of_one(plural_forms: str) -> int:
         return 0
 
 
-def _in_utf8(file: InputFile, content: bytes) -> bytes:
-    """Return a catalogue in UTF-8, in which its header says so: in the charset that it declares, in any spelling.
+def _in_utf8(file: InputFile, content: bytes) -> tuple[bytes, str]:
+    """Return a catalogue in UTF-8, in which its header says so, and the codec that it declares, in any spelling.
 
     Raises:
         UserError: naming the first line that is not in this charset.
@@ -140,14 +154,16 @@ def _in_utf8(file: InputFile, content: bytes) -> bytes:
     found = declared[-1] if declared else None
     charset = _charset(found[1].decode("ascii", "replace")) if found else None
     before, after = (content[: found.start(1)], content[found.end(1) :]) if found else (content, b"")
+    codec = charset or "utf-8"
     try:
-        text = [part.decode(charset or "utf-8") for part in (before, after)]
+        text = [part.decode(codec) for part in (before, after)]
     except UnicodeDecodeError as error:
         if charset is not None:
             line = content.count(b"\n", 0, error.start + (found.end(1) if found and error.object == after else 0)) + 1
             raise not_decodable(file, line, error, charset) from error
-        text = [part.decode("iso-8859-1") for part in (before, after)]  # from before UTF-8, which the toolkit reads too
-    return ("UTF-8" if found else "").join(text).encode()
+        codec = "iso-8859-1"  # from before UTF-8, which the toolkit reads too
+        text = [part.decode(codec) for part in (before, after)]
+    return ("UTF-8" if found else "").join(text).encode(), codec
 
 
 def _charset(declared: str) -> str | None:
@@ -161,7 +177,8 @@ def _charset(declared: str) -> str | None:
     return None
 
 
-def _malformed(file: InputFile, line: int | str, what: str, problem: str) -> UserError:
+def malformed(file: InputFile, line: int | str, what: str, problem: str) -> UserError:
+    """Return the error of a file that cannot be read."""
     return UserError(f"{file.name}:{line}: malformed {what} ({problem}). Correct it, or leave the file out.")
 
 
@@ -177,7 +194,7 @@ def _of_xml(file: InputFile, read: Callable[[InputFile, Iterator[tuple[str, Any]
         except etree.XMLSyntaxError as error:
             line, _ = error.position
             problem = re.sub(r", line \d+, column \d+.*", "", first_line(error))
-            raise _malformed(file, line, "XML", problem) from error
+            raise malformed(file, line, "XML", problem) from error
 
 
 def _events(file: InputFile, stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
