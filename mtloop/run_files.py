@@ -53,7 +53,7 @@ DATA_REPORT: Shape = {**_DATA_OF_PAIR, "fingerprint?": str, "fingerprints?": {st
 JOURNAL_LINE: Shape = dict.fromkeys(("part", "run_id", "manifest", "repo_id", "revision", "commit"), str) | {
     "step": int
 }
-HYPOTHESIS: Shape = {"index": int, "source": str, "reference": str, "hypothesis": str, "pair?": str}
+HYPOTHESIS: Shape = {"index": int, "source": str, "reference": str, "hypothesis": str, "pair?": str, "lost?": [str]}
 STATUS: Shape = {
     "status": str, "exit_status": (int, None), "message": str, "step": int, "pid": int, "host?": str,
     "process_start?": float, "command?": str,

@@ -65,13 +65,16 @@ class TrainState:
             return not math.isnan(score)
         return score > self.best_score if is_greater_better else score < self.best_score
 
-    def record_score(self, score: float, *, is_greater_better: bool) -> bool:
-        """Record the score of an evaluation; return True if it is the best so far."""
-        is_best = self.is_best(score, is_greater_better=is_greater_better)
+    def record_score(self, score: float, *, is_greater_better: bool, is_eligible: bool = True) -> bool:
+        """Record the score of an evaluation; return True if it is the best so far.
+
+        One that is not eligible is never the best, and counts as without gain only after the first best one.
+        """
+        is_best = is_eligible and self.is_best(score, is_greater_better=is_greater_better)
         self.evaluated_step = self.step
         if is_best:
             self.best_score, self.best_step, self.num_evaluations_without_gain = score, self.step, 0
-        else:
+        elif is_eligible or self.best_score is not None:
             self.num_evaluations_without_gain += 1
         return is_best
 

@@ -70,7 +70,7 @@ class EvaluationConfig(Group):
     metrics: list[str] | None = setting(
         None,
         "scores of the translations, separated by commas or spaces; `mtloop evaluate --help` lists them",
-        unset="bleu chrf",
+        unset="bleu chrf, and survival where a source has placeholders",
         is_split=True,
     )
     bleu_tokenizer: str | None = setting(
@@ -83,6 +83,16 @@ class EvaluationConfig(Group):
     )
     metric_for_best_model: str = setting(
         "bleu", "score that decides the best checkpoint: one of --metrics, or eval_loss", same_run=True
+    )
+    min_survival: float | None = setting(
+        None,
+        "share of rows whose placeholders survive, the score survival, below which a checkpoint is not the best; "
+        "until one reaches it, evaluations do not count for --early_stopping_patience",
+        unset="no such limit",
+        unit="percent",
+        same_run=True,
+        minimum=0,
+        maximum=100,
     )
     early_stopping_patience: int | None = setting(
         None,
@@ -111,6 +121,13 @@ class EvaluationConfig(Group):
                 "--max_length_ratio is only valid with generate",
                 got=self.eval_engine,
                 remedy=LEAVE_ONE_OUT,
+            )
+        if self.min_survival is not None and self.metrics is not None and "survival" not in self.metrics:
+            raise FieldError(
+                "min_survival",
+                "--metrics has no survival",
+                got=f"{self.min_survival:g}",
+                remedy="Add survival to --metrics, or leave it out.",
             )
         if self.average_last is not None and self.load_best_model_at_end:
             raise FieldError(

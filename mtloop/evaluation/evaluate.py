@@ -31,6 +31,7 @@ from mtloop.evaluation.metrics import (
     tally,
 )
 from mtloop.evaluation.selection import check_best_metric
+from mtloop.evaluation.survival import SURVIVAL
 from mtloop.generation.engine import Engine
 from mtloop.generation.generate import SearchOptions, deal_batches
 from mtloop.model.loss import batch_loss_sum
@@ -109,7 +110,7 @@ class Report:
     Attributes:
         loss_per_token: Cross-entropy in nats per target token, unsmoothed; None if it was not computed.
         perplexity: exp of the loss; None without it.
-        scores: By the metric's name; of several pairs the mean.
+        scores: By the metric's name; of several pairs the mean over those that have it.
         pair_scores: The scores of each pair, by the pair's name; {} if there is one pair.
         num_sentences: Rows translated, each once.
         time_s: Seconds of the whole evaluation.
@@ -148,6 +149,7 @@ class Report:
                 f"{name}_{pair}": of_pair[name].value
                 for name in self.scores
                 for pair, of_pair in self.pair_scores.items()
+                if name in of_pair
             },
             **({"user_metrics": own} if own else {}),
         }
@@ -162,6 +164,10 @@ class Report:
             return self.loss_per_token, False
         check_best_metric(metric, list(self.scores))
         return self.scores[metric].value, self.scores[metric].greater_is_better
+
+    def has_survival(self, minimum: float | None) -> bool:
+        """Return True if `survival` is at least this; None for no minimum."""
+        return minimum is None or self.scores[SURVIVAL].value >= minimum
 
 
 def evaluate(

@@ -6,19 +6,21 @@ registry. Must not know models, files or ranks. N sentences, K statistics of eac
 
 from __future__ import annotations
 
+import math
 import os
-import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics import CHRF, TER
 
-from mtloop.errors import UserError, first_line
-from mtloop.languages import UNSPACED_SCRIPTS, script_of, script_of_text
+from mtloop.errors import UserError
+from mtloop.evaluation.bleu import bleu_for, load_bleu
+from mtloop.evaluation.survival import NAMES, SURVIVAL, survival_statistics
+from mtloop.placeholders import KINDS
 
 LOSS = "eval_loss"
 # Keys of a line of metrics.jsonl: a metric of the same name would replace them.
@@ -26,16 +28,6 @@ RESERVED = frozenset(
     ("split", "step", "epoch", "loss", "grad_norm", "learning_rate", "target_tokens", "tokens_per_s", "train_time_s")
     + ("eval_loss", "perplexity", "num_sentences", "eval_time_s", "sentences_per_s", "user_metrics")
 )
-_DEFAULT_TOKENIZER = "13a"
-# sacreBLEU's own choices, best first; "char" needs no package, and suits every script without spaces.
-_TOKENIZERS_BY_SCRIPT = {
-    **dict.fromkeys(UNSPACED_SCRIPTS, ("char",)),
-    **dict.fromkeys(("Hani", "Hans", "Hant", "Hanb", "Bopo"), ("zh",)),
-    **dict.fromkeys(("Jpan", "Hrkt", "Hira", "Kana"), ("ja-mecab", "char")),
-    **dict.fromkeys(("Kore", "Hang"), ("ko-mecab", "char")),
-}
-_PACKAGES = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
-_DOWNLOAD_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +69,8 @@ class Statistics:
         return [self.score(row) for row in self.rows.tolist()]
 
 
-Count = Callable[[Texts], Statistics]
+# A metric that counts in several ways returns each by its name, without those that have nothing to count.
+Count = Callable[[Texts], Statistics | Mapping[str, Statistics]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +86,7 @@ class Metric:
         greater_is_better: The direction.
         decimals: Digits shown after the point.
         limits: The least and the greatest value; None where there are none.
+        part_of: The metric that counts this one too: beside it, this one has no column.
     """
 
     name: str
@@ -103,6 +97,7 @@ class Metric:
     greater_is_better: bool = True
     decimals: int = 2
     limits: tuple[float, float] | None = None
+    part_of: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +131,7 @@ def register(metric: Metric) -> Metric:
 
 
 def tally(texts: Texts, metrics: Sequence[Metric]) -> dict[str, Counted]:
-    """Apply metrics to texts; return their scores and statistics by name.
+    """Apply metrics to texts; return their scores and statistics by name, of metrics with something to count.
 
     Raises:
         UserError: A user's function failed.
@@ -144,11 +139,14 @@ def tally(texts: Texts, metrics: Sequence[Metric]) -> dict[str, Counted]:
     found: dict[str, Counted] = {}
     for metric in metrics:
         if metric.count is not None:
-            statistics = metric.count(texts)
-            score = float(statistics.score(statistics.rows.sum(axis=0).tolist()))
-            found[metric.name] = Counted(
-                metric=metric, score=score, signature=statistics.signature(None), statistics=statistics
-            )
+            counted = metric.count(texts)
+            for name, statistics in (counted if isinstance(counted, Mapping) else {metric.name: counted}).items():
+                found[name] = Counted(
+                    metric=metric if name == metric.name else METRICS[name],
+                    score=float(statistics.score(statistics.rows.sum(axis=0).tolist())),
+                    signature=statistics.signature(None),
+                    statistics=statistics,
+                )
             continue
         assert metric.compute is not None
         values = metric.compute(texts)
@@ -169,23 +167,21 @@ def scores_of(counted: Mapping[str, Counted]) -> dict[str, Score]:
 
 
 def mean_scores(scores: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
-    """Return the mean over several pairs of languages of each metric that all of them have.
+    """Return the mean of each metric over the pairs of languages that have it.
 
     Raises:
         ValueError: There are no scores.
     """
     if not scores:
         raise ValueError("no scores. Give at least one.")
-    number = len(scores)
     means = {}
-    for name, first in scores[0].items():
-        if any(name not in one for one in scores):
-            continue
-        signatures = " and ".join(dict.fromkeys(one[name].signature for one in scores))
+    for name in dict.fromkeys(name for of_pair in scores for name in of_pair):
+        found = [of_pair[name] for of_pair in scores if name in of_pair]
+        signatures = " and ".join(dict.fromkeys(one.signature for one in found))
         means[name] = replace(
-            first,
-            value=sum(one[name].value for one in scores) / number,
-            signature=f"mean of {number}: {signatures}" if signatures else "",
+            found[0],
+            value=sum(one.value for one in found) / len(found),
+            signature=f"mean of {len(found)}: {signatures}" if signatures else "",
         )
     return means
 
@@ -194,6 +190,12 @@ def metrics_of(line: Mapping[str, Any]) -> list[Metric]:
     """Return the metrics in a line of metrics.jsonl, in its order; a user's are listed in `user_metrics`."""
     own = line.get("user_metrics") or {}
     return [metric_named(key, own.get(key, True)) for key in line if key in METRICS or key in own]
+
+
+def with_column(metrics: Iterable[Metric]) -> list[Metric]:
+    """Return the metrics without those that another of them counts too."""
+    found = {metric.name: metric for metric in metrics}
+    return [metric for metric in found.values() if metric.part_of not in found]
 
 
 def metric_named(name: str, greater_is_better: bool) -> Metric:
@@ -210,28 +212,6 @@ def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> list[
     _check_counts(hypotheses, references)
     chrf = CHRF()
     return [chrf.sentence_score(one, [other]).score for one, other in zip(hypotheses, references, strict=True)]
-
-
-def load_bleu(tokenizer: str) -> BLEU:
-    """Return BLEU with one of sacreBLEU's tokenizers; some are downloaded at their first use.
-
-    Raises:
-        UserError: The tokenizer needs a package, or a download that failed.
-    """
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)  # sacreBLEU sets none
-    try:
-        return BLEU(tokenize=tokenizer)
-    except (Exception, SystemExit) as error:  # RuntimeError, ImportError, OSError, KeyError of an older version
-        remedy = "It is downloaded at its first use: run this with network access, or copy ~/.sacrebleu/models"
-        if tokenizer in _PACKAGES:
-            remedy = f"Run pip install '{_PACKAGES[tokenizer]}'"
-        problem = first_line(error).rstrip(".")
-        raise UserError(
-            f"--bleu_tokenizer: cannot be loaded: {problem} (got {tokenizer!r}). {remedy}, or give char."
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
 
 
 def bleu_with(tokenizer: str) -> Metric:
@@ -276,13 +256,32 @@ def sacrebleu_statistics(build: Callable[[Texts], Any]) -> Count:
 def mean_statistics(values: Callable[[Texts], Sequence[float]], *, signature: str) -> Count:
     """Count with a function that returns the value of each sentence; the score is their mean."""
 
-    def sign(num_resamples: int | None) -> str:
-        return signature if num_resamples is None else f"{signature}|bs:{num_resamples}|seed:{seed_text()}"
-
     def count(texts: Texts) -> Statistics:
         column = np.array(values(texts), dtype=np.float64)
-        rows = np.stack([column, np.ones_like(column)], axis=1)
-        return Statistics(rows=rows, score=lambda sums: sums[0] / sums[1], signature=sign)
+        return _mean_of(np.stack([column, np.ones_like(column)], axis=1), signature)
+
+    return count
+
+
+def _mean_of(rows: NDArray[np.float64], signature: str) -> Statistics:
+    """Return the statistics of a mean of N values, each with how often it counts: [N, 2]; NaN where none counts."""
+    return Statistics(
+        rows=rows,
+        score=lambda sums: sums[0] / sums[1] if sums[1] else math.nan,
+        signature=lambda number: signature if number is None else f"{signature}|bs:{number}|seed:{seed_text()}",
+    )
+
+
+def _survival(name: str) -> Count:
+    """Count `survival` and each of its kinds where a program's placeholder is among them, or one kind alone."""
+
+    def count(texts: Texts) -> dict[str, Statistics]:
+        found = survival_statistics(texts.sources, texts.hypotheses, texts.references)
+        return {
+            one: _mean_of(rows, f"rows:{int(rows[:, 1].sum())}")
+            for one, rows in found.items()
+            if one == name or (name == SURVIVAL and SURVIVAL in found)
+        }
 
     return count
 
@@ -296,17 +295,6 @@ def _check_counts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
         raise ValueError("no hypotheses to score. Give at least one.")
 
 
-def _bleu(texts: Texts) -> BLEU:
-    script = (script_of(texts.target_lang) if texts.target_lang else None) or script_of_text(texts.references)
-    *preferred, last = _TOKENIZERS_BY_SCRIPT.get(script or "", (_DEFAULT_TOKENIZER,))
-    for name in preferred:
-        try:
-            return BLEU(tokenize=name)
-        except RuntimeError:  # sacreBLEU's error if the tokenizer's optional package is not installed
-            continue
-    return BLEU(tokenize=last)
-
-
 def _exact_matches(texts: Texts) -> list[float]:
     pairs = zip(texts.hypotheses, texts.references, strict=True)
     return [100.0 if one.strip() == other.strip() else 0.0 for one, other in pairs]
@@ -316,10 +304,18 @@ def _exact_matches(texts: Texts) -> list[float]:
 
 _PERCENT = (0.0, 100.0)
 DEFAULT_METRICS = (
-    register(Metric(name="bleu", title="BLEU", count=sacrebleu_statistics(_bleu), limits=_PERCENT)),
+    register(
+        Metric(
+            name="bleu",
+            title="BLEU",
+            count=sacrebleu_statistics(lambda texts: bleu_for(texts.target_lang, texts.references)),
+            limits=_PERCENT,
+        )
+    ),
     register(
         Metric(name="chrf", title="chrF", label="chrF2", count=sacrebleu_statistics(lambda _: CHRF()), limits=_PERCENT)
     ),
+    register(Metric(name=SURVIVAL, title=SURVIVAL, count=_survival(SURVIVAL), limits=_PERCENT)),
 )
 # Its search for shifts is slow: not among the default metrics of training.
 register(Metric(name="ter", title="TER", greater_is_better=False, count=sacrebleu_statistics(lambda _: TER())))
@@ -340,3 +336,13 @@ register(
         limits=_PERCENT,
     )
 )
+for _name, _kind in NAMES.items():
+    register(
+        Metric(
+            name=_name,
+            title=f"{SURVIVAL} {KINDS[_kind].title}",
+            count=_survival(_name),
+            limits=_PERCENT,
+            part_of=SURVIVAL,
+        )
+    )

@@ -22,6 +22,7 @@ function rowsOf(set) {
     baselineChrf: compares ? set.baselineChrf[index] : null,
     gain: compares ? set.chrf[index] - set.baselineChrf[index] : null,
     differs: segments.length > 1,
+    lost: set.lost?.[index] ?? {}, // by the kind of placeholder, a list of what is missing or added
   }));
 }
 
@@ -48,7 +49,7 @@ const SHOWN = compares
       ["not as the reference", (row) => row.differs],
     ];
 
-const state = { order: 0, show: 0, filter: "", rows: [], found: [] };
+const state = { order: 0, show: 0, lost: "", filter: "", rows: [], found: [] };
 
 function element(name, className, text) {
   const made = document.createElement(name);
@@ -90,13 +91,20 @@ function articleOf(row) {
   for (const [what, chrf, segments, which] of lines) {
     article.append(element("div", "what", what), element("div", "chrf", chrf), textOf(segments, which, what));
   }
+  const lost = lostText(row);
+  if (lost) article.append(element("div", "what", "lost"), element("div", "chrf", ""), element("div", "text lost", lost));
   return article;
+}
+
+function lostText(row) {
+  return Object.values(row.lost).flat().join(", ");
 }
 
 function plainText(row) {
   const texts = [row.index, row.source, row.reference, joined(row.segments, MODEL)];
   if (compares) texts.push(joined(row.segments, OTHER));
-  return texts.join("\n");
+  const lost = lostText(row);
+  return (lost ? [...texts, lost] : texts).join("\n");
 }
 
 function haystack(row) {
@@ -135,10 +143,13 @@ const observer = new IntersectionObserver(
 );
 byId("rows").addEventListener("beforematch", (event) => fill(event.target.closest("section")));
 
+const ANY = "any";
+const hasLost = (row, kind) => !kind || (kind === ANY ? Object.keys(row.lost).length > 0 : kind in row.lost);
+
 function update() {
   const isShown = SHOWN[state.show][1];
   state.found = state.rows
-    .filter((row) => isShown(row) && (!state.filter || haystack(row).includes(state.filter)))
+    .filter((row) => isShown(row) && hasLost(row, state.lost) && (!state.filter || haystack(row).includes(state.filter)))
     .sort(ORDERS[state.order][1]);
   const all = `${number.format(state.rows.length)} ${state.rows.length === 1 ? "sentence" : "sentences"}`;
   const isPart = state.found.length < state.rows.length;
@@ -181,6 +192,14 @@ function buttons(id, entries, key, labelOf) {
 
 function choose(place) {
   state.rows = rowsOf(data.sets[place]);
+  const kinds = [...new Set(state.rows.flatMap((row) => Object.keys(row.lost)))];
+  const options = ["", ...(kinds.length ? [ANY] : []), ...kinds].map((kind) => {
+    const count = number.format(state.rows.filter((row) => hasLost(row, kind)).length);
+    return new Option(kind ? `lost: ${kind} (${count})` : "placeholders: all rows", kind);
+  });
+  state.lost = "";
+  byId("lost").replaceChildren(...options);
+  byId("lost").hidden = !kinds.length;
   buttons("order", ORDERS, "order", (name) => name);
   buttons("show", SHOWN, "show", (name, isShown) => `${name} (${number.format(state.rows.filter(isShown).length)})`);
   update();
@@ -189,6 +208,10 @@ function choose(place) {
 data.sets.forEach((set, place) => byId("set").append(new Option(set.name, place)));
 byId("set").hidden = data.sets.length < 2;
 byId("set").addEventListener("change", (event) => choose(Number(event.target.value)));
+byId("lost").addEventListener("change", (event) => {
+  state.lost = event.target.value;
+  update();
+});
 let timer;
 byId("filter").addEventListener("input", (event) => {
   clearTimeout(timer);

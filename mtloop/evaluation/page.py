@@ -20,6 +20,7 @@ from typing import Any
 from mtloop.evaluation.metrics import Counted, sentence_chrf
 from mtloop.evaluation.significance import p_value_texts, score_text
 from mtloop.evaluation.test_sets import Verdict
+from mtloop.placeholders import KINDS
 
 _MARKS = r"!-/:-@\[-`{-~«»“”‘’…。、，！？：；（）「」"
 _WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # kana and Chinese characters
@@ -53,11 +54,14 @@ def _json(data: Any) -> str:
     return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _columns(verdict: Verdict) -> dict[str, list[Any]]:
-    """Return what page.js shows of each row, by column: of 20,000 rows, shared keys would be a tenth of the file."""
+def _columns(verdict: Verdict) -> dict[str, Any]:
+    """Return what page.js shows of each row, by column: of 20,000 rows, shared keys would be a tenth of the file.
+
+    `lost` is by row, and has those that lost a placeholder.
+    """
     test_set, others = verdict.test_set, verdict.baseline_hypotheses
     compared = test_set.references if others is None else others
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, Any] = {
         "source": test_set.sources,
         "chrf": _chrf(verdict.counted, verdict.hypotheses, test_set.references),
         "segments": [differing(one, other) for one, other in zip(verdict.hypotheses, compared, strict=True)],
@@ -65,7 +69,12 @@ def _columns(verdict: Verdict) -> dict[str, list[Any]]:
     if others is not None:  # without a baseline, the segments hold the references
         columns["reference"] = test_set.references
         columns["baselineChrf"] = _chrf(verdict.baseline_counted, others, test_set.references)
-    return columns
+    lost = {row: _by_title(of_row) for row, of_row in enumerate(verdict.lost) if of_row}
+    return {**columns, "lost": lost} if lost else columns
+
+
+def _by_title(lost: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    return {KINDS[kind].title: lines for kind, lines in lost.items()}
 
 
 def _chrf(counted: Mapping[str, Counted], hypotheses: Sequence[str], references: Sequence[str]) -> list[float]:
@@ -120,7 +129,7 @@ def _head(verdicts: Sequence[Verdict], model: str, baseline: str | None) -> str:
             *(
                 f"<p>{one.metric.label or one.metric.title} <code>{html.escape(one.signature)}</code></p>"
                 for one in verdicts[0].scores.values()
-                if one.signature
+                if one.signature and not one.metric.part_of
             ),
             "</details>",
         ]

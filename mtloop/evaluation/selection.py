@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.errors import UserError
 from mtloop.evaluation.metrics import DEFAULT_METRICS, LOSS, METRICS, RESERVED, Metric, Texts, bleu_with, tally
+from mtloop.evaluation.survival import NAMES, SURVIVAL
+from mtloop.placeholders import KINDS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,7 +83,7 @@ def check_best_metric(metric: str, names: Sequence[str]) -> None:
     Raises:
         UserError: naming what is computed.
     """
-    if metric != LOSS and metric not in names:
+    if metric != LOSS and metric not in names and (metric not in METRICS or METRICS[metric].part_of not in names):
         remedy = "Add it to --metrics" if metric in METRICS else "Pass its function to mtloop.main"
         raise UserError(
             f"--metric_for_best_model: this run does not compute it (got {metric!r}). {remedy}, or give one of "
@@ -98,6 +100,32 @@ def check_selection(best: str, names: Sequence[str] | None, functions: Functions
     metrics = choose_metrics(names, functions)
     if not functions:  # a function may return several scores, which have their own names
         check_best_metric(best, [one.name for one in metrics])
+
+
+def check_survival(
+    metrics: Sequence[Metric],
+    sources: Sequence[str],
+    references: Sequence[str],
+    *,
+    best: str = LOSS,
+    min_survival: float | None = None,
+) -> None:
+    """Refuse a metric of survival that is needed, but that no row counts for.
+
+    Raises:
+        UserError: naming --metric_for_best_model, --min_survival or --metrics.
+    """
+    of_survival = [one for one in metrics if SURVIVAL in (one.name, one.part_of)]
+    counted = tally(Texts(sources=sources, hypotheses=references, references=references), of_survival)
+    remedy = f"Give another one, as {', '.join(counted)}" if counted else "Leave it out"
+    needed = [("--metric_for_best_model", best, best), ("--min_survival", SURVIVAL, min_survival)]
+    needed += [("--metrics", one.name, one.name) for one in metrics[:1] if len(of_survival) == len(metrics)]
+    for flag, name, got in needed:
+        if got is not None and name in (SURVIVAL, *NAMES) and name not in counted:
+            what = f"{KINDS[NAMES[name]].title} of" if name in NAMES else "placeholder of"
+            raise UserError(
+                f"{flag}: no {what} a source is in its reference too: there is nothing to count (got {got}). {remedy}."
+            )
 
 
 def try_functions(metrics: Sequence[Metric], rows: Dataset, best: str = LOSS) -> dict[str, bool]:
@@ -132,12 +160,12 @@ def measure_references(
     Raises:
         UserError: BLEU's tokenizer cannot be loaded.
     """
-    count = next((one.count for one in metrics if one.name == "bleu"), None)
-    if count is None:
-        return []
     few = references[:NUM_MEASURED]
-    statistics = count(Texts(sources=few, hypotheses=few, references=few, target_lang=target_lang))
-    mean = float(statistics.rows[:, 1].mean())  # sacreBLEU's reference length
+    texts = Texts(sources=few, hypotheses=few, references=few, target_lang=target_lang)
+    counted = tally(texts, [one for one in metrics if one.name == "bleu"])
+    if not counted or counted["bleu"].statistics is None:
+        return []
+    mean = float(counted["bleu"].statistics.rows[:, 1].mean())  # sacreBLEU's reference length
     if mean >= FEW_TOKENS:
         return []
     return [

@@ -77,7 +77,7 @@ def p_value_texts(half_width: float | None, p_value: float | None, *, label: str
 
 
 def recorded_text(line: Mapping[str, Any], metric: Metric, *, pair: str = "", is_short: bool = False) -> str:
-    """Format a score of a line of metrics.jsonl, `not finite` for null.
+    """Format a score of a line of metrics.jsonl: `not finite` for null, "-" if it has none.
 
     Args:
         line: Holds the score.
@@ -86,6 +86,8 @@ def recorded_text(line: Mapping[str, Any], metric: Metric, *, pair: str = "", is
         is_short: Leave out the interval and the gain.
     """
     key = f"{metric.name}_{pair}" if pair else metric.name
+    if key not in line:
+        return "-"
     if line[key] is None:
         return "not finite"
     if is_short:
@@ -128,18 +130,21 @@ def resample(
         for name, counted in one.items():
             interval = Interval(metric=counted.metric, score=counted.score)
             if counted.statistics is not None:
-                mean, half_width = estimate_ci(resampled[number][name])
-                interval = replace(
-                    interval,
-                    mean=float(mean),  # float32 otherwise
-                    half_width=float(half_width),
-                    signature=counted.statistics.signature(num_resamples),
-                )
-                if number == 0 and baseline is not None and len(counted.statistics.rows) >= MIN_ROWS:
-                    differences = resampled[0][name] - resampled[1][name]
+                interval = replace(interval, signature=counted.statistics.signature(num_resamples))
+                if len(scores := _drawn(resampled[number][name])):
+                    mean, half_width = estimate_ci(scores)
+                    interval = replace(interval, mean=float(mean), half_width=float(half_width))  # float32 otherwise
+                num_counting = np.count_nonzero(counted.statistics.rows.any(axis=1))
+                if number == 0 and baseline is not None and num_counting >= MIN_ROWS:
+                    differences = _drawn(resampled[0][name] - resampled[1][name])
                     interval = replace(interval, p_value=_p_value(differences, counted.score - baseline[name].score))
             found[number][name] = interval
     return found[0], found[1] if baseline is not None else None
+
+
+def _drawn(scores: NDArray[Any]) -> NDArray[Any]:
+    """Return the scores of the resamples in which a row that counts was drawn."""
+    return scores[~np.isnan(scores)]
 
 
 def _resampled_scores(systems: Sequence[Mapping[str, Counted]], num_resamples: int) -> list[dict[str, NDArray[Any]]]:

@@ -9,8 +9,9 @@ from datasets import Dataset
 
 from mtloop.evaluation.evaluate import EvaluationSet, Report, evaluate
 from mtloop.evaluation.metrics import DEFAULT_METRICS, Counted, Metric
-from mtloop.evaluation.selection import measure_references, try_functions
+from mtloop.evaluation.selection import check_survival, measure_references, try_functions
 from mtloop.evaluation.significance import Interval, score_text
+from mtloop.evaluation.survival import lost_placeholders
 from mtloop.generation.engine import Engine
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.encoding import encode_rows
@@ -108,6 +109,8 @@ def try_metrics(metrics: Sequence[Metric], test_sets: Sequence[TestSet], runtime
         UserError: A user's function failed, or BLEU's tokenizer cannot be loaded.
     """
     try_functions(metrics, test_sets[0].rows)
+    sources = [text for one in test_sets for text in one.sources]
+    check_survival(metrics, sources, [text for one in test_sets for text in one.references])
     for one in test_sets:
         runtime.say(*measure_references(metrics, one.references, one.target_lang, one.name))
 
@@ -134,12 +137,19 @@ class Verdict:
     counted: Mapping[str, Counted] = field(default_factory=dict)
     baseline_counted: Mapping[str, Counted] = field(default_factory=dict)
 
+    @property
+    def lost(self) -> list[dict[str, list[str]]]:
+        """Return what each row of the model lost, by the kind of placeholder."""
+        return lost_placeholders(self.test_set.sources, self.hypotheses, self.test_set.references)
+
     def gain(self, name: str) -> float | None:
         """Return the difference from the baseline in a metric; None without one."""
         return None if self.baseline_scores is None else self.scores[name].score - self.baseline_scores[name].score
 
     def text(self, name: str) -> str:
-        """Format a score, with its difference from the baseline if there is one."""
+        """Format a score, with its difference from the baseline if there is one; "-" for no score."""
+        if name not in self.scores:
+            return "-"
         found = self.scores[name]
         return score_text(
             found.score,

@@ -24,7 +24,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from mtloop.atomic import read_json
 from mtloop.config.model import split_revision
 from mtloop.config.settings import DEFAULTS, Config, flat, is_from_scratch
-from mtloop.evaluation.metrics import METRICS, Metric, metrics_of
+from mtloop.evaluation.metrics import METRICS, Metric, metrics_of, with_column
 from mtloop.evaluation.significance import recorded_text
 from mtloop.hub.parts import MAIN_BRANCH, Part, Target, has_curves, lines_until, manifest_of
 from mtloop.languages import base_code, is_iso_639, translation_task
@@ -115,9 +115,14 @@ class Facts:
 
     @cached_property
     def metrics(self) -> list[Metric]:
-        """Return every metric that an evaluation of the run recorded."""
-        found = {metric.name: metric for line in evaluations_of(self.lines) for metric in metrics_of(line)}
-        return list(found.values())
+        """Return every metric that an evaluation of the run recorded, without those that another one counts too."""
+        return with_column(metric for line in evaluations_of(self.lines) for metric in metrics_of(line))
+
+    @property
+    def kinds_of_survival(self) -> list[Metric]:
+        """Return the metrics of the newest evaluation that have a table of their own."""
+        found = metrics_of(self.newest)
+        return [metric for metric in found if metric not in with_column(found)]
 
     @property
     def has_intervals(self) -> bool:
@@ -176,7 +181,7 @@ def write_card(folder: RunFolder, part: Part, target: Target) -> str:
         revision_argument="" if is_main else f', revision="{target.revision}"',
         is_from_scratch=is_from_scratch(facts.config),
         has_curves=has_curves(folder, part),
-        metrics_of=metrics_of,
+        metrics_of=lambda line: with_column(metrics_of(line)),
         number=number_text,
         score=recorded_text,
         cell=escape,
@@ -252,8 +257,8 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
         )
         for split, line in facts.scored_splits
         for pair in facts.config.data.pair_names or ("",)
-        for metric in metrics_of(line)
-        if (value := line[f"{metric.name}_{pair}" if pair else metric.name]) is not None
+        for metric in with_column(metrics_of(line))
+        if (value := line.get(f"{metric.name}_{pair}" if pair else metric.name)) is not None
     ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtloop.evaluation.metrics import LOSS, Metric, metrics_of
+from mtloop.evaluation.metrics import LOSS, Metric, metrics_of, with_column
 from mtloop.evaluation.selection import RESERVED_ENDINGS
 from mtloop.metrics_log import Line, evaluations_of, updates_of
 from mtloop.run_folder import RunFolder
@@ -47,7 +47,7 @@ def figure_of(records: list[Line]) -> Figure:
     updates = updates_of(records)
     by_step = {line["step"]: line for line in evaluations_of(records)}  # after a resume, the last of a step
     evaluations = [line for _, line in sorted(by_step.items())]
-    metrics = metrics_of(evaluations[-1]) if evaluations else []
+    metrics = with_column(metrics_of(evaluations[-1])) if evaluations else []
     # The loss is on the left; beside it the metrics, in two columns if there are more than three.
     num_columns = min(1, len(metrics)) if len(metrics) <= 3 else 2
     num_rows = -(-len(metrics) // num_columns) if metrics else 1
@@ -154,11 +154,12 @@ def _curve(evaluations: list[Line], name: str) -> _Curve:
 
 
 def _pairs_of(evaluation: Line) -> list[str]:
-    """Return the pairs of languages that have every metric; [] if there is one pair."""
-    names = [metric.name for metric in metrics_of(evaluation)]
-    keys = [key for key in evaluation if key.startswith(f"{names[0]}_") and not key.endswith(RESERVED_ENDINGS)]
-    pairs = [key.removeprefix(f"{names[0]}_") for key in keys]
-    return [pair for pair in pairs if "-" in pair and all(f"{name}_{pair}" in evaluation for name in names)]
+    """Return the pairs of languages that have a metric; [] if there is one pair."""
+    names = sorted((metric.name for metric in metrics_of(evaluation)), key=len, reverse=True)
+    keys = [key for key in evaluation if key not in names and not key.endswith(RESERVED_ENDINGS)]
+    # The longest name that a key begins with: chrf_pp_en-fr is of chrf_pp.
+    found = [next((key.removeprefix(f"{name}_") for name in names if key.startswith(f"{name}_")), "") for key in keys]
+    return list(dict.fromkeys(pair for pair in found if "-" in pair))
 
 
 def _add_axis_of_time(axes: Axes, evaluations: list[Line]) -> None:

@@ -82,8 +82,10 @@ def evaluate_and_record(run: Run) -> Report:
     """Evaluate on the validation rows, record, and update the best score. Collective."""
     report_nonfinite(run)
     report = evaluate_on(run, run.valid)
-    score, is_greater_better = report.best_score(run.config.evaluation.metric_for_best_model)
-    run.state.record_score(score, is_greater_better=is_greater_better)
+    config = run.config.evaluation
+    score, is_greater_better = report.best_score(config.metric_for_best_model)
+    is_eligible = report.has_survival(config.min_survival)
+    run.state.record_score(score, is_greater_better=is_greater_better, is_eligible=is_eligible)
     return report
 
 
@@ -124,15 +126,21 @@ def record_evaluation(run: Run, data: EvaluationSet, report: Report) -> None:
     pairs = [part.name for part in data.parts for _ in range(part.rows.start, part.rows.stop)]
     run.tracker.write_hypotheses(step, rows, report.hypotheses, name=data.name, pairs=pairs)
     run.tracker.log_evaluation(data.name, record)
-    score, is_greater_better = report.best_score(run.config.evaluation.metric_for_best_model)
     chosen = choose_samples(len(rows), run.config.output.num_samples, seed=run.config.hardware.seed)
     run.display.evaluation(
         data.name,
         record,
         pairs=list(report.pair_scores),
         samples=[(rows[i][1], rows[i][2], report.hypotheses[i]) for i in chosen],
-        is_best=data is run.valid and run.state.is_best(score, is_greater_better=is_greater_better),
+        is_best=data is run.valid and is_new_best(run, report),
     )
+
+
+def is_new_best(run: Run, report: Report) -> bool:
+    """Return True if an evaluation of the validation rows, not recorded yet, is the best so far."""
+    config = run.config.evaluation
+    score, is_greater_better = report.best_score(config.metric_for_best_model)
+    return report.has_survival(config.min_survival) and run.state.is_best(score, is_greater_better=is_greater_better)
 
 
 def significance(run: Run, data: EvaluationSet, rows: list[tuple[int, str, str]], report: Report) -> dict[str, Any]:

@@ -156,6 +156,9 @@ class Run:
         text = ""
         if evaluation.load_best_model_at_end and state.best_score is not None:
             text += f", that of step {state.best_step:,} ({evaluation.metric_for_best_model} {state.best_score:.4g})"
+        if evaluation.min_survival is not None and state.best_score is None:
+            text += f"; no evaluation reached --min_survival {evaluation.min_survival:g}"
+            text += ", final/ holds the last weights" if evaluation.load_best_model_at_end else ""
         if evaluation.average_last is not None:
             steps = final_record(self.folder).get("average_of", [])
             text += f", the average of steps {', '.join(f'{step:,}' for step in steps)}"

@@ -22,9 +22,10 @@ from mtloop.checkpoint.state import TrainState
 from mtloop.config.settings import Config, as_spelled, changed, differences, flat
 from mtloop.config.yaml_file import to_yaml
 from mtloop.errors import UserError
+from mtloop.evaluation.bleu import load_bleu
 from mtloop.evaluation.evaluate import EvaluationSet
-from mtloop.evaluation.metrics import Metric, load_bleu
-from mtloop.evaluation.selection import Functions, choose_metrics, measure_references, try_functions
+from mtloop.evaluation.metrics import Metric
+from mtloop.evaluation.selection import Functions, check_survival, choose_metrics, measure_references, try_functions
 from mtloop.generation.trial import try_model
 from mtloop.metrics_log import evaluations_of
 from mtloop.model.activations import is_recomputing, recompute_activations
@@ -172,6 +173,8 @@ def choose_run_metrics(
         if not valid.parts:
             runtime.say(*measure_references(metrics, references, config.data.target_lang, valid.name))
         best = config.evaluation.metric_for_best_model
+        sources, minimum = valid.rows["source"][:], config.evaluation.min_survival
+        check_survival(metrics, sources, references, best=best, min_survival=minimum)
         own = try_functions(metrics, valid.rows, best) if functions else {}
         lines = evaluations_of(folder.metrics.lines())
         recorded = lines[-1].get("user_metrics", {}) if lines else {}

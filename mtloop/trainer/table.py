@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mtloop.evaluation.metrics import Metric, metrics_of
+from mtloop.evaluation.metrics import Metric, metrics_of, with_column
 from mtloop.evaluation.significance import recorded_text
 from mtloop.metrics_log import VALID
 
@@ -68,19 +68,19 @@ def scores_text(line: Line, metrics: Sequence[Metric], *, pair: str = "") -> str
     """Return scores as they are read without a table, the first of a pair with its interval and gain."""
     texts = [
         f"{metric.title} {recorded_text(line, metric, pair=pair, is_short=not pair or number > 0)}"
-        for number, metric in enumerate(metrics)
+        for number, metric in enumerate(with_column(metrics))
     ]
     return ", ".join(texts)
 
 
 def metrics_without_column(columns: Sequence[Column], line: Line) -> list[Metric]:
-    """Return the metrics of an evaluation that have no column."""
+    """Return the metrics of an evaluation whose column did not fit."""
     shown = {column.metric for column in columns}
-    return [metric for metric in metrics_of(line) if metric.name not in shown]
+    return [metric for metric in with_column(metrics_of(line)) if metric.name not in shown]
 
 
 def _all_columns(first: Line, total_steps: int) -> list[Column]:
-    best, *others = metrics_of(first)
+    best, *others = with_column(metrics_of(first))
     columns = [
         Column("epoch", 7, 0, lambda line: f"{line['epoch']:.2f}" if line["name"] == VALID else line["name"]),
         Column("step", max(4, len(f"{total_steps:,}")), 0, lambda line: f"{line['step']:,}"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from mtloop.atomic import write_json_lines
 from mtloop.errors import unwritable
+from mtloop.evaluation.survival import lost_placeholders
 from mtloop.metrics_log import VALID
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
@@ -83,17 +84,24 @@ class Tracker:
         name: str = "valid",
         pairs: Sequence[str] = (),
     ) -> None:
-        """Write hypotheses/step_N.jsonl: index, source, reference, hypothesis of every row; of several pairs, pair."""
+        """Write hypotheses/step_N.jsonl: index, source, reference, hypothesis of every row.
+
+        Of several pairs also `pair`, and where placeholders did not survive `lost`.
+        """
         if not self.runtime.is_main:
             return
         stem = f"step_{step}" if name == "valid" else name
         path = self.folder.hypotheses_dir / f"{stem}.jsonl"
-        records = [
+        records: list[dict[str, Any]] = [
             {"index": index, "source": source, "reference": reference, "hypothesis": hypothesis}
             for (index, source, reference), hypothesis in zip(rows, hypotheses, strict=True)
         ]
         for record, pair in zip(records, pairs, strict=False):
             record["pair"] = pair
+        _, sources, references = zip(*rows, strict=True)
+        for record, lost in zip(records, lost_placeholders(sources, hypotheses, references), strict=True):
+            if lost:
+                record["lost"] = [what for of_kind in lost.values() for what in of_kind]
         try:
             path.parent.mkdir(exist_ok=True)
         except OSError as error:

@@ -16,7 +16,8 @@ import mtloop
 from mtloop.cli.commands.train import main as train_py
 from mtloop.config.evaluation import BLEU_TOKENIZERS
 from mtloop.errors import UserError
-from mtloop.evaluation.metrics import METRICS, Texts, load_bleu, metrics_of, tally
+from mtloop.evaluation.bleu import load_bleu
+from mtloop.evaluation.metrics import METRICS, Texts, metrics_of, tally
 from mtloop.evaluation.selection import check_selection, choose_metrics, measure_references, try_functions
 
 TEXTS = Texts(sources=["a", "b"], hypotheses=["x y", "z"], references=["x y", "w"])
@@ -35,7 +36,7 @@ errors.greater_is_better = False
 
 
 def test_choose_metrics_takes_the_default_ones_and_functions():
-    assert [one.name for one in choose_metrics(None)] == ["bleu", "chrf"]
+    assert [one.name for one in choose_metrics(None)] == ["bleu", "chrf", "survival"]
     assert [one.name for one in choose_metrics(["ter", "bleu"], [length_ratio])] == ["ter", "bleu", "length_ratio"]
 
 
@@ -136,7 +137,7 @@ def test_load_bleu_says_that_a_tokenizer_is_downloaded(monkeypatch, error):
     def fail(**settings):
         raise error
 
-    monkeypatch.setattr("mtloop.evaluation.metrics.BLEU", fail)
+    monkeypatch.setattr("mtloop.evaluation.bleu.BLEU", fail)
     with pytest.raises(
         UserError, match=r"^--bleu_tokenizer: .*\(got 'flores200'\)\. It is downloaded at its first use"
     ):
@@ -282,7 +283,7 @@ def test_main_refuses_a_tokenizer_of_bleu_before_training(train_tiny, tmp_path, 
     def fail(**settings):
         raise URLError("no route")
 
-    monkeypatch.setattr("mtloop.evaluation.metrics.BLEU", fail)
+    monkeypatch.setattr("mtloop.evaluation.bleu.BLEU", fail)
     assert train_tiny(bleu_tokenizer="flores200") == 2
     assert "mtloop: error: --bleu_tokenizer: " in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -32,8 +32,8 @@ from mtloop.cli.flags import (
 )
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, check_folder, first_line, rename_flag
-from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of
-from mtloop.evaluation.significance import score_text
+from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of, with_column
+from mtloop.evaluation.significance import recorded_text
 from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder, stored_config
 from mtloop.tables import aligned
@@ -75,7 +75,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("-o", "--output", metavar="OUT", help="the folder to write: a model that loads")
     add("--evaluate", action="store_true", help="score the average and each of its checkpoints (--test_set does, too)")
-    add_metrics_flag(parser, "bleu", "chrf")
+    add_metrics_flag(parser, "bleu", "chrf", "survival")
     add_test_set_flags(parser, without="the run's own validation rows, which are always scored")
     add_model_flags(parser)
 
@@ -331,18 +331,19 @@ def print_scores(
 
 def scores_table(title: str, found: dict[str, list[dict[str, Score]]], names: list[str]) -> list[str]:
     """Format scores as a table: on each test set, the best of the first metric marked; and the signatures."""
-    own = next(iter(found.values()))[0]
-    metrics = [metric_named(name, score.greater_is_better) for name, score in own.items()]
+    own = {name: score for scores in next(iter(found.values())) for name, score in scores.items()}
+    metrics = with_column(metric_named(name, score.greater_is_better) for name, score in own.items())
     main = metrics[0]
     lines = [[title, *(f"{name} {metric.title}" for name in names for metric in metrics)]]
     choose = max if main.greater_is_better else min
-    best = [choose(of_sets[column][main.name].value for of_sets in found.values()) for column in range(len(names))]
-    for name, of_sets in found.items():
-        cells = [name]
-        for scores, best_value in zip(of_sets, best, strict=True):
-            texts = [score_text(scores[metric.name].value, decimals=metric.decimals) for metric in metrics]
-            texts[0] = f"*{texts[0]}" if scores[main.name].value == best_value else texts[0]
-            cells += texts
-        lines.append(cells)
+    cells: dict[str, list[str]] = {name: [] for name in found}
+    for of_set in zip(*found.values(), strict=True):  # the scores of each row on one test set
+        values = [{name: score.value for name, score in scores.items()} for scores in of_set]
+        best = choose((one[main.name] for one in values if main.name in one), default=None)
+        for name, one in zip(found, values, strict=True):
+            texts = [recorded_text(one, metric) for metric in metrics]
+            texts[0] = f"*{texts[0]}" if best is not None and one[main.name] == best else texts[0]
+            cells[name] += texts
+    lines += [[name, *texts] for name, texts in cells.items()]
     signatures = [f"{metric.title}: {own[metric.name].signature}" for metric in metrics if own[metric.name].signature]
     return ["", *aligned(lines), "", f"* the best {main.title}", *signatures]

@@ -17,6 +17,7 @@ from mtloop.checkpoint.manifest import CorruptCheckpoint, check_sizes, read_mani
 from mtloop.cli.flags import number_type
 from mtloop.errors import UserError
 from mtloop.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
+from mtloop.evaluation.survival import SURVIVAL
 from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder, step_named
 from mtloop.tables import aligned
@@ -155,6 +156,10 @@ def _show(run: Path, action: str) -> int:
     columns = ("checkpoint", "step", "epoch", shown_metric(folder).title, "MB", "pushed", "names", "state")
     print(f"{run}: {folder.status_text}")
     print("\n".join(aligned([columns, *(entry.cells for entry in entries)], left=1)))
+    stored, survivals = folder.stored_config(), folder.metrics.scores(SURVIVAL).values()
+    minimum = None if stored is None else stored.evaluation.min_survival
+    if minimum is not None and survivals and max(survivals) < minimum:
+        print(f"no best checkpoint: no evaluation reached --min_survival {minimum:g} (greatest {max(survivals):.2f})")
     num_corrupt = sum(bool(entry.corruption) for entry in entries)
     if action == "verify":
         print(f"{len(entries)} checkpoint(s): {len(entries) - num_corrupt} verified, {num_corrupt} corrupt")

@@ -29,6 +29,7 @@ from mtloop.cli.flags import (
 from mtloop.cli.status import writing
 from mtloop.config.settings import Config, flat
 from mtloop.errors import UserError, check_file, check_folder
+from mtloop.evaluation.metrics import with_column
 from mtloop.evaluation.significance import NUM_RESAMPLES, resample
 from mtloop.run_folder import stored_config
 from mtloop.tables import aligned
@@ -52,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--baseline", metavar="M", help="another model, to compare with")
     add_test_set_flags(parser, without="the run's own validation and test rows")
-    add_metrics_flag(parser, "bleu", "chrf", "ter")
+    add_metrics_flag(parser, "bleu", "chrf", "ter", "survival")
     add(
         "--num_resamples",
         type=number_type("num_resamples"),
@@ -206,21 +207,30 @@ def _conclude(
 
 
 def verdict_table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:
-    """Write the scores as a table, and the signatures below it."""
-    metrics = [interval.metric for interval in verdicts[0].scores.values()]
+    """Write the scores as a table, the metrics that another one counts too in a second, and the signatures below."""
+    found = {name: one.metric for verdict in verdicts for name, one in verdict.scores.items()}
+    metrics = with_column(found.values())
     rows = [["test set", "rows", *(metric.title for metric in metrics)]]
     for verdict in verdicts:
         cells = [verdict.text(metric.name) for metric in metrics]
         rows.append([verdict.test_set.name, f"{len(verdict.hypotheses):,}", *cells])
+    parts = [["", *(verdict.test_set.name for verdict in verdicts)]]
+    parts += [
+        [metric.title, *(verdict.text(name) for verdict in verdicts)]
+        for name, metric in found.items()
+        if metric not in metrics
+    ]
     what = "score ± half of the 95 % confidence interval"
     what += " (difference from the baseline, p-value of the paired bootstrap)" if has_baseline else ""
-    intervals = [interval for interval in verdicts[0].scores.values() if interval.signature]
+    scores = {name: one for verdict in reversed(verdicts) for name, one in verdict.scores.items()}
+    intervals = [scores[metric.name] for metric in metrics if scores[metric.name].signature]
     signatures = [f"{one.metric.label or one.metric.title}: {one.signature}" for one in intervals]
-    return ["", *aligned(rows), "", what, *signatures]
+    of_parts = ["", *aligned(parts, left=1)] if len(parts) > 1 else []
+    return ["", *aligned(rows), *of_parts, "", what, *signatures]
 
 
 def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> None:
-    """Write report.json, and NAME.jsonl with index, source, reference, hypothesis and baseline of each row."""
+    """Write report.json, and NAME.jsonl with index, source, reference, hypothesis, baseline and lost of each row."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("report.json", *(f"{verdict.test_set.name}.jsonl" for verdict in verdicts)):
@@ -239,6 +249,9 @@ def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> 
         for index, (source, reference, hypothesis, other) in enumerate(rows):
             row = {"index": index, "source": source, "reference": reference, "hypothesis": hypothesis}
             written.append({**row, **({} if other is None else {"baseline": other})})
+        for row, lost in zip(written, verdict.lost, strict=True):
+            if lost:
+                row["lost"] = [what for of_kind in lost.values() for what in of_kind]
         write_json_lines(folder / f"{test_set.name}.jsonl", written)
     write_json(folder / "report.json", report)
 

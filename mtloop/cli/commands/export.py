@@ -28,7 +28,7 @@ from mtloop.cli.flags import (
 )
 from mtloop.cli.status import writing
 from mtloop.errors import UserError, behind_link, check_folder
-from mtloop.evaluation.metrics import Metric, metrics_of
+from mtloop.evaluation.metrics import Metric, metrics_of, with_column
 from mtloop.evaluation.selection import choose_metrics
 from mtloop.evaluation.significance import recorded_text
 from mtloop.generation import RECORD_NAME
@@ -229,7 +229,7 @@ def compare(test_set: TestSet, generate: Report, exported: Report) -> dict[str, 
 
 def parity_table(report: dict[str, Any]) -> list[str]:
     """Format a report as a table, and a summary below it."""
-    metrics = metrics_of(report["generate"])
+    metrics = with_column(metrics_of(report["generate"]))
     rows = [["", *(metric.title for metric in metrics), "sentences/s"]]
     for name in ("generate", "ctranslate2"):
         found = report[name]
