@@ -7,6 +7,7 @@ from mtloop.config.fields import LEAVE_ONE_OUT, MAX_COUNT, MAX_SEED, Group, sett
 from mtloop.errors import FieldError
 
 QUOTING = ("csv", "none")
+SPLIT_BY_SOURCE, SPLIT_BY_FILE, SPLIT_BY_COLUMN = "source", "file", "column"
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,13 @@ class DataConfig(Group):
         above=0,
         below=1,
     )
+    split_by: list[str] | None = setting(
+        None,
+        "rows to keep on one side of the validation split: source (those with the same one but for case, accelerators, "
+        "white space and final punctuation), file, or column NAME (those with the same value)",
+        unset="each row by itself, as in the Hugging Face course",
+        same_run=True,
+    )
     split_seed: int = setting(
         20, "random seed of the validation split", unit="seed", same_run=True, minimum=0, maximum=MAX_SEED
     )
@@ -241,6 +249,19 @@ class DataConfig(Group):
             )
         if self.pairs:
             self._check_pairs(self.pairs)
+        if self.split_by is not None:
+            self._check_split_by(self.split_by)
+
+    def _check_split_by(self, words: list[str]) -> None:
+        if len(words) == 1 and words[0].startswith(f"{SPLIT_BY_COLUMN} "):  # in YAML and Python, "column id"
+            words = words[0].split(" ", 1)
+            object.__setattr__(self, "split_by", words)
+        kind, *names = words
+        if kind not in (SPLIT_BY_SOURCE, SPLIT_BY_FILE, SPLIT_BY_COLUMN) or len(names) != (kind == SPLIT_BY_COLUMN):
+            raise FieldError("split_by", "expected source, file, or column NAME", got=" ".join(words))
+        if self.validation_file:
+            problem = "--validation_file is given as well, and nothing is split off"
+            raise FieldError("split_by", problem, got=" ".join(words), remedy=LEAVE_ONE_OUT)
 
     def _check_pairs(self, pairs: str) -> None:
         for other in ("source_lang", "target_lang", "source_key", "target_key", "source_column", "source_prefix",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +22,12 @@ from mtloop.data.rows import (
     ROWS_VERSION,
     Columns,
     LoadedSplit,
-    Store,
     digest,
     note_lines,
-    unwritable_cache,
 )
 from mtloop.data.sources import SPLIT_FIELDS, load_demo, load_files, load_named
+from mtloop.data.splits import cut
+from mtloop.data.store import Store, select_rows, unwritable_cache
 from mtloop.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ def load_test_set(
 
 
 def describe(report: dict[str, Any]) -> list[str]:
-    """Return one line per split, rows loaded, dropped by reason, kept; and one for its rows with doubtful quotes."""
+    """Return one line per split, rows loaded, dropped by reason, kept; others for doubtful quotes and --split_by."""
     lines = []
     for split, counts in report["counts"].items():
         dropped = counts["dropped"]
@@ -152,6 +151,13 @@ def describe(report: dict[str, Any]) -> list[str]:
         number = sum(dropped.values())
         lines.append(f"{split}: {counts['loaded']:,} rows loaded, {number:,} dropped{reasons}, {counts['kept']:,} kept")
         lines += [f"{split}: {line}" for line in note_lines(counts.get("notes", {}))]
+    record = report["sources"].get("valid", [{}])[0]
+    if "split_by" in record:
+        valid, train = (report["counts"][split]["loaded"] for split in ("valid", "train"))
+        lines.append(
+            f"valid: {valid:,} of {valid + train:,} rows ({100 * valid / (valid + train):.1f} %) by --split_by "
+            f"{' '.join(record['split_by'])}, {record['num_groups']:,} groups in all"
+        )
     return lines
 
 
@@ -174,7 +180,13 @@ def _load_raws(
         raws = load_named(_with_owner(name), data.dataset_config_name, columns, data.dialect, store)
     for split, field in SPLIT_FIELDS.items():
         if patterns := getattr(data, field):
-            raws[split] = load_files(f"--{field}", patterns, columns, data.dialect, store)
+            own = columns if split == "train" else replace(columns, group_by=())
+            raws[split] = load_files(f"--{field}", patterns, own, data.dialect, store)
+    if data.split_by is not None and {"train", "valid"} <= raws.keys():
+        raise UserError(
+            f"--split_by: {name} has validation rows, and nothing is split off (got {' '.join(data.split_by)}). Leave "
+            "it out."
+        )
     return raws
 
 
@@ -193,10 +205,9 @@ def _assemble(data: DataConfig, raws: dict[str, LoadedSplit]) -> tuple[dict[str,
     sources = {split: raw.origin for split, raw in raws.items()}
     splits = {split: raw.rows for split, raw in raws.items()}
     if "valid" not in splits and "train" in splits:
-        splits["train"], splits["valid"] = _cut(splits["train"], data.validation_split, data.split_seed)
-        cut = {"cut_from": "train", "validation_split": data.validation_split, "split_seed": data.split_seed}
-        sources["valid"] = [cut]
-        identities["train"].append(cut)
+        splits["train"], splits["valid"], record = cut(splits["train"], data)
+        sources["valid"] = [record]
+        identities["train"].append(record)
     counts: dict[str, Any] = {}
     finished: dict[str, Dataset] = {}
     for split in (name for name in SPLIT_FIELDS if name in splits):
@@ -218,17 +229,6 @@ def _assemble(data: DataConfig, raws: dict[str, LoadedSplit]) -> tuple[dict[str,
         counts[split]["kept"] = len(kept)
         finished[split] = kept.select_columns(["index", "source", "target"])
     return finished, {"sources": sources, "counts": counts, "fingerprint": digest([ROWS_VERSION, identities])}
-
-
-def _cut(rows: Dataset, validation_split: float, seed: int) -> tuple[Dataset, Dataset]:
-    try:
-        parts = rows.train_test_split(train_size=1 - validation_split, seed=seed)
-    except ValueError as error:
-        raise UserError(
-            f"--validation_split: cannot split {len(rows)} rows (got {validation_split}). Give another share, or "
-            "--validation_file."
-        ) from error
-    return parts["train"], parts["test"]
 
 
 def _drop(flag: str, name: str, rows: Dataset) -> tuple[Dataset, dict[str, Any]]:
@@ -258,8 +258,4 @@ def _is_kept(reasons: pa.Array) -> list[bool]:
 def _subset(rows: Dataset, size: int, seed: int) -> Dataset:
     """Return a fixed random subset in the order of the rows."""
     positions = np.sort(np.random.default_rng(seed).permutation(len(rows))[:size])
-    fingerprint = digest([rows._fingerprint, size, seed])[:16]
-    folder = Path(rows.cache_files[0]["filename"]).parent
-    # Written at each call: in a cache that is read-only the positions stay in memory.
-    file = str(folder / f"subset-{fingerprint}.arrow") if os.access(folder, os.W_OK) else None
-    return rows.select(positions, indices_cache_file_name=file, new_fingerprint=fingerprint)
+    return select_rows(rows, positions, [rows._fingerprint, size, seed])

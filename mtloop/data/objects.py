@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from mtloop.atomic import write_text
-from mtloop.data.rows import Store, unwritable_cache
 from mtloop.data.sources import SPLIT_FIELDS, SPLIT_NAMES
+from mtloop.data.store import Store, unwritable_cache
 from mtloop.errors import UserError
 
 _BATCH = 1000

@@ -22,8 +22,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 
 from mtloop.data.files import CorruptArchive, InputFile, identify
-from mtloop.data.rows import Columns, LoadedSplit, Store, digest
+from mtloop.data.rows import Columns, LoadedSplit, digest
 from mtloop.data.sources import download_progress, load_records, load_text_pair, raise_if_disk_is_full, reason_of
+from mtloop.data.store import Store
 from mtloop.errors import UserError, without_passwords
 from mtloop.languages import advise, base_code, match_language
 
@@ -207,8 +208,9 @@ def load_kde4(columns: Columns, store: Store, *, recorded: str | None, say: Say)
     routes: dict[str, tuple[str, Callable[[], LoadedSplit]]] = {
         archive.name: (archive.url, lambda: archive.load(store))
     }
+    own = Columns(source, target, group_by=columns.group_by)
     if pair in KDE4_PAIRS_ON_HUB:
-        routes = {HUB_BRANCH: (HUB_BRANCH, lambda: _load_parquet(pair, Columns(source, target), store)), **routes}
+        routes = {HUB_BRANCH: (HUB_BRANCH, lambda: _load_parquet(pair, own, store)), **routes}
     if recorded in routes:
         routes = {recorded: routes[recorded]}
     failures: list[str] = []

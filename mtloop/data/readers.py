@@ -208,7 +208,7 @@ class Records:
         if self.columns is None:
             return None
         keys = [self.columns.key(name, self.names) for name in self.columns.names]
-        return [name for name in dict.fromkeys((TRANSLATION, *keys)) if name in self.names]
+        return [name for name in dict.fromkeys((TRANSLATION, *keys, self.columns.group_column)) if name in self.names]
 
 
 def _is_quoted_as_csv(field: str) -> bool:
@@ -243,7 +243,8 @@ def record_rows(
                     f"{where}: expected two texts in a row, not {found}s of texts (got {numbers}). "
                     "Write one row for each pair."
                 )
-            yield pack(index, source, target, records.note or columns.note(row), records.reason)
+            packed = pack(index, source, target, records.note or columns.note(row), records.reason)
+            yield {**packed, **columns.group(row, file.sha256)}
             index += 1
         if is_read or records.names:
             columns.check(file.name, records.names, records.languages, example=records.example, can_number=can_number)

@@ -1,29 +1,22 @@
-"""Define a row, the columns that its two texts come from, and the cache of rows.
+"""Define a row, and the columns that its two texts come from.
 
-Rows are packed as (index, source, target, reason to drop it, note on it) into memory-mapped Arrow files, which
-are found again by the content that they were made of. Must not know file formats or the Hub.
+Rows are packed as (index, source, target, reason to drop it, note on it). Must not know file formats or the Hub.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import shutil
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset, Features, Value
-from datasets.exceptions import DatasetGenerationError
 
 from mtloop.config.fields import is_unicode
+from mtloop.config.inputs import SPLIT_BY_SOURCE
 from mtloop.data.row_shapes import TRANSLATION, by_language, repeated_languages
-from mtloop.errors import RunFailed, UserError, out_of_resources
+from mtloop.errors import UserError
 from mtloop.languages import find_key
 
 # Part of every cache key and fingerprint: raise it when the same input gives other rows than before.
@@ -53,28 +46,6 @@ RAW_FEATURES = Features(
 MAX_SHOWN_CHARS = 80  # of a value in a message
 # The texts of a "translation" that is not an object: any value of another type than str would do.
 NOT_A_TEXT = 0
-# Every rank loads the corpus, the first one alone and the others after it: what is younger than this process can be
-# shared even with --overwrite_cache.
-_STARTED = time.time()
-
-READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-_FileLock = datasets.builder.FileLock
-
-
-@contextlib.contextmanager
-def _lock_where_writable(path: str) -> Iterator[None]:
-    """Hold the lock of a builder; none in a folder that cannot be written, in which everything is cached or fails."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_FileLock(path))
-        except OSError as error:
-            if error.errno not in READ_ONLY:
-                raise
-        yield
-
-
-# datasets 5.2 writes lock files even where it only reads.
-datasets.builder.FileLock = _lock_where_writable
 
 
 @dataclass(frozen=True)
@@ -87,6 +58,7 @@ class Columns:
         source_column: Column of the source.
         target_column: Column of the target.
         flags: Those that named the languages, for messages.
+        group_by: ("file",) or ("column", name) to store a key of the row's file or value, for --split_by; () for none.
     """
 
     source_lang: str | None = None
@@ -94,6 +66,7 @@ class Columns:
     source_column: str | None = None
     target_column: str | None = None
     flags: tuple[str, str] = field(default=("--source_lang", "--target_lang"), compare=False)
+    group_by: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: Any) -> Columns:
@@ -107,6 +80,7 @@ class Columns:
             settings.source_column,
             settings.target_column,
             flags=(f"--{source}", f"--{target}"),
+            group_by=tuple(by) if (by := getattr(settings, "split_by", None)) and by[0] != SPLIT_BY_SOURCE else (),
         )
 
     def __post_init__(self) -> None:
@@ -121,6 +95,29 @@ class Columns:
         if self.source_column:
             return self.source_column, self.target_column
         return self.source_lang, self.target_lang
+
+    @property
+    def group_column(self) -> str | None:
+        """Return the column of --split_by."""
+        return self.group_by[1] if len(self.group_by) > 1 else None
+
+    @property
+    def features(self) -> Features:
+        """Return the columns of the packed rows."""
+        return Features({**RAW_FEATURES, "group": Value("int64")}) if self.group_by else RAW_FEATURES
+
+    def group(self, row: Mapping[str, Any], file: str) -> dict[str, int | None]:
+        """Return the key of a row's group, to be stored with it: {} if none is wanted, None for a row without a value.
+
+        Args:
+            row: The row.
+            file: Identifies its file.
+        """
+        if not self.group_by:
+            return {}
+        value = row.get(self.group_column) if self.group_column is not None else file
+        is_missing = value is None or (isinstance(value, str) and not value.strip())
+        return {"group": None if is_missing else stable_key(value)}
 
     def pair(self, row: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the source and target values of a row, None for a missing one."""
@@ -195,6 +192,11 @@ class Columns:
                 elif flag.endswith("_lang"):
                     other += f"; where the model has another code, give it to {flag.replace('_lang', '_key')}"
                 raise UserError(f"{flag}: no row of {where} has this {what} (got {name}). Choose from: {there}{other}.")
+        if self.group_column is not None and self.group_column not in columns:
+            there = ", ".join(sorted(columns)[:20])
+            raise UserError(
+                f"--split_by column: no row of {where} has this column (got {self.group_column}). Choose from: {there}."
+            )
 
 
 def pack(index: int, source: Any, target: Any, note: int = 0, reason: int = 0) -> dict[str, Any]:
@@ -222,8 +224,9 @@ def pack_batch(
         row = dict(zip(batch, values, strict=True))
         source, target = columns.pair(row)
         spans_lines = quoting == "csv" and any(isinstance(text, str) and "\n" in text for text in (source, target))
-        packed.append(pack(index, source, target, NOTES.index("spans_lines") if spans_lines else columns.note(row)))
-    return {name: [row[name] for row in packed] for name in RAW_FEATURES}
+        note = NOTES.index("spans_lines") if spans_lines else columns.note(row)
+        packed.append({**pack(index, source, target, note), **columns.group(row, file="")})
+    return {name: [row[name] for row in packed] for name in columns.features}
 
 
 def _judge(text: Any) -> int:
@@ -234,85 +237,6 @@ def _judge(text: Any) -> int:
     if not text or text.isspace():
         return REASONS.index("empty")
     return 0
-
-
-@dataclass(frozen=True)
-class Store:
-    """The cache of rows.
-
-    Attributes:
-        cache_dir: The folder; None for that of the datasets library.
-        overwrite: Whether to rebuild what an earlier run has left.
-    """
-
-    cache_dir: str | None = None
-    overwrite: bool = False
-
-    @property
-    def root(self) -> Path:
-        """Return the folder of everything that is cached."""
-        return Path(self.cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser() / "mtloop"
-
-    def is_current(self, path: Path) -> bool:
-        """Return True if a file or folder exists and need not be made again."""
-        return path.exists() and not (self.overwrite and path.stat().st_mtime < _STARTED)
-
-    def folder(self, identity: Any) -> Path:
-        """Return the cache folder of a content, emptied first if it is to be rebuilt.
-
-        The key is the content, not a path or time: a changed file has another folder, and is never served stale.
-        """
-        folder = self.root / digest([ROWS_VERSION, list(RAW_FEATURES), NOTES, identity])[:32]
-        if folder.exists() and not self.is_current(folder):
-            shutil.rmtree(folder)
-        return folder
-
-    def fill(
-        self, generator: Callable[..., Iterator[dict[str, Any]]], identity: Any, kwargs: dict[str, Any]
-    ) -> Dataset:
-        """Return the rows of a generator, from the cache if they are in it.
-
-        Args:
-            generator: A module-level function that yields packed rows; its errors leave nothing in the cache.
-            identity: What the rows depend on, as JSON.
-            kwargs: The generator's arguments. No lists: the library would take them for shards.
-
-        Raises:
-            UserError: what the generator raised.
-            OSError: for a disk that is full or not writable.
-        """
-        arguments = {**kwargs, "version": ROWS_VERSION}
-        folder = str(self.folder(identity))
-        try:
-            return Dataset.from_generator(generator, features=RAW_FEATURES, gen_kwargs=arguments, cache_dir=folder)
-        except DatasetGenerationError as error:
-            if isinstance(error.__cause__, (UserError, OSError)):
-                raise error.__cause__ from None
-            raise
-
-    def convert(self, rows: Dataset, columns: Columns, quoting: str | None) -> Dataset:
-        """Return the packed rows of a loaded data set, from the cache if they are in it; `quoting` as in pack_batch."""
-        return rows.map(
-            pack_batch,
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            features=RAW_FEATURES,
-            fn_kwargs={"columns": columns, "version": ROWS_VERSION, "quoting": quoting},
-            load_from_cache_file=not self.overwrite,
-            desc="Reading rows",
-        )
-
-
-def unwritable_cache(error: OSError) -> RunFailed:
-    """Return the error of a cache of rows that cannot be written."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and (failure := out_of_resources(error)):
-        return failure
-    folder = datasets.config.HF_DATASETS_CACHE
-    return RunFailed(
-        f"HF_DATASETS_CACHE: cannot write rows to the cache of the datasets library, {folder} ({error}). Free disk "
-        "space, or set HF_DATASETS_CACHE or HF_HOME to another folder."
-    )
 
 
 @dataclass(frozen=True)
@@ -328,6 +252,14 @@ class LoadedSplit:
     rows: Dataset
     identity: Any
     origin: list[dict[str, Any]]
+
+
+def stable_key(value: Any) -> int:
+    """Return a 64-bit key of a JSON value: the same on every machine, for equal values."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True
+    )
 
 
 def digest(value: Any) -> str:

@@ -9,6 +9,7 @@ import csv
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,8 @@ from mtloop.data.demo.grammar import PAIRS_SHA256, demo_pairs
 from mtloop.data.files import InputFile, find_files, identify, kind_of
 from mtloop.data.readers import aligned_rows, record_rows
 from mtloop.data.row_shapes import TRANSLATION, languages_in, languages_of
-from mtloop.data.rows import READ_ONLY, Columns, LoadedSplit, Store, pack
+from mtloop.data.rows import Columns, LoadedSplit, pack
+from mtloop.data.store import READ_ONLY, Store
 from mtloop.errors import UserError, without_passwords
 from mtloop.languages import base_code
 
@@ -68,6 +70,7 @@ def load_records(
     dialect = dialect or Dialect()
     identity: dict[str, Any] = {"kind": kind.removesuffix("l"), "sha256": [file.sha256 for file in files]}
     identity |= {"columns": columns.names, **dialect.changes(kind)}
+    identity |= {"group_by": columns.group_by} if columns.group_by else {}
     rows = store.fill(record_rows, identity, {"files": files, "kind": kind, "columns": columns, "dialect": dialect})
     return LoadedSplit(rows, identity, [file.record for file in files])
 
@@ -167,6 +170,7 @@ def load_named(
     loaded = {}
     for split, accepted in SPLIT_NAMES.items():
         found = next((candidate for candidate in accepted if candidate in splits), None)
+        columns = columns if split == "train" else replace(columns, group_by=())
         if found in kinds:
             assert identity is not None
             rows = load_records(tuple(files[found]), kinds[found], columns, store, dialect).rows
@@ -275,7 +279,8 @@ def _convert(
     example = rows[0][TRANSLATION] if len(rows) and TRANSLATION in rows.column_names else None
     columns.check(f"{name} ({split})", rows.column_names, languages, example=example)
     names = [columns.key(name, rows.column_names) for name in columns.names]
-    wanted = [column for column in dict.fromkeys((TRANSLATION, *names)) if column in rows.column_names]
+    named = dict.fromkeys((TRANSLATION, *names, columns.group_column))
+    wanted = [column for column in named if column in rows.column_names]
     packed = store.convert(rows.select_columns(wanted), columns, quoting)
     content, files, form = local
     if content is None:

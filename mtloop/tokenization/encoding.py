@@ -21,7 +21,7 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from mtloop.data.rows import unwritable_cache
+from mtloop.data.store import unwritable_cache
 from mtloop.errors import RunFailed, first_line
 from mtloop.model.vocabularies import target_side, target_vocabulary
 from mtloop.runtime.launch import num_usable_cores

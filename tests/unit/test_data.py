@@ -934,7 +934,7 @@ def test_cached_rows_are_read_in_a_cache_that_is_read_only(monkeypatch):
     def refuse(path, *arguments, **named):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr("mtloop.data.rows._FileLock", refuse)
+    monkeypatch.setattr("mtloop.data.store._FileLock", refuse)
     monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)  # what datasets writes with
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     after = load(name, **fields)

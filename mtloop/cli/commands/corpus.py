@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DATA_FLAGS = (
     "dataset_name", "dataset_config_name", "validation_file", "test_file", "source_lang", "target_lang", "source_key",
     "target_key", "source_column", "target_column", "quoting", "delimiter", "no_header", "source_prefix",
-    "max_source_length", "max_target_length", "validation_split", "split_seed", "preprocessing_num_workers",
+    "max_source_length", "max_target_length", "validation_split", "split_by", "split_seed", "preprocessing_num_workers",
 )  # fmt: skip
 
 
@@ -220,7 +220,10 @@ def _origin_lines(corpus: Corpus) -> list[str]:
     cut = corpus.report["sources"].get("valid", [{}])[0]
     if "cut_from" not in cut:
         return []
-    return [f"valid is cut from train (--validation_split {cut['validation_split']} --split_seed {cut['split_seed']})"]
+    by = f" --split_by {' '.join(cut['split_by'])}" if "split_by" in cut else ""
+    return [
+        f"valid is cut from train (--validation_split {cut['validation_split']} --split_seed {cut['split_seed']}{by})"
+    ]
 
 
 def _load_tokenizer(subject: Subject, given: argparse.Namespace) -> PreTrainedTokenizerBase:

@@ -1,0 +1,145 @@
+"""Cut the validation split, and measure what rows have in common with the training rows.
+
+Owns the keys by which two texts count as the same. Must not know where rows come from. N rows, G groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from mtloop.config.inputs import SPLIT_BY_COLUMN, SPLIT_BY_SOURCE, DataConfig
+from mtloop.data.rows import stable_key
+from mtloop.data.store import select_rows
+from mtloop.errors import UserError
+from mtloop.placeholders import KINDS
+
+_BATCH = 10_000
+_NO_LETTERS = r"[^\pL\pM]+"
+_FINAL_MARKS = ".,:;!?\u2026\u3002\u3001\uff0c\uff0e\uff1a\uff1b\uff01\uff1f \t\n"
+# Random orders of the groups that are tried for a share that is nearer: with few groups each is far off.
+_NUM_ORDERS = 50
+# The shares of rows that are in the training rows too, and the keys that decide it.
+SHARED = {
+    "sources": "source_key",
+    "pairs": "pair_key",
+    "sources_normalized": "source_normalized_key",
+    "sources_by_letters": "source_letters_key",
+    "pairs_by_letters": "pair_letters_key",
+}
+
+
+def normalize(source: str) -> str:
+    """Return a source without what `--split_by source` ignores: case, accelerators, white space, final punctuation."""
+    pattern = KINDS["accelerator"].pattern
+    assert pattern is not None
+    without_marks = pattern.sub("", source).replace("_", "")
+    return " ".join(without_marks.lower().split()).rstrip(_FINAL_MARKS)
+
+
+# The cut
+
+
+def cut(rows: Dataset, data: DataConfig) -> tuple[Dataset, Dataset, dict[str, Any]]:
+    """Cut the validation rows from the training rows; return both, and the record of the cut.
+
+    Without --split_by as in the Hugging Face course, `train_test_split(train_size=1 - validation_split,
+    seed=split_seed)`. With it whole groups of rows, drawn at random, to the nearest share; a row without a value is a
+    group alone. Both parts are then in the order of the rows.
+
+    Raises:
+        UserError: for too few rows or groups.
+    """
+    share, seed = data.validation_split, data.split_seed
+    record: dict[str, Any] = {"cut_from": "train", "validation_split": share, "split_seed": seed}
+    if data.split_by is None:
+        try:
+            parts = rows.train_test_split(train_size=1 - share, seed=seed)
+        except ValueError as error:
+            raise UserError(
+                f"--validation_split: cannot split {len(rows)} rows (got {share}). Give another share, or "
+                "--validation_file."
+            ) from error
+        return parts["train"], parts["test"], record
+    group, num_groups = _groups(rows, data.split_by)
+    if num_groups < 2:
+        what = f"rows of one {data.split_by[0]}" if data.split_by[0] != SPLIT_BY_COLUMN else "rows with one value"
+        raise UserError(
+            f"--split_by {' '.join(data.split_by)}: cannot split {what} (got {len(rows):,} rows). Give another "
+            "--split_by, or --validation_file."
+        )
+    num_wanted = min(max(len(rows) - int((1 - share) * len(rows)), 1), len(rows) - 1)
+    is_valid = choose_groups(np.bincount(group, minlength=num_groups), num_wanted, seed)[group]
+    record |= {"split_by": data.split_by, "num_groups": num_groups}
+    train, valid = (
+        select_rows(rows, np.flatnonzero(is_valid == side), [rows._fingerprint, record, side]) for side in (False, True)
+    )
+    return train, valid, record
+
+
+def choose_groups(sizes: NDArray[np.int64], num_wanted: int, seed: int) -> NDArray[np.bool_]:
+    """Choose groups at random whose rows are as near to num_wanted as was found: bool [G], neither all nor none.
+
+    Args:
+        sizes: The rows of each group, int64 [G], G at least 2.
+        num_wanted: From 1 to all rows but one.
+        seed: Of the random orders.
+    """
+    rng = np.random.default_rng(seed)
+    best, nearest = np.zeros(len(sizes), dtype=bool), -1
+    for _ in range(_NUM_ORDERS):
+        is_chosen = _fill(sizes, num_wanted, rng.permutation(len(sizes)))
+        distance = abs(int(sizes[is_chosen].sum()) - num_wanted)
+        if nearest < 0 or distance < nearest:
+            best, nearest = is_chosen, distance
+        if nearest == 0:
+            break
+    return best
+
+
+def _fill(sizes: NDArray[np.int64], num_wanted: int, order: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Choose the groups that fit, in this order, then one more if that is nearer."""
+    is_chosen = np.zeros(len(sizes), dtype=bool)
+    missing = num_wanted
+    while missing and len(order):
+        ends = np.cumsum(sizes[order])
+        number = int(np.searchsorted(ends, missing, side="right"))  # of groups that fit, one after the other
+        is_chosen[order[:number]] = True
+        missing -= int(ends[number - 1]) if number else 0
+        rest = order[number:]
+        order = rest[sizes[rest] <= missing]
+    others = np.flatnonzero(~is_chosen)
+    smallest = int(others[np.argmin(sizes[others])])
+    if not is_chosen.any() or (len(others) > 1 and sizes[smallest] - missing < missing):
+        is_chosen[smallest] = True
+    return is_chosen
+
+
+def _groups(rows: Dataset, split_by: list[str]) -> tuple[NDArray[np.int64], int]:
+    """Return the number of each row's group, from 0 in the order of the rows, and their number."""
+    is_source = split_by[0] == SPLIT_BY_SOURCE
+    column = "source" if is_source else "group"
+    if column not in rows.column_names:  # aligned text files
+        if split_by[0] == SPLIT_BY_COLUMN:
+            raise UserError(
+                f"--split_by column: plain text has no columns (got {split_by[1]}). Give --split_by source."
+            )
+        return np.zeros(len(rows), dtype=np.int64), 1
+    values: list[NDArray[np.int64]] = []
+    empty: list[NDArray[np.bool_]] = []
+    for batch in rows.select_columns([column]).with_format("arrow").iter(_BATCH):
+        texts = batch[column].to_pylist()
+        keys = [stable_key(normalize(text)) if text is not None else None for text in texts] if is_source else texts
+        empty.append(np.array([key is None for key in keys], dtype=bool))
+        values.append(np.array([key or 0 for key in keys], dtype=np.int64))
+    key, is_alone = np.concatenate(values), np.concatenate(empty)
+    # A group is named by its first row, so that the cut depends on the rows and not on their keys.
+    leader = np.arange(len(key))
+    with_key = leader[~is_alone]
+    _, first, inverse = np.unique(key[with_key], return_index=True, return_inverse=True)
+    leader[with_key] = with_key[first[inverse]]
+    leaders, group = np.unique(leader, return_inverse=True)
+    return group, len(leaders)
