@@ -27,6 +27,8 @@ COLUMNS = (TRANSLATION, "context", "comment", "references", "file")
 _CHARSET = re.compile(rb'charset=[ \t]*([^"\\\n;]+)')
 # KDE 2 wrote both forms into one text, before gettext had plurals.
 KDE2_PLURAL = "_n: "
+# The sub-state of XLIFF 2.0, which has no state for it.
+NEEDS_REVIEW = "mtloop:needs-review"
 _LINE_OF_ERROR = re.compile(r"^(?P<problem>.*?) on line (?P<line>\d+): ", re.DOTALL)
 
 Entries = Iterator[tuple[str, dict[str, Any], str]]
@@ -273,7 +275,7 @@ def _xliff_state(segment: Any, target: Any, fuzzy: str) -> str:
     state = target.get("state") or segment.get("state") or ""
     if state in ("new", "needs-translation", "initial"):
         return "untranslated"
-    return fuzzy if state.startswith("needs-") else KEPT
+    return fuzzy if state.startswith("needs-") or segment.get("subState") == NEEDS_REVIEW else KEPT
 
 
 def _inner(element: Any, *, with_tags: bool = True) -> str:
