@@ -30,7 +30,7 @@ RUN_FILES: dict[str, str] = {
     "final/mtloop_manifest.json": "Step of the model, hash of the manifest of its checkpoint, and size and sha256 of "
     "every file of `final/`.",
     "final/averaged.json": "Checkpoints that were averaged, with `--average_last`.",
-    "tokenizer/": "Trained tokenizer, with `--train_tokenizer`.",
+    "tokenizer/": "Trained tokenizer, with `--train_tokenizer`; the one with masks, with `--protect`.",
     "curves.png": "Loss and metrics over updates and time, if matplotlib is installed.",
     "mtloop/": "TensorBoard events, with `--report_to tensorboard`.",
     ".lock": "Process that is training in the folder.",

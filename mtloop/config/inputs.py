@@ -143,6 +143,14 @@ class DataConfig(Group):
         same_run=True,
         may_be_blank=True,
     )
+    protect: str | None = setting(
+        None,
+        "what is masked before tokenizing and restored in translations: placeholders, such as %1, tags and URLs; "
+        "recorded in the model",
+        unset="nothing, unless the model was trained so",
+        same_run=True,
+        choices=("placeholders",),
+    )
     max_source_length: int = setting(
         128, "maximum length of a source in tokens", unit="tokens", same_run=True, minimum=1, maximum=65_536
     )

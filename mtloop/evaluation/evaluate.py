@@ -35,11 +35,11 @@ from mtloop.evaluation.survival import SURVIVAL
 from mtloop.generation.engine import Engine
 from mtloop.generation.generate import SearchOptions, deal_batches
 from mtloop.model.loss import batch_loss_sum
-from mtloop.model.vocabularies import decode
 from mtloop.runtime.collectives import attempt
 from mtloop.runtime.launch import free_memory
 from mtloop.runtime.ranks import Runtime
 from mtloop.runtime.sharding import is_sharded
+from mtloop.tokenization.encoding import decode_best
 
 # Source tokens of an evaluation batch: sentences/s hardly grow beyond 1,000 on a CPU (generate, 4 beams),
 # and the more rows there are, the more wait for one that repeats itself. Elsewhere a batch is to fill the device.
@@ -212,7 +212,7 @@ def evaluate(
         network.train(was_training)
 
     def count_all() -> tuple[list[str], dict[str, dict[str, Counted]], dict[str, dict[str, Score]]]:
-        hypotheses = decode(tokenizer, [row.tolist() for row in tokens])
+        hypotheses = decode_best(tokenizer, tokens, data.rows["source"][:])
         counted = count_pairs(data, hypotheses, target_lang, metrics=metrics)
         return hypotheses, counted, {name: scores_of(of_pair) for name, of_pair in counted.items()}
 
@@ -288,9 +288,14 @@ def _translate(
     *,
     max_tokens: int,
     max_length_ratio: float | None,
-) -> list[NDArray[np.int64]]:
-    """Translate all rows, pair by pair: the first tokens of a translation are the same in a batch. Collective."""
+) -> list[list[list[int]]]:
+    """Translate all rows, pair by pair: the first tokens of a translation are the same in a batch. Collective.
+
+    Returns:
+        For each row its translations, best first: all that the beams find for a protected model, otherwise one.
+    """
     tokens = []
+    n_best = engine.num_candidates(runtime)
     for part in data.parts or (None,):
         rows = np.arange(len(data.rows))[part.rows if part is not None else slice(None)]
         found = (engine if part is None else engine.for_tokenizer(part.tokenizer)).search(
@@ -299,9 +304,9 @@ def _translate(
             if runtime.is_xla
             else plan_evaluation(data.source_lengths[rows], max_tokens=max_tokens),
             runtime,
-            SearchOptions(max_length_ratio=max_length_ratio),
+            SearchOptions(n_best=n_best, with_scores=n_best > 1, max_length_ratio=max_length_ratio),
         )
-        tokens += [best.tokens for best, *_ in found]
+        tokens += [[candidate.tokens.tolist() for candidate in candidates] for candidates in found]
     return tokens
 
 

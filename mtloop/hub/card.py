@@ -75,10 +75,10 @@ class Facts:
         """Return the manifest of the checkpoint; {} if it no longer exists."""
         return manifest_of(self.folder, self.part)
 
-    @property
-    def has_two_vocabularies(self) -> bool:
-        """Return True if transformers would take the source's special ids for the targets'."""
-        return bool(read_json(self.part.folder / "tokenizer_config.json").get("separate_vocabs"))
+    @cached_property
+    def tokenizer_config(self) -> dict[str, Any]:
+        """Return the tokenizer's settings, which say whether it has two vocabularies and what is masked."""
+        return read_json(self.part.folder / "tokenizer_config.json")
 
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
@@ -138,10 +138,9 @@ class Facts:
     @property
     def tokenizer_codes(self) -> tuple[str, str] | None:
         """Return the pair in the tokenizer's codes; None for a tokenizer that does not take languages."""
-        tokenizer = read_json(self.part.folder / "tokenizer_config.json")
-        if not tokenizer.get("src_lang") or not self.config.data.languages[0][0]:
+        if not self.tokenizer_config.get("src_lang") or not self.config.data.languages[0][0]:
             return None
-        return tokenizer["src_lang"], tokenizer["tgt_lang"]
+        return self.tokenizer_config["src_lang"], self.tokenizer_config["tgt_lang"]
 
     @property
     def settings(self) -> dict[str, str]:

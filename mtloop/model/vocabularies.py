@@ -43,8 +43,3 @@ def target_side(tokenizer: Tokenizer) -> Tokenizer:
     if hasattr(view, "tgt_vocab_file"):  # FSMT splits words by the rules of a language
         view.src_lang = view.tgt_lang
     return cast(Tokenizer, view)
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, translations: list[list[int]]) -> list[str]:
-    """Return the texts of translations, each of which begins with the decoder start: the id of any token."""
-    return list(target_side(tokenizer).batch_decode([ids[1:] for ids in translations], skip_special_tokens=True))

@@ -24,7 +24,10 @@ from transformers import PreTrainedTokenizerBase
 from mtloop.data.store import unwritable_cache
 from mtloop.errors import RunFailed, first_line
 from mtloop.model.vocabularies import target_side, target_vocabulary
+from mtloop.placeholders import lost
 from mtloop.runtime.launch import num_usable_cores
+from mtloop.tokenization.protection import identity as protection_identity
+from mtloop.tokenization.protection import is_protected, mask, mask_target, restore
 
 _ENCODING_VERSION = 2  # increase when the encoded columns change: old cache files are then not read
 _MIN_ROWS_FOR_WORKERS = 20_000
@@ -173,9 +176,11 @@ def _encode_batch(
     max_target_length: int,
     source_prefix: str,
 ) -> dict[str, list[Any]]:
-    sources = [source_prefix + text for text in batch["source"]]
-    input_ids, source_is_long = encode_side(tokenizer, "text", sources, max_source_length)
-    labels, target_is_long = encode_side(target_side(tokenizer), "text_target", batch["target"], max_target_length)
+    input_ids, source_is_long = encode_sources(tokenizer, batch["source"], source_prefix, max_source_length)
+    targets = batch["target"]
+    if is_protected(tokenizer):
+        targets = [mask_target(target, source) for target, source in zip(targets, batch["source"], strict=True)]
+    labels, target_is_long = _encode_side(target_side(tokenizer), "text_target", targets, max_target_length)
     return {
         "input_ids": input_ids,
         "labels": labels,
@@ -184,20 +189,60 @@ def _encode_batch(
     }
 
 
-def encode_side(
-    tokenizer: PreTrainedTokenizerBase, side: str, texts: list[str], max_length: int
+def encode_sources(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], prefix: str, max_length: int
 ) -> tuple[list[list[int]], list[bool]]:
-    """Encode the texts of one side, then those over the limit again, so that the tokenizer truncates them.
+    """Encode texts to translate, masked where the tokenizer is that of a protected model.
 
     Args:
-        tokenizer: As load_tokenizer or train_tokenizer returned it; for targets its target_side.
-        side: "text" for sources, "text_target" for targets.
+        tokenizer: As load_tokenizer or train_tokenizer returned it.
         texts: N texts, N >= 1.
+        prefix: Put before every text.
         max_length: Maximum tokens, special tokens included.
 
     Returns:
         N lists of token ids, and whether each text was truncated.
     """
+    if is_protected(tokenizer):
+        texts = [mask(text) for text in texts]
+    return _encode_side(tokenizer, "text", [prefix + text for text in texts], max_length)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, translations: list[list[int]], sources: list[str]) -> list[str]:
+    """Return the texts of translations, with the placeholders of their sources where the model is protected.
+
+    Args:
+        tokenizer: That of the sources.
+        translations: N lists of token ids; each begins with the decoder start: the id of any token.
+        sources: N texts, as they were before they were masked.
+    """
+    found = target_side(tokenizer).batch_decode([ids[1:] for ids in translations], skip_special_tokens=True)
+    if is_protected(tokenizer):
+        found = [restore(text, source) for text, source in zip(found, sources, strict=True)]
+    return list(found)
+
+
+def decode_best(tokenizer: PreTrainedTokenizerBase, candidates: list[list[list[int]]], sources: list[str]) -> list[str]:
+    """Return for each source the first of its candidates that keeps every placeholder, or else the first.
+
+    Args:
+        tokenizer: That of the sources.
+        candidates: For each of N sources its translations, best first, as in decode; where there is only one, nothing
+            is looked for.
+        sources: N texts, as they were before they were masked.
+    """
+    best = decode(tokenizer, [first for first, *_ in candidates], sources)
+    for row, (_, *others) in enumerate(candidates):
+        if others and lost(sources[row], best[row]):
+            texts = decode(tokenizer, others, [sources[row]] * len(others))
+            best[row] = next((text for text in texts if not lost(sources[row], text)), best[row])
+    return best
+
+
+def _encode_side(
+    tokenizer: PreTrainedTokenizerBase, side: str, texts: list[str], max_length: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Encode the texts of one side, then those over the limit again, so that the tokenizer truncates them."""
     options = {"return_attention_mask": False, "verbose": False}
     ids = tokenizer(**{side: texts}, **options)["input_ids"]
     is_long = [len(row) > max_length for row in ids]
@@ -246,6 +291,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
             _tokens_and_scores(getattr(tokenizer, name, None)) for name in ("spm_source", "spm_target", "sp_model")
         ],
         "backend": _backend_state(tokenizer),
+        **({"protection": protection_identity()} if is_protected(tokenizer) else {}),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

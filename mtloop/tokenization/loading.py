@@ -19,6 +19,7 @@ from mtloop.errors import UserError, described, refused
 from mtloop.languages import LANGUAGE_TOKEN, advise, language_name, match_language, translation_task
 from mtloop.model.families import family_of
 from mtloop.model.vocabularies import target_vocabulary
+from mtloop.tokenization.protection import is_protected, keep_spaces
 
 # The warning is about Marian's normalizer, which is never called (transformers 5.23). The filter is for the process,
 # because worker processes unpickle the tokenizer and would each print it again.
@@ -60,6 +61,8 @@ def load_tokenizer(
     with refused(lambda error: _loading_advice(name_or_path, name, error)):
         _mark_languages(tokenizer)
         set_languages(tokenizer, source_lang, target_lang)
+        if is_protected(tokenizer):
+            keep_spaces(tokenizer)
         _try(tokenizer)
     return tokenizer
 

@@ -7,12 +7,14 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from transformers import MarianTokenizer, PreTrainedTokenizerBase
 
 from mtloop.atomic import new_folder
 from mtloop.errors import UserError
+from mtloop.tokenization.protection import MASKS, PLACEHOLDERS, RECORD
 
 MAX_TRAINING_TEXTS = 1_000_000
 # The vocabulary depends on the number of threads: sentencepiece 0.2 trains three with 1, 2 and 16.
@@ -29,6 +31,7 @@ def train_tokenizer(
     source_lang: str | None,
     target_lang: str | None,
     language_tokens: Sequence[str] = (),
+    is_protected: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Train one sentencepiece unigram model for both languages and write it as a MarianTokenizer folder.
 
@@ -48,6 +51,7 @@ def train_tokenizer(
         target_lang: Stored in the tokenizer's config.
         language_tokens: Entries such as `>>fra<<`, for a model of several target languages; between the tokens and
             `<pad>`, within vocab_size.
+        is_protected: Whether the texts are masked; the masks are in the vocabulary.
 
     Raises:
         UserError: vocab_size does not fit the corpus; output_dir contains other files.
@@ -56,10 +60,12 @@ def train_tokenizer(
     if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "tokenizer_config.json").is_file():
         raise UserError(f"--train_tokenizer: {str(output_dir)!r} contains other files. Choose another --output_dir.")
     num_tokens = vocab_size - 1 - len(language_tokens)
-    spm_model = _train_sentencepiece(_sample_texts(texts, MAX_TRAINING_TEXTS), num_tokens, vocab_size)
+    symbols = MASKS if is_protected else ()
+    spm_model = _train_sentencepiece(_sample_texts(texts, MAX_TRAINING_TEXTS), num_tokens, vocab_size, symbols)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(output_dir) as folder:
-        _fill_folder(folder, spm_model, language_tokens, source_lang=source_lang, target_lang=target_lang)
+        record = {RECORD: PLACEHOLDERS} if is_protected else {}
+        _fill_folder(folder, spm_model, language_tokens, source_lang=source_lang, target_lang=target_lang, **record)
     return MarianTokenizer.from_pretrained(output_dir)
 
 
@@ -80,8 +86,11 @@ def _sample_texts(texts: Iterable[str], max_texts: int) -> list[str]:
     return sample
 
 
-def _train_sentencepiece(texts: list[str], num_tokens: int, vocab_size: int) -> bytes:
-    """Return a serialized sentencepiece model of num_tokens; vocab_size includes `<pad>` and language tokens."""
+def _train_sentencepiece(texts: list[str], num_tokens: int, vocab_size: int, symbols: Sequence[str]) -> bytes:
+    """Return a serialized sentencepiece model of num_tokens; vocab_size includes `<pad>` and language tokens.
+
+    Symbols are tokens wherever they are in a text; the spaces around them are kept.
+    """
     if not texts:
         raise UserError("--train_tokenizer: the training texts are all empty. Check the corpus.")
     model = io.BytesIO()
@@ -98,7 +107,7 @@ def _train_sentencepiece(texts: list[str], num_tokens: int, vocab_size: int) -> 
             character_coverage=0.9998,
             byte_fallback=False,
             # The trainer drops every tab, so a tab must be a separate symbol.
-            user_defined_symbols=["\t"],
+            user_defined_symbols=["\t", *symbols],
             required_chars="\n\u00a0",
             eos_id=0,
             unk_id=1,
@@ -155,11 +164,9 @@ def _fill_folder(
     folder: Path,
     spm_model: bytes,
     language_tokens: Sequence[str],
-    *,
-    source_lang: str | None,
-    target_lang: str | None,
+    **config: Any,
 ) -> None:
-    """Write the tokenizer's files."""
+    """Write the tokenizer's files, with more entries for its config."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=spm_model)
     vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
     for token in (*language_tokens, _PAD):
@@ -171,11 +178,10 @@ def _fill_folder(
         str(folder / "source.spm"),
         str(folder / "target.spm"),
         str(folder / "vocab.json"),
-        source_lang=source_lang,
-        target_lang=target_lang,
         model_max_length=512,
         # Otherwise a "</s>" in a text, which is HTML's end of strike-through, would end the sentence.
         split_special_tokens=True,
+        **config,
     )
     tokenizer.save_pretrained(folder)
     # transformers 5 no longer writes this file; older versions and other programs read it.

@@ -11,12 +11,14 @@ from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedToke
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from mtloop.checkpoint.listing import open_folder
+from mtloop.config.fields import LEAVE_ONE_OUT
 from mtloop.config.model import ModelConfig
 from mtloop.config.settings import Config, changed
 from mtloop.data.load import Corpus, describe, load_corpus
 from mtloop.errors import UserError, rename_flag
 from mtloop.model.generation_config import check_positions, position_limit
 from mtloop.model.loading import load_config
+from mtloop.model.vocabularies import target_side
 from mtloop.run_folder import RunFolder
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.loading import (
@@ -26,6 +28,7 @@ from mtloop.tokenization.loading import (
     load_tokenizer,
     source_prefix,
 )
+from mtloop.tokenization.protection import MASKS, add_masks, check_masks, is_protected, mask, mask_target
 from mtloop.tokenization.training import train_tokenizer
 from mtloop.trainer.report import check_eval_engine
 
@@ -84,6 +87,8 @@ def read_inputs(config: Config, folder: RunFolder, runtime: Runtime, *, is_new: 
         pairs = resolve_pairs(config, model, tokenizer, runtime)
     else:
         tokenizer = named_tokenizer(config, str(model.tokenizer_name or model.model_name_or_path), runtime)
+        if config.data.protect and not is_protected(tokenizer):
+            tokenizer = masking_tokenizer(config, tokenizer, folder, runtime, is_new=is_new)
         pairs = resolve_pairs(config, model, tokenizer, runtime)
         corpora = load_corpora(config, runtime, recorded)
     inputs = Inputs(model=model, tokenizer=tokenizer, pairs=pairs, corpora=corpora)
@@ -141,16 +146,41 @@ def trained_tokenizer(
         def train() -> None:
             assert model.vocab_size is not None
             train_tokenizer(
-                _texts(corpora),
+                _texts(corpora, is_protected=data.protect is not None),
                 vocab_size=model.vocab_size,
                 output_dir=folder.tokenizer_dir,
                 source_lang=source_lang,
                 target_lang=target_lang,
                 language_tokens=[language_token(target) for target in targets] if len(targets) > 1 else [],
+                is_protected=data.protect is not None,
             )
 
         runtime.on_main(train)
     return named_tokenizer(config, str(folder.tokenizer_dir), runtime)
+
+
+def masking_tokenizer(
+    config: Config, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, runtime: Runtime, *, is_new: bool
+) -> PreTrainedTokenizerBase:
+    """Add masks to a tokenizer, once a run; it is set to the first pair. Collective.
+
+    Raises:
+        UserError: A tokenizer that cannot have masks, or a model whose embeddings of them would not be trained.
+    """
+    tuning, flag = config.tuning, ""
+    if config.model.model_name_or_path:
+        flag = "lora_rank" if tuning.lora_rank else "freeze" if "embeddings" in (tuning.freeze or []) else ""
+    if flag:
+        raise UserError(
+            f"--protect: the masks are new to the model, and --{flag} does not train its embeddings (got "
+            f"{config.model.model_name_or_path}). {LEAVE_ONE_OUT}"
+        )
+    if is_new or not folder.tokenizer_dir.is_dir():
+        runtime.on_main(lambda: add_masks(tokenizer, folder.tokenizer_dir))
+    found = named_tokenizer(config, str(folder.tokenizer_dir), runtime)
+    check_masks(found, target_side(found))
+    runtime.say(f"protected: {len(MASKS)} masks were added to the vocabulary of {tokenizer.name_or_path}")
+    return found
 
 
 def named_tokenizer(config: Config, name: str, runtime: Runtime) -> PreTrainedTokenizerBase:
@@ -168,11 +198,12 @@ def named_tokenizer(config: Config, name: str, runtime: Runtime) -> PreTrainedTo
     return runtime.one_first(load)
 
 
-def _texts(corpora: list[Corpus]) -> Iterator[str]:
+def _texts(corpora: list[Corpus], *, is_protected: bool) -> Iterator[str]:
     for corpus in corpora:
         for row in corpus.train:
-            yield row["source"]
-            yield row["target"]
+            source, target = row["source"], row["target"]
+            yield mask(source) if is_protected else source
+            yield mask_target(target, source) if is_protected else target
 
 
 def resolve_pairs(

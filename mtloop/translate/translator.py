@@ -16,11 +16,12 @@ from mtloop.config.environment import HardwareConfig
 from mtloop.errors import UserError, rename_flag
 from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded, open_engine
 from mtloop.generation.generate import Hypothesis, SearchOptions
-from mtloop.model.vocabularies import decode, target_side
+from mtloop.model.vocabularies import target_side
 from mtloop.placeholders import lost
 from mtloop.runtime.quiet import quiet_libraries
 from mtloop.runtime.ranks import Runtime
-from mtloop.tokenization.encoding import encode_side
+from mtloop.tokenization.encoding import decode, encode_sources
+from mtloop.tokenization.protection import is_protected
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,7 +60,8 @@ class Translator:
         source_prefix: Put before every text; None for what the model needs, if anything (T5, multilingual Marians).
         num_beams: None for the model's own.
         n_best: Translations of each text, best first, at most num_beams.
-        prefers_surviving: If True, translations that keep every placeholder come first, among all that the beams find.
+        prefers_surviving: If True, translations that keep every placeholder come first, among all that the beams find;
+            None for True with a protected model.
         max_tokens_per_batch: Padded source tokens of a batch: memory, not the result.
         max_source_length: Tokens of a text, at most; None for all that the model takes.
         max_target_length: Tokens of a translation, at most; None for the model's own.
@@ -78,7 +80,7 @@ class Translator:
     source_prefix: str | None = None
     num_beams: int | None = None
     n_best: int = 1
-    prefers_surviving: bool = False
+    prefers_surviving: bool | None = None
     max_tokens_per_batch: int = 2000
     max_source_length: int | None = None
     max_target_length: int | None = None
@@ -173,22 +175,23 @@ class Translator:
     def _translate_unique(self, texts: list[str]) -> list[list[Translation]]:
         assert self.runtime is not None
         # Half a surrogate pair, which tokenizers refuse, becomes U+FFFD.
-        sources = [
-            (self.loaded.source_prefix or "") + text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            for text in texts
-        ]
-        ids, is_long = encode_side(self.loaded.tokenizer, "text", sources, self.loaded.max_source_length)
+        sources = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+        prefix = self.loaded.source_prefix or ""
+        ids, is_long = encode_sources(self.loaded.tokenizer, sources, prefix, self.loaded.max_source_length)
         lengths = np.array([len(row) for row in ids], dtype=np.int32)
         batches = plan_evaluation(lengths, max_tokens=self.max_tokens_per_batch)
         encoded = as_encoded(ids)
         assert self.num_beams is not None
-        n_best = self.num_beams if self.prefers_surviving else self.n_best
+        prefers_surviving = (
+            is_protected(self.loaded.tokenizer) if self.prefers_surviving is None else self.prefers_surviving
+        )
+        n_best = self.num_beams if prefers_surviving else self.n_best
         found = self.loaded.search(encoded, batches, self.runtime, SearchOptions(n_best=n_best, with_scores=True))
         rows = [
             [self._as_translation(text, candidate, is_source_cut=was_long) for candidate in candidates]
-            for text, candidates, was_long in zip(texts, found, is_long, strict=True)
+            for text, candidates, was_long in zip(sources, found, is_long, strict=True)
         ]
-        if self.prefers_surviving:  # sorted is stable: the better translation stays first
+        if prefers_surviving:  # sorted is stable: the better translation stays first
             rows = [sorted(row, key=lambda one: bool(one.lost)) for row in rows]
         return [row[: self.n_best] for row in rows]
 
@@ -197,7 +200,7 @@ class Translator:
         pad_id = target_side(self.loaded.tokenizer).pad_token_id
         # The decoder start counts, and may be the padding token. At the limit the end may be forced: it proves nothing.
         length = 1 + sum(token != pad_id for token in tokens[1:])
-        text = decode(self.loaded.tokenizer, [tokens])[0]
+        text = decode(self.loaded.tokenizer, [tokens], [source])[0]
         return Translation(
             text=text,
             score=candidate.score,

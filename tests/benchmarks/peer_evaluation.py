@@ -58,7 +58,7 @@ def mtloop(given: dict[str, Any], sources: list[str], targets: list[str]) -> tup
     from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded
     from mtloop.generation.generate import SearchOptions
     from mtloop.runtime.ranks import Runtime
-    from mtloop.tokenization.encoding import encode_side
+    from mtloop.tokenization.encoding import encode_sources
 
     runtime = Runtime(HardwareConfig(mixed_precision=given["precision"], cpu_threads=given["threads"]))
     asked = EngineOptions(
@@ -66,7 +66,7 @@ def mtloop(given: dict[str, Any], sources: list[str], targets: list[str]) -> tup
         max_source_length=MAX_LENGTH, max_target_length=MAX_LENGTH,
     )  # fmt: skip
     live = TransformersEngine.load(given["model"], asked, runtime)
-    ids, _ = encode_side(live.tokenizer, "text", sources, MAX_LENGTH)
+    ids, _ = encode_sources(live.tokenizer, sources, "", MAX_LENGTH)
     encoded, lengths = as_encoded(ids), np.array([len(row) for row in ids])
     with tempfile.TemporaryDirectory() as temporary:
         start = time.perf_counter()

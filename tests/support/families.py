@@ -74,7 +74,7 @@ def make_family(name: str, folder: Path, texts: Sequence[str]) -> Path:
     """Write a model with random weights and its tokenizer in the layout of a published model; return the folder."""
     torch.manual_seed(0)
     model_dir = folder / name
-    tokenizer = _tokenizer(name, folder / f"{name}-vocabulary", texts)
+    tokenizer = make_tokenizer(name, folder / f"{name}-vocabulary", texts)
     tokenizer.save_pretrained(model_dir)
     num_rows = max(len(tokenizer), *getattr(tokenizer, "lang_code_to_id", {"": 0}).values()) + 8
     config = _config(name, num_rows, tokenizer)
@@ -82,7 +82,8 @@ def make_family(name: str, folder: Path, texts: Sequence[str]) -> Path:
     return model_dir
 
 
-def _tokenizer(name: str, folder: Path, texts: Sequence[str]) -> Any:
+def make_tokenizer(name: str, folder: Path, texts: Sequence[str]) -> Any:
+    """Return the tokenizer of a published model, trained on the texts; it uses the folder."""
     languages = [">>fra<<", ">>deu<<"] if name == "marian-multilingual" else []
     marian = train_tokenizer(
         texts, vocab_size=240, output_dir=folder, source_lang="en", target_lang="fr", language_tokens=languages

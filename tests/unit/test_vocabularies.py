@@ -18,8 +18,8 @@ from mtloop.config.model import ModelConfig
 from mtloop.errors import UserError
 from mtloop.model.generation_config import configure_generation
 from mtloop.model.loading import build_model, load_model
-from mtloop.model.vocabularies import decode, target_side, target_vocabulary
-from mtloop.tokenization.encoding import have_same_tokens
+from mtloop.model.vocabularies import target_side, target_vocabulary
+from mtloop.tokenization.encoding import decode, have_same_tokens
 from mtloop.tokenization.loading import load_tokenizer
 from mtloop.translate.translator import Translator
 from tests.support.commands import command
@@ -103,7 +103,7 @@ def test_target_side_has_the_ids_of_the_targets(tokenizer_path):
     assert tokenizer("the cat zzz")["input_ids"] == [2, 3, 1, 0]
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, targets.eos_token_id) == (PAD, 0, 3)
     # The decoder start may be any token; the padding after the end is the targets'.
-    assert decode(tokenizer, [[PAD, LE, 1, 3, 9, 9], [9, 4, 2, 3]]) == ["le chat", "un chien"]
+    assert decode(tokenizer, [[PAD, LE, 1, 3, 9, 9], [9, 4, 2, 3]], ["", ""]) == ["le chat", "un chien"]
     assert have_same_tokens(tokenizer, MarianTokenizer.from_pretrained(tokenizer_path))
 
 
@@ -227,4 +227,4 @@ def test_target_side_of_fsmt(tmp_path, monkeypatch):
     tokenizer = FSMTTokenizer(langs=["en", "fr"], merges_file=str(tmp_path / "m.txt"), **files)
     assert tokenizer("a x")["input_ids"] == [4, 5, 2]
     assert target_side(tokenizer)(text_target="a b")["input_ids"] == [6, 5, 2]  # transformers alone: [4, 3, 2]
-    assert decode(tokenizer, [[2, 6, 5, 2, 1]]) == ["a b"]
+    assert decode(tokenizer, [[2, 6, 5, 2, 1]], [""]) == ["a b"]

@@ -1,0 +1,173 @@
+"""Test protection: masks are restored exactly, whatever the text, and every family carries them with their spaces."""
+
+import copy
+import random
+import re
+
+import pytest
+
+from mtloop.data.demo.grammar import demo_pairs
+from mtloop.errors import UserError
+from mtloop.placeholders import lost
+from mtloop.tokenization.encoding import decode, decode_best, encode_rows, tokenizer_fingerprint
+from mtloop.tokenization.loading import for_languages, load_tokenizer
+from mtloop.tokenization.protection import (
+    MASKS,
+    add_masks,
+    check_masks,
+    is_protected,
+    mask,
+    mask_target,
+    restore,
+)
+from mtloop.tokenization.training import train_tokenizer
+from tests.support.families import FAMILIES, make_tokenizer
+
+# Those that could be part of another have spaces.
+PIECES = [
+    "a", "file", " ", "  ", "(", ")",
+    "%1", "%2", "%n", "%s", "%(name)s", "%%", " {0}", " ${x}", "<b>", "</b>", "&lt;",
+    '<a href="x y">', " https://a.b/c ", " me@a.org ", "\n", " \n\n", "\t", "<ph0>", "<ph3>", "<ph99>", "&File", "5 %", "é",
+]  # fmt: skip
+
+
+def random_texts(number, pieces=PIECES, longest=14):
+    rng = random.Random(0)
+    return ["".join(rng.choices(pieces, k=rng.randint(0, longest))) for _ in range(number)]
+
+
+def test_restore_undoes_mask():
+    for text in random_texts(3_000):
+        masked = mask(text)
+        assert masked == masked.strip()
+        assert "\n" not in masked or len(set(re.findall(r"<ph\d+>", masked))) == len(MASKS)
+        if text.strip():
+            assert restore(masked, text) == text
+
+
+def test_a_translation_of_masks_in_another_order_survives():
+    rng = random.Random(0)
+    for _ in range(500):
+        source = " ".join(rng.choices(PIECES, k=rng.randint(1, 9))).strip()
+        masks = re.findall(r"<ph\d+>", mask(source))
+        assert lost(source, restore(" . ".join(rng.sample(masks, len(masks))), source)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "masked", "masked_target"),
+    [
+        ("Open %1 in %2", "Ouvrir %2 dans %1", "Open <ph0> in <ph1>", "Ouvrir <ph1> dans <ph0>"),
+        ("%1 of %1", "%1 / %1 (%2)", "<ph0> of <ph0>", "<ph0> / <ph0> (%2)"),  # what the source lacks stays text
+        ('<a title="x">%1</a>', '<a title="y">%1</a>', "<ph0><ph1><ph2>", "<ph0><ph1><ph2>"),
+        (" one\n two \n", "un\n deux", "one<ph0>two", "un<ph0>deux"),
+        ("one\ntwo", "un\n\ndeux", "one<ph0>two", "un\n\ndeux"),
+        ("Save as %1", "Enregistrer", "Save as <ph0>", "Enregistrer"),
+        ("nothing", "rien %1", "nothing", "rien %1"),
+        ("%1 <ph7>", "<ph7> %1", "<ph1> <ph0>", "<ph0> <ph1>"),  # what looks like a mask is masked, and first
+        ("", "", "", ""),
+    ],
+)
+def test_mask_target_has_the_masks_of_its_source(source, target, masked, masked_target):
+    assert (mask(source), mask_target(target, source)) == (masked, masked_target)
+
+
+def test_more_placeholders_than_masks_stay_text():
+    source = " ".join(f"%{number}" for number in range(1, 21)) + " <ph5>"
+    masked = mask(source)
+    assert masked.startswith("<ph1> <ph2>") and masked.endswith("%16 %17 %18 %19 %20 <ph0>")
+    assert restore(masked, source) == source
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "source", "text"),
+    [
+        ("Ouvrir <ph0>", "Open %1", "Ouvrir %1"),
+        ("Ouvrir <ph1> <ph0>", "Open %1", "Ouvrir %1"),  # the source has one placeholder
+        ("(<ph9>)", "Open %1", "()"),
+        ("", " Open ", ""),
+        ("<ph3>", "Open", ""),
+        ("Ouvrir", "\n Open ", "\n Ouvrir "),
+    ],
+)
+def test_restore_removes_unknown_masks(hypothesis, source, text):
+    assert restore(hypothesis, source) == text
+
+
+TEXTS = [text for pair in demo_pairs("train")[:600] for text in pair] + 40 * ["(file) {a} & File 5 % é\tb"]
+LANGUAGES = {"source_lang": "en", "target_lang": "fr"}
+
+
+@pytest.fixture(params=FAMILIES)
+def plain(request, tmp_path):
+    """The tokenizer of a published model of each family."""
+    make_tokenizer(request.param, tmp_path / "vocabulary", TEXTS).save_pretrained(tmp_path / "plain")
+    return load_tokenizer(str(tmp_path / "plain"), **LANGUAGES)
+
+
+def test_every_family_carries_masks_and_spaces(plain, tmp_path):
+    texts = ["Open the file", "Close  it (now)"]
+    expected, size = [plain(text)["input_ids"] for text in texts], len(plain)
+    assert not is_protected(plain)
+    add_masks(copy.deepcopy(plain), tmp_path / "masked")
+    first = load_tokenizer(str(tmp_path / "masked"), **LANGUAGES)
+    first.save_pretrained(tmp_path / "saved")
+    loaded = load_tokenizer(str(tmp_path / "saved"), **LANGUAGES)  # as a checkpoint's
+    assert tokenizer_fingerprint(first) == tokenizer_fingerprint(loaded) != tokenizer_fingerprint(plain)
+    for tokenizer in (first, loaded, for_languages(loaded, "en", "fr")):
+        assert is_protected(tokenizer)
+        check_masks(tokenizer, tokenizer)
+        assert [tokenizer(text)["input_ids"] for text in texts] == expected
+        assert tokenizer.convert_tokens_to_ids(list(MASKS)) == list(range(size, size + len(MASKS)))
+    # Letters, single spaces and all that is masked.
+    sources = [" ".join(text.split()) for text in random_texts(100, ["a", "file", " ", "(", ")", *PIECES[6:18]], 10)]
+    sources = [source for source in sources if source]
+    encoded = [loaded(mask(source))["input_ids"] for source in sources]
+    assert decode(loaded, [[0, *ids] for ids in encoded], sources) == sources
+
+
+def test_a_trained_tokenizer_has_masks_within_its_vocabulary(tmp_path):
+    train_tokenizer(TEXTS, vocab_size=240, output_dir=tmp_path / "marian", **LANGUAGES, is_protected=True)
+    tokenizer = load_tokenizer(str(tmp_path / "marian"), **LANGUAGES)
+    assert is_protected(tokenizer) and len(tokenizer) == 240
+    assert set(MASKS) <= set(tokenizer.get_vocab()) and tokenizer.pad_token_id == 239
+    check_masks(tokenizer, tokenizer)
+    for source in random_texts(300, [piece for piece in PIECES if "<ph" not in piece]):
+        if mask(source):
+            ids = tokenizer(mask(source))["input_ids"]
+            assert decode(tokenizer, [[0, *ids]], [source]) == [source]
+
+
+def test_encode_rows_masks_both_sides(marian_tokenizer, tmp_path):
+    from datasets import Dataset
+
+    add_masks(copy.deepcopy(marian_tokenizer), tmp_path / "masked")
+    tokenizer = load_tokenizer(str(tmp_path / "masked"), **LANGUAGES)
+    rows = Dataset.from_dict({"source": ["Open the %1file\n%2 "], "target": ["Ouvrir %2 le %1"]})
+    encoded = encode_rows(
+        rows, tokenizer, max_source_length=32, max_target_length=32, source_prefix=None, num_workers=1
+    )
+    sources, targets = encoded.rows[0]["input_ids"], encoded.rows[0]["labels"]
+    first = tokenizer.convert_tokens_to_ids(MASKS[0])
+    assert [token for token in sources if token >= first] == [first, first + 1, first + 2]
+    assert [token for token in targets if token >= first] == [first + 2, first]
+    assert decode(tokenizer, [[0, *targets]], rows["source"][:]) == ["Ouvrir %2 le %1 "]
+
+
+def test_decode_best_takes_the_first_candidate_that_survives(marian_tokenizer, tmp_path):
+    add_masks(copy.deepcopy(marian_tokenizer), tmp_path / "masked")
+    tokenizer = load_tokenizer(str(tmp_path / "masked"), **LANGUAGES)
+
+    def candidates(*texts):
+        return [[0, *tokenizer(text)["input_ids"]] for text in texts]
+
+    found = decode_best(
+        tokenizer,
+        [candidates("le fichier", "fichier <ph0>", "<ph0>"), candidates("le", "la"), candidates("un", "deux")],
+        ["file %1", "%1 %2", "one"],
+    )
+    assert found == ["fichier %1", "le", "un"]
+
+
+def test_a_tokenizer_that_loses_masks_is_refused(marian_tokenizer, tmp_path):
+    with pytest.raises(UserError, match=r"--protect: a MarianTokenizer does not keep the masks"):
+        check_masks(marian_tokenizer, marian_tokenizer)
