@@ -145,7 +145,7 @@ class DataConfig(Group):
     )
     protect: str | None = setting(
         None,
-        "what is masked before tokenizing and restored in translations: placeholders, such as %1, tags and URLs; "
+        "what is masked before tokenizing and restored in translations: placeholders, such as variables, tags and URLs; "
         "recorded in the model",
         unset="nothing, unless the model was trained so",
         same_run=True,

@@ -27,7 +27,8 @@ from tests.support.families import FAMILIES, make_tokenizer
 PIECES = [
     "a", "file", " ", "  ", "(", ")",
     "%1", "%2", "%n", "%s", "%(name)s", "%%", " {0}", " ${x}", "<b>", "</b>", "&lt;",
-    '<a href="x y">', " https://a.b/c ", " me@a.org ", "\n", " \n\n", "\t", "<ph0>", "<ph3>", "<ph99>", "&File", "5 %", "é",
+    '<a href="x y">', " https://a.b/c ", " me@a.org ", "\n", " \n\n", "\t", "<ph0>", "<ph3>", "<ph99>", "&File",
+    "5 %", "é",
 ]  # fmt: skip
 
 
