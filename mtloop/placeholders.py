@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from html.entities import name2codepoint
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ _DIRECTIVE = re.compile(
     r"|(?P<count>%L?n(?![A-Za-z]))"
     r"|(?P<conversion>%(?![A-F][\dA-F])(?:[-+#0']+(?:\d+|\*)?|\*)?(?:\.(?:\d+|\*))?(?:hh|ll|[hlqjzt])?[A-Za-z@])"
 )
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+# &nbsp; and &eacute; are characters, as a translator writes them; a program reads &kde;, and markup needs &lt;.
+_CHARACTER = "|".join(sorted(name2codepoint.keys() - {"amp", "lt", "gt"}))
+_ENTITY = r"&(?:[A-Za-z][\w.-]*|#\d+|#[xX][\dA-Fa-f]+);"
 _NAMED = re.compile(r"%\(|%<")
 
 
@@ -75,10 +80,11 @@ def _printf_key(text: str) -> str:
 
 
 def _tag_key(text: str) -> str:
-    """Return `<name>`, `</name>` or `<name/>`: attributes may be translated."""
+    """Return `<name>`, `</name>` or `<name/>` with the names of the attributes: their values may be translated."""
     name = re.match(r"</?\s*[\w:.-]+", text)
     assert name is not None
-    return name[0] + ("/>" if text.endswith("/>") else ">")
+    attributes = sorted(re.findall(r"\s([\w:.-]+)\s*=", _QUOTED.sub("", text)))
+    return " ".join([name[0], *attributes]) + ("/>" if text.endswith("/>") else ">")
 
 
 KINDS: dict[str, Kind] = {
@@ -89,10 +95,11 @@ KINDS: dict[str, Kind] = {
         Kind(
             name="tag",
             title="<tag>",
-            pattern=re.compile(r"</?[A-Za-z_][\w:.-]*(?:\s[^<>]*)?/?>"),
+            # Neither <not available> nor a whole text as <empty>: these are translated.
+            pattern=re.compile(r"(?!\A<[^<>=]*>\Z)</?[A-Za-z_][\w:.-]*(?:\s[^<>=]*=[^<>]*|\s*)/?>"),
             key=_tag_key,
         ),
-        Kind(name="entity", title="&entity;", pattern=re.compile(r"&(?:[A-Za-z][\w.-]*|#\d+|#[xX][\dA-Fa-f]+);")),
+        Kind(name="entity", title="&entity;", pattern=re.compile(rf"&(?!(?:{_CHARACTER}|#\w+);){_ENTITY[1:]}")),
         Kind(
             name="braces",
             title="{0}",
@@ -105,7 +112,7 @@ KINDS: dict[str, Kind] = {
         Kind(
             name="accelerator",
             title="&accelerator",
-            pattern=re.compile(r"(?<!&)&(?=\w)"),
+            pattern=re.compile(rf"(?<!&)(?!{_ENTITY})&(?=\w)"),
             key=lambda _: "&",
             is_code=False,
         ),
@@ -121,7 +128,7 @@ KINDS: dict[str, Kind] = {
         Kind(
             name="number",
             title="number",
-            pattern=re.compile(r"\d+(?:[.,'\u00a0\u202f ]\d+)*"),
+            pattern=re.compile(r"(?<!&#)(?<!\d)\d+(?:[.,']\d+|[\u00a0\u202f ]\d{3}(?!\d))*"),
             key=lambda text: re.sub(r"\D", "", text),
             is_code=False,
         ),

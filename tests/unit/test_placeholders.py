@@ -22,9 +22,11 @@ CORPUS = Path(__file__).parents[3] / "shared" / "data" / "kde_en_fr.jsonl.gz"
         ("{0} {} {name!r} {n:.2f} ${x} {{y}} $HOME %{z}", "braces",
          ["{0}", "{}", "{name!r}", "{n:.2f}", "${x}", "{{y}}", "$HOME", "%{z}"]),
         ("{ a block; } US$5", "braces", []),
-        ("A &amp; B &#160; &kde;", "entity", ["&amp;", "&#160;", "&kde;"]),
-        ("&File A && B &amp; R&D", "accelerator", ["&", "&"]),
+        ("A &amp; B&nbsp;&#160;: &eacute; &kde;", "entity", ["&amp;", "&kde;"]),
+        ("&File A && B &amp; R&D &nbsp; &#160;", "accelerator", ["&", "&"]),
         ("<a href='x'>y</a><br/> 1 < 2 > 0", "tag", ["<a href='x'>", "</a>", "<br/>"]),
+        ("<empty>", "tag", []),
+        ("a <not available> <br /> <b>", "tag", ["<br />", "<b>"]),
         ("see https://a.org/%C3%A9?b=1&c=2.", "url", ["https://a.org/%C3%A9?b=1&c=2"]),
         ("see https://a.org/%C3%A9?b=1&c=2.", "printf", []),
         ("see https://a.org/?b=1&c=2.", "accelerator", []),
@@ -33,6 +35,7 @@ CORPUS = Path(__file__).parents[3] / "shared" / "data" / "kde_en_fr.jsonl.gz"
         ("  a b\n", "edge_space", ["  ", "\n"]),
         ("wait... or…", "ellipsis", ["...", "…"]),
         ("1,024 of 3 and %1 {2} &#160; h264", "number", ["1,024", "3", "264"]),
+        ("tray 3 500 or 1\u00a0024 1 2", "number", ["3 500", "1\u00a0024", "1", "2"]),
     ],
 )  # fmt: skip
 def test_placeholders_finds_kind(text, kind, found):
@@ -53,6 +56,8 @@ def test_keys_of_what_a_translation_may_change():
     assert keys("1,024 kB") == keys("1\u00a0024 ko")
     assert keys("<a href='en'>x</a>") == keys("<a href='fr'>x</a>")
     assert keys("%1 %2") != keys("%1 %1")
+    assert keys("<a href='en'>x</a>") != keys("<a title='en'>x</a>")
+    assert keys("<a title='a b=c' href=x>") == keys('<a href=x  title="d">')
 
 
 def test_spans_do_not_overlap_and_keep_the_longer():
