@@ -10,7 +10,8 @@ RUN_FILES: dict[str, str] = {
     "metrics.jsonl": "One line per logged update, and one line per evaluation.",
     "status.json": "`status` (running, stopped, finished or failed; running after a kill too), `exit_status`, "
     "`message`, `step` at the end, `pid`, `host`, `process_start`, and the `command` that started the run.",
-    "data.json": "Data sources, row counts, dropped rows by reason, and fingerprints of data and tokenizer.",
+    "data.json": "Data sources, row counts, dropped rows by reason, the shares of validation and test rows that are in "
+    "the training rows too, and fingerprints of data and tokenizer.",
     "run.json": "Id of the run, measured precision, changes of `--allow_changed`, Hub target.",
     "push.jsonl": "One line per push to the Hub: `part`, `step`, `manifest`, `repo_id`, `revision`, `commit`.",
     "hypotheses/step_N.jsonl": "Translations of an evaluation: `index`, `source`, `reference`, `hypothesis` "
@@ -48,7 +49,8 @@ RUN_RECORD: Shape = {
 }
 _SOURCES: Shape = {str: [{}]}
 _COUNTS: Shape = {str: {"loaded": int, "dropped": {str: int}, "kept": int}}
-_DATA_OF_PAIR: Shape = {"sources?": _SOURCES, "counts?": _COUNTS}
+_SHARED: Shape = {str: {str: float}}
+_DATA_OF_PAIR: Shape = {"sources?": _SOURCES, "counts?": _COUNTS, "shared_with_train?": _SHARED}
 DATA_REPORT: Shape = {**_DATA_OF_PAIR, "fingerprint?": str, "fingerprints?": {str: str}, "pairs?": {str: _DATA_OF_PAIR}}
 JOURNAL_LINE: Shape = dict.fromkeys(("part", "run_id", "manifest", "repo_id", "revision", "commit"), str) | {
     "step": int

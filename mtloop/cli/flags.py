@@ -245,7 +245,10 @@ def load_own_rows(given: argparse.Namespace, trained: Config, *splits: str) -> l
         else:
             corpus = load_corpus(data)
             rows = {split: rows for split in splits if (rows := getattr(corpus, split)) is not None}
+            overlaps = corpus.compared()
         for test_set in _as_test_sets(given, rows):
+            if not trained.scored:
+                test_set = replace(test_set, is_unseen=overlaps[test_set.name].is_unseen[: len(test_set.rows)])
             if trained.data.pairs:
                 name = f"{test_set.name} {data.source_lang}-{data.target_lang}"
                 source_lang, target_lang = data.source_lang, data.target_lang

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mtloop.config.inputs import DataConfig
 from mtloop.corpus_report.measure import SPLITS, Measures
+from mtloop.data.splits import shares
 
 PERCENTILES = (50, 90, 95, 99)
 NUM_EXAMPLES = 3
@@ -83,7 +84,7 @@ def inspect(measures: Measures, splits: Mapping[str, Dataset], data: DataConfig,
                 chosen = pick(finding, measures)
                 report["examples"][finding.name] = [example(measures, splits, row) for row in chosen]
     train = scopes["train"]
-    report["shared_with_train"] = {name: shared(scopes[name], train) for name in splits if name != "train"}
+    report["shared_with_train"] = {name: shares(vars(scopes[name]), vars(train)) for name in splits if name != "train"}
     report["length_ratio"] = None if band is None else {**vars(band), "min_characters": MIN_CHARACTERS}
     return report
 
@@ -154,19 +155,6 @@ def ratio_band(rows: Measures) -> Band | None:
     reach = MAX_DEVIATIONS * max(1.4826 * float(np.median(np.abs(logs - median))), MIN_DEVIATION)
     edges = (float(np.exp(log)) for log in (median, median - reach, median + reach))
     return Band(*(round(edge, 4) or float(f"{edge:.4g}") for edge in edges))  # a divisor: never 0
-
-
-def shared(rows: Measures, train: Measures) -> dict[str, float]:
-    """Return the share of rows whose source, or pair, is also in train: unchanged, and compared by letters alone."""
-    keys = {
-        "sources": "source_key",
-        "pairs": "pair_key",
-        "sources_by_letters": "source_letters_key",
-        "pairs_by_letters": "pair_letters_key",
-    }
-    return {
-        name: round(float(np.isin(getattr(rows, key), getattr(train, key)).mean()), 5) for name, key in keys.items()
-    }
 
 
 def pick(finding: Finding, rows: Measures) -> list[int]:

@@ -1,6 +1,6 @@
 """Measure rows: lengths, 64-bit keys of the texts, and properties of a single row.
 
-Texts are read in batches and not kept: about 80 bytes a row stay in memory. Shape letter: N rows.
+Texts are read in batches and not kept: about 90 bytes a row stay in memory. Shape letter: N rows.
 """
 
 from __future__ import annotations
@@ -16,28 +16,26 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from mtloop.config.inputs import DataConfig
+from mtloop.data.splits import text_keys
 from mtloop.tokenization.encoding import encode_rows
 
 SPLITS = ("train", "valid", "test")
 _BATCH_SIZE = 10_000
 # Nothing is truncated before it is counted: this is the largest limit of the config.
 _LONGEST = 65_536
-_NO_LETTERS = r"[^\pL\pM]+"
 _REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """The measures of N rows, ordered by their index, then their split.
-
-    Keys are Python's 64-bit hashes: equal for equal texts, within this process. Among a million texts, two different
-    ones share a key with a probability of 3e-8.
+    """The measures of N rows, ordered by their index, then their split; the keys are those of `text_keys`.
 
     Attributes:
         split: int8 [N], position in SPLITS.
         position: int64 [N], in the split.
         index: int64 [N], the row's number in its source as loaded.
         source_key, pair_key: int64 [N], of the texts as they are.
+        source_normalized_key: int64 [N], of the source without what --split_by source ignores.
         source_letters_key, pair_letters_key: int64 [N], of the letters of the texts, lower-cased.
         source_words, target_words, source_characters, target_characters: int32 [N].
         source_tokens, target_tokens: int32 [N] with special tokens, not truncated; zeros without a tokenizer.
@@ -53,6 +51,7 @@ class Measures:
     index: NDArray[np.int64]
     source_key: NDArray[np.int64]
     pair_key: NDArray[np.int64]
+    source_normalized_key: NDArray[np.int64]
     source_letters_key: NDArray[np.int64]
     pair_letters_key: NDArray[np.int64]
     source_words: NDArray[np.int32]
@@ -118,13 +117,9 @@ def _concatenate(parts: Iterable[dict[str, NDArray]]) -> dict[str, NDArray]:
 def _measure_batch(batch: pa.Table) -> dict[str, NDArray]:
     source, target = sides = [batch[name].combine_chunks() for name in ("source", "target")]
     sources, targets = source.to_pylist(), target.to_pylist()
-    source_letters, target_letters = _letters(source), _letters(target)
     return {
         "index": _array(batch["index"]),
-        "source_key": _keys(sources),
-        "pair_key": _keys(zip(sources, targets, strict=True)),
-        "source_letters_key": _keys(source_letters),
-        "pair_letters_key": _keys(zip(source_letters, target_letters, strict=True)),
+        **text_keys(batch),
         "source_words": np.array([len(text.split()) for text in sources], dtype=np.int32),
         "target_words": np.array([len(text.split()) for text in targets], dtype=np.int32),
         "source_characters": _array(pc.utf8_length(source)),
@@ -135,15 +130,6 @@ def _measure_batch(batch: pa.Table) -> dict[str, NDArray]:
         "has_outer_space": _array(pc.or_(*(pc.not_equal(pc.utf8_trim_whitespace(side), side) for side in sides))),
         "has_replacement": _array(pc.or_(*(pc.match_substring(side, _REPLACEMENT) for side in sides))),
     }
-
-
-def _letters(texts: pa.Array) -> list[str]:
-    """Lower-case, and drop all but letters and their marks."""
-    return pc.replace_substring_regex(pc.utf8_lower(texts), pattern=_NO_LETTERS, replacement="").to_pylist()
-
-
-def _keys(values: Iterable[object]) -> NDArray[np.int64]:
-    return np.fromiter(map(hash, values), dtype=np.int64)
 
 
 def _array(values: pa.Array | pa.ChunkedArray) -> NDArray:

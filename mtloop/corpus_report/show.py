@@ -40,6 +40,7 @@ _SIGNS = {"newline_in_source": "\n", "newline_on_one_side": "\n", "replacement_c
 _SHARED = {
     "sources": "same source",
     "pairs": "same pair",
+    "sources_normalized": "same source, ignoring what --split_by source ignores",
     "sources_by_letters": "same source, ignoring case and all but letters",
     "pairs_by_letters": "same pair, ignoring case and all but letters",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from mtloop.data.rows import (
     note_lines,
 )
 from mtloop.data.sources import SPLIT_FIELDS, load_demo, load_files, load_named
-from mtloop.data.splits import cut
+from mtloop.data.splits import Overlap, cut, overlaps
 from mtloop.data.store import Store, select_rows, unwritable_cache
 from mtloop.errors import UserError
 
@@ -50,12 +50,19 @@ class Corpus:
         report: JSON: "sources" per split, "counts" per split ("loaded", "dropped" by reason, "kept"; loaded is the sum
             of these two; "notes": rows with doubtful quotes, if there are any), and "fingerprint", equal for equal
             content and settings.
+        overlaps: What valid and test have in common with train, by their names; {} until `compared` was called.
     """
 
     train: Dataset
     valid: Dataset
     test: Dataset | None
     report: dict[str, Any]
+    overlaps: dict[str, Overlap] = field(default_factory=dict)
+
+    def compared(self) -> dict[str, Overlap]:
+        """Compare the rows of valid and test with those of train."""
+        others = {"valid": self.valid, "test": self.test}
+        return overlaps(self.train, {name: rows for name, rows in others.items() if rows is not None})
 
 
 def load_corpus(
@@ -178,10 +185,10 @@ def _load_raws(
         raws = load_opus(name, columns, store, say)
     elif name:
         raws = load_named(_with_owner(name), data.dataset_config_name, columns, data.dialect, store)
-    for split, field in SPLIT_FIELDS.items():
-        if patterns := getattr(data, field):
+    for split, name_of_files in SPLIT_FIELDS.items():
+        if patterns := getattr(data, name_of_files):
             own = columns if split == "train" else replace(columns, group_by=())
-            raws[split] = load_files(f"--{field}", patterns, own, data.dialect, store)
+            raws[split] = load_files(f"--{name_of_files}", patterns, own, data.dialect, store)
     if data.split_by is not None and {"train", "valid"} <= raws.keys():
         raise UserError(
             f"--split_by: {name} has validation rows, and nothing is split off (got {' '.join(data.split_by)}). Leave "

@@ -5,9 +5,13 @@ Owns the keys by which two texts count as the same. Must not know where rows com
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
@@ -143,3 +147,81 @@ def _groups(rows: Dataset, split_by: list[str]) -> tuple[NDArray[np.int64], int]
     leader[with_key] = with_key[first[inverse]]
     leaders, group = np.unique(leader, return_inverse=True)
     return group, len(leaders)
+
+
+# What rows have in common
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What N rows have in common with the training rows.
+
+    Attributes:
+        shares: The share of rows that are in the training rows too, by the names of SHARED.
+        is_unseen: bool [N], the source is not in the training rows, also but for what `normalize` drops.
+    """
+
+    shares: dict[str, float]
+    is_unseen: NDArray[np.bool_]
+
+
+def text_keys(batch: pa.Table) -> dict[str, NDArray[np.int64]]:
+    """Return the keys of SHARED of a batch of rows, int64 [N] each.
+
+    They are Python's 64-bit hashes: equal for equal texts, within this process. Among a million texts, two different
+    ones share a key with a probability of 3e-8.
+    """
+    source, target = (batch[name].combine_chunks() for name in ("source", "target"))
+    sources = source.to_pylist()
+    source_letters, target_letters = _letters(source), _letters(target)
+    return {
+        "source_key": _keys(sources),
+        "pair_key": _keys(zip(sources, target.to_pylist(), strict=True)),
+        "source_normalized_key": _keys(map(normalize, sources)),
+        "source_letters_key": _keys(source_letters),
+        "pair_letters_key": _keys(zip(source_letters, target_letters, strict=True)),
+    }
+
+
+def overlaps(train: Dataset, others: Mapping[str, Dataset]) -> dict[str, Overlap]:
+    """Compare the rows of other splits with the training rows: a few seconds for a million."""
+    known = _keys_of(train)
+    found = {}
+    for name, rows in others.items():
+        keys = _keys_of(rows)
+        is_unseen = ~np.isin(keys["source_normalized_key"], known["source_normalized_key"])
+        found[name] = Overlap(shares(keys, known), is_unseen)
+    return found
+
+
+def shares(keys: Mapping[str, NDArray[np.int64]], known: Mapping[str, NDArray[np.int64]]) -> dict[str, float]:
+    """Return the shares of SHARED, given the keys of the rows and those of the training rows."""
+    return {name: round(float(np.isin(keys[key], known[key]).mean()), 5) for name, key in SHARED.items()}
+
+
+def leak_line(split: str, found: Mapping[str, float], *, can_split_by: bool) -> str:
+    """Describe what a split has in common with the training rows; can_split_by adds a remedy."""
+    if not any(found.values()):
+        return f"{split}: no source is in the training rows too"
+    sources, normalized, pairs = (
+        f"{100 * found[name]:.1f} %" for name in ("sources", "sources_normalized", "pairs_by_letters")
+    )
+    remedy = "; --split_by source keeps sources apart" if can_split_by else ""
+    return (
+        f"{split}: {sources} of the sources are in the training rows too, {normalized} but for case, accelerators and "
+        f"punctuation, and {pairs} of the pairs by letters alone{remedy}"
+    )
+
+
+def _keys_of(rows: Dataset) -> dict[str, NDArray[np.int64]]:
+    parts = [text_keys(batch) for batch in rows.with_format("arrow").iter(_BATCH)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in SHARED.values()}
+
+
+def _letters(texts: pa.Array) -> list[str]:
+    """Lower-case, and drop all but letters and their marks."""
+    return pc.replace_substring_regex(pc.utf8_lower(texts), pattern=_NO_LETTERS, replacement="").to_pylist()
+
+
+def _keys(values: Iterable[object]) -> NDArray[np.int64]:
+    return np.fromiter(map(hash, values), dtype=np.int64)

@@ -131,7 +131,7 @@ def unwritable_cache(error: OSError) -> RunFailed:
 def select_rows(rows: Dataset, positions: NDArray[np.int64], identity: Any) -> Dataset:
     """Return the rows at the positions, under a fingerprint of the identity."""
     fingerprint = digest(identity)[:16]
-    folder = Path(rows.cache_files[0]["filename"]).parent
-    # Written at each call: in a cache that is read-only the positions stay in memory.
-    file = str(folder / f"subset-{fingerprint}.arrow") if os.access(folder, os.W_OK) else None
+    folders = [Path(file["filename"]).parent for file in rows.cache_files]
+    # Written at each call: in a cache that is read-only the positions stay in memory, as for rows in memory.
+    file = str(folders[0] / f"subset-{fingerprint}.arrow") if folders and os.access(folders[0], os.W_OK) else None
     return rows.select(positions, indices_cache_file_name=file, new_fingerprint=fingerprint)

@@ -25,12 +25,13 @@ from mtloop.evaluation.metrics import (
     Counted,
     Metric,
     Score,
-    Texts,
     mean_scores,
+    recorded_name,
     scores_of,
     tally,
 )
 from mtloop.evaluation.selection import check_best_metric
+from mtloop.evaluation.statistics import Texts
 from mtloop.evaluation.survival import SURVIVAL
 from mtloop.generation.engine import Engine
 from mtloop.generation.generate import SearchOptions, deal_batches
@@ -76,6 +77,7 @@ class EvaluationSet:
         source_lengths: int32 [N].
         target_lengths: int32 [N].
         parts: The rows of each of several pairs, one after the other; () for one pair.
+        is_unseen: bool [N], the source is not in the training rows, as in Overlap; None if these are not known.
     """
 
     name: str
@@ -84,6 +86,7 @@ class EvaluationSet:
     source_lengths: NDArray[np.int32]
     target_lengths: NDArray[np.int32]
     parts: tuple[PairRows, ...] = ()
+    is_unseen: NDArray[np.bool_] | None = None
 
     def first(self, few: int) -> EvaluationSet:
         """Return the first rows of each pair."""
@@ -96,6 +99,7 @@ class EvaluationSet:
             encoded=self.encoded.select(kept),
             source_lengths=self.source_lengths[kept],
             target_lengths=self.target_lengths[kept],
+            is_unseen=None if self.is_unseen is None else self.is_unseen[kept],
             parts=tuple(
                 replace(part, rows=slice(start, end))
                 for part, start, end in zip(self.parts, [0, *ends], ends, strict=False)
@@ -116,6 +120,7 @@ class Report:
         time_s: Seconds of the whole evaluation.
         sentences_per_s: Rows over the seconds spent translating.
         hypotheses: By row; on the main process only, empty elsewhere.
+        num_unseen: Rows whose source is not in the training rows; None if these are not known.
         counted: Scores with their statistics, to be resampled: by the pair's name, "" if there is one pair, and the
             metric's; on the main process only, {} elsewhere.
     """
@@ -128,6 +133,7 @@ class Report:
     sentences_per_s: float
     hypotheses: list[str]
     pair_scores: dict[str, dict[str, Score]] = field(default_factory=dict)
+    num_unseen: int | None = None
     counted: dict[str, dict[str, Counted]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
@@ -143,6 +149,7 @@ class Report:
             "perplexity": self.perplexity,
             **scores,
             "num_sentences": self.num_sentences,
+            **({} if self.num_unseen is None else {"num_unseen": self.num_unseen}),
             "eval_time_s": self.time_s,
             "sentences_per_s": self.sentences_per_s,
             **{
@@ -162,6 +169,7 @@ class Report:
         """
         if metric == LOSS and self.loss_per_token is not None:
             return self.loss_per_token, False
+        metric = recorded_name(metric, self.scores)
         check_best_metric(metric, list(self.scores))
         return self.scores[metric].value, self.scores[metric].greater_is_better
 
@@ -228,6 +236,7 @@ def evaluate(
         scores=mean_scores(list(scores.values())) if data.parts else scores[""],
         pair_scores=scores if data.parts else {},
         num_sentences=len(data.rows),
+        num_unseen=None if data.is_unseen is None else int(data.is_unseen.sum()),
         time_s=time_s,
         sentences_per_s=len(data.rows) / translation_s,
         hypotheses=hypotheses,
@@ -268,13 +277,13 @@ def count_pairs(
     metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> dict[str, dict[str, Counted]]:
     """Apply the metrics to N hypotheses: by the pair's name, "" if there is one pair, and the metric's."""
-    sources, references = data.rows["source"][:], data.rows["target"][:]
+    columns: dict[str, Any] = {"sources": data.rows["source"][:], "references": data.rows["target"][:]}
+    columns["hypotheses"] = hypotheses
+    if data.is_unseen is not None and not data.is_unseen.all():  # otherwise it would be the score of all rows again
+        columns["is_unseen"] = data.is_unseen
 
     def count(rows: slice, language: str | None) -> dict[str, Counted]:
-        texts = Texts(
-            sources=sources[rows], hypotheses=hypotheses[rows], references=references[rows], target_lang=language
-        )
-        return tally(texts, metrics)
+        return tally(Texts(**{name: column[rows] for name, column in columns.items()}, target_lang=language), metrics)
 
     if not data.parts:
         return {"": count(slice(None), target_lang)}
@@ -340,9 +349,3 @@ def loss_per_token(
         runtime.end_program()
     (total,) = runtime.sum_over_ranks(math.fsum(runtime.read(sums)))
     return total / int(data.target_lengths.sum(dtype=np.int64))
-
-
-def choose_samples(num_rows: int, num_samples: int, *, seed: int) -> list[int]:
-    """Choose up to `num_samples` row numbers, ascending: the same at every evaluation of a run."""
-    rng = np.random.default_rng(seed)
-    return sorted(rng.choice(num_rows, size=min(num_samples, num_rows), replace=False).tolist())

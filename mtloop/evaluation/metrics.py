@@ -1,72 +1,38 @@
 """The registry of metrics: name, function, direction, and how each is resampled and shown.
 
 To add a metric, register it at the end of this file: flags, tables, metrics.jsonl, the page and the model card read the
-registry. Must not know models, files or ranks. N sentences, K statistics of each.
+registry. Must not know models, files or ranks.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sacrebleu.metrics import CHRF, TER
 
 from mtloop.errors import UserError
 from mtloop.evaluation.bleu import bleu_for, load_bleu
+from mtloop.evaluation.statistics import (
+    Statistics,
+    Texts,
+    check_counts,
+    mean_of,
+    mean_statistics,
+    of_rows,
+    sacrebleu_statistics,
+)
 from mtloop.evaluation.survival import NAMES, SURVIVAL, survival_statistics
 from mtloop.placeholders import KINDS
 
-LOSS = "eval_loss"
+LOSS, BLEU_UNSEEN = "eval_loss", "bleu_unseen"
 # Keys of a line of metrics.jsonl: a metric of the same name would replace them.
 RESERVED = frozenset(
     ("split", "step", "epoch", "loss", "grad_norm", "learning_rate", "target_tokens", "tokens_per_s", "train_time_s")
-    + ("eval_loss", "perplexity", "num_sentences", "eval_time_s", "sentences_per_s", "user_metrics")
+    + ("eval_loss", "perplexity", "num_sentences", "eval_time_s", "sentences_per_s", "user_metrics", "num_unseen")
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """N translations to score.
-
-    Attributes:
-        sources: N texts.
-        hypotheses: Their translations.
-        references: The raw references.
-        target_lang: Its script selects BLEU's tokenizer; that of the references if it is None or has no known one.
-    """
-
-    sources: Sequence[str]
-    hypotheses: Sequence[str]
-    references: Sequence[str]
-    target_lang: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_counts(self.hypotheses, self.references)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """Statistics of N sentences: their sums give the score of any selection of the sentences.
-
-    Attributes:
-        rows: [N, K].
-        score: Computes a score from sums [K].
-        signature: Describes how the score was computed; takes the number of bootstrap resamples, None for none.
-    """
-
-    rows: NDArray[Any]
-    score: Callable[[Any], float]
-    signature: Callable[[int | None], str]
-
-    def sentence_scores(self) -> list[float]:
-        """Return the score of each sentence."""
-        return [self.score(row) for row in self.rows.tolist()]
 
 
 # A metric that counts in several ways returns each by its name, without those that have nothing to count.
@@ -86,7 +52,8 @@ class Metric:
         greater_is_better: The direction.
         decimals: Digits shown after the point.
         limits: The least and the greatest value; None where there are none.
-        part_of: The metric that counts this one too: beside it, this one has no column.
+        part_of: The metric that counts this one too: beside it, this one has no column, unless has_column.
+        has_column: See part_of.
     """
 
     name: str
@@ -98,6 +65,7 @@ class Metric:
     decimals: int = 2
     limits: tuple[float, float] | None = None
     part_of: str = ""
+    has_column: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +160,15 @@ def metrics_of(line: Mapping[str, Any]) -> list[Metric]:
     return [metric_named(key, own.get(key, True)) for key in line if key in METRICS or key in own]
 
 
+def recorded_name(name: str, recorded: Collection[str]) -> str:
+    """Return the name of a score among those recorded: where every source is unseen, bleu_unseen is bleu."""
+    return "bleu" if name == BLEU_UNSEEN and name not in recorded else name
+
+
 def with_column(metrics: Iterable[Metric]) -> list[Metric]:
     """Return the metrics without those that another of them counts too."""
     found = {metric.name: metric for metric in metrics}
-    return [metric for metric in found.values() if metric.part_of not in found]
+    return [metric for metric in found.values() if metric.part_of not in found or metric.has_column]
 
 
 def metric_named(name: str, greater_is_better: bool) -> Metric:
@@ -209,7 +182,7 @@ def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> list[
     Raises:
         ValueError: Unequal counts, or nothing to score.
     """
-    _check_counts(hypotheses, references)
+    check_counts(hypotheses, references)
     chrf = CHRF()
     return [chrf.sentence_score(one, [other]).score for one, other in zip(hypotheses, references, strict=True)]
 
@@ -217,59 +190,22 @@ def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> list[
 def bleu_with(tokenizer: str) -> Metric:
     """Return BLEU with one of sacreBLEU's tokenizers for every language."""
     load = cache(load_bleu)  # at the first use: some load a model
-    return replace(METRICS["bleu"], count=sacrebleu_statistics(lambda _: load(tokenizer)))
-
-
-def seed_text() -> str:
-    """Return sacreBLEU's seed: a number, or "none" for a random one."""
-    return os.environ.get("SACREBLEU_SEED", "12345").lower()
+    return replace(METRICS["bleu"], count=_with_unseen(sacrebleu_statistics(lambda _: load(tokenizer))))
 
 
 # How a metric counts
 
 
-def sacrebleu_statistics(build: Callable[[Texts], Any]) -> Count:
-    """Count with a metric of sacreBLEU, which `build` returns.
+def _with_unseen(count: Callable[[Texts], Statistics]) -> Count:
+    """Count BLEU of all rows, and of those whose source is not in the training rows: the others count as nothing."""
 
-    Source: sacreBLEU 2.0 to 2.6 computes its scores and tests from these sentence statistics; they have no public name.
-    """
+    def count_both(texts: Texts) -> dict[str, Statistics]:
+        found = {"bleu": count(texts)}
+        if texts.is_unseen is not None and texts.is_unseen.any():
+            found[BLEU_UNSEEN] = of_rows(found["bleu"], texts.is_unseen)
+        return found
 
-    def count(texts: Texts) -> Statistics:
-        metric = build(texts)
-
-        def signature(num_resamples: int | None) -> str:
-            found = metric.get_signature()
-            if num_resamples is not None:
-                found.update("bs", num_resamples)
-                found.update("seed", seed_text())
-            return str(found)
-
-        return Statistics(
-            rows=np.array(metric._extract_corpus_statistics(list(texts.hypotheses), [list(texts.references)])),
-            score=lambda sums: metric._compute_score_from_stats(sums).score,
-            signature=signature,
-        )
-
-    return count
-
-
-def mean_statistics(values: Callable[[Texts], Sequence[float]], *, signature: str) -> Count:
-    """Count with a function that returns the value of each sentence; the score is their mean."""
-
-    def count(texts: Texts) -> Statistics:
-        column = np.array(values(texts), dtype=np.float64)
-        return _mean_of(np.stack([column, np.ones_like(column)], axis=1), signature)
-
-    return count
-
-
-def _mean_of(rows: NDArray[np.float64], signature: str) -> Statistics:
-    """Return the statistics of a mean of N values, each with how often it counts: [N, 2]; NaN where none counts."""
-    return Statistics(
-        rows=rows,
-        score=lambda sums: sums[0] / sums[1] if sums[1] else math.nan,
-        signature=lambda number: signature if number is None else f"{signature}|bs:{number}|seed:{seed_text()}",
-    )
+    return count_both
 
 
 def _survival(name: str) -> Count:
@@ -278,21 +214,12 @@ def _survival(name: str) -> Count:
     def count(texts: Texts) -> dict[str, Statistics]:
         found = survival_statistics(texts.sources, texts.hypotheses, texts.references)
         return {
-            one: _mean_of(rows, f"rows:{int(rows[:, 1].sum())}")
+            one: mean_of(rows, f"rows:{int(rows[:, 1].sum())}")
             for one, rows in found.items()
             if one == name or (name == SURVIVAL and SURVIVAL in found)
         }
 
     return count
-
-
-def _check_counts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    if len(hypotheses) != len(references):
-        raise ValueError(
-            f"{len(hypotheses)} hypotheses for {len(references)} references. Give one hypothesis for each reference."
-        )
-    if not hypotheses:
-        raise ValueError("no hypotheses to score. Give at least one.")
 
 
 def _exact_matches(texts: Texts) -> list[float]:
@@ -308,7 +235,7 @@ DEFAULT_METRICS = (
         Metric(
             name="bleu",
             title="BLEU",
-            count=sacrebleu_statistics(lambda texts: bleu_for(texts.target_lang, texts.references)),
+            count=_with_unseen(sacrebleu_statistics(lambda texts: bleu_for(texts.target_lang, texts.references))),
             limits=_PERCENT,
         )
     ),
@@ -317,6 +244,7 @@ DEFAULT_METRICS = (
     ),
     register(Metric(name=SURVIVAL, title=SURVIVAL, count=_survival(SURVIVAL), limits=_PERCENT)),
 )
+register(replace(METRICS["bleu"], name=BLEU_UNSEEN, title="unseen", part_of="bleu", has_column=True))
 # Its search for shifts is slow: not among the default metrics of training.
 register(Metric(name="ter", title="TER", greater_is_better=False, count=sacrebleu_statistics(lambda _: TER())))
 register(

@@ -14,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mtloop.errors import UserError
-from mtloop.evaluation.metrics import DEFAULT_METRICS, LOSS, METRICS, RESERVED, Metric, Texts, bleu_with, tally
+from mtloop.evaluation.metrics import BLEU_UNSEEN, DEFAULT_METRICS, LOSS, METRICS, RESERVED, Metric, bleu_with, tally
+from mtloop.evaluation.statistics import Texts
 from mtloop.evaluation.survival import NAMES, SURVIVAL
 from mtloop.placeholders import KINDS
 
@@ -45,6 +46,7 @@ def choose_metrics(
     """
     chosen = {one.name: one for one in DEFAULT_METRICS} if names is None else {}
     for name in names or ():
+        name = "bleu" if name == BLEU_UNSEEN else name  # counted with it
         if name not in METRICS:
             raise UserError(
                 f"--metrics: unknown metric (got {name!r}). Give one or more of {', '.join(METRICS)}; pass a function "

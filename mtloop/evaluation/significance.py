@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.significance import estimate_ci
 
-from mtloop.evaluation.metrics import Counted, Metric, seed_text
+from mtloop.evaluation.metrics import Counted, Metric
+from mtloop.evaluation.statistics import seed_text
 
 NUM_RESAMPLES = 1000
 # With fewer sentences a p-value depends more on the bootstrap than on the systems.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from mtloop.evaluation.evaluate import EvaluationSet, Report, evaluate
 from mtloop.evaluation.metrics import DEFAULT_METRICS, Counted, Metric
@@ -26,6 +28,7 @@ class TestSet:
         rows: Columns index, source, target; N rows.
         target_lang: Selects BLEU's tokenizer.
         source_lang: Set for one of several pairs, whose languages the model is given; else None.
+        is_unseen: bool [N], as in EvaluationSet.
     """
 
     __test__ = False  # not a test, although pytest would collect it
@@ -34,6 +37,7 @@ class TestSet:
     rows: Dataset
     target_lang: str | None = None
     source_lang: str | None = None
+    is_unseen: NDArray[np.bool_] | None = None
 
     @property
     def sources(self) -> list[str]:
@@ -99,6 +103,7 @@ def _encode(test_set: TestSet, engine: Engine, runtime: Runtime) -> EvaluationSe
         encoded=encoded.rows,
         source_lengths=encoded.source_lengths,
         target_lengths=encoded.target_lengths,
+        is_unseen=test_set.is_unseen,
     )
 
 

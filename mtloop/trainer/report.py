@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from mtloop.batching.loader import Update
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, missing_package, rename_flag, unwritable
-from mtloop.evaluation.evaluate import EvaluationSet, Report, choose_samples, count_pairs, evaluate
+from mtloop.evaluation.evaluate import EvaluationSet, Report, count_pairs, evaluate
 from mtloop.evaluation.metrics import Counted
 from mtloop.evaluation.significance import resample
 from mtloop.generation.engine import CTRANSLATE2, Engine, EngineOptions, TransformersEngine
@@ -174,6 +175,12 @@ def counted_at_start(run: Run, data: EvaluationSet, rows: list[tuple[int, str, s
             metrics = [metric for metric in run.metrics if metric.count is not None]
             run.counted_at_start = count_pairs(data, hypotheses, run.config.data.target_lang, metrics=metrics)
     return run.counted_at_start
+
+
+def choose_samples(num_rows: int, num_samples: int, *, seed: int) -> list[int]:
+    """Choose up to `num_samples` row numbers, ascending: the same at every evaluation of a run."""
+    rng = np.random.default_rng(seed)
+    return sorted(rng.choice(num_rows, size=min(num_samples, num_rows), replace=False).tolist())
 
 
 NUM_COMPARED = 200

@@ -24,7 +24,7 @@ from mtloop.config.yaml_file import to_yaml
 from mtloop.errors import UserError
 from mtloop.evaluation.bleu import load_bleu
 from mtloop.evaluation.evaluate import EvaluationSet
-from mtloop.evaluation.metrics import Metric
+from mtloop.evaluation.metrics import BLEU_UNSEEN, Metric
 from mtloop.evaluation.selection import Functions, check_survival, choose_metrics, measure_references, try_functions
 from mtloop.generation.trial import try_model
 from mtloop.metrics_log import evaluations_of
@@ -173,6 +173,11 @@ def choose_run_metrics(
         if not valid.parts:
             runtime.say(*measure_references(metrics, references, config.data.target_lang, valid.name))
         best = config.evaluation.metric_for_best_model
+        if best == BLEU_UNSEEN and valid.is_unseen is not None and not valid.is_unseen.any():
+            raise UserError(
+                f"--metric_for_best_model: every source of validation is in the training rows too (got {best}). Give "
+                "bleu, or other validation rows."
+            )
         sources, minimum = valid.rows["source"][:], config.evaluation.min_survival
         check_survival(metrics, sources, references, best=best, min_survival=minimum)
         own = try_functions(metrics, valid.rows, best) if functions else {}

@@ -40,8 +40,8 @@ def encode_corpus(
     return (
         train_rows,
         train,
-        _evaluation_set("valid", pairs, list(valids)),
-        _evaluation_set("test", pairs, [test for test in tests if test is not None]) if has_test else None,
+        _evaluation_set("valid", inputs, list(valids)),
+        _evaluation_set("test", inputs, [test for test in tests if test is not None]) if has_test else None,
         reports[0] if len(pairs) == 1 else _merged(pairs, list(reports)),
     )
 
@@ -54,6 +54,7 @@ def _encode_pair(
 ) -> tuple[Split, Split, Split | None, dict[str, Any]]:
     data = config.data
     report = dict(corpus.report)
+    report["shared_with_train"] = {split: overlap.shares for split, overlap in corpus.overlaps.items()}
     report["fingerprints"] = {"data": corpus.report["fingerprint"], "tokenizer": tokenizer_fingerprint(pair.tokenizer)}
     report["fingerprint"] = hashlib.sha256(
         f"{report['fingerprints']['data']} {report['fingerprints']['tokenizer']} {data.max_source_length} "
@@ -107,8 +108,9 @@ def _join(splits: list[Split]) -> Split:
     return concatenate_datasets([rows for rows, _ in splits]), whole
 
 
-def _evaluation_set(name: str, pairs: list[Pair], splits: list[Split]) -> EvaluationSet:
+def _evaluation_set(name: str, inputs: Inputs, splits: list[Split]) -> EvaluationSet:
     rows, encoded = _join(splits)
+    pairs = inputs.pairs
     parts, start = [], 0
     for pair, (own_rows, _) in zip(pairs, splits, strict=True):
         rows_of_pair = slice(start, start + len(own_rows))
@@ -123,6 +125,7 @@ def _evaluation_set(name: str, pairs: list[Pair], splits: list[Split]) -> Evalua
         source_lengths=encoded.source_lengths,
         target_lengths=encoded.target_lengths,
         parts=tuple(parts) if len(pairs) > 1 else (),
+        is_unseen=np.concatenate([corpus.overlaps[name].is_unseen for corpus in inputs.corpora]),
     )
 
 

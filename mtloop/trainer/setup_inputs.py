@@ -15,6 +15,7 @@ from mtloop.config.fields import LEAVE_ONE_OUT
 from mtloop.config.model import ModelConfig
 from mtloop.config.settings import Config, changed
 from mtloop.data.load import Corpus, describe, load_corpus
+from mtloop.data.splits import leak_line
 from mtloop.errors import UserError, rename_flag
 from mtloop.model.generation_config import check_positions, position_limit
 from mtloop.model.loading import load_config
@@ -108,7 +109,7 @@ def open_model(model: ModelConfig) -> ModelConfig:
 
 
 def load_corpora(config: Config, runtime: Runtime, recorded: dict[str, Any]) -> list[Corpus]:
-    """Load the rows of each pair, once a machine, and print the numbers of dropped rows. Collective.
+    """Load the rows of each pair, once a machine; print the dropped rows, and what train and others share. Collective.
 
     Args:
         config: Of the run.
@@ -128,9 +129,16 @@ def load_corpora(config: Config, runtime: Runtime, recorded: dict[str, Any]) -> 
         ]
 
     corpora = runtime.one_first(load)
-    for name, corpus in zip(names, corpora, strict=True):
-        runtime.say(*(f"{name} {line}".lstrip() for line in describe(corpus.report)))
-    return corpora
+    found = runtime.on_main(lambda: [corpus.compared() for corpus in corpora])
+    compared = [dataclasses.replace(corpus, overlaps=of_pair) for corpus, of_pair in zip(corpora, found, strict=True)]
+    for name, corpus in zip(names, compared, strict=True):
+        is_cut = any("cut_from" in source for source in corpus.report["sources"]["valid"])
+        leaks = [
+            leak_line(split, one.shares, can_split_by=split == "valid" and is_cut and not config.data.split_by)
+            for split, one in corpus.overlaps.items()
+        ]
+        runtime.say(*(f"{name} {line}".lstrip() for line in [*describe(corpus.report), *leaks]))
+    return compared
 
 
 def trained_tokenizer(

@@ -113,7 +113,7 @@ def test_findings_are_counted_with_examples(report_of, files):
         "odd_length_ratio": [("train", 20)],
     }
     assert report["shared_with_train"]["valid"] == {
-        "sources": 0.5, "pairs": 0.25, "sources_by_letters": 0.75, "pairs_by_letters": 0.5,
+        "sources": 0.5, "pairs": 0.25, "sources_normalized": 0.5, "sources_by_letters": 0.75, "pairs_by_letters": 0.5,
     }  # fmt: skip
     assert "one\\ntwo" in out and "'Nom\\xa0: '" in out and "add --tokenizer NAME or --model M" in out
     assert report["tokenizer"] is None and "tokens" not in report["lengths"]["all"]["source"]

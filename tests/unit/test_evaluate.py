@@ -15,12 +15,12 @@ from mtloop.evaluation.evaluate import (
     MIN_TOKENS,
     TOKENS_ON_CPU,
     EvaluationSet,
-    choose_samples,
     default_max_tokens,
     evaluate,
     loss_per_token,
 )
 from mtloop.generation.engine import EngineOptions, TransformersEngine
+from mtloop.trainer.report import choose_samples
 from tests.support.scores import score
 
 

@@ -59,7 +59,7 @@ def test_survival_has_no_value_without_placeholders():
 def test_survival_of_references_is_100_and_the_registry_has_every_kind():
     found = tally(texts(REFERENCES), ALL)
     assert {one.score for one in found.values()} == {100.0}
-    assert [name for name in METRICS if METRICS[name].part_of] == [f"survival_{kind}" for kind in KINDS]
+    assert [name for name in METRICS if METRICS[name].part_of == "survival"] == [f"survival_{kind}" for kind in KINDS]
     assert [one.name for one in with_column(one.metric for one in found.values())] == ["survival"]
 
 

@@ -32,7 +32,7 @@ from mtloop.cli.flags import (
 )
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, check_folder, first_line, rename_flag
-from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of, with_column
+from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of, recorded_name, with_column
 from mtloop.evaluation.significance import recorded_text
 from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder, stored_config
@@ -166,6 +166,7 @@ def _choose(given: argparse.Namespace) -> list[Path]:
     is_greater_better = {LOSS: False}
     for line in evaluations_of(folder.metrics.lines()):
         is_greater_better |= {metric.name: metric.greater_is_better for metric in metrics_of(line)}
+    given.metric = recorded_name(given.metric, is_greater_better)
     if given.metric not in is_greater_better:
         raise UserError(
             f"--metric: the run was not scored with it (got {given.metric!r}). Give one of "
