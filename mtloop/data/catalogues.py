@@ -1,8 +1,7 @@
-"""Read the entries of gettext catalogues, translation memories and XLIFF files.
+"""Read the entries of catalogues: gettext here, by translate-toolkit; XML in xml_catalogues.py.
 
-gettext is read by translate-toolkit, XML by lxml. An entry is a row with a "translation" and its context, comment and
-references. Its state is one of rows.REASONS: "kept" for a translated one. Nothing but the file is read: no DTD, no
-external entity.
+An entry is a row with a "translation" and its context, comment and references. Its state is one of rows.REASONS: "kept"
+for a translated one. Nothing but the file is read.
 """
 
 from __future__ import annotations
@@ -10,28 +9,25 @@ from __future__ import annotations
 import codecs
 import gettext
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import IO, Any
+import struct
+from collections.abc import Iterator
+from typing import Any
 
-from mtloop.data.files import CATALOGUES, InputFile, not_decodable, reading, unpacked_ending
-from mtloop.data.row_shapes import TRANSLATION
-from mtloop.errors import UserError, first_line, missing_package
+from mtloop.data.entries import KEPT, Entries, malformed, needing_toolkit, row_of
+from mtloop.data.files import CATALOGUES, InputFile, check_magic, not_decodable, reading, unpacked_ending
+from mtloop.data.xml_catalogues import xml_entries
+from mtloop.errors import UserError, first_line
 from mtloop.languages import find_key, is_iso_639
 
-KEPT = "kept"
-# The states of entries that have nothing to translate.
-LEFT_OUT = ("header", "obsolete", "not_translatable")
-COLUMNS = (TRANSLATION, "context", "comment", "references", "file")
 _CHARSET = re.compile(rb'charset=[ \t]*([^"\\\n;]+)')
 # KDE 2 wrote both forms into one text, before gettext had plurals.
 KDE2_PLURAL = "_n: "
-# The sub-state of XLIFF 2.0, which has no state for it.
-NEEDS_REVIEW = "mtloop:needs-review"
+# gettext is read as a whole, in 40 times its size; the catalogues of real programs have up to 20 MB.
+_MAX_BYTES = 100 << 20
+_MO_ORDERS = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}
+# A real catalogue shares few texts, if any.
+_MAX_SHARED = 16
 _LINE_OF_ERROR = re.compile(r"^(?P<problem>.*?) on line (?P<line>\d+): ", re.DOTALL)
-
-Entries = Iterator[tuple[str, dict[str, Any], str]]
 
 
 def entries(file: InputFile, source_lang: str | None, target_lang: str | None, *, keep_fuzzy: bool) -> Entries:
@@ -47,24 +43,10 @@ def entries(file: InputFile, source_lang: str | None, target_lang: str | None, *
         UserError: naming file and line of what is malformed, or the package that is not installed.
     """
     kind, fuzzy = CATALOGUES[unpacked_ending(file.name)], KEPT if keep_fuzzy else "fuzzy"
+    languages = source_lang or "source", target_lang or "target"
     if kind in ("tmx", "xliff"):
-        return _of_xml(file, _of_tmx if kind == "tmx" else partial(_of_xliff, fuzzy=fuzzy))
-    return _of_gettext(file, kind, source_lang or "source", target_lang or "target", fuzzy)
-
-
-def _row(file: InputFile, translation: dict[str, str], context: str, comment: str, references: str) -> dict[str, Any]:
-    return dict(zip(COLUMNS, (translation, context, comment, references, file.name), strict=True))
-
-
-@contextmanager
-def _needing_toolkit(file: InputFile) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise missing_package(file.name, "translate-toolkit", "l10n", error=error) from error
-
-
-# gettext
+        return xml_entries(file, kind, languages, fuzzy)
+    return _of_gettext(file, kind, *languages, fuzzy)
 
 
 def parse_gettext(file: InputFile, content: bytes, kind: str = "gettext") -> tuple[Any, str]:
@@ -78,23 +60,42 @@ def parse_gettext(file: InputFile, content: bytes, kind: str = "gettext") -> tup
     Raises:
         UserError: naming file and line of what is malformed, or the package that is not installed.
     """
-    with _needing_toolkit(file):
+    with needing_toolkit(file):
         from translate.storage.mo import mofile
         from translate.storage.pypo import pofile
+    if kind == "compiled":
+        _check_compiled(file, content)
+    else:
+        check_magic(file, content[:4])
+    catalogue: Any = mofile() if kind == "compiled" else pofile()
     try:
         text, codec = (content, "utf-8") if kind == "compiled" else _in_utf8(file, content)
-        return (mofile if kind == "compiled" else pofile).parsestring(text), codec
+        catalogue.parse(text)
     except UserError:
         raise
     except Exception as error:  # of the toolkit: PoParseError, IndexError, struct.error, UnicodeError were seen
-        place = _LINE_OF_ERROR.match(str(error))
-        problem = place["problem"] if place else first_line(error) or type(error).__name__
-        raise malformed(file, place["line"] if place else 1, "gettext catalogue", problem) from error
+        last = catalogue.units[-1] if catalogue.units else None
+        line, problem = getattr(last, "_line_number", None) or 1, first_line(error) or type(error).__name__
+        if place := _LINE_OF_ERROR.match(str(error)):
+            line, problem = int(place["line"]), place["problem"]
+        elif kind == "compiled":
+            problem = f"entry {len(catalogue.units) + 1}: {problem}"
+        elif last is not None and line > 1:
+            problem = f"in the entry after this one: {problem}"
+        raise malformed(file, line, "gettext catalogue", problem) from error
+    for unit in catalogue.units:
+        if isinstance(forms := getattr(unit, "msgstr", None), dict) and list(forms) != list(range(len(forms))):
+            numbers = ", ".join(map(str, forms))
+            raise malformed(file, unit._line_number or 1, "gettext catalogue", f"plural forms are numbered {numbers}")
+    return catalogue, codec
 
 
 def _of_gettext(file: InputFile, kind: str, source_lang: str, target_lang: str, fuzzy: str) -> Entries:
     with reading(file) as stream:
-        catalogue, _ = parse_gettext(file, stream.read(), kind)
+        content = stream.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise UserError(f"{file.name}:1: a catalogue of over {_MAX_BYTES >> 20} MiB. Split it into several files.")
+    catalogue, _ = parse_gettext(file, content, kind)
     header = catalogue.parseheader()
     language = header.get("Language", "").strip()
     if is_iso_639(language) and not find_key(target_lang, [language]):
@@ -108,7 +109,30 @@ def _of_gettext(file: InputFile, kind: str, source_lang: str, target_lang: str, 
             state = "untranslated"
         for source, target in pairs if state == KEPT else pairs[:1]:
             found = state if target or state != KEPT else "untranslated"
-            yield where, _row(file, {source_lang: source, target_lang: target}, unit.getcontext(), *notes), found
+            yield where, row_of(file, {source_lang: source, target_lang: target}, unit.getcontext(), *notes), found
+
+
+def _check_compiled(file: InputFile, content: bytes) -> None:
+    """Refuse a compiled catalogue that has a text outside of the file, or one text in too many entries.
+
+    Raises:
+        UserError: naming the entry.
+    """
+    what, size = "compiled gettext catalogue", 0
+    if (order := _MO_ORDERS.get(content[:4])) is None:
+        raise malformed(file, 1, what, f"it begins with {content[:4]!r}")
+    try:
+        _, number, *starts = struct.unpack_from(f"{order}4I", content, 4)
+        for start in starts:
+            table = struct.unpack_from(f"{order}{2 * number}I", content, start)
+            for entry, (length, offset) in enumerate(zip(table[::2], table[1::2], strict=True), start=1):
+                size += length
+                if offset + length > len(content):
+                    raise malformed(file, 1, what, f"entry {entry} ends after the end of the file")
+    except struct.error as error:
+        raise malformed(file, 1, what, "its tables end after the end of the file") from error
+    if size > _MAX_SHARED * len(content):
+        raise malformed(file, 1, what, "its entries overlap")
 
 
 def state_of(unit: Any, fuzzy: str) -> str:
@@ -177,122 +201,3 @@ def _charset(declared: str) -> str | None:
         except (LookupError, ValueError):
             continue
     return None
-
-
-def malformed(file: InputFile, line: int | str, what: str, problem: str) -> UserError:
-    """Return the error of a file that cannot be read."""
-    return UserError(f"{file.name}:{line}: malformed {what} ({problem}). Correct it, or leave the file out.")
-
-
-# XML
-
-
-def _of_xml(file: InputFile, read: Callable[[InputFile, Iterator[tuple[str, Any]]], Entries]) -> Entries:
-    with _needing_toolkit(file):
-        from lxml import etree
-    with reading(file) as stream:
-        try:
-            yield from read(file, _events(file, stream))
-        except etree.XMLSyntaxError as error:
-            line, _ = error.position
-            problem = re.sub(r", line \d+, column \d+.*", "", first_line(error))
-            raise malformed(file, line, "XML", problem) from error
-
-
-def _events(file: InputFile, stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """Yield (event, element) of each start and end; what has ended is forgotten at the next entry's end."""
-    from lxml import etree
-
-    is_checked = False
-    for event, element in etree.iterparse(
-        stream, events=("start", "end"), resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
-    ):
-        if not is_checked:
-            is_checked = True
-            if (dtd := element.getroottree().docinfo.internalDTD) is not None and any(True for _ in dtd.iterentities()):
-                raise UserError(f"{file.name}:1: entity declarations are refused. Remove them from its DOCTYPE.")
-        yield event, element
-
-
-def _forget(element: Any) -> None:
-    """Free the memory of an element and of those before it."""
-    element.clear(keep_tail=False)
-    parent = element.getparent()
-    while parent is not None and element.getprevious() is not None:
-        del parent[0]
-
-
-def _name(element: Any) -> str:
-    """Return an element's name without its namespace; empty for a comment, a processing instruction and an entity."""
-    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
-
-
-def _children(element: Any, name: str) -> list[Any]:
-    return [child for child in element if _name(child) == name]
-
-
-def _of_tmx(file: InputFile, events: Iterator[tuple[str, Any]]) -> Entries:
-    for event, element in events:
-        if event == "end" and _name(element) == "tu":
-            translation: dict[str, str] = {}
-            for variant in _children(element, "tuv"):
-                language = variant.get("{http://www.w3.org/XML/1998/namespace}lang") or variant.get("lang") or ""
-                for segment in _children(variant, "seg"):
-                    translation.setdefault(language, _inner(segment, with_tags=False))
-            context = [prop.text or "" for prop in _children(element, "prop") if prop.get("type") == "x-context"]
-            comment = "\n".join(note.text or "" for note in _children(element, "note"))
-            where = f"{file.name}:{element.sourceline}"
-            yield where, _row(file, translation, " ".join(context), comment, element.get("tuid") or ""), KEPT
-            _forget(element)
-
-
-def _of_xliff(file: InputFile, events: Iterator[tuple[str, Any]], *, fuzzy: str) -> Entries:
-    languages = ("source", "target")
-    for event, element in events:
-        name = _name(element)
-        if event == "start":
-            for source, target in (("source-language", "target-language"), ("srcLang", "trgLang")):  # 1.2, 2.0
-                if found := element.get(source):
-                    languages = (found, element.get(target) or "target")
-        elif name in ("trans-unit", "unit"):
-            segments = [element] if name == "trans-unit" else _children(element, "segment")
-            notes = [note.text or "" for note in element.iterdescendants() if _name(note) == "note"]
-            for segment in segments:
-                source, target = ((_children(segment, side) or [None])[0] for side in ("source", "target"))
-                translation = {languages[0]: _inner(source), languages[1]: _inner(target)}
-                where = f"{file.name}:{segment.sourceline}"
-                row = _row(file, translation, element.get("resname") or "", "\n".join(notes), element.get("id") or "")
-                yield where, row, _xliff_state(segment, target, fuzzy)
-            _forget(element)
-
-
-def _xliff_state(segment: Any, target: Any, fuzzy: str) -> str:
-    translate = [one.get("translate") for one in (segment, *segment.iterancestors()) if one.get("translate")]
-    if translate[:1] == ["no"]:
-        return "not_translatable"
-    if not _inner(target):
-        return "untranslated"
-    state = target.get("state") or segment.get("state") or ""
-    if state in ("new", "needs-translation", "initial"):
-        return "untranslated"
-    return fuzzy if state.startswith("needs-") or segment.get("subState") == NEEDS_REVIEW else KEPT
-
-
-def _inner(element: Any, *, with_tags: bool = True) -> str:
-    """Return the text of a segment.
-
-    Args:
-        element: The segment; None for an empty text.
-        with_tags: Whether inline elements are written as tags, as those of XLIFF, which stand for markup. Those of TMX
-            contain it. The tags have no namespaces; markers are left out.
-    """
-    if element is None:
-        return ""
-    parts = [element.text or ""]
-    for child in element:
-        name, inner = _name(child), _inner(child, with_tags=with_tags) if _name(child) else ""
-        if with_tags and name and name != "mrk":
-            attributes = "".join(f' {key.rpartition("}")[2]}="{value}"' for key, value in child.attrib.items())
-            inner = f"<{name}{attributes}>{inner}</{name}>" if inner else f"<{name}{attributes}/>"
-        parts += [inner, child.tail or ""]
-    return "".join(parts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtloop.config.inputs import Dialect
-from mtloop.data.catalogues import LEFT_OUT
+from mtloop.data.entries import LEFT_OUT
 from mtloop.data.files import CATALOGUE, STDIN, InputFile, kind_of, read_text, without_ending
 from mtloop.data.readers import Records
 from mtloop.data.row_shapes import TRANSLATION, by_language

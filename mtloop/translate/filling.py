@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from mtloop.data.catalogues import LEFT_OUT
+from mtloop.data.entries import LEFT_OUT
 from mtloop.data.files import InputFile
 from mtloop.errors import UserError
 from mtloop.languages import base_code, find_key, is_iso_639

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtloop.data.catalogues import KDE2_PLURAL, KEPT, LEFT_OUT, form_of_one, malformed, parse_gettext, state_of
+from mtloop.data.catalogues import KDE2_PLURAL, form_of_one, parse_gettext, state_of
+from mtloop.data.entries import KEPT, LEFT_OUT, malformed
 from mtloop.data.files import InputFile
 from mtloop.errors import UserError
 from mtloop.languages import base_code

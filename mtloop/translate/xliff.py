@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
-from mtloop.data.catalogues import LEFT_OUT, NEEDS_REVIEW, entries, malformed
+from mtloop.data.catalogues import entries
+from mtloop.data.entries import LEFT_OUT, malformed
 from mtloop.data.files import InputFile
+from mtloop.data.xml_catalogues import NEEDS_REVIEW
 from mtloop.errors import UserError
 from mtloop.translate.filling import FillOptions, check_language, short_code, text_of
 from mtloop.translate.xliff_elements import Element, Piece, parse_xliff, pieces_of, restored, with_attributes

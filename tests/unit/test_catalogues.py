@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-import random
+import contextlib
+import ctypes
+import gzip
+import os
+import re
+import signal
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,44 +23,9 @@ from mtloop.data.readers import Records
 from mtloop.data.rows import REASONS, Columns
 from mtloop.data.texts import Texts
 from mtloop.errors import UserError
-from tests.support.mutations import of_bytes
+from tests.support.catalogues import PO, TMX, XLIFF_1, XLIFF_2, compiled, mutation
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "po"
-
-PO = r"""# A translator.
-msgid ""
-msgstr ""
-"Language: fr\n"
-"Content-Type: text/plain; charset=UTF-8\n"
-"Plural-Forms: nplurals=2; plural=(n > 1);\n"
-
-#. Of the menu.
-#: main.cpp:3 menu.cpp:9
-msgctxt "menu"
-msgid "&Open <b>%1</b>\n"
-msgstr "&Ouvrir <b>%1</b>\n"
-
-#, fuzzy
-#| msgid "Closed"
-msgid "Close"
-msgstr "Fermé"
-
-msgid "Save"
-msgstr ""
-
-msgid "%n file"
-msgid_plural "%n files"
-msgstr[0] "%n fichier"
-msgstr[1] "%n fichiers"
-
-msgid ""
-"long "
-"text"
-msgstr "texte long"
-
-#~ msgid "Old"
-#~ msgstr "Vieux"
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +123,8 @@ def test_a_byte_outside_of_the_declared_charset_is_named():
     ("content", "line"),
     [
         ('msgid "a"\nmsgstr "b\n', 2),
+        ('msgid "a"\nmsgid_plural "b"\nmsgstr[1] "c"\nmsgstr[0] "d"\n', 1),
+        ('msgid "a"\nmsgstr "b"\n\n\nmsgid "c"\nmsgid_plural "b"\nmsgstr[x] "d"\n', 1),
         ('msgid "a"\nmsgid "b"\n', 2),
         ('msgid "a"\nmsgstr "b"\n\nplain text\n', 4),
         ("not a catalogue\n", 1),
@@ -167,16 +140,15 @@ def test_a_catalogue_of_another_language_is_refused():
         load_corpus(DataConfig(train_file=["a.po"], source_lang="en", target_lang="de"))
 
 
-def test_a_compiled_catalogue_is_read():
-    from translate.storage.mo import mofile
-    from translate.storage.pypo import pofile
-
-    compiled = mofile()
-    for unit in pofile.parsestring(PO.encode()).units:
-        compiled.addunit(compiled.UnitClass.buildfromunit(unit))
-    expected = [("long text", "texte long"), ("%n file", "%n fichier"), ("%n files", "%n fichiers")]
-    assert set(expected) < set(pairs("a.mo", bytes(compiled)))
-    assert error_of("b.mo", bytes(compiled)[:60]).startswith("b.mo:1: malformed gettext catalogue (")
+@pytest.mark.parametrize("order", "<>")
+def test_a_compiled_catalogue_is_read(order):
+    content = compiled(order)
+    expected = [("%n file", "%n fichier"), ("%n files", "%n fichiers"), ("long text", "texte long")]
+    assert pairs("a.mo", content) == [*expected, ("&Open <b>%1</b>\n", "&Ouvrir <b>%1</b>\n")]
+    start = "b.mo:1: malformed compiled gettext catalogue ("
+    assert error_of("b.mo", content[:50]).startswith(f"{start}its tables end after")
+    assert error_of("b.mo", content[:-3]).startswith(f"{start}entry 4 ends after")
+    assert error_of("b.mo", PO).startswith(f"{start}it begins with b'# A ')")
 
 
 def test_catalogues_of_a_folder_are_one_corpus(tmp_path):
@@ -212,37 +184,6 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 # XML
-
-TMX = """<?xml version="1.0" encoding="UTF-8"?>
-<!DOCTYPE tmx SYSTEM "tmx14.dtd">
-<tmx version="1.4"><header srclang="en-US"/><body>
-<tu tuid="7"><note>A menu.</note><prop type="x-context">menu</prop>
-<tuv xml:lang="en-US"><seg>Press <bpt i="1">&lt;b&gt;</bpt>OK<ept i="1">&lt;/b&gt;</ept> <!-- no text -->now</seg></tuv>
-<tuv xml:lang="fr"><seg>Appuyez &amp; validez</seg></tuv></tu>
-<tu><tuv lang="en-US"><seg>Close</seg></tuv><tuv lang="fr"><seg>Fermer</seg></tuv></tu>
-<tu><tuv lang="en-US"><seg>Open</seg></tuv><tuv lang="de"><seg>Öffnen</seg></tuv></tu>
-</body></tmx>"""
-
-XLIFF_1 = """<xliff version="1.2" xmlns="urn:oasis:names:tc:xliff:document:1.2">
-<file source-language="en" target-language="fr" datatype="plaintext" original="a"><body>
-<trans-unit id="1" resname="ok"><source>Press <g id="1">OK</g><x id="2"/></source>
-<target>Appuyez <g id="1">OK</g><x id="2"/></target><note>A button.</note></trans-unit>
-<trans-unit id="2"><source>Close</source><target state="needs-review-translation">Fermé</target>
-<alt-trans><source>Closed</source><target>Fermé</target></alt-trans></trans-unit>
-<trans-unit id="3"><source>Save</source></trans-unit>
-<trans-unit id="4" translate="no"><source>KDE</source><target>KDE</target></trans-unit>
-<trans-unit id="5"><source>New</source><target state="new">New</target></trans-unit>
-</body></file></xliff>"""
-
-XLIFF_2 = """<xliff version="2.0" xmlns="urn:oasis:names:tc:xliff:document:2.0" srcLang="en" trgLang="fr"><file id="f">
-<unit id="1"><notes><note>A button.</note></notes>
-<segment state="translated"><source>Press <pc id="1">OK</pc></source>
-<target>Appuyez <pc id="1">OK</pc></target></segment>
-<ignorable><source> </source></ignorable>
-<segment state="initial"><source>Close</source><target>Close</target></segment></unit>
-<unit id="2"><segment><source>Save</source></segment></unit>
-<group id="g" translate="no"><unit id="3"><segment><source>KDE</source><target>KDE</target></segment></unit></group>
-</file></xliff>"""
 
 
 def test_a_translation_memory_is_read_with_the_markup_of_its_texts():
@@ -295,20 +236,130 @@ def test_entities_are_refused_and_nothing_outside_is_read(head):
 def test_malformed_xml_is_named_with_its_line():
     assert error_of("a.tmx", TMX[:-100]).startswith("a.tmx:8: malformed XML (")
     assert error_of("a.xlf", "plain").startswith("a.xlf:1: malformed XML (")
+    assert error_of("a.xlf", "").startswith("a.xlf:1: malformed XML (")
+    assert error_of("a.tmx", "<html/>").startswith("a.tmx:1: malformed XML (expected <tmx>, got <html>)")
+
+
+def test_xliff_without_a_target_language_has_that_of_the_flag():
+    ((_, texts, state), *_) = read("a.xlf", XLIFF_1.replace(' target-language="fr"', ""), target="de")
+    assert list(texts) == ["en", "de"] and state == "kept"
+
+
+def test_a_packed_catalogue_is_not_unpacked_without_end():
+    bomb = gzip.compress(b"#" * 3_000_000, 9) * 100
+    assert error_of("a.po.gz", bomb) == "a.po.gz:1: a catalogue of over 100 MiB. Split it into several files."
 
 
 # robustness
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_mutated_files_are_read_or_refused_with_file_and_line(seed):
-    """Only a UserError may come out; a hang would end at the time limit of the test."""
-    name, content = [("a.po", PO), ("a.tmx", TMX), ("a.xlf", XLIFF_1), ("b.xlf", XLIFF_2)][seed % 4]
-    mutated = of_bytes(random.Random(seed), content.encode())
+LIMIT_S = 20  # of CPU, for a file
+LIMIT_MB = 500
+BASE = int(os.environ.get("MTLOOP_FUZZ_BASE", "1"))
+AGAIN = [int(number) for number in os.environ.get("MTLOOP_FUZZ", "").split() if number.isdigit()]
+_opened: list[str] | None = None
+
+
+def note_opened(event, arguments):
+    """Note what Python opens while `_opened` is a list."""
+    if _opened is not None and event in ("open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen"):
+        _opened.append(str(arguments[0]))
+
+
+class TooLong(BaseException):
+    """Raised when a file takes more than LIMIT_S."""
+
+
+@contextlib.contextmanager
+def limited():
+    """Raise TooLong after LIMIT_S; return the function of the peak memory since the start, in MB."""
+
+    def stop(number, frame):
+        raise TooLong
+
+    def memory(name):
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) / 1024
+
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the memory of now
+    start, before = memory("VmRSS"), signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
-        read(name, mutated)
-    except UserError as error:
-        assert str(error).startswith(f"{name}:"), error
+        yield lambda: memory("VmHWM") - start
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """Note what is opened from here on, in the rest of this process: a hook cannot be removed."""
+    sys.addaudithook(note_opened)
+
+
+@pytest.fixture
+def outside(opened, tmp_path):
+    """Return a function that says what was touched outside of the file: a secret beside it, or a port that listens."""
+    Path("secret.txt").write_text("a secret")
+    Path("tmx14.dtd").write_text("<!ELEMENT tmx ANY>")
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    for name in ("secret.txt", "tmx14.dtd"):
+        assert libc.inotify_add_watch(watch, os.fsencode(tmp_path / name), 0x20 | 0x1) > 0  # IN_OPEN, IN_ACCESS
+
+    def touched():
+        with contextlib.suppress(BlockingIOError):
+            return f"files beside it: {os.read(watch, 4096)!r}"
+        with contextlib.suppress(BlockingIOError):
+            return f"the network: {server.accept()[1]}"
+        return ""
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.setblocking(False)
+        touched.port = server.getsockname()[1]
+        yield touched
+    os.close(watch)
+
+
+def fault_of(name, outside):
+    """Read a file; return what is wrong with the outcome, "" if nothing is."""
+    global _opened
+    with limited() as peak_mb:
+        try:
+            _opened = []
+            read(name)
+        except UserError as error:
+            message = str(error)
+            if not re.match(rf"{re.escape(name)}(:[1-9]\d*:|: corrupt gzip)", message) or len(message) > 400:
+                return message[:400]
+        except BaseException as error:
+            return repr(error)[:400]
+        finally:
+            opened, _opened = _opened, None
+        if peak_mb() > LIMIT_MB:
+            return f"{peak_mb():.0f} MB"
+    own = (sys.prefix, sys.base_prefix, "/proc/", str(Path(__file__).parents[2]))
+    return ", ".join(one for one in opened if one != name and not one.startswith(own)) or outside()
+
+
+def some(first, last, *marks):
+    return [pytest.param(start, min(start + 25, last), marks=marks) for start in range(first, last, 25)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "last"), [*some(0, 100), *some(100, 1_000, pytest.mark.full)])
+def test_mutated_files_are_read_or_refused_with_file_and_line(first, last, outside):
+    """Nothing but the file is opened. `MTLOOP_FUZZ="NUMBER ..." MTLOOP_FUZZ_BASE=1` makes the mutations again."""
+    faults = {}
+    for number in AGAIN or range(first, last):
+        name, content = mutation(number, BASE)
+        Path(name).write_bytes(content.replace(b"PORT", str(outside.port).encode()))
+        if fault := fault_of(name, outside):
+            faults[number] = f"{name}: {fault}"
+    assert not faults
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/po")
