@@ -152,16 +152,21 @@ def _problem_of_object(value: Any, shape: dict[Any, Shape], name: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by `text`, flushed to disk.
+    """Replace a file by `text`, flushed to disk. Raises RunFailed as write_bytes does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file by `content`, flushed to disk.
 
     Raises:
         RunFailed: naming the file and the reason.
     """
     partial = partial_name(path)
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("wb") as file:
             _lock(file.fileno())
-            file.write(text)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

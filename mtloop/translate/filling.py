@@ -56,9 +56,13 @@ class Document(Protocol):
     """
 
     num_entries: int
-    num_chosen: int
-    sources: list[str]
     notes: list[str]
+
+    @property
+    def num_chosen(self) -> int: ...
+
+    @property
+    def sources(self) -> list[str]: ...
 
     def fill(self, translations: Mapping[str, Translation]) -> tuple[bytes, int]:
         """Return the filled file, and the number of entries that need a review because something is missing.

@@ -6,6 +6,7 @@ import gettext
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +42,12 @@ class _Rule:
     header: str = ""
     stated: int = 0
 
-    @property
+    @cached_property
     def one(self) -> int:
+        """Return the number of the form for one thing."""
         return form_of_one(self.header)
 
-    @property
+    @cached_property
     def is_one_alone(self) -> bool:
         """Return False if the form for one thing is also that of others, such as 21 in Russian."""
         rule = re.search(r"plural\s*=\s*([^;]+)", self.header)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtloop.atomic import hold, partial_name, sweep_partials
+from mtloop.cli.filling import add_fill_flags, check_fill, check_without_catalogues, fills_catalogues, run_fill
 from mtloop.cli.flags import (
     add_model_flags,
     add_table_flags,
@@ -27,7 +28,7 @@ from mtloop.cli.flags import (
 from mtloop.cli.status import StdoutClosed, writing
 from mtloop.config.fields import is_unicode
 from mtloop.config.settings import Config
-from mtloop.data.files import CATALOGUE, STDIN, kind_of
+from mtloop.data.files import STDIN, kind_of
 from mtloop.errors import UserError, check_file
 from mtloop.languages import match_language
 from mtloop.run_folder import stored_config
@@ -85,11 +86,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="*",
         help="as train.py reads: .jsonl, .json, .csv, .tsv, .po, .tmx, .xliff, .parquet, all but the last also "
-        "packed (.gz); any other: lines; - is standard input",
+        "packed (.gz); any other: lines; - is standard input; with -o FOLDER a folder of catalogues too",
     )
     add("--text", action="append", default=[], help="a sentence; may be given more than once")
-    add("-o", "--output", metavar="OUT", help="the output, in the format of its ending; for several files a folder "
-        "(none: standard output)")  # fmt: skip
+    add("-o", "--output", metavar="OUT", help="the output, in the format of its ending, a catalogue that is filled "
+        "too; for several files a folder (none: standard output)")  # fmt: skip
     add(
         "--model",
         required=True,
@@ -126,6 +127,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longest translation, in tokens (none: the model's own)",
     )
+    add_fill_flags(parser)
     add_model_flags(parser)
 
 
@@ -136,6 +138,11 @@ def _check(given: argparse.Namespace) -> None:
         )
     if given.output is None and sys.__stdout__ is None:
         raise UserError("-o: missing, and standard output is closed. Give -o OUT.")
+    given.is_fill = fills_catalogues(given)
+    if given.is_fill:
+        check_fill(given)
+        return
+    check_without_catalogues(given)
     if len(given.files) > 1 and (given.output is None or Path(given.output).is_file()):
         raise UserError("-o: several files need a folder. Give -o FOLDER.")
     names = [Path(name).name for name in given.files]
@@ -143,17 +150,13 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError("FILE: two files have the same name, and so would their outputs. Translate them one by one.")
     for name in given.files:
         if name != STDIN and (Path(name).is_dir() or not Path(name).exists()):  # a pipe is read as standard input is
-            raise UserError(
-                f"FILE: {'a folder, not a file' if Path(name).is_dir() else 'no such file'} (got {name}). Give a file."
-            )
+            problem = "a folder needs -o FOLDER" if Path(name).is_dir() else "no such file"
+            raise UserError(f"FILE: {problem} (got {name}). Give a file.")
         kind_of("FILE", [name], [given.row_lang])
         if given.output is not None:
             if check_file("-o", _output_of(name, given)).resolve() == Path(name).resolve():
                 raise UserError(f"-o: equals the input (got {given.output}). Give another name.")
-            if kind_of("-o", [str(_output_of(name, given))], given.output_languages) == CATALOGUE:
-                raise UserError(
-                    f"-o: catalogues are read, not written (got {_output_of(name, given)}). Give -o FILE.jsonl."
-                )
+            kind_of("-o", [str(_output_of(name, given))], given.output_languages)
     if given.text and given.output is not None:
         check_file("-o", _output_of(STDIN, given))
 
@@ -191,13 +194,17 @@ def run(given: argparse.Namespace) -> None:
     _check_languages(given, trained)
     given.column = given.source_column or own.get("source_column")
     given.dialect = dialect_of(given, trained)
+    names = ("model", "source_lang", "target_lang", "source_prefix", "num_beams", "n_best", "max_tokens_per_batch",
+             "max_source_length", "max_target_length", "trust_remote_code", "no_verify", "engine")  # fmt: skip
+    options = {name: getattr(given, name) for name in names}
+    if given.is_fill:
+        run_fill(given, options)
+        return
     from mtloop.translate.translator import Translator
 
     runtime = start_runtime(given)
-    names = ("model", "source_lang", "target_lang", "source_prefix", "num_beams", "n_best", "max_tokens_per_batch",
-             "max_source_length", "max_target_length", "trust_remote_code", "no_verify", "engine")  # fmt: skip
     try:
-        translator = Translator(**{name: getattr(given, name) for name in names}, runtime=runtime)
+        translator = Translator(**options, runtime=runtime)
         for name in given.files or [None]:
             _translate_file(translator, name, given)
     finally:
