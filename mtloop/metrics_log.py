@@ -24,7 +24,7 @@ _NUMBER = (float, None)
 _UPDATE: Shape = {"step": int, "epoch": float, "loss": _NUMBER, "target_tokens": int}
 _EVALUATION: Shape = {
     "step": int, "epoch": float, "eval_loss": _NUMBER, "perplexity?": _NUMBER, "num_sentences": int, "split?": str,
-    "user_metrics?": {str: bool},
+    "num_unseen?": int, "user_metrics?": {str: bool},
 }  # fmt: skip
 # Of any other name: a score, its interval or its signature.
 _OTHER: Shape = {str: (float, None, str, {str: bool})}

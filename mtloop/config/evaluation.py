@@ -82,7 +82,9 @@ class EvaluationConfig(Group):
         choices=BLEU_TOKENIZERS,
     )
     metric_for_best_model: str = setting(
-        "bleu", "score that decides the best checkpoint: one of --metrics, or eval_loss", same_run=True
+        "bleu",
+        "score that decides the best checkpoint: one of --metrics, bleu_unseen (docs/data.md), or eval_loss",
+        same_run=True,
     )
     min_survival: float | None = setting(
         None,

@@ -244,7 +244,9 @@ DEFAULT_METRICS = (
     ),
     register(Metric(name=SURVIVAL, title=SURVIVAL, count=_survival(SURVIVAL), limits=_PERCENT)),
 )
-register(replace(METRICS["bleu"], name=BLEU_UNSEEN, title="unseen", part_of="bleu", has_column=True))
+register(
+    replace(METRICS["bleu"], name=BLEU_UNSEEN, title="unseen", label="BLEU unseen", part_of="bleu", has_column=True)
+)
 # Its search for shifts is slow: not among the default metrics of training.
 register(Metric(name="ter", title="TER", greater_is_better=False, count=sacrebleu_statistics(lambda _: TER())))
 register(

@@ -12,10 +12,13 @@ from sacrebleu.significance import PairedTest
 
 from mtloop.cli.commands.evaluate import verdict_table
 from mtloop.cli.main import main
-from mtloop.evaluation.evaluate import Report
-from mtloop.evaluation.metrics import METRICS, Metric, mean_statistics, scores_of, sentence_chrf
+from mtloop.errors import UserError
+from mtloop.evaluation.evaluate import EvaluationSet, PairRows, Report, count_pairs
+from mtloop.evaluation.metrics import METRICS, Metric, mean_scores, scores_of, sentence_chrf
 from mtloop.evaluation.page import page
+from mtloop.evaluation.selection import check_selection, choose_metrics
 from mtloop.evaluation.significance import resample
+from mtloop.evaluation.statistics import mean_statistics
 from mtloop.evaluation.test_sets import TestSet, Verdict
 from mtloop.hub.card import write_card
 from mtloop.hub.parts import Target, epoch_part
@@ -262,3 +265,83 @@ def test_chrf_pp_counts_words_and_word_pairs():
     found = score(SYSTEM, WANTED, names="chrf_pp")["chrf_pp"]
     assert found.value == CHRF(word_order=2).corpus_score(SYSTEM, [WANTED]).score != score(SYSTEM, WANTED)["chrf"].value
     assert "|nw:2|" in found.signature
+
+
+# Every third row was seen in training, and is translated without a mistake.
+IS_UNSEEN = np.arange(60) % 3 > 0
+LEAKED = [right if not is_unseen else text for text, right, is_unseen in zip(OTHER, WANTED, IS_UNSEEN, strict=True)]
+
+
+def evaluation_set(is_unseen, parts=()):
+    rows = Dataset.from_dict({"source": SYSTEM, "target": WANTED})
+    lengths = np.ones(len(SYSTEM), dtype=np.int32)
+    return EvaluationSet(
+        name="valid", rows=rows, encoded=rows, source_lengths=lengths, target_lengths=lengths, parts=parts,
+        is_unseen=is_unseen,
+    )  # fmt: skip
+
+
+def test_bleu_unseen_is_bleu_of_the_rows_that_are_not_in_train():
+    found = count_pairs(evaluation_set(IS_UNSEEN), LEAKED, "fr", metrics=choose_metrics(["bleu", "ter"]))[""]
+    hypotheses, references = zip(*(pair for pair in np.array([LEAKED, WANTED]).T[IS_UNSEEN].tolist()), strict=True)
+    assert list(found) == ["bleu", "bleu_unseen", "ter"]
+    assert found["bleu"].score == BLEU().corpus_score(LEAKED, [WANTED]).score
+    assert found["bleu_unseen"].score == BLEU().corpus_score(list(hypotheses), [list(references)]).score
+    assert found["bleu_unseen"].score < found["bleu"].score
+    assert found["bleu_unseen"].signature == found["bleu"].signature + "|rows:40"
+    of_other, of_leaked = (
+        count_pairs(evaluation_set(IS_UNSEEN), texts, "fr", metrics=choose_metrics(["bleu"]))[""]
+        for texts in (OTHER, LEAKED)
+    )
+    intervals, _ = resample(of_leaked, of_other, num_resamples=200)
+    # Of the rows that count apart no translation differs.
+    assert intervals["bleu_unseen"].p_value == 1 and intervals["bleu"].p_value < 0.1
+    assert intervals["bleu_unseen"].half_width > 0
+
+
+def test_bleu_unseen_of_rows_that_are_all_or_none_unseen():
+    for is_unseen in (None, np.ones(60, dtype=bool), np.zeros(60, dtype=bool)):
+        found = count_pairs(evaluation_set(is_unseen), LEAKED, "fr", metrics=choose_metrics(["bleu_unseen"]))[""]
+        assert list(found) == ["bleu"]  # which is not written twice
+    report = Report(
+        loss_per_token=1.0, perplexity=2.7, scores=scores_of(found), num_sentences=60, time_s=1.0, sentences_per_s=60.0,
+        hypotheses=[], num_unseen=60,
+    )  # fmt: skip
+    assert report.best_score("bleu_unseen") == (found["bleu"].score, True)
+    assert report.metrics()["num_unseen"] == 60 and "bleu_unseen" not in report.metrics()
+    check_selection("bleu_unseen", None, ())
+    with pytest.raises(UserError, match="--metric_for_best_model: this run does not compute it"):
+        check_selection("bleu_unseen", ["chrf"], ())
+
+
+def test_bleu_unseen_of_several_pairs_is_the_mean_over_them():
+    parts = tuple(
+        PairRows(name=name, rows=slice(start, start + 30), target_lang="fr", tokenizer=None)
+        for name, start in (("en-fr", 0), ("fr-en", 30))
+    )
+    is_unseen = IS_UNSEEN.copy()
+    is_unseen[30:] = True  # the second pair has no leak: its score is that of all its rows
+    found = count_pairs(evaluation_set(is_unseen, parts), LEAKED, None, metrics=choose_metrics(["bleu"]))
+    assert found["fr-en"]["bleu_unseen"].score == found["fr-en"]["bleu"].score
+    assert found["en-fr"]["bleu_unseen"].score < found["en-fr"]["bleu"].score
+    mean = mean_scores([scores_of(of_pair) for of_pair in found.values()])["bleu_unseen"]
+    assert mean.value == sum(of_pair["bleu_unseen"].score for of_pair in found.values()) / 2
+
+
+def test_bleu_unseen_has_a_column_and_a_place_on_the_card(runtime, tmp_path, capsys):
+    counts = count_pairs(evaluation_set(IS_UNSEEN), LEAKED, "fr", metrics=choose_metrics(["bleu"]))[""]
+    report = Report(
+        loss_per_token=1.0, perplexity=2.7, scores=scores_of(counts), num_sentences=60, time_s=1.0,
+        sentences_per_s=60.0, hypotheses=LEAKED, num_unseen=40,
+    )  # fmt: skip
+    record = {"step": 10, "epoch": 1.0, **report.metrics()}
+    folder = make_run(tmp_path, epochs=1)
+    folder.metrics.path.write_text("")
+    Tracker(folder=folder, runtime=runtime).log_evaluation("valid", record)
+    assert folder.metrics.scores("bleu_unseen") == {10: counts["bleu_unseen"].score}
+    Display(runtime=runtime, total_steps=10).evaluation("valid", record)
+    assert " unseen " in capsys.readouterr().out
+    card = write_card(folder, epoch_part(folder, folder.checkpoints_dir / "step_10"), Target(repo_id="team/en-fr"))
+    assert (
+        "| BLEU | unseen |" in card and "|rows:40` (BLEU of the sentences whose source is not in the training" in card
+    )
