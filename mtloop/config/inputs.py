@@ -145,8 +145,8 @@ class DataConfig(Group):
     )
     protect: str | None = setting(
         None,
-        "what is masked before tokenizing and restored in translations: placeholders, such as variables, tags and URLs; "
-        "recorded in the model",
+        "what is masked before tokenizing and restored in translations: placeholders, such as variables, tags and URLs;"
+        " recorded in the model",
         unset="nothing, unless the model was trained so",
         same_run=True,
         choices=("placeholders",),

@@ -26,11 +26,10 @@ from mtloop.evaluation.metrics import (
     Metric,
     Score,
     mean_scores,
-    recorded_name,
     scores_of,
     tally,
 )
-from mtloop.evaluation.selection import check_best_metric
+from mtloop.evaluation.selection import check_best_metric, recorded_name
 from mtloop.evaluation.statistics import Texts
 from mtloop.evaluation.survival import SURVIVAL
 from mtloop.generation.engine import Engine

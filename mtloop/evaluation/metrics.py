@@ -6,7 +6,7 @@ registry. Must not know models, files or ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -158,11 +158,6 @@ def metrics_of(line: Mapping[str, Any]) -> list[Metric]:
     """Return the metrics in a line of metrics.jsonl, in its order; a user's are listed in `user_metrics`."""
     own = line.get("user_metrics") or {}
     return [metric_named(key, own.get(key, True)) for key in line if key in METRICS or key in own]
-
-
-def recorded_name(name: str, recorded: Collection[str]) -> str:
-    """Return the name of a score among those recorded: where every source is unseen, bleu_unseen is bleu."""
-    return "bleu" if name == BLEU_UNSEEN and name not in recorded else name
 
 
 def with_column(metrics: Iterable[Metric]) -> list[Metric]:

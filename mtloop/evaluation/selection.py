@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,11 @@ def choose_metrics(
             greater_is_better=bool(getattr(described, "greater_is_better", True)),
         )
     return tuple(chosen.values())
+
+
+def recorded_name(name: str, recorded: Collection[str]) -> str:
+    """Return the name of a score among those recorded: where every source is unseen, bleu_unseen is bleu."""
+    return "bleu" if name == BLEU_UNSEEN and name not in recorded else name
 
 
 def check_best_metric(metric: str, names: Sequence[str]) -> None:

@@ -32,7 +32,8 @@ from mtloop.cli.flags import (
 )
 from mtloop.config.settings import Config, is_from_scratch
 from mtloop.errors import UserError, check_folder, first_line, rename_flag
-from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of, recorded_name, with_column
+from mtloop.evaluation.metrics import LOSS, Score, metric_named, metrics_of, with_column
+from mtloop.evaluation.selection import recorded_name
 from mtloop.evaluation.significance import recorded_text
 from mtloop.metrics_log import evaluations_of
 from mtloop.run_folder import RunFolder, stored_config
