@@ -15,7 +15,7 @@ RUN_FILES: dict[str, str] = {
     "run.json": "Id of the run, measured precision, changes of `--allow_changed`, Hub target.",
     "push.jsonl": "One line per push to the Hub: `part`, `step`, `manifest`, `repo_id`, `revision`, `commit`.",
     "hypotheses/step_N.jsonl": "Translations of an evaluation: `index`, `source`, `reference`, `hypothesis` "
-    "(and `pair`, with `--pairs`) of every validation sentence.",
+    "(and `pair`, with `--pairs`; `lost`, if a placeholder did not survive) of every validation sentence.",
     "hypotheses/test.jsonl": "Translations of the test rows at the end of the run, with `--test_file`.",
     "hypotheses/average.jsonl": "Translations of the validation rows by the averaged model, with `--average_last`.",
     "checkpoints/step_N/": "Checkpoint after update N. `from_pretrained` loads it.",

@@ -5,7 +5,7 @@ Owns the rules for suspicious rows and the report's JSON. Must not know texts, e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mtloop.config.inputs import DataConfig
 from mtloop.corpus_report.measure import SPLITS, Measures
 from mtloop.data.splits import shares
+from mtloop.placeholders import CODE
 
 PERCENTILES = (50, 90, 95, 99)
 NUM_EXAMPLES = 3
@@ -71,13 +72,14 @@ def inspect(measures: Measures, splits: Mapping[str, Dataset], data: DataConfig,
         has_tokens: Whether tokens were counted.
     """
     band = ratio_band(measures)
+    lost_kinds = [kind for number, kind in enumerate(CODE) if (measures.lost_kinds >> number & 1).any()]
     scopes = {name: measures.select(measures.split == SPLITS.index(name)) for name in splits}
     scopes[ALL] = measures
     report: dict[str, Any] = {"lengths": {}, "findings": {}, "sources_with_several_targets": {}, "examples": {}}
     for scope, rows in scopes.items():
         report["lengths"][scope] = lengths(rows, has_tokens=has_tokens)
         report["sources_with_several_targets"][scope] = int((targets_per_source(rows)[1] > 1).sum())
-        for finding in find(rows, data, band, has_tokens=has_tokens):
+        for finding in (*find(rows, data, band, has_tokens=has_tokens), *find_lost(rows, lost_kinds)):
             counts = report["findings"].setdefault(finding.name, {})
             counts[scope] = int(finding.is_found.sum())
             if scope == ALL:
@@ -124,6 +126,12 @@ def find(rows: Measures, data: DataConfig, band: Band | None, *, has_tokens: boo
     if has_tokens:
         yield Finding("long_source", rows.source_tokens > data.max_source_length, rows.source_tokens)
         yield Finding("long_target", rows.target_tokens > data.max_target_length, rows.target_tokens)
+
+
+def find_lost(rows: Measures, kinds: Sequence[str]) -> Iterator[Finding]:
+    """Yield the findings of pairs whose placeholders differ, of the kinds of which there are some in the corpus."""
+    for kind in kinds:
+        yield Finding(f"lost_{kind}", (rows.lost_kinds >> CODE.index(kind) & 1).astype(bool))
 
 
 def targets_per_source(rows: Measures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtloop.config.inputs import DataConfig
 from mtloop.data.splits import text_keys
+from mtloop.placeholders import CODE, keys
 from mtloop.tokenization.encoding import encode_rows
 
 SPLITS = ("train", "valid", "test")
@@ -24,6 +25,8 @@ _BATCH_SIZE = 10_000
 # Nothing is truncated before it is counted: this is the largest limit of the config.
 _LONGEST = 65_536
 _REPLACEMENT = "\ufffd"
+# A text without one has no placeholder that a program reads.
+_CODE_SIGNS = r"[@<&{$%]|://"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class Measures:
         has_one_newline: bool [N], one side has newlines and the other has none.
         has_outer_space: bool [N], a side begins or ends with white space.
         has_replacement: bool [N], a side has U+FFFD, which replaces bytes that could not be decoded.
+        lost_kinds: int32 [N], bit k for the kind CODE[k] of placeholders that differ between the sides.
     """
 
     split: NDArray[np.int8]
@@ -65,6 +69,7 @@ class Measures:
     has_one_newline: NDArray[np.bool_]
     has_outer_space: NDArray[np.bool_]
     has_replacement: NDArray[np.bool_]
+    lost_kinds: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -129,7 +134,17 @@ def _measure_batch(batch: pa.Table) -> dict[str, NDArray]:
         "has_one_newline": _array(pc.xor(*(pc.match_substring(side, "\n") for side in sides))),
         "has_outer_space": _array(pc.or_(*(pc.not_equal(pc.utf8_trim_whitespace(side), side) for side in sides))),
         "has_replacement": _array(pc.or_(*(pc.match_substring(side, _REPLACEMENT) for side in sides))),
+        "lost_kinds": _lost_kinds(source, target),
     }
+
+
+def _lost_kinds(source: pa.Array, target: pa.Array) -> NDArray[np.int32]:
+    has_sign = _array(pc.or_(*(pc.match_substring_regex(side, _CODE_SIGNS) for side in (source, target))))
+    found = np.zeros(len(source), dtype=np.int32)
+    for row in np.flatnonzero(has_sign).tolist():
+        there, here = (keys(side[row].as_py(), CODE) for side in (source, target))
+        found[row] = sum(1 << number for number, kind in enumerate(CODE) if there.get(kind) != here.get(kind))
+    return found
 
 
 def _array(values: pa.Array | pa.ChunkedArray) -> NDArray:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mtloop.corpus_report.findings import ALL, MIN_CHARACTERS, PERCENTILES, Band, is_measurable, length_ratio
 from mtloop.corpus_report.measure import Measures
 from mtloop.errors import visible
+from mtloop.placeholders import CODE, KINDS, lost
 from mtloop.tables import aligned
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _TITLES = {
     "outer_space": "a side begins or ends with white space",
     "replacement_character": "U+FFFD on a side: badly decoded",
     "odd_length_ratio": "suspicious length ratio",
+    **{f"lost_{kind}": f"{KINDS[kind].title} of the source missing in the target, or added" for kind in CODE},
     "long_source": "source over --max_source_length {max_source_length}",
     "long_target": "target over --max_target_length {max_target_length}",
 }
@@ -51,7 +53,8 @@ _BLUE, _RED = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
 
 def report_lines(report: dict[str, Any]) -> list[str]:
     """Write the report as tables and examples."""
-    titles = {name: title.format(**report["limits"]) for name, title in _TITLES.items()}
+    limits = report["limits"]
+    titles = {name: title.format(**limits) if name.startswith("long_") else title for name, title in _TITLES.items()}
     lines = ["", *_length_lines(report), "", *_finding_lines(report, titles)]
     for split, shares in report["shared_with_train"].items():
         lines += ["", f"share of the {split} rows that are also in train:"]
@@ -100,6 +103,8 @@ def _example_lines(report: dict[str, Any], titles: dict[str, str]) -> Iterator[s
             for side in ("source", "target"):
                 near = max(row[side].find(_SIGNS[name]), 0) if name in _SIGNS else 0
                 yield f"  {place if side == 'source' else '':>14}  {one_line(row[side], near=near)}"
+            if (kind := name.removeprefix("lost_")) in CODE:
+                yield f"  {'':>14}  ({visible(', '.join(lost(row['source'], row['target'], [kind])))})"
 
 
 def one_line(text: str, *, near: int = 0, longest: int = 100) -> str:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from mtloop.config.inputs import DataConfig
 from mtloop.config.parse import parse_config
-from mtloop.corpus_report.findings import NUM_EXAMPLES, ratio_band
+from mtloop.corpus_report.findings import NUM_EXAMPLES, inspect, ratio_band
 from mtloop.corpus_report.measure import measure
-from mtloop.corpus_report.show import figure_of, one_line
+from mtloop.corpus_report.show import figure_of, one_line, report_lines
 from mtloop.data.load import load_corpus
 from mtloop.run_folder import RunFolder
 from mtloop.tables import aligned
@@ -327,6 +328,20 @@ def test_corpus_command_reports_mistakes_in_one_line(run_command, files, tmp_pat
     status, out, err = run_command(*[word.format(**places) for word in words])
     (line,) = err.splitlines()
     assert status == 2 and not out and line.startswith(f"mtloop: error: {reason.format(**places)}"), line
+
+
+def test_lost_placeholders_are_found_by_kind():
+    pairs = [("Open %1", "Ouvrir"), ("<b>{Year}</b>", "<b>{année}</b>"), ("a < b 5", "c < d 6"), ("50", "x 100%")]
+    rows = Dataset.from_list([{"index": n, "source": one, "target": two} for n, (one, two) in enumerate(pairs)])
+    report = inspect(measure({"train": rows}, {}), {"train": rows}, DataConfig(), has_tokens=False)
+    found = {name: counts for name, counts in report["findings"].items() if name.startswith("lost_")}
+    assert found == {"lost_braces": {"train": 1, "all": 1}, "lost_numbered": {"train": 1, "all": 1}}
+    assert [row["index"] for row in report["examples"]["lost_braces"]] == [1]
+    whole = {**report, "limits": {"max_source_length": 1, "max_target_length": 1}, "tokenizer": None,
+             "num_rows": {"train": 4, "all": 4}}  # fmt: skip
+    lines = [line.strip() for line in report_lines(whole)]
+    assert "({Year} missing, {année} added)" in lines and "(%1 missing)" in lines
+    assert "%1 of the source missing in the target, or added:" in lines
 
 
 def test_one_line():
