@@ -191,7 +191,8 @@ def read_po(file: InputFile, content: bytes, options: FillOptions) -> PoFile:
     rule, origin = _rule(header.get("Plural-Forms", ""), header.get("Language", "").strip() or options.target_lang)
     document = PoFile(file, lines, newline, codec, wrap_width(catalogue.units), options, rule)
     has_plurals = False
-    for (unit, first), end in zip(units, [*(line for _, line in units[1:]), len(lines)], strict=True):
+    ends = [*(line for _, line in units), len(lines)][1:]
+    for (unit, first), end in zip(units, ends, strict=True):
         if found is not None and unit is found[0] and _is_template(file, lines[first:end]):
             document.header = _Entry(first, end, {})
         state = state_of(unit, "fuzzy")

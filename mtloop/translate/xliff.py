@@ -118,8 +118,8 @@ class XliffFile:
         holder = unit.child("notes") if is_unit else unit
         notes = holder.children("note") if holder is not None else []
         ours = [note for note in notes if _WHO in (note.attributes.get("from"), note.attributes.get("category"))]
-        whole = [holder] if is_unit and holder is not None and ours == notes and not missing else ours
-        for one in whole:
+        is_whole = is_unit and holder is not None and ours == notes and not missing
+        for one in ours[1:] if missing else [holder] if is_whole and holder is not None else ours:
             yield one.tag[0] - len(self._indent(one)), one.end_tag[1], b""
         if not missing:
             return
@@ -128,13 +128,15 @@ class XliffFile:
         by = "category" if is_unit else "from"
         note = f"note {by}={quoteattr(_WHO)}>{escape(missing)}</".encode()
         written = b"<" + prefix + note + prefix + b"note>"
-        if not is_unit:
+        if ours:
+            yield ours[0].tag[0], ours[0].end_tag[1], written
+        elif not is_unit:
             target = unit.child("target") or unit.child("seg-source") or unit.child("source")
             assert target is not None
             yield target.end_tag[1], target.end_tag[1], indent + written
-        elif holder is not None:
-            place = holder.end_tag[0] - len(self._indent_before(holder.end_tag[0]))
-            yield place, place, indent + written
+        elif notes:
+            place = notes[-1].end_tag[1]
+            yield place, place, self._indent(notes[-1]) + written
         else:
             behind = ("originalData", "segment", "ignorable")
             place = next(part.tag[0] for part in unit.parts if isinstance(part, Element) and part.name in behind)
@@ -146,11 +148,8 @@ class XliffFile:
         return match[1] if match else b""
 
     def _indent(self, element: Element) -> bytes:
-        return self._indent_before(element.tag[0])
-
-    def _indent_before(self, position: int) -> bytes:
-        """Return the white space before a position, if it begins with the end of a line."""
-        start = position
+        """Return the white space before an element, if it begins with the end of a line."""
+        start = position = element.tag[0]
         while start > 0 and self.data[start - 1 : start].isspace():
             start -= 1
         space = self.data[start:position]
@@ -206,4 +205,4 @@ def _codec(content: bytes) -> str:
             return codec
     declared = _ENCODING.match(content.removeprefix(b"\xef\xbb\xbf"))
     name = declared[1].decode("ascii").lower() if declared else "utf-8"
-    return "utf-8" if name in ("utf-8", "utf8", "us-ascii", "ascii") else name
+    return "utf-8" if name in ("utf-8", "utf8") else name

@@ -118,26 +118,29 @@ def pieces_of(element: Element, data: bytes) -> Iterator[str | Piece]:
 def restored(text: str, parts: list[str | Piece]) -> tuple[bytes, list[str]]:
     """Return the content of a target with the inline elements of its source, and what is wrong with these.
 
-    Tags that are lost are left out, and so are all pairs of tags if they are not nested.
+    A tag that the model changed is the first of its kind that it did not write as it is. Tags that are lost are left
+    out, and so are all pairs of tags if they are not nested.
     """
     unused = [part for part in parts if isinstance(part, Piece)]
     names = {piece.element.name for piece in unused}
     wholes = sorted({re.escape(one.shown) for one in unused if not _INLINE.fullmatch(one.shown)}, key=len, reverse=True)
     found: list[str | Piece] = []
     done = 0
-    for match in re.finditer("|".join([*wholes, _INLINE.pattern]), text):
+    matches = list(re.finditer("|".join([*wholes, _INLINE.pattern]), text))
+    written = {match[0] for match in matches}
+    for match in matches:
         closes, name, is_whole = match.groups()
-        key = ("close" if closes else "whole" if is_whole else "open", name)
-        alike = [one for one in unused if one.shown == match[0]] or [
-            one for one in unused if (one.role, one.element.name) == key
-        ]
-        if not alike and name not in names:
+        kind = ("close" if closes else "whole" if is_whole else "open", name)
+        same = [one for one in unused if one.shown == match[0]]
+        alike = [one for one in unused if (one.role, one.element.name) == kind and one.shown not in written]
+        piece = next(iter(same or alike), None)
+        if piece is None and name not in names:
             continue  # a tag that is text
         found.append(text[done : match.start()])
         done = match.end()
-        if alike:
-            unused.remove(alike[0])
-            found.append(alike[0])
+        if piece is not None:
+            unused.remove(piece)
+            found.append(piece)
     found.append(text[done:])
     problems = [f"{one.shown} missing" for one in unused]
     if not _is_nested(found):
