@@ -169,6 +169,12 @@ def test_page_without_baseline_holds_references_once():
     assert sorted(found) == ["chrf", "name", "segments", "source"]
 
 
+def test_page_holds_what_rows_lost_by_kind():
+    one = verdict(["a", "&Save %1 %n"], ["b", "&c %1 %n"], ["b", "c %n"], None)
+    (found,) = data_of(page([one], model="m", baseline=None))["sets"]
+    assert found["lost"] == {"1": {"%1": ["%1 missing"], "&accelerator": ["&accelerator missing"]}}
+
+
 def test_page_uses_counted_statistics():
     one = replace(
         verdict(),
@@ -237,7 +243,7 @@ def test_page_in_browser_sorts_and_filters(seen_after):
     others = [f"reference {i}" if i % 3 != 1 else f"baseline {i}" for i in range(number)]
     sources = [f"Source {i}" for i in range(number)]
     one = verdict(sources, references, hypotheses, others, "one")
-    two = verdict(["only"], ["b"], ["b"], ["b"], "two")
+    two = verdict(["only", "Save %1"], ["b", "d %1"], ["b", "d"], ["b", "d"], "two")
     text = page([one, two], model="m", baseline="n")
     seen = seen_after(
         text,
@@ -246,6 +252,7 @@ def test_page_in_browser_sorts_and_filters(seen_after):
         found="click('better'); filter.value = ' sOURCE 44'; filter.dispatchEvent(new Event('input'))",
         other="filter.value = ''; filter.dispatchEvent(new Event('input')); set.value = 1;"
         "set.dispatchEvent(new Event('change')); click('all')",
+        lost="const lost = document.getElementById('lost'); lost.value = '%1'; lost.dispatchEvent(new Event('change'))",
     )
     # Rows near the window are articles; the others are plain text, which the browser's search finds.
     first, rest, count = seen["order"]
@@ -255,7 +262,8 @@ def test_page_in_browser_sorts_and_filters(seen_after):
     # Better are those of i % 3 == 1; of 44, 440 to 449 that is 442, 445, 448. Another list begins at its top.
     found, rest, count = seen["found"]
     assert (sorted(found), rest, count) == (["Source 442", "Source 445", "Source 448"], [], "3 of 450 sentences")
-    assert seen["other"] == [["only"], [], "1 sentence"]
+    assert seen["other"] == [["only", "Save %1"], [], "2 sentences"]
+    assert seen["lost"] == [["Save %1"], [], "1 of 2 sentences"]
 
 
 def test_page_without_baseline_shows_worst_first(dom_of):

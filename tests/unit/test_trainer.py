@@ -20,7 +20,10 @@ from mtloop.trainer.loop import train
 from mtloop.trainer.recovery import MAX_OVERFLOW_REPEATS
 from mtloop.trainer.report import count, epoch_of, evaluate_and_record
 from mtloop.trainer.step import mark_last, train_step
+from tests.support.commands import command
 from tests.support.scores import score_with_intervals
+
+checkpoint = command("checkpoint")
 
 SMALL = 300  # padded tokens of a micro-batch: a few pairs
 ONE = 10_000  # an overhead that leaves an update of 16 pairs in one micro-batch
@@ -468,6 +471,33 @@ def test_a_model_that_training_never_beats_is_the_best_and_can_be_the_final_one(
     last = load_file(run.folder.checkpoints_dir / "step_2" / "model.safetensors")
     assert all(torch.equal(final[name], before[name]) for name in final)
     assert any(not torch.equal(final[name], last[name]) for name in final)
+
+
+@pytest.mark.slow
+def test_no_checkpoint_below_min_survival_is_the_best(new_run, tmp_path, capsys):
+    pairs = tmp_path / "ui.tsv"
+    pairs.write_text("en\tfr\n" + "".join(f"Open file %1 of {i}\tOuvrir le fichier %1 de {i}\n" for i in range(40)))
+    run = new_run(
+        train_file=pairs,
+        max_train_steps=2,
+        eval_steps=1,
+        learning_rate=1e-12,
+        early_stopping_patience=1,
+        load_best_model_at_end=True,
+        min_survival=99.5,
+    )
+    assert train(run) is None
+    assert (run.state.best_step, run.state.best_score, run.state.step) == (-1, None, 2)  # patience never began
+    assert [record["survival"] for record in records(run) if "survival" in record] == [0.0, 0.0]
+    assert run.ending == "; no evaluation reached --min_survival 99.5, final/ holds the last weights"
+    last = run.folder.checkpoints_dir / "step_2" / "model.safetensors"
+    assert (run.folder.final_dir / "model.safetensors").read_bytes() == last.read_bytes()
+    assert not (run.folder.checkpoints_dir / "best").exists()
+    assert "%1 missing" in run.folder.hypotheses("step_2")[0]["lost"]
+    capsys.readouterr()
+    checkpoint(["list", str(run.folder.path)])
+    note = "no best checkpoint: no evaluation reached --min_survival 99.5 (greatest 0.00)"
+    assert capsys.readouterr().out.splitlines()[-1] == note
 
 
 @pytest.mark.slow
