@@ -38,10 +38,11 @@ SHARED = {
 
 def normalize(source: str) -> str:
     """Return a source without what `--split_by source` ignores: case, accelerators, white space, final punctuation."""
-    pattern = KINDS["accelerator"].pattern
-    assert pattern is not None
-    without_marks = pattern.sub("", source).replace("_", "")
-    return " ".join(without_marks.lower().split()).rstrip(_FINAL_MARKS)
+    if "&" in source:
+        pattern = KINDS["accelerator"].pattern
+        assert pattern is not None
+        source = pattern.sub("", source)
+    return " ".join(source.replace("_", "").lower().split()).rstrip(_FINAL_MARKS)
 
 
 # The cut
@@ -171,7 +172,8 @@ def text_keys(batch: pa.Table) -> dict[str, NDArray[np.int64]]:
     They are Python's 64-bit hashes: equal for equal texts, within this process. Among a million texts, two different
     ones share a key with a probability of 3e-8.
     """
-    source, target = (batch[name].combine_chunks() for name in ("source", "target"))
+    # A row that is dropped has no texts.
+    source, target = (pc.fill_null(batch[name].combine_chunks(), "") for name in ("source", "target"))
     sources = source.to_pylist()
     source_letters, target_letters = _letters(source), _letters(target)
     return {
@@ -184,19 +186,19 @@ def text_keys(batch: pa.Table) -> dict[str, NDArray[np.int64]]:
 
 
 def overlaps(train: Dataset, others: Mapping[str, Dataset]) -> dict[str, Overlap]:
-    """Compare the rows of other splits with the training rows: a few seconds for a million."""
+    """Compare the rows of other splits with the training rows."""
     known = _keys_of(train)
     found = {}
     for name, rows in others.items():
         keys = _keys_of(rows)
-        is_unseen = ~np.isin(keys["source_normalized_key"], known["source_normalized_key"])
+        is_unseen = ~_is_in(keys["source_normalized_key"], known["source_normalized_key"])
         found[name] = Overlap(shares(keys, known), is_unseen)
     return found
 
 
 def shares(keys: Mapping[str, NDArray[np.int64]], known: Mapping[str, NDArray[np.int64]]) -> dict[str, float]:
     """Return the shares of SHARED, given the keys of the rows and those of the training rows."""
-    return {name: round(float(np.isin(keys[key], known[key]).mean()), 5) for name, key in SHARED.items()}
+    return {name: round(float(_is_in(keys[key], known[key]).mean()), 5) for name, key in SHARED.items()}
 
 
 def leak_line(split: str, found: Mapping[str, float], *, can_split_by: bool) -> str:
@@ -213,9 +215,24 @@ def leak_line(split: str, found: Mapping[str, float], *, can_split_by: bool) -> 
     )
 
 
+def _is_in(keys: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which keys are known: as np.isin, and for a few million five times as fast."""
+    ordered = np.sort(known)
+    places = np.searchsorted(ordered, keys).clip(max=len(ordered) - 1)
+    return ordered[places] == keys
+
+
 def _keys_of(rows: Dataset) -> dict[str, NDArray[np.int64]]:
-    parts = [text_keys(batch) for batch in rows.with_format("arrow").iter(_BATCH)]
-    return {key: np.concatenate([part[key] for part in parts]) for key in SHARED.values()}
+    """Return the keys of SHARED of all rows.
+
+    The table below most of its rows is read as a whole: in the random order of a split it takes twice as long.
+    """
+    table, order = rows, None
+    if rows._indices is not None and len(rows) > len(rows._data) / 2:
+        table, order = Dataset(rows._data), rows._indices.column(0).to_numpy()
+    parts = [text_keys(batch) for batch in table.with_format("arrow").iter(_BATCH)]
+    keys = {key: np.concatenate([part[key] for part in parts]) for key in SHARED.values()}
+    return keys if order is None else {name: key[order] for name, key in keys.items()}
 
 
 def _letters(texts: pa.Array) -> list[str]:
