@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 from mtloop.data.catalogues import entries
@@ -171,7 +172,10 @@ def read_xliff(file: InputFile, content: bytes, options: FillOptions) -> XliffFi
         is_same = False
     if not is_same:
         raise UserError(f"{file.name}:1: cannot be written in its encoding (got {codec}). Convert it to UTF-8.")
-    root, segments = parse_xliff(data)
+    try:
+        root, segments = parse_xliff(data)
+    except expat.ExpatError as error:  # what lxml accepts
+        raise malformed(file, error.lineno, "XML", expat.ErrorString(error.code)) from error
     document = XliffFile(file, data, codec, options)
     if len(segments) != len(states):
         raise malformed(file, 1, "XLIFF", f"{len(states)} segments, and {len(segments)} of them at their place")
@@ -200,8 +204,8 @@ def read_xliff(file: InputFile, content: bytes, options: FillOptions) -> XliffFi
 
 def _codec(content: bytes) -> str:
     """Return the codec of an XML file, under which a mark at its start is a character."""
-    for mark, codec in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
-        if content.startswith(mark):
+    for codec in ("utf-16-le", "utf-16-be"):
+        if content.startswith(("\ufeff".encode(codec), "<".encode(codec))):
             return codec
     declared = _ENCODING.match(content.removeprefix(b"\xef\xbb\xbf"))
     name = declared[1].decode("ascii").lower() if declared else "utf-8"

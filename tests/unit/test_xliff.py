@@ -258,7 +258,7 @@ def test_the_target_language_is_added_where_it_is_missing_and_said():
         fill(OLD.replace("{units}", '<trans-unit id="1"><source>A</source></trans-unit>'), target_lang="de")
 
 
-@pytest.mark.parametrize("encoding", ["iso-8859-1", "utf-16", "utf-8-sig", "us-ascii"])
+@pytest.mark.parametrize("encoding", ["iso-8859-1", "utf-16", "utf-16-le", "utf-8-sig", "us-ascii"])
 def test_the_encoding_is_kept_and_what_it_lacks_is_a_reference(encoding):
     name = "UTF-8" if encoding == "utf-8-sig" else encoding
     units = '<trans-unit id="1"><source>A</source><target/></trans-unit><!-- caf\u00e9 -->'
