@@ -347,7 +347,7 @@ def duration(seconds: float) -> str:
 
 
 def _setting_text(name: str, value: Any) -> str:
+    values = value if isinstance(value, (list, tuple)) else [value]
     if name in FILE_SETTINGS:  # the folders of files are private
-        values = value if isinstance(value, (list, tuple)) else [value]
-        return " ".join(one if hub_name(one) == split_revision(one)[0] else Path(one).name for one in values)
-    return str(value)
+        values = [one if hub_name(one) == split_revision(one)[0] else Path(one).name for one in values]
+    return " ".join(map(str, values))
