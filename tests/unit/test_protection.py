@@ -1,6 +1,7 @@
 """Test protection: masks are restored exactly, whatever the text, and every family carries them with their spaces."""
 
 import copy
+import json
 import random
 import re
 
@@ -8,6 +9,8 @@ import pytest
 
 from mtloop.data.demo.grammar import demo_pairs
 from mtloop.errors import UserError
+from mtloop.generation.conversion import convert
+from mtloop.generation.engine import EngineOptions, TransformersEngine
 from mtloop.placeholders import lost
 from mtloop.tokenization.encoding import decode, decode_best, encode_rows, tokenizer_fingerprint
 from mtloop.tokenization.loading import for_languages, load_tokenizer
@@ -21,6 +24,8 @@ from mtloop.tokenization.protection import (
     restore,
 )
 from mtloop.tokenization.training import train_tokenizer
+from mtloop.trainer.loop import train
+from mtloop.translate.translator import Translator
 from tests.support.families import FAMILIES, make_tokenizer
 
 # Those that could be part of another have spaces.
@@ -172,3 +177,66 @@ def test_decode_best_takes_the_first_candidate_that_survives(marian_tokenizer, t
 def test_a_tokenizer_that_loses_masks_is_refused(marian_tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"--protect: a MarianTokenizer does not keep the masks"):
         check_masks(marian_tokenizer, marian_tokenizer)
+
+
+PAIRS = [
+    ("Open %1", "Ouvrir %1"),
+    ("Close %1 and %2", "Fermer %2 et %1"),
+    ("<b>Delete</b> the file", "<b>Supprimer</b> le fichier"),
+    ("Save\nthe file", "Enregistrer\nle fichier"),
+]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"en": en, "fr": fr}) + "\n" for en, fr in 4 * PAIRS))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_a_pretrained_model_learns_masks_and_keeps_them(pairs, model_path, new_run, runtime, tmp_path, capsys):
+    flags = {
+        "train_file": pairs, "validation_file": pairs, "model_name_or_path": str(model_path), "tokenizer_name": None,
+        "max_train_steps": 60, "learning_rate": 5e-3, "num_warmup_steps": 4, "eval_steps": 1_000,
+        "eval_on_start": False, "num_beams": 2, "val_max_target_length": 24,
+    }  # fmt: skip
+    run = new_run(**flags, protect="placeholders")
+    assert "16 masks were added to the vocabulary" in capsys.readouterr().out
+    rows = run.model.config.vocab_size
+    assert len(run.tokenizer) == rows == run.model.get_input_embeddings().weight.shape[0] == 400 + len(MASKS)
+    due = run.due
+    run.due = lambda what: due(what) and (what != "save" or run.is_done)
+    assert train(run) is None
+    (line,) = [line for line in run.folder.metrics.lines() if "bleu" in line]
+    assert (line["bleu"], line["survival"]) == (pytest.approx(100), 100)  # against the raw references
+
+    # A model that has masks needs no flag, and copies what it has never seen.
+    sources = ["Open {name}", "Close <i> and https://a.b/c ", '<a href="x">Delete</p> the file', " Save\n\nthe file"]
+    expected = ["Ouvrir {name}", "Fermer https://a.b/c et <i> ", '<a href="x">Supprimer</p> le fichier']
+    expected.append(" Enregistrer\n\nle fichier")
+    final = run.folder.final_dir
+    translator = Translator(str(final), runtime=runtime)
+    assert translator(sources) == expected
+    assert [candidates[0].lost for candidates in translator.translate(sources)] == [()] * 4
+    engine = TransformersEngine.load(str(final), EngineOptions(), runtime)
+    convert(engine.network, engine.tokenizer, "m", tmp_path / "export", quantization=None).save(tmp_path / "export")
+    assert Translator(str(tmp_path / "export"), runtime=runtime)(sources) == expected
+
+    again = new_run("again", **{**flags, "model_name_or_path": str(final), "lora_rank": 2})  # its masks are trained
+    assert is_protected(again.tokenizer) and not again.folder.tokenizer_dir.exists()
+    with pytest.raises(UserError, match="--protect"):
+        new_run(**flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"lora_rank": 2}, r"--protect: the masks are new to the model, and --lora_rank does not train its embeddings"),
+        ({"freeze": ["embeddings"]}, r"--protect: .* --freeze does not train its embeddings"),
+    ],
+)
+def test_masks_that_would_not_be_trained_are_refused(pairs, model_path, new_run, flags, problem):
+    named = {"train_file": pairs, "model_name_or_path": str(model_path), "tokenizer_name": None}
+    with pytest.raises(UserError, match=problem):
+        new_run(**named, **flags, protect="placeholders")
