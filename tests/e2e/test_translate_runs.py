@@ -1,6 +1,7 @@
 """`mtloop translate` on a trained model: the same file from 1 and 2 processes and in any batches; through a pipe."""
 
 import subprocess
+import time
 
 import pytest
 
@@ -72,3 +73,32 @@ def test_a_reader_that_leaves_early_is_no_error(demo_run, file):
         process.stdout.close()
         assert process.wait(120) == 0, process.stderr.read()
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.full
+def test_a_catalogue_is_filled_by_two_processes_and_after_an_interruption(demo_run, tmp_path):
+    """The same bytes as by one process; what the interrupted process translated is not translated again."""
+    sources = [source.replace('"', "'") for source, _ in demo_pairs("train")[:3000]]
+    content = "\n".join(f'msgid "{source}"\nmsgstr ""\n' for source in dict.fromkeys(sources))
+    (tmp_path / "app.po").write_text(content)
+
+    def command(name, num_processes=1):
+        words = ["mtloop", "translate", tmp_path / "app.po", "-o", tmp_path / name, "--model", demo_run.folder]
+        return launch_command("-m", *words, "--cpu_threads", 1, "--num_beams", 1, num_processes=num_processes)
+
+    for name, num_processes in (("one.po", 1), ("two.po", 2)):
+        done = run(command(name, num_processes), timeout_s=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+    expected = (tmp_path / "one.po").read_bytes()
+    assert (tmp_path / "two.po").read_bytes() == expected and b'msgstr ""' not in expected
+    journal = tmp_path / ".three.po.mtloop-journal"
+    with subprocess.Popen(command("three.po"), cwd=PROJECT, env=environment(), stderr=subprocess.PIPE) as process:
+        while not journal.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.terminate()
+        process.wait(120)
+    assert journal.exists() and not (tmp_path / "three.po").exists()
+    done = run(command("three.po"), timeout_s=900)
+    assert done.returncode == 0 and "translations were kept from an interrupted run" in done.stdout, done.stderr
+    assert (tmp_path / "three.po").read_bytes() == expected and not journal.exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ from mtloop.translate.filling import FillOptions
 from mtloop.translate.translator import Translation
 from tests.support.commands import command
 
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "po"
 ENTRY = 'msgid "{0}"\nmsgstr ""\n'
 XLIFF = (
     '<xliff version="1.2"><file source-language="en" target-language="fr"><body>'
@@ -210,12 +213,23 @@ def test_dry_run_counts_without_a_model(capsys, monkeypatch):
 
 
 def test_the_command_fills_a_catalogue(model_path, fresh_accelerate, capsys):
-    write("a.po", "Yes", "Save the %1 file")
+    """A real catalogue, by a model that has memorized a few rows: what it breaks is marked, and msgfmt accepts it."""
+    if (SHARED / "newsboat.fr.po").exists():
+        Path("a.po").write_bytes((SHARED / "newsboat.fr.po").read_bytes())
+        num_entries, num_untranslated = 448, 17
+    else:
+        write("a.po", "Yes", "Save %1")
+        num_entries = num_untranslated = 2
     flags = ["--model", str(model_path), "--num_beams", "2", "--max_target_length", "24", "--cpu_threads", "1"]
     assert command("translate")(["a.po", "-o", "out/b.po", "--target_lang", "fr", "--no_fuzzy", *flags]) == 0
     captured = capsys.readouterr()
-    counts = captured.out.splitlines()[1].split()
-    filled = Path("out/b.po").read_text()
-    assert counts == ["a.po", "2", "2", "0", str(filled.count("# mtloop: "))]
-    assert 'msgstr ""' not in filled and filled.count("msgstr") == 2
+    counts = list(map(int, captured.out.splitlines()[1].split()[1:]))
+    before, filled = Path("a.po").read_text(), Path("out/b.po").read_text()
+    num_failed = filled.count("# mtloop: ")
+    assert counts == [num_entries, num_untranslated, num_entries - num_untranslated, num_failed]
+    assert filled.count("#, fuzzy") == before.count("#, fuzzy") + num_failed
     assert "mtloop: warning" not in captured.err and [path.name for path in Path("out").iterdir()] == ["b.po"]
+    if shutil.which("msgfmt") is not None:
+        checked = ["msgfmt", "--check", "--statistics", "-o", "/dev/null", "out/b.po"]
+        result = subprocess.run(checked, check=False, capture_output=True, text=True, env={"LC_ALL": "C"})
+        assert result.returncode == 0 and "untranslated" not in result.stderr, result.stderr
