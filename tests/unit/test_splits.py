@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from mtloop.config.inputs import DataConfig
+from mtloop.config.parse import config_from, parse_config
+from mtloop.config.yaml_file import to_yaml
 from mtloop.data.load import Corpus, describe, load_corpus
 from mtloop.data.rows import stable_key
 from mtloop.data.splits import choose_groups, cut, leak_line, normalize, overlaps
 from mtloop.errors import FieldError, UserError
+from mtloop.trainer.report import evaluate_and_record, evaluate_on
 
 
 @pytest.fixture(autouse=True)
@@ -152,11 +155,54 @@ def test_split_by_is_refused_where_nothing_is_split() -> None:
     for words in (["row"], ["column"], ["source", "id"], ["column", "a", "b"]):
         assert "--split_by: expected source, file, or column NAME (got " in error_of(name, split_by=words)
     assert DataConfig(split_by=["column my id"]).split_by == ["column", "my id"]
-    with pytest.raises(UserError, match="--split_by: demo has validation rows, and nothing is split off"):
-        load_corpus(DataConfig(dataset_name="demo", source_lang="en", target_lang="fr", split_by=["source"]))
+    Path("set").mkdir()
+    for split in ("train", "validation"):
+        write(f"set/{split}.jsonl", ROWS[:3])
+    with pytest.raises(UserError, match="--split_by: set has validation rows, and nothing is split off"):
+        load_corpus(DataConfig(dataset_name="set", source_lang="en", target_lang="fr", split_by=["source"]))
     write("test.jsonl", [{"en": "a", "fr": "b"}])  # which need not have the column
     corpus = load(name, split_by=["column", "id"], test_file=["test.jsonl"])
     assert corpus.test is not None and len(corpus.test) == 1
+
+
+def test_split_by_is_read_from_flags_files_and_python() -> None:
+    model = {"source_lang": "en", "target_lang": "fr", "train_tokenizer": True, "model_size": "tiny"}
+    words = ["--train_file", "a.po", "--source_lang", "en", "--target_lang", "fr", "--train_tokenizer", "--model_size"]
+    given = parse_config([*words, "tiny", "--split_by", "column", "id"])
+    assert given.data.split_by == ["column", "id"]
+    Path("run.yaml").write_text(to_yaml(given))
+    assert parse_config(["run.yaml"]).data.split_by == ["column", "id"]
+    for value, expected in (("source", ["source"]), ("column id", ["column", "id"]), (["file"], ["file"])):
+        assert config_from({**model, "train_file": "a.po", "split_by": value}).data.split_by == expected
+    # Each of several pairs is split by itself.
+    pairs = DataConfig(train_file=["t.jsonl"], pairs="en-fr,fr-en", split_by=["source"])
+    write("t.jsonl", ROWS)
+    of_pairs = [load_corpus(one) for one in pairs.of_pairs()]
+    assert [len(one.valid) for one in of_pairs] == [20, 20]
+    assert of_pairs[0].valid["index"][:] != of_pairs[1].valid["index"][:]
+
+
+@pytest.mark.slow
+def test_a_run_scores_unseen_sources_apart(new_run: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pairs = [("Open the file", "Ouvrir le fichier"), ("Close it", "Le fermer"), ("Save", "Enregistrer")] * 11
+    train = write("train.jsonl", [{"en": en, "fr": fr} for en, fr in pairs])
+    held_out = [{"en": "&Open the file...", "fr": "a"}, {"en": "Other", "fr": "b"}, {"en": "Save", "fr": "c"}]
+    files = {"train_file": train, "validation_file": write("valid.jsonl", held_out)}
+    run = new_run(**files, test_file=write("test.jsonl", held_out[1:2]), metric_for_best_model="bleu_unseen")
+    printed = capsys.readouterr().out
+    assert "valid: 33.3 % of the sources are in the training rows too, 66.7 % but for case" in printed
+    assert "test: no source is in the training rows too" in printed and "--split_by" not in printed
+    stored = json.loads((tmp_path / "run/data.json").read_text())["shared_with_train"]
+    assert stored["valid"]["sources_normalized"] == 0.66667 and stored["test"]["sources"] == 0
+    report = evaluate_and_record(run)
+    (line,) = run.folder.metrics.lines()
+    assert (line["num_sentences"], line["num_unseen"]) == (3, 1) and "|rows:1" in line["bleu_unseen_signature"]
+    assert run.state.best_score == line["bleu_unseen"] == report.scores["bleu_unseen"].value
+    run.test = run.test.first(1)
+    assert evaluate_on(run, run.test).num_unseen == 1 and "bleu_unseen" not in run.folder.metrics.lines()[-1]
+    files["validation_file"] = train
+    with pytest.raises(UserError, match="--metric_for_best_model: every source of validation is in the training rows"):
+        new_run("other", **files, metric_for_best_model="bleu_unseen")
 
 
 @pytest.mark.parametrize("seed", range(20))
