@@ -87,7 +87,8 @@ def test_evaluate_scores_translations_against_raw_references(
     report = evaluate_model(tiny_model, marian_tokenizer, data, runtime, max_tokens=100)
     hypotheses = [marian_tokenizer.decode(row, skip_special_tokens=True) for row in plain_tokens]
     assert report.hypotheses == hypotheses
-    assert report.scores == score(hypotheses, data.rows["target"][:], "fr")
+    scores = {name: report.scores[name] for name in ("bleu", "chrf")}
+    assert scores == score(hypotheses, data.rows["target"][:], "fr")
     round_trip = [
         marian_tokenizer.decode(ids, skip_special_tokens=True)
         for ids in marian_tokenizer(text_target=data.rows["target"][:])["input_ids"]
@@ -106,7 +107,7 @@ def test_evaluate_scores_translations_against_raw_references(
         (report.loss_per_token, False),
     ]
     with pytest.raises(
-        UserError, match=r"^--metric_for_best_model: .*\(got 'ter'\)\. .*--metrics, .* bleu, chrf, eval_loss\.$"
+        UserError, match=r"^--metric_for_best_model: .*\(got 'ter'\)\. .*--metrics, .* bleu, chrf, .*eval_loss\.$"
     ):
         report.best_score("ter")
     assert metrics["bleu_signature"] == bleu.signature and "user_metrics" not in metrics
