@@ -13,8 +13,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from mtloop.data.entries import KEPT, Entries, malformed, needing_toolkit, row_of
-from mtloop.data.files import CATALOGUES, InputFile, check_magic, not_decodable, reading, unpacked_ending
+from mtloop.data.entries import KEPT, Entries, content_of, malformed, needing_toolkit, row_of
+from mtloop.data.files import CATALOGUES, InputFile, check_magic, not_decodable, unpacked_ending
 from mtloop.data.xml_catalogues import xml_entries
 from mtloop.errors import UserError, first_line
 from mtloop.languages import find_key, is_iso_639
@@ -22,8 +22,6 @@ from mtloop.languages import find_key, is_iso_639
 _CHARSET = re.compile(rb'charset=[ \t]*([^"\\\n;]+)')
 # KDE 2 wrote both forms into one text, before gettext had plurals.
 KDE2_PLURAL = "_n: "
-# gettext is read as a whole, in 40 times its size; the catalogues of real programs have up to 20 MB.
-_MAX_BYTES = 100 << 20
 _MO_ORDERS = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}
 # A real catalogue shares few texts, if any.
 _MAX_SHARED = 16
@@ -91,11 +89,7 @@ def parse_gettext(file: InputFile, content: bytes, kind: str = "gettext") -> tup
 
 
 def _of_gettext(file: InputFile, kind: str, source_lang: str, target_lang: str, fuzzy: str) -> Entries:
-    with reading(file) as stream:
-        content = stream.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise UserError(f"{file.name}:1: a catalogue of over {_MAX_BYTES >> 20} MiB. Split it into several files.")
-    catalogue, _ = parse_gettext(file, content, kind)
+    catalogue, _ = parse_gettext(file, content_of(file), kind)
     header = catalogue.parseheader()
     language = header.get("Language", "").strip()
     if is_iso_639(language) and not find_key(target_lang, [language]):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mtloop.atomic import append_json_line, checker, read_json_lines, sweep_partials, write_bytes
 from mtloop.checkpoint.listing import model_folder
-from mtloop.data.files import CATALOGUES, InputFile, reading, unpacked_ending
+from mtloop.data.entries import content_of
+from mtloop.data.files import CATALOGUES, InputFile, unpacked_ending
 from mtloop.errors import UserError, check_file, first_line, unwritable
 from mtloop.tables import aligned
 from mtloop.translate.filling import Document, FillOptions
@@ -194,8 +195,7 @@ class Filling:
             self._journal.read()
         for job in self.jobs:
             file = InputFile(job.source, job.source)
-            with reading(file) as stream:
-                self._contents[job] = content = stream.read()
+            self._contents[job] = content = content_of(file)
             document = _READERS[CATALOGUES[unpacked_ending(job.source)]](file, content, self._options)
             self._documents[job] = document
             self.counts[job] = Counts(job.source, document.num_entries, document.num_chosen)

@@ -122,7 +122,23 @@ class PoFile:
             filled += lines
             num_failed += is_failed
             done = entry.end
-        return self.newline.join([*filled, *self.lines[done:]]), num_failed
+        content = self.newline.join([*filled, *self.lines[done:]])
+        try:
+            parse_gettext(self.file, content)
+        except UserError as error:
+            raise self._not_fillable(translations) from error
+        return content, num_failed
+
+    def _not_fillable(self, translations: Mapping[str, Translation]) -> UserError:
+        """Return the error of the first entry whose lines are not as gettext writes them."""
+        line = 1
+        for entry in self.entries:
+            try:
+                parse_gettext(self.file, self.newline.join(self._lines_of(entry, translations)[0]))
+            except UserError:
+                line = entry.first + 1
+                break
+        return malformed(self.file, line, "gettext catalogue", "an entry that cannot be filled")
 
     def _lines_of(self, entry: _Entry, translations: Mapping[str, Translation]) -> tuple[list[bytes], bool]:
         """Return the lines of an entry with its translation, and whether something is missing in it."""
@@ -250,7 +266,7 @@ def _sources(unit: Any, state: str, rule: _Rule, options: FillOptions) -> dict[i
 
 def _rule(header: str, language: str | None) -> tuple[_Rule, str]:
     """Return the plural rule, and how it was found if the header does not say it."""
-    number = re.search(r"nplurals\s*=\s*(\d+)", header)
+    number = re.search(r"nplurals\s*=\s*(\d{1,9})\b", header)
     if number and 0 < int(number[1]) <= _MAX_FORMS:
         return _Rule(int(number[1]), header, int(number[1])), ""
     from translate.lang.data import get_language

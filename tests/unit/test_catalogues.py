@@ -11,18 +11,22 @@ import signal
 import socket
 import sys
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from mtloop.config.inputs import DataConfig
 from mtloop.data.catalogues import entries
-from mtloop.data.files import InputFile
+from mtloop.data.files import InputFile, unpacked_ending
 from mtloop.data.load import load_corpus
 from mtloop.data.readers import Records
 from mtloop.data.rows import REASONS, Columns
 from mtloop.data.texts import Texts
 from mtloop.errors import UserError
+from mtloop.translate.catalogues import FILLABLE, Filling, Job
+from mtloop.translate.filling import FillOptions
+from mtloop.translate.translator import Translation
 from tests.support.catalogues import PO, TMX, XLIFF_1, XLIFF_2, compiled, mutation
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "po"
@@ -324,13 +328,36 @@ def outside(opened, tmp_path):
     os.close(watch)
 
 
+@dataclass
+class Kept:
+    """A journal that has the translations of all texts: in upper case."""
+
+    translations: dict[str, Translation] = field(default_factory=dict)
+
+    def read(self):
+        """Read nothing."""
+
+
+def fill(name):
+    """Fill a catalogue; what was written must be readable, and the input the same."""
+    before, job = Path(name).read_bytes(), Job(name, Path("filled", name))
+    filling = Filling([job], FillOptions(target_lang="fr", retranslate=True), Kept())
+    filling.read()
+    filling._journal.translations |= {text: Translation(text=text.upper()) for text in filling.pending([job])}
+    filling.write(job)
+    assert Path(name).read_bytes() == before
+    read(f"filled/{name}")
+
+
 def fault_of(name, outside):
-    """Read a file; return what is wrong with the outcome, "" if nothing is."""
+    """Read and fill a file; return what is wrong with the outcome, "" if nothing is."""
     global _opened
     with limited() as peak_mb:
         try:
             _opened = []
             read(name)
+            if unpacked_ending(name) in FILLABLE:
+                fill(name)
         except UserError as error:
             message = str(error)
             if not re.match(rf"{re.escape(name)}(:[1-9]\d*:|: corrupt gzip)", message) or len(message) > 400:
@@ -341,7 +368,7 @@ def fault_of(name, outside):
             opened, _opened = _opened, None
         if peak_mb() > LIMIT_MB:
             return f"{peak_mb():.0f} MB"
-    own = (sys.prefix, sys.base_prefix, "/proc/", str(Path(__file__).parents[2]))
+    own = ("filled/", sys.prefix, sys.base_prefix, "/proc/", str(Path(__file__).parents[2]))
     return ", ".join(one for one in opened if one != name and not one.startswith(own)) or outside()
 
 
