@@ -132,6 +132,10 @@ def run_fill(given: argparse.Namespace, translator_options: dict[str, Any]) -> N
 
             fill_files(filling, runtime, open_translator, show)
         runtime.on_main(lambda: _print(filling, given))
+    except KeyboardInterrupt:
+        if runtime.is_main and path.exists():
+            print("mtloop: finished translations are kept: give the same command again to continue", file=sys.stderr)
+        raise
     finally:
         runtime.close()
 
@@ -140,6 +144,9 @@ def _print(filling: Any, given: argparse.Namespace) -> None:
     lines = filling.table(is_dry=given.dry_run)
     if given.num_others:
         lines.append(f"{given.num_others:,} other files in the folders are left out")
+    if filling.num_cut:
+        lengths = "--max_source_length, --max_target_length"
+        lines.append(f"{filling.num_cut:,} of the failed are cut, or may be unfinished ({lengths})")
     if filling.num_known:
         lines.append(f"{filling.num_known:,} translations were kept from an interrupted run")
     print("\n".join([*lines, *filling.notes]))

@@ -183,7 +183,7 @@ class Filling:
         self._waiting: dict[Job, list[str]] = {}
         self.counts: dict[Job, Counts] = {}
         self.notes: list[str] = []
-        self.num_known = 0
+        self.num_known = self.num_cut = 0
 
     def read(self) -> None:
         """Read all files.
@@ -233,7 +233,11 @@ class Filling:
         document, content = self._documents.pop(job), self._contents.pop(job)
         target = check_file("-o", job.target)
         if document.num_chosen:
-            content, num_failed = document.fill(self._journal.translations)
+            found = self._journal.translations
+            content, num_failed = document.fill(found)
+            self.num_cut += sum(
+                found[text].is_cut or found[text].is_source_cut for text in set(document.sources) if text.strip()
+            )
             self.counts[job] = Counts(job.source, document.num_entries, document.num_chosen, num_failed)
         content = gzip.compress(content, mtime=0) if job.target.suffix.lower() == ".gz" else content
         try:

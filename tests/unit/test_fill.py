@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,7 +16,9 @@ from mtloop.placeholders import lost
 from mtloop.translate.catalogues import Counts, Filling, Job, Journal, fill_files, find_jobs, journal_path
 from mtloop.translate.filling import FillOptions
 from mtloop.translate.translator import Translation
+from tests.support.catalogues import PO, XLIFF_1, XLIFF_2
 from tests.support.commands import command
+from tests.support.mutations import of_bytes
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "po"
 ENTRY = 'msgid "{0}"\nmsgstr ""\n'
@@ -154,6 +157,24 @@ def test_a_malformed_file_ends_the_command_before_anything_is_translated():
     with pytest.raises(UserError, match=r"^po/b\.po:1: malformed gettext catalogue"):
         fill("po", output="out", translator=translator)
     assert not translator.seen and not Path("out").exists()
+
+
+@pytest.mark.parametrize("name, content", [("a.po", PO), ("a.xlf", XLIFF_1), ("b.xlf", XLIFF_2)])
+def test_a_mutated_file_is_filled_or_refused(name, content, is_full):
+    for seed in range(1000 if is_full else 25):
+        Path(name).write_bytes(of_bytes(random.Random(seed), content.encode()))
+        for number, options in enumerate(({}, {"no_fuzzy": True, "retranslate": True})):
+            output = f"{number}{Path(name).suffix}"
+            Path(output).unlink(missing_ok=True)
+            try:
+                filling, translator = fill(name, output=output, is_folder=False, **options)
+            except UserError:
+                assert not Path(output).exists()
+                continue
+            (counts,) = filling.counts.values()
+            assert counts.filled or Path(output).read_bytes() == Path(name).read_bytes()
+            again, _ = fill(output, output="again" + Path(name).suffix, is_folder=False)  # it can be read
+            assert next(iter(again.counts.values())).entries == counts.entries, seed
 
 
 # Interruptions
