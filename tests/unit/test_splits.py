@@ -269,3 +269,9 @@ def test_a_random_split_of_kde_leaks_and_one_by_source_does_not() -> None:
         found[True].is_unseen.all() and found[True].shares["sources"] == found[True].shares["sources_normalized"] == 0
     )
     assert 0 < found[True].shares["pairs_by_letters"] < shares["pairs_by_letters"]
+
+
+def test_choose_groups_goes_on_after_a_group_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtloop.data.splits._NUM_ORDERS", 1)  # otherwise a lucky order is found
+    sizes = np.array([50] * 20 + [1] * 100)
+    assert [int(sizes[choose_groups(sizes, 30, seed)].sum()) for seed in range(5)] == [30] * 5
