@@ -125,7 +125,8 @@ def check_survival(
     of_survival = [one for one in metrics if SURVIVAL in (one.name, one.part_of)]
     counted = tally(Texts(sources=sources, hypotheses=references, references=references), of_survival)
     remedy = f"Give another one, as {', '.join(counted)}" if counted else "Leave it out"
-    needed = [("--metric_for_best_model", best, best), ("--min_survival", SURVIVAL, min_survival)]
+    minimum = None if min_survival is None else f"{min_survival:g}"
+    needed = [("--metric_for_best_model", best, best), ("--min_survival", SURVIVAL, minimum)]
     needed += [("--metrics", one.name, one.name) for one in metrics[:1] if len(of_survival) == len(metrics)]
     for flag, name, got in needed:
         if got is not None and name in (SURVIVAL, *NAMES) and name not in counted:

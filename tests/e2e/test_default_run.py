@@ -1,6 +1,7 @@
 """The embedded default, as a new user starts it."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -42,7 +43,11 @@ def test_the_run_folder_is_as_the_readme_says(demo_run):
     )
     rows = lines_of(folder / "hypotheses" / f"step_{steps[-1]}.jsonl")
     assert [row["index"] for row in rows] == list(range(1_000))
-    assert set(rows[0]) == {"index", "source", "reference", "hypothesis"}
+    assert set(rows[0]) - {"lost"} == {"index", "source", "reference", "hypothesis"}
+    # A row that lost its %1 is listed with it.
+    survival = evaluations[-1]["survival_numbered"]
+    has_lost = any(re.search(r"%\d", what) for row in rows for what in row.get("lost", ()))
+    assert 0 < survival <= 100 and has_lost == (survival < 100)
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "data.json").read_text())["counts"]["train"]["kept"] == 12_000
 
