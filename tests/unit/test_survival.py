@@ -158,7 +158,7 @@ def test_min_survival_and_best_metric_need_something_to_count():
 @pytest.mark.skipif(not CORPUS.exists(), reason=f"{CORPUS} is absent")
 def test_references_of_kde_score_100():
     with gzip.open(CORPUS, "rt", encoding="utf-8") as file:
-        lines = [line for _, line in zip(range(20_000), file, strict=False) if "%" in line]
+        lines = [line for _, line in zip(range(6_000), file, strict=False) if "%" in line]
     pairs = [json.loads(line)["translation"] for line in lines]
     sources, references = [pair["en"] for pair in pairs], [pair["fr"] for pair in pairs]
     found = tally(Texts(sources=sources, hypotheses=references, references=references), ALL)
