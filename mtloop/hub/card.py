@@ -181,7 +181,7 @@ def write_card(folder: RunFolder, part: Part, target: Target) -> str:
         is_from_scratch=is_from_scratch(facts.config),
         has_curves=has_curves(folder, part),
         metrics_of=lambda line: with_column(metrics_of(line)),
-        number=number_text,
+        number=lambda value, digits: "not finite" if value is None else f"{value:.{digits}f}",
         score=recorded_text,
         cell=escape,
         linked=linked,
@@ -332,10 +332,6 @@ def escape(text: str) -> str:
     if len(one_line) > MAX_EXAMPLE_LENGTH:
         one_line = one_line[: MAX_EXAMPLE_LENGTH - 1] + "…"
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one_line, quote=False))
-
-
-def number_text(value: float | None, digits: int) -> str:
-    return "not finite" if value is None else f"{value:.{digits}f}"
 
 
 def duration(seconds: float) -> str:

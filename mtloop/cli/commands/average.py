@@ -162,12 +162,11 @@ def _choose(given: argparse.Namespace) -> list[Path]:
     assert folder is not None
     if given.last is not None:
         return choose_last(folder, given.last)
-    stored = folder.stored_config()
-    given.metric = given.metric or (stored.evaluation.metric_for_best_model if stored is not None else "bleu")
+    own = stored.evaluation.metric_for_best_model if (stored := folder.stored_config()) else "bleu"
     is_greater_better = {LOSS: False}
     for line in evaluations_of(folder.metrics.lines()):
         is_greater_better |= {metric.name: metric.greater_is_better for metric in metrics_of(line)}
-    given.metric = recorded_name(given.metric, is_greater_better)
+    given.metric = recorded_name(given.metric or own, is_greater_better)
     if given.metric not in is_greater_better:
         raise UserError(
             f"--metric: the run was not scored with it (got {given.metric!r}). Give one of "
