@@ -212,6 +212,18 @@ def test_card_lists_every_recorded_metric(tmp_path):
     assert card.data.metrics == ["bleu", "chrf", "same_words"] and card.data.eval_results[-1].metric_value == 0.5
 
 
+def test_card_has_a_table_of_the_kinds_of_survival(tmp_path):
+    folder = make_run(tmp_path, epochs=2)
+    lines = [json.loads(line) for line in folder.metrics.path.read_text().splitlines()]
+    lines[-1] |= {"survival": 98.5, "survival_signature": "rows:9", "survival_tag": 75.0, "survival_tag_ci": 1.5}
+    folder.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    card = card_of(folder)
+    assert "| BLEU | chrF | survival |" in card.text and "| **40.00** | 50.00 | 98.50 |" in card.text
+    assert "| placeholder | survival |" in card.text and "| &lt;tag&gt; | 75.00 ± 1.50 |" in card.text
+    assert card.data.metrics == ["bleu", "chrf", "survival"] and len(card.data.eval_results) == 3
+    assert "| placeholder |" not in card_of(make_run(tmp_path / "plain")).text
+
+
 def test_card_without_evaluation(tmp_path):
     folder = make_run(tmp_path, epochs=2)
     folder.metrics.path.unlink()
