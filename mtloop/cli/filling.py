@@ -143,10 +143,10 @@ def run_fill(given: argparse.Namespace, translator_options: dict[str, Any]) -> N
 def _print(filling: Any, given: argparse.Namespace) -> None:
     lines = filling.table(is_dry=given.dry_run)
     if given.num_others:
-        lines.append(f"{given.num_others:,} other files in the folders are left out")
+        lines.append(f"left out: {given.num_others:,} other files in the folders")
     if filling.num_cut:
         lengths = "--max_source_length, --max_target_length"
-        lines.append(f"{filling.num_cut:,} of the failed are cut, or may be unfinished ({lengths})")
+        lines.append(f"{filling.num_cut:,} translations are cut, or may be unfinished ({lengths})")
     if filling.num_known:
         lines.append(f"{filling.num_known:,} translations were kept from an interrupted run")
     print("\n".join([*lines, *filling.notes]))

@@ -229,7 +229,7 @@ def test_dry_run_counts_without_a_model(capsys, monkeypatch):
     write("po/readme.txt", "x")
     assert command("translate")(["po", "-o", "out", "--model", "no/model", "--dry_run", "--target_lang", "fr"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["po/a.po", "2", "2", "0"] and lines[2] == "1 other files in the folders are left out"
+    assert lines[1].split() == ["po/a.po", "2", "2", "0"] and lines[2] == "left out: 1 other files in the folders"
     assert not Path("out").exists()
 
 
