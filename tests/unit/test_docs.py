@@ -34,14 +34,14 @@ PAGES = [
 ]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-LANGUAGES = {"bash", "python", "json", "text"}
+LANGUAGES = {"bash", "python", "json", "text", "diff"}
 # A text in backticks that is a whole command, not the mention of one.
 IN_LINE = re.compile(
     r"(?!.*\.\.\.)(accelerate launch .*(train\.py|-m mtloop).*|torchrun .*train\.py.*"
     r"|python -m mtloop [a-z]+ .+|python (tests|docs)/.+|pytest .+)"
 )
 # Programs whose own flags are not ours to check.
-OTHERS = {"export", "hf", "sbatch", "pre-commit", "ruff", "mypy", "."}
+OTHERS = {"export", "hf", "msgfmt", "sbatch", "pre-commit", "ruff", "mypy", "."}
 README_BYTES = 12 * 1024
 
 

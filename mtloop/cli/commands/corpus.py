@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Flags of train.py that select the rows and their lengths.
 DATA_FLAGS = (
     "dataset_name", "dataset_config_name", "validation_file", "test_file", "source_lang", "target_lang", "source_key",
-    "target_key", "source_column", "target_column", "quoting", "delimiter", "no_header", "source_prefix",
+    "target_key", "source_column", "target_column", "quoting", "delimiter", "no_header", "keep_fuzzy", "source_prefix",
     "max_source_length", "max_target_length", "validation_split", "split_by", "split_seed", "preprocessing_num_workers",
 )  # fmt: skip
 
