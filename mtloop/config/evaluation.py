@@ -83,7 +83,8 @@ class EvaluationConfig(Group):
     )
     metric_for_best_model: str = setting(
         "bleu",
-        "score that decides the best checkpoint: one of --metrics, a kind of survival, bleu_unseen (docs/data.md), or eval_loss",
+        "score that decides the best checkpoint: one of --metrics, a kind of survival, bleu_unseen (docs/data.md), "
+        "or eval_loss",
         same_run=True,
     )
     min_survival: float | None = setting(
