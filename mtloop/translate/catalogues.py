@@ -93,6 +93,8 @@ def _as_po(path: Path) -> Path:
 
 def _check_kinds(job: Job) -> None:
     kinds = [CATALOGUES.get(unpacked_ending(str(path))) for path in (job.source, job.target)]
+    if kinds[1] is None:
+        raise UserError(f"FILE: not a catalogue, as other files are (got {job.source}). Translate them one by one.")
     if kinds[1] not in _READERS:
         ending = unpacked_ending(str(job.target))
         raise UserError(

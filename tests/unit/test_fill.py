@@ -98,13 +98,18 @@ def test_a_file_is_filled_into_a_file_or_a_folder():
         (["po"], "po/out", r"^-o: in the folder of the input \(got po/out\)"),
         (["empty"], "out", r"^FILE: no file to fill \(\.po, \.pot, \.xlf, \.xliff\) \(got empty\)"),
         (["a.po"], "a.xlf", r"^-o: only an XLIFF file can be filled into a\.xlf \(got a\.po\)\. Give an output of the"),
+        (
+            ["a.po", "a.txt"],
+            "out/",
+            r"^FILE: not a catalogue, as other files are \(got a\.txt\)\. Translate them one by",
+        ),
         (["a.po"], "a.mo", r"^-o: \.mo files are read, not written \(got a\.mo\)\. Give -o FILE\.po or FILE\.xlf"),
         (["a.mo"], "a.fr.po", r"^-o: only a gettext file can be filled into a\.fr\.po \(got a\.mo\)"),
         (["a.po", "a.pot"], "out/", r"^FILE: a\.po and a\.pot have the same output out/a\.po\. Translate them one by"),
     ],
 )
 def test_outputs_that_cannot_be_are_refused(paths, output, reason):
-    for name in ("a.po", "a.pot", "a.mo", "po/a.po", "empty/a.txt"):
+    for name in ("a.po", "a.pot", "a.mo", "a.txt", "po/a.po", "empty/a.txt"):
         write(name, "Yes")
     with pytest.raises(UserError, match=reason):
         find_jobs(paths, Path(output), is_folder=output.endswith("/") or len(paths) > 1 or output == "out")
