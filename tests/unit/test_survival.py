@@ -113,7 +113,7 @@ def test_tables_show_survival_alone_and_the_command_its_kinds():
         has_baseline=False,
     )
     assert lines[1].split() == ["test", "set", "rows", "BLEU", "chrF", "survival"] and lines[2].endswith("  -")
-    assert any(line.startswith("survival %1 ") and "50.00 ± " in line for line in lines)
+    assert any(line.startswith("survival %1 ") and "50.00 ± " in line and line.endswith("rows:2") for line in lines)
     assert [line for line in lines if line.startswith("survival:")] == ["survival: rows:3|bs:40|seed:12345"]
     record = {name: one.score for name, one in counted.items()}
     first = {"name": "valid", "step": 1, "epoch": 1.0, "eval_loss": 1.0, **record}

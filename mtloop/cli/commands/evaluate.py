@@ -216,7 +216,7 @@ def verdict_table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:
         rows.append([verdict.test_set.name, f"{len(verdict.hypotheses):,}", *cells])
     parts = [["", *(verdict.test_set.name for verdict in verdicts)]]
     parts += [
-        [metric.title, *(verdict.text(name) for verdict in verdicts)]
+        [metric.title, *(_with_rows(verdict, name) for verdict in verdicts)]
         for name, metric in found.items()
         if metric not in metrics
     ]
@@ -227,6 +227,12 @@ def verdict_table(verdicts: list[Verdict], *, has_baseline: bool) -> list[str]:
     signatures = [f"{one.metric.label or one.metric.title}: {one.signature}" for one in intervals]
     of_parts = ["", *aligned(parts, left=1)] if len(parts) > 1 else []
     return ["", *aligned(rows), *of_parts, "", what, *signatures]
+
+
+def _with_rows(verdict: Verdict, name: str) -> str:
+    """Format a score with the part of its signature that differs from the metric's beside it: the rows that count."""
+    signature = verdict.scores[name].signature if name in verdict.scores else ""
+    return f"{verdict.text(name)} {signature.partition('|')[0]}".rstrip()
 
 
 def _write(folder: Path, given: argparse.Namespace, verdicts: list[Verdict]) -> None:
