@@ -90,7 +90,8 @@ def test_a_catalogue_is_filled_by_two_processes_and_after_an_interruption(demo_r
         done = run(command(name, num_processes), timeout_s=900)
         assert done.returncode == 0, done.stderr[-3000:]
     expected = (tmp_path / "one.po").read_bytes()
-    assert (tmp_path / "two.po").read_bytes() == expected and b'msgstr ""' not in expected
+    assert (tmp_path / "two.po").read_bytes() == expected
+    assert expected.count(b"#, fuzzy\nmsgid") == content.count("msgid") > 1000
     journal = tmp_path / ".three.po.mtloop-journal"
     with subprocess.Popen(command("three.po"), cwd=PROJECT, env=environment(), stderr=subprocess.PIPE) as process:
         while not journal.exists() or journal.stat().st_size < 1000:  # a block is kept
