@@ -95,8 +95,8 @@ KINDS: dict[str, Kind] = {
         Kind(
             name="tag",
             title="<tag>",
-            # Neither <not available> nor a whole text as <empty>: these are translated.
-            pattern=re.compile(r"(?!\A<[^<>=]*>\Z)</?[A-Za-z_][\w:.-]*(?:\s[^<>=]*=[^<>]*|\s*)/?>"),
+            # Neither <not available> nor a whole text as <empty>: these are translated. <br> and <p> are shorter.
+            pattern=re.compile(r"(?!\A<[^\W\d_]{4,}>\Z)</?[A-Za-z_][\w:.-]*(?:\s[^<>=]*=[^<>]*|\s*)/?>"),
             key=_tag_key,
         ),
         Kind(name="entity", title="&entity;", pattern=re.compile(rf"&(?!(?:{_CHARACTER}|#\w+);){_ENTITY[1:]}")),

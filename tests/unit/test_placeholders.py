@@ -26,6 +26,7 @@ CORPUS = Path(__file__).parents[3] / "shared" / "data" / "kde_en_fr.jsonl.gz"
         ("&File A && B &amp; R&D &nbsp; &#160;", "accelerator", ["&", "&"]),
         ("<a href='x'>y</a><br/> 1 < 2 > 0", "tag", ["<a href='x'>", "</a>", "<br/>"]),
         ("<empty>", "tag", []),
+        ("</b>", "tag", ["</b>"]),
         ("a <not available> <br /> <b>", "tag", ["<br />", "<b>"]),
         ("see https://a.org/%C3%A9?b=1&c=2.", "url", ["https://a.org/%C3%A9?b=1&c=2"]),
         ("see https://a.org/%C3%A9?b=1&c=2.", "printf", []),
