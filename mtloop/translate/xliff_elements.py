@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from xml.parsers import expat
@@ -121,28 +122,30 @@ def restored(text: str, parts: list[str | Piece]) -> tuple[bytes, list[str]]:
     A tag that the model changed is the first of its kind that it did not write as it is. Tags that are lost are left
     out, and so are all pairs of tags if they are not nested.
     """
-    unused = [part for part in parts if isinstance(part, Piece)]
-    names = {piece.element.name for piece in unused}
-    wholes = sorted({re.escape(one.shown) for one in unused if not _INLINE.fullmatch(one.shown)}, key=len, reverse=True)
+    pieces = [part for part in parts if isinstance(part, Piece)]
+    names = {piece.element.name for piece in pieces}
+    wholes = sorted({re.escape(one.shown) for one in pieces if not _INLINE.fullmatch(one.shown)}, key=len, reverse=True)
     found: list[str | Piece] = []
     done = 0
     matches = list(re.finditer("|".join([*wholes, _INLINE.pattern]), text))
     written = {match[0] for match in matches}
+    # The pieces that the model wrote as they are, and the others by their kind.
+    unused: dict[str | tuple[str, str], deque[Piece]] = defaultdict(deque)
+    for piece in pieces:
+        unused[piece.shown if piece.shown in written else (piece.role, piece.element.name)].append(piece)
     for match in matches:
         closes, name, is_whole = match.groups()
         kind = ("close" if closes else "whole" if is_whole else "open", name)
-        same = [one for one in unused if one.shown == match[0]]
-        alike = [one for one in unused if (one.role, one.element.name) == kind and one.shown not in written]
-        piece = next(iter(same or alike), None)
-        if piece is None and name not in names:
+        waiting = unused[match[0]] or unused[kind]
+        if not waiting and name not in names:
             continue  # a tag that is text
         found.append(text[done : match.start()])
         done = match.end()
-        if piece is not None:
-            unused.remove(piece)
-            found.append(piece)
+        if waiting:
+            found.append(waiting.popleft())
     found.append(text[done:])
-    problems = [f"{one.shown} missing" for one in unused]
+    used = {id(one) for one in found}
+    problems = [f"{one.shown} missing" for one in pieces if id(one) not in used]
     if not _is_nested(found):
         problems = problems or ["the inline elements are not nested"]
         found = [one for one in found if isinstance(one, str) or one.role == "whole"]
