@@ -143,11 +143,10 @@ def test_other_signals_on_two_processes(whole, tmp_path, other_signal):
         assert_goes_on(life, whole(2))
 
 
-def test_interrupt_through_mtloop_launch_saves_once_and_returns_its_status(tmp_path):
-    folder = tmp_path / "run"
-    command = [PYTHON, "-m", "mtloop", "launch", "multi_cpu", "--main_process_port", free_port(), "train", *FLAGS]
+def started(command, sign):
+    """Start a command; return its process once it has written the file `sign`."""
     process = subprocess.Popen(
-        [*map(str, command), "--output_dir", str(folder)],
+        list(map(str, command)),
         cwd=PROJECT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -155,9 +154,16 @@ def test_interrupt_through_mtloop_launch_saves_once_and_returns_its_status(tmp_p
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists():
+    while not sign.exists():
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.01)
+    return process
+
+
+def test_interrupt_through_mtloop_launch_saves_once_and_returns_its_status(tmp_path):
+    folder = tmp_path / "run"
+    command = [PYTHON, "-m", "mtloop", "launch", "multi_cpu", "--main_process_port", free_port(), "train", *FLAGS]
+    process = started([*command, "--output_dir", folder], folder / "metrics.jsonl")
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     status = status_of(folder)
@@ -181,18 +187,7 @@ def test_a_launcher_that_is_killed_at_the_start_takes_its_ranks_with_it(tmp_path
 def test_a_signal_while_the_data_are_read_ends_the_run_at_once(tmp_path):
     signs = tmp_path
     command = [PYTHON, "tests/e2e/worker_moments.py", "building", signs, *FLAGS, "--output_dir", signs / "run"]
-    process = subprocess.Popen(
-        list(map(str, command)),
-        cwd=PROJECT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (signs / "building").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
+    process = started(command, signs / "building")
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
