@@ -171,10 +171,11 @@ def test_card_snippet_names_branch_and_languages(tmp_path):
     options = "--source_lang en --target_lang fr"  # the prefix stands in the model's config
     assert f"mtloop translate FILE -o OUT --model team/en-fr@big {options}" in text
     assert 'tokenizer(["translate: source 0"]' in text and "--model_name_or_path team/en-fr@big" in text
-    assert "own vocabulary" not in text
-    (step / "tokenizer_config.json").write_text('{"separate_vocabs": true}')
+    assert "own vocabulary" not in text and "Placeholders" not in text
+    (step / "tokenizer_config.json").write_text('{"separate_vocabs": true, "protect": "placeholders"}')
     text = write_card(folder, epoch_part(folder, step), Target(repo_id="team/en-fr", revision="big"))
     assert "The target has its own vocabulary, and transformers drops its tokens" in text
+    assert "transformers alone does not mask or restore them. Translate with mtloop." in text
 
 
 def test_card_of_several_pairs(tmp_path):
