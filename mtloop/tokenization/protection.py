@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ MASKS = tuple(f"<ph{number}>" for number in range(16))
 RECORD, PLACEHOLDERS = "protect", "placeholders"
 
 _LINE_BREAK = re.compile(r"[^\S\n]*\n\s*")  # a tokenizer of sentencepiece may turn it into a space
-_MASK = re.compile(r"( ?)(<ph\d+>)")
+_LIKE_A_MASK = re.compile(r"<ph\d+>")
+_MASK = re.compile(rf"( ?)({_LIKE_A_MASK.pattern})")
 # Keys of a tokenizer's vocab_files_names whose files are models of sentencepiece that it loads itself.
 _SENTENCEPIECE_FILES = ("source_spm", "target_spm", "spm_file")
 _USER_DEFINED = 4  # sentencepiece's type of a piece that is matched before anything is normalised or split
@@ -56,10 +58,18 @@ def mask_target(target: str, source: str) -> str:
 def restore(hypothesis: str, source: str) -> str:
     """Return a translation with the texts of the source for their masks, and with the white space at its edges.
 
-    A mask that the source does not have is removed, with a space before it.
+    A mask that the source does not have, or not as often, is removed, with a space before it.
     """
-    texts = {mask: text for text, mask in _numbering(source)[0].items()}
-    text = _MASK.sub(lambda found: found[1] + texts[found[2]] if found[2] in texts else "", hypothesis).strip()
+    by_text, by_key = _numbering(source)
+    texts = {mask: text for text, mask in by_text.items()}
+    left = Counter(found[1] for found in _MASK.findall(_replace(source, by_text, by_key)))
+
+    def put_back(found: re.Match[str]) -> str:
+        space, mask = found.groups()
+        left[mask] -= 1
+        return space + texts[mask] if mask in texts and left[mask] >= 0 else ""
+
+    text = _MASK.sub(put_back, hypothesis).strip()
     inner = source.strip()
     start = source.index(inner)
     return source[:start] + text + source[start + len(inner) :] if text else text
@@ -68,9 +78,10 @@ def restore(hypothesis: str, source: str) -> str:
 def _places(text: str) -> list[tuple[int, str, str | None]]:
     """Return start, text and, of a tag, the key of the places to mask, none inside another."""
     found = [(one.start, one.text, one.key if one.kind == "tag" else None) for one in spans(text)]
-    if "\n" in text:
-        found += [(match.start(), match[0], None) for match in _LINE_BREAK.finditer(text)]
-        found.sort(key=lambda one: one[0])
+    more = [pattern for sign, pattern in (("\n", _LINE_BREAK), ("<ph", _LIKE_A_MASK)) if sign in text]
+    if more:
+        found += [(match.start(), match[0], None) for pattern in more for match in pattern.finditer(text)]
+        found.sort(key=lambda one: (one[0], -len(one[1])))
     kept: list[tuple[int, str, str | None]] = []
     for one in found:  # a line may break within a tag
         if not kept or one[0] >= kept[-1][0] + len(kept[-1][1]):
@@ -82,7 +93,7 @@ def _numbering(source: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return the masks of a source by the text they replace, and by the key of a tag, whose attributes may differ."""
     places = _places(source.strip())
     texts = dict.fromkeys(text for _, text, _ in places)
-    # What looks like a mask, and is a tag, must not stay text: there are as many masks as such texts.
+    # What looks like a mask must not stay text: there are as many masks as such texts.
     by_text = dict(zip(sorted(texts, key=lambda text: text not in MASKS), MASKS, strict=False))
     by_key: dict[str, str] = {}
     for _, text, key in places:
