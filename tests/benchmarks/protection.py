@@ -1,6 +1,6 @@
 """BLEU and survival with and without --protect placeholders: two trainings that differ in nothing else.
 
-    python tests/benchmarks/protection.py kde_en_fr.jsonl.gz [--max_chars 80] [--updates 1600] [--output_dir FOLDER]
+    python tests/benchmarks/protection.py kde_en_fr.jsonl.gz [--max_chars 60] [--updates 2400] [--output_dir FOLDER]
 
 A model from scratch on the short texts of a corpus, split by source: no source of the validation rows is one of the
 training rows. Both runs, at the same time on one thread each, draw the same sentences in each update. An --output_dir
@@ -66,12 +66,12 @@ def main() -> None:
     parser.add_argument("corpus", help="a corpus in any format that train.py reads")
     parser.add_argument("--source_lang", default="en")
     parser.add_argument("--target_lang", default="fr")
-    parser.add_argument("--max_chars", type=int, default=80, help="characters of the longest text")
-    parser.add_argument("--updates", type=int, default=1_600)
-    parser.add_argument("--every", type=int, default=800, help="updates between evaluations")
-    parser.add_argument("--sentences", type=int, default=128, help="sentences of an update")
-    parser.add_argument("--vocab_size", type=int, default=8_000)
-    parser.add_argument("--model_size", default="small")
+    parser.add_argument("--max_chars", type=int, default=60, help="characters of the longest text")
+    parser.add_argument("--updates", type=int, default=2_400)
+    parser.add_argument("--every", type=int, default=1_200, help="updates between evaluations")
+    parser.add_argument("--sentences", type=int, default=64, help="sentences of an update")
+    parser.add_argument("--vocab_size", type=int, default=4_000)
+    parser.add_argument("--model_size", default="tiny")
     parser.add_argument("--output_dir", type=Path, help="keeps the runs")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
