@@ -26,7 +26,7 @@ from mtloop.model.loading import load_model
 from mtloop.runtime.ranks import Runtime
 from mtloop.runtime.sharding import is_sharded
 from mtloop.tokenization.loading import for_languages, load_tokenizer, source_prefix, target_language_token
-from mtloop.tokenization.protection import is_protected
+from mtloop.tokenization.protection import is_protected, mask_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -203,7 +203,10 @@ class TransformersEngine(Engine):
         """Translate; see Engine."""
         pad_id = self.tokenizer.pad_token_id
         assert pad_id is not None
-        return generate_rows(self.network, encoded, batches, runtime, options, pad_id=pad_id, overrides=self._first)
+        masks = mask_ids(self.tokenizer)
+        return generate_rows(
+            self.network, encoded, batches, runtime, options, pad_id=pad_id, overrides=self._first, mask_ids=masks
+        )
 
 
 def open_engine(name: str, asked: EngineOptions, runtime: Runtime, *, engine: str | None) -> Engine:

@@ -15,7 +15,14 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from mtloop.batching.division import MicroBatch
 from mtloop.batching.loader import Batch, collate
@@ -29,6 +36,8 @@ from mtloop.runtime.sharding import is_sharded
 NOTHING = -1
 # Tokens that max_length_ratio always allows: one word may become several, and a one-token label a sentence.
 SPARE_TOKENS = 10
+# Nats that a mask costs where the model would have ended: beams that place it themselves come before.
+COST_OF_MISSING = 1.0
 # Of a batch: row indices [B], token ids [B x n_best, T], and scores [B x n_best] if asked for.
 Answer = tuple[NDArray[np.int64], Tensor, Tensor | None]
 
@@ -118,6 +127,7 @@ def generate_rows(
     *,
     pad_id: int,
     overrides: dict[str, Any] | None = None,
+    mask_ids: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """Translate every row exactly once. Collective: every rank passes the same batches.
 
@@ -129,6 +139,7 @@ def generate_rows(
         options: What to return.
         pad_id: The tokenizer's padding id.
         overrides: Settings that replace those of the generation config.
+        mask_ids: Tokens that a translation has as often as its source, see KeepMasks; not on XLA.
 
     Returns:
         N lists of n_best hypotheses, best first, by row index; the same on every rank.
@@ -138,7 +149,7 @@ def generate_rows(
     """
     assert options.with_scores or options.n_best == 1
     dealt = deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=is_sharded(model))
-    answers = generate_batches(model, dealt, runtime, options, overrides or {})
+    answers = generate_batches(model, dealt, runtime, options, overrides or {}, mask_ids)
     if options.with_scores:
         return gather_n_best(answers, len(encoded), runtime, n_best=options.n_best)
     return [[Hypothesis(row, 0.0)] for row in _by_row_index(_gather(answers, runtime), len(encoded))]
@@ -172,6 +183,7 @@ def generate_batches(
     runtime: Runtime,
     options: SearchOptions,
     overrides: dict[str, Any],
+    mask_ids: Sequence[int] = (),
 ) -> Iterator[Answer]:
     """Translate this rank's share, batch by batch."""
     settings, n_best = dict(overrides), options.n_best
@@ -189,6 +201,10 @@ def generate_batches(
         if options.max_length_ratio is not None:
             criterion = LengthRatio(attention_mask, options.max_length_ratio)
             settings["stopping_criteria"] = StoppingCriteriaList([criterion])
+        if mask_ids:
+            settings["logits_processor"] = LogitsProcessorList(
+                [KeepMasks(input_ids, mask_ids, model.generation_config)]
+            )
         # One autocast for a whole batch: the weights are then cast to bf16 once, not once a token.
         with runtime.autocast():
             if rules is not None:
@@ -253,6 +269,48 @@ class LengthRatio(StoppingCriteria):
         """Return which of the hypotheses [B x k, T], those of a row in order, have reached their bound."""
         bounds = self._bounds.repeat_interleave(len(input_ids) // len(self._bounds))
         return input_ids.shape[1] >= bounds
+
+
+class KeepMasks(LogitsProcessor):
+    """Lets a translation have each mask as often as its source, and end only when it has them all.
+
+    Where the model would end too early, its next missing mask takes the place of the end, for COST_OF_MISSING.
+    """
+
+    def __init__(self, input_ids: Tensor, mask_ids: Sequence[int], config: GenerationConfig) -> None:
+        """Count the masks of the sources.
+
+        Args:
+            input_ids: int64 [B, S].
+            mask_ids: M tokens.
+            config: Has the end of a translation, its longest, and the beams.
+        """
+        self._mask_ids = torch.tensor(list(mask_ids), device=input_ids.device)
+        self._end_ids = torch.tensor(config.eos_token_id, device=input_ids.device).view(-1)
+        self._last = cast(int, config.max_length) - 1
+        self._cost = COST_OF_MISSING if cast(int, config.num_beams) > 1 else 0.0  # a greedy search has no other beams
+        self._wanted = self._count(input_ids)  # [B, M]
+
+    def _count(self, tokens: Tensor) -> Tensor:
+        return (tokens[:, :, None] == self._mask_ids).sum(dim=1)
+
+    def keep_rows(self, index: Tensor) -> None:
+        """Continue with these sources, int64 [A], of the B."""
+        self._wanted = self._wanted[index]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores [B x k, V] of the tokens behind [B x k, T], the hypotheses of a row in order."""
+        wanted = self._wanted.repeat_interleave(len(input_ids) // len(self._wanted), dim=0)
+        missing = wanted - self._count(input_ids)
+        of_masks = scores[:, self._mask_ids].masked_fill(missing <= 0, -torch.inf)
+        of_ends = scores[:, self._end_ids]
+        if input_ids.shape[1] < self._last:  # the last token is the end, whatever is missing
+            is_missing = (missing > 0).any(dim=1, keepdim=True)
+            first = (missing > 0).int().argmax(dim=1, keepdim=True)
+            instead = torch.maximum(of_masks.gather(1, first), of_ends.amax(dim=1, keepdim=True) - self._cost)
+            of_masks = of_masks.where(~is_missing, of_masks.scatter(1, first, instead))
+            of_ends = of_ends.masked_fill(is_missing, -torch.inf)
+        return scores.index_copy(1, self._mask_ids, of_masks).index_copy(1, self._end_ids, of_ends)
 
 
 def _gather(answers: Iterable[Answer], runtime: Runtime, *, n_best: int = 1) -> Tensor:

@@ -65,7 +65,7 @@ def search(
 ) -> Found:
     """Search with the settings of the generation config; generate() calls it when given as custom_generate.
 
-    A criterion with a state of each row allows rows to be removed if it has a method keep_rows(index int64 [A]).
+    A processor or criterion with a state of each row allows rows to be removed if it has keep_rows(index int64 [A]).
 
     Args:
         model: An encoder-decoder model that is not sharded.
@@ -75,7 +75,7 @@ def search(
         generation_config: Beams, length penalty, early stopping, translations of a row.
         inputs: The encoder's output, its mask and an empty cache, K times a row.
     """
-    holders = [one for one in stopping_criteria if hasattr(one, "keep_rows")]
+    holders = [one for one in [*logits_processor, *stopping_criteria] if hasattr(one, "keep_rows")]
     judges = [one for one in [*logits_processor, *stopping_criteria] if one not in holders]
     rows_may_leave = not needs_static_shapes(input_ids.device) and all(
         type(one).__name__ in ROW_BY_ROW for one in judges

@@ -39,6 +39,11 @@ def is_protected(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.init_kwargs.get(RECORD) == PLACEHOLDERS
 
 
+def mask_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens of the masks; [] if texts are not masked for this tokenizer."""
+    return [tokenizer.get_vocab()[token] for token in MASKS] if is_protected(tokenizer) else []
+
+
 def identity() -> str:
     """Return a digest of what decides how a text is masked."""
     patterns = [(name, KINDS[name].pattern) for name in CODE]

@@ -1,5 +1,6 @@
 """Test generate: every row is translated once, as generate() would alone, whatever the batches."""
 
+import collections
 import copy
 
 import numpy as np
@@ -237,3 +238,24 @@ def test_generate_rows_drops_copies_of_a_static_batch(
     pad_id = marian_tokenizer.pad_token_id
     found = generate_hypotheses(tiny_model, rows, batches, runtime, pad_id=pad_id)
     assert [stripped(p.tolist(), pad_id) for p in found] == [stripped(p, pad_id) for p in plain_tokens]
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_generate_rows_keeps_masks(tiny_model, rows, lengths, runtime, marian_tokenizer, num_beams):
+    pad_id, end_id = marian_tokenizer.pad_token_id, marian_tokenizer.eos_token_id
+    numbers = collections.Counter(token for ids in rows["input_ids"] for token in ids if token != end_id)
+    mask_ids = [token for token, _ in numbers.most_common(8)]  # as good as any for a model that was not trained
+    batches = plan_evaluation(lengths, max_tokens=60)
+    model = copy.deepcopy(tiny_model)
+    model.generation_config.num_beams = num_beams
+    model.final_logits_bias[0, end_id] = 8.0  # ends at once, if it may
+    found = generate_rows(model, rows, batches, runtime, SearchOptions(), pad_id=pad_id, mask_ids=mask_ids)
+    num_ended = 0
+    for source, (best, *_) in zip(rows["input_ids"], found, strict=True):
+        tokens = best.tokens[1:].tolist()
+        wanted, there = ([side.count(token) for token in mask_ids] for side in (source, tokens))
+        assert all(one >= other for one, other in zip(wanted, there, strict=True))
+        if len(tokens) < model.generation_config.max_length - 1:
+            num_ended += 1
+            assert there == wanted
+    assert num_ended > NUM_ROWS // 2
