@@ -34,6 +34,7 @@ from mtloop.evaluation.statistics import Texts
 from mtloop.evaluation.survival import SURVIVAL
 from mtloop.generation.engine import Engine
 from mtloop.generation.generate import SearchOptions, deal_batches
+from mtloop.generation.surviving import num_candidates, search_surviving
 from mtloop.model.loss import batch_loss_sum
 from mtloop.runtime.collectives import attempt
 from mtloop.runtime.launch import free_memory
@@ -303,16 +304,17 @@ def _translate(
         For each row its translations, best first: all that the beams find for a protected model, otherwise one.
     """
     tokens = []
-    n_best = engine.num_candidates(runtime)
+    n_best = num_candidates(engine, runtime)
     for part in data.parts or (None,):
         rows = np.arange(len(data.rows))[part.rows if part is not None else slice(None)]
-        found = (engine if part is None else engine.for_tokenizer(part.tokenizer)).search(
+        found = search_surviving(
+            engine if part is None else engine.for_tokenizer(part.tokenizer),
             data.encoded.select(rows) if part is not None else data.encoded,
-            plan_static_evaluation(data.source_lengths[rows], None, max_tokens=max_tokens)
-            if runtime.is_xla
-            else plan_evaluation(data.source_lengths[rows], max_tokens=max_tokens),
+            data.source_lengths[rows],
+            data.rows["source"][rows],
             runtime,
             SearchOptions(n_best=n_best, with_scores=n_best > 1, max_length_ratio=max_length_ratio),
+            max_tokens=max_tokens,
         )
         tokens += [[candidate.tokens.tolist() for candidate in candidates] for candidates in found]
     return tokens

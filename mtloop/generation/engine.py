@@ -24,9 +24,8 @@ from mtloop.generation.trial import try_model
 from mtloop.model.generation_config import check_positions, configure_generation, first_tokens, position_limit
 from mtloop.model.loading import load_model
 from mtloop.runtime.ranks import Runtime
-from mtloop.runtime.sharding import is_sharded
 from mtloop.tokenization.loading import for_languages, load_tokenizer, source_prefix, target_language_token
-from mtloop.tokenization.protection import is_protected, mask_ids
+from mtloop.tokenization.protection import mask_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -101,12 +100,6 @@ class Engine(ABC):
         asked = replace(self._asked, source_lang=source_lang, target_lang=target_lang)
         other.source_prefix = resolve_prefix(asked, self._model_config, other.tokenizer)
         return other
-
-    def num_candidates(self, runtime: Runtime) -> int:
-        """Return how many translations of a row an evaluation searches for one that keeps every placeholder."""
-        network = getattr(self, "network", None)
-        finds_one = runtime.is_xla or (network is not None and is_sharded(network))
-        return self.num_beams if is_protected(self.tokenizer) and not finds_one else 1
 
     @abstractmethod
     def _resolve_first_tokens(self) -> None:

@@ -53,12 +53,14 @@ class SearchOptions:
     Attributes:
         n_best: Translations of each row, at most the model's beams; more than one needs scores.
         with_scores: Whether to return scores; otherwise they may be 0.
+        keeps_masks: Whether a translation has each mask of a protected model as often as its source; see KeepMasks.
         max_length_ratio: Ends a translation at this many times the tokens of its source plus SPARE_TOKENS, the decoder
             start included; None applies only the maximum length of the generation config.
     """
 
     n_best: int = 1
     with_scores: bool = False
+    keeps_masks: bool = False
     max_length_ratio: float | None = None
 
 
@@ -69,10 +71,12 @@ class Hypothesis:
     Attributes:
         tokens: int64 [T], special tokens included.
         score: Log-probability in nats per generated token, with beam search as it ranks them.
+        is_forced: Whether the search had to keep the masks: their places are doubtful.
     """
 
     tokens: NDArray[np.int64]
     score: float
+    is_forced: bool = False
 
 
 def share_batches(batches: Sequence[T], runtime: Runtime, *, filler: T | None = None) -> Iterator[T]:
@@ -139,7 +143,7 @@ def generate_rows(
         options: What to return.
         pad_id: The tokenizer's padding id.
         overrides: Settings that replace those of the generation config.
-        mask_ids: Tokens that a translation has as often as its source, see KeepMasks; not on XLA.
+        mask_ids: Those of options.keeps_masks; not on XLA.
 
     Returns:
         N lists of n_best hypotheses, best first, by row index; the same on every rank.
@@ -201,7 +205,7 @@ def generate_batches(
         if options.max_length_ratio is not None:
             criterion = LengthRatio(attention_mask, options.max_length_ratio)
             settings["stopping_criteria"] = StoppingCriteriaList([criterion])
-        if mask_ids:
+        if options.keeps_masks:
             settings["logits_processor"] = LogitsProcessorList(
                 [KeepMasks(input_ids, mask_ids, model.generation_config)]
             )
@@ -274,7 +278,8 @@ class LengthRatio(StoppingCriteria):
 class KeepMasks(LogitsProcessor):
     """Lets a translation have each mask as often as its source, and end only when it has them all.
 
-    Where the model would end too early, its next missing mask takes the place of the end, for COST_OF_MISSING.
+    Where the model would end too early, its next missing mask takes the place of the end, for COST_OF_MISSING; at the
+    longest translation the last tokens are the missing masks.
     """
 
     def __init__(self, input_ids: Tensor, mask_ids: Sequence[int], config: GenerationConfig) -> None:
@@ -310,6 +315,8 @@ class KeepMasks(LogitsProcessor):
             instead = torch.maximum(of_masks.gather(1, first), of_ends.amax(dim=1, keepdim=True) - self._cost)
             of_masks = of_masks.where(~is_missing, of_masks.scatter(1, first, instead))
             of_ends = of_ends.masked_fill(is_missing, -torch.inf)
+            is_due = missing.clamp(min=0).sum(dim=1, keepdim=True) >= self._last - input_ids.shape[1]
+            scores = scores.masked_fill(is_due & is_missing, -torch.inf)  # there is room for nothing else
         return scores.index_copy(1, self._mask_ids, of_masks).index_copy(1, self._end_ids, of_ends)
 
 

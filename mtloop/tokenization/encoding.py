@@ -26,8 +26,8 @@ from mtloop.errors import RunFailed, first_line
 from mtloop.model.vocabularies import target_side, target_vocabulary
 from mtloop.placeholders import lost
 from mtloop.runtime.launch import num_usable_cores
+from mtloop.tokenization.protection import PROTECTED, is_protected, mask, mask_target, restore
 from mtloop.tokenization.protection import identity as protection_identity
-from mtloop.tokenization.protection import is_protected, mask, mask_target, restore
 
 _ENCODING_VERSION = 2  # increase when the encoded columns change: old cache files are then not read
 _MIN_ROWS_FOR_WORKERS = 20_000
@@ -233,9 +233,9 @@ def decode_best(tokenizer: PreTrainedTokenizerBase, candidates: list[list[list[i
     """
     best = decode(tokenizer, [first for first, *_ in candidates], sources)
     for row, (_, *others) in enumerate(candidates):
-        if others and lost(sources[row], best[row]):
+        if others and lost(sources[row], best[row], PROTECTED):
             texts = decode(tokenizer, others, [sources[row]] * len(others))
-            best[row] = next((text for text in texts if not lost(sources[row], text)), best[row])
+            best[row] = next((text for text in texts if not lost(sources[row], text, PROTECTED)), best[row])
     return best
 
 

@@ -23,6 +23,8 @@ from mtloop.placeholders import CODE, KINDS, spans
 
 # Of the 14,387 texts of KDE with a placeholder, 38 have more than 16 different ones; their others stay text.
 MASKS = tuple(f"<ph{number}>" for number in range(16))
+# What is masked.
+PROTECTED = (*CODE, "newline")
 # The entry of tokenizer_config.json, and its value: that of --protect.
 RECORD, PLACEHOLDERS = "protect", "placeholders"
 

@@ -31,7 +31,7 @@ _NAMES = {"gettext": "a gettext", "xliff": "an XLIFF"}
 FILLABLE = tuple(ending for ending, kind in CATALOGUES.items() if kind in _READERS)
 # Texts that are translated and then kept: an interruption loses at most as many.
 _BLOCK_SIZE = 512
-_KEPT = {"text": str, "is_source_cut": bool, "is_cut": bool, "lost": [str]}
+_KEPT = {"text": str, "is_source_cut": bool, "is_cut": bool, "lost": [str], "is_forced": bool}
 _SHAPE = {"key?": str, "translations?": [{"source": str, **_KEPT}]}
 
 

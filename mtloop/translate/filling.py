@@ -106,5 +106,7 @@ def text_of(source: str, translations: Mapping[str, Translation]) -> tuple[str, 
         problems.append("the source was too long for the model, and cut")
     elif translation.is_cut:
         problems.append("the translation may be unfinished")
+    elif translation.is_forced and not problems:
+        problems.append("check the places of the placeholders")
     start = source.index(inner)
     return source[:start] + text + source[start + len(inner) :], problems

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from mtloop.batching.division import plan_evaluation
 from mtloop.checkpoint.listing import open_folder
 from mtloop.config.environment import HardwareConfig
 from mtloop.errors import UserError, rename_flag
 from mtloop.generation.engine import Engine, EngineOptions, TransformersEngine, as_encoded, open_engine
 from mtloop.generation.generate import Hypothesis, SearchOptions
+from mtloop.generation.surviving import search_surviving
 from mtloop.model.vocabularies import target_side
 from mtloop.placeholders import lost
 from mtloop.runtime.quiet import quiet_libraries
@@ -37,6 +37,7 @@ class Translation:
         is_source_cut: The source was over the model's longest.
         is_cut: It came to the longest translation, and may be unfinished.
         lost: The placeholders of the text that it lacks or adds, as placeholders.lost describes them.
+        is_forced: No translation that the beams found kept them: the search had to, and their places are doubtful.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Translation:
     is_source_cut: bool = False
     is_cut: bool = False
     lost: tuple[str, ...] = ()
+    is_forced: bool = False
 
 
 @dataclass(kw_only=True)
@@ -178,15 +180,20 @@ class Translator:
         sources = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
         prefix = self.loaded.source_prefix or ""
         ids, is_long = encode_sources(self.loaded.tokenizer, sources, prefix, self.loaded.max_source_length)
-        lengths = np.array([len(row) for row in ids], dtype=np.int32)
-        batches = plan_evaluation(lengths, max_tokens=self.max_tokens_per_batch)
-        encoded = as_encoded(ids)
         assert self.num_beams is not None
         prefers_surviving = (
             is_protected(self.loaded.tokenizer) if self.prefers_surviving is None else self.prefers_surviving
         )
         n_best = self.num_beams if prefers_surviving else self.n_best
-        found = self.loaded.search(encoded, batches, self.runtime, SearchOptions(n_best=n_best, with_scores=True))
+        found = search_surviving(
+            self.loaded,
+            as_encoded(ids),
+            np.array([len(row) for row in ids], dtype=np.int32),
+            sources,
+            self.runtime,
+            SearchOptions(n_best=n_best, with_scores=True),
+            max_tokens=self.max_tokens_per_batch,
+        )
         rows = [
             [self._as_translation(text, candidate, is_source_cut=was_long) for candidate in candidates]
             for text, candidates, was_long in zip(sources, found, is_long, strict=True)
@@ -207,6 +214,7 @@ class Translator:
             is_source_cut=is_source_cut,
             is_cut=length >= self.loaded.max_target_length,
             lost=tuple(lost(source, text)),
+            is_forced=candidate.is_forced,
         )
 
     def close(self) -> None:

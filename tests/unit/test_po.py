@@ -114,6 +114,7 @@ def test_a_lost_placeholder_is_fuzzy_with_a_comment_and_once():
     [
         ({"text": " "}, "the translation is empty"),
         ({"is_cut": True}, "the translation may be unfinished"),
+        ({"is_forced": True}, "check the places of the placeholders"),
         ({"is_source_cut": True, "is_cut": True}, "the source was too long for the model, and cut"),
     ],
 )

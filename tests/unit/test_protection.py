@@ -5,14 +5,17 @@ import json
 import random
 import re
 
+import numpy as np
 import pytest
 
 from mtloop.data.demo.grammar import demo_pairs
 from mtloop.errors import UserError
 from mtloop.generation.conversion import convert
-from mtloop.generation.engine import EngineOptions, TransformersEngine
+from mtloop.generation.engine import EngineOptions, TransformersEngine, as_encoded
+from mtloop.generation.generate import SearchOptions
+from mtloop.generation.surviving import search_surviving
 from mtloop.placeholders import lost
-from mtloop.tokenization.encoding import decode, decode_best, encode_rows, tokenizer_fingerprint
+from mtloop.tokenization.encoding import decode, decode_best, encode_rows, encode_sources, tokenizer_fingerprint
 from mtloop.tokenization.loading import for_languages, load_tokenizer
 from mtloop.tokenization.protection import (
     MASKS,
@@ -233,6 +236,23 @@ def test_a_pretrained_model_learns_masks_and_keeps_them(pairs, model_path, new_r
     assert is_protected(again.tokenizer) and not again.folder.tokenizer_dir.exists()
     with pytest.raises(UserError, match="--protect"):
         new_run(**flags)
+
+
+def test_search_surviving_forces_masks_that_no_beam_keeps(pairs, model_path, new_run, runtime):
+    run = new_run(train_file=pairs, validation_file=pairs, model_name_or_path=str(model_path), tokenizer_name=None,
+                  num_beams=2, protect="placeholders")  # fmt: skip
+    run.model.final_logits_bias[0, run.tokenizer.eos_token_id] = 8.0  # it would end at once
+    engine = TransformersEngine(run.model.eval(), run.tokenizer, asked=EngineOptions(), max_source_length=24)
+    sources = ["Open %1 and {name}", "Save the file", " %1\n%2 %1"]
+    ids, _ = encode_sources(run.tokenizer, sources, "", 24)
+    lengths = np.array([len(row) for row in ids], dtype=np.int32)
+    found = search_surviving(
+        engine, as_encoded(ids), lengths, sources, runtime, SearchOptions(n_best=2, with_scores=True), max_tokens=100
+    )
+    assert [row[0].is_forced for row in found] == [True, False, True]
+    for source, candidates in zip(sources, found, strict=True):
+        texts = decode(run.tokenizer, [one.tokens.tolist() for one in candidates], [source] * 2)
+        assert [lost(source, text) for text in texts] == [[], []]
 
 
 @pytest.mark.parametrize(
