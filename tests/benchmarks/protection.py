@@ -1,6 +1,6 @@
 """BLEU and survival with and without --protect placeholders: two trainings that differ in nothing else.
 
-    python tests/benchmarks/protection.py kde_en_fr.jsonl.gz [--max_chars 60] [--updates 2400] [--output_dir FOLDER]
+    python tests/benchmarks/protection.py kde_en_fr.jsonl.gz [--max_chars 80] [--updates 8000] [--output_dir FOLDER]
 
 A model from scratch on the short texts of a corpus, split by source: no source of the validation rows is one of the
 training rows. Both runs, at the same time on one thread each, draw the same sentences in each update. An --output_dir
@@ -21,9 +21,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mtloop.metrics_log import evaluations_of
-from mtloop.placeholders import CODE, KINDS
+from mtloop.placeholders import KINDS
 from mtloop.run_folder import RunFolder
 from mtloop.tables import aligned
+from mtloop.tokenization.protection import PROTECTED
 from tests.benchmarks.material import ROOT, load_pairs, write_pairs
 
 ARMS: Mapping[str, list[str]] = {"text": [], "masked": ["--protect", "placeholders"]}
@@ -51,7 +52,8 @@ def table(lines: dict[str, dict[str, Any]]) -> list[str]:
     rows = [["", *lines]]
     for name in names:
         kind = KINDS.get(name.removeprefix("survival_"))
-        title = name if kind is None else f"survival {kind.title}{'' if kind.name in CODE else ' (not masked)'}"
+        is_kept = kind is None or kind.name in (*PROTECTED, "edge_space")
+        title = name if kind is None else f"survival {kind.title}{'' if is_kept else ' (not masked)'}"
         rows.append([title, *(_number(line.get(name)) for line in lines.values())])
     return aligned(rows)
 
@@ -66,9 +68,9 @@ def main() -> None:
     parser.add_argument("corpus", help="a corpus in any format that train.py reads")
     parser.add_argument("--source_lang", default="en")
     parser.add_argument("--target_lang", default="fr")
-    parser.add_argument("--max_chars", type=int, default=60, help="characters of the longest text")
-    parser.add_argument("--updates", type=int, default=2_400)
-    parser.add_argument("--every", type=int, default=1_200, help="updates between evaluations")
+    parser.add_argument("--max_chars", type=int, default=80, help="characters of the longest text")
+    parser.add_argument("--updates", type=int, default=8_000)
+    parser.add_argument("--every", type=int, default=4_000, help="updates between evaluations")
     parser.add_argument("--sentences", type=int, default=64, help="sentences of an update")
     parser.add_argument("--vocab_size", type=int, default=4_000)
     parser.add_argument("--model_size", default="tiny")
