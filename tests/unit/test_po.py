@@ -325,6 +325,7 @@ def test_generated_catalogues_keep_all_but_what_is_filled(seed):
         check_properties(content, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(SHARED.glob("*.po")), ids=lambda path: path.name)
 def test_real_catalogues_keep_all_but_what_is_filled(path, is_full):
     content = path.read_bytes()
@@ -333,6 +334,7 @@ def test_real_catalogues_keep_all_but_what_is_filled(path, is_full):
         check_properties(content, target_lang=target_lang, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_untranslated"), [("KDE_okular.ja.po", 246), ("newsboat.fr.po", 17), ("kde2_krn.nocharset.fr.po", 21)]
 )

@@ -155,6 +155,7 @@ def test_min_survival_and_best_metric_need_something_to_count():
         EvaluationConfig(min_survival=101)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CORPUS.exists(), reason=f"{CORPUS} is absent")
 def test_references_of_kde_score_100():
     with gzip.open(CORPUS, "rt", encoding="utf-8") as file:
