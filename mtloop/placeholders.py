@@ -42,7 +42,7 @@ class Kind:
     Attributes:
         name: As in `survival_<name>` of metrics.jsonl.
         title: Heads its column: what it looks like.
-        pattern: Matches one; the edges of a text are no pattern's (None).
+        pattern: Matches one; None for the edges of a text, which are found without.
         key: Returns the key of a match.
         is_code: Whether a program reads it: a translation without it is broken. These are protected; they include each
             other (a variable in a tag), while the others are looked for outside of them.

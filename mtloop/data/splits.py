@@ -155,7 +155,7 @@ def _groups(rows: Dataset, split_by: list[str]) -> tuple[NDArray[np.int64], int]
 
 @dataclass(frozen=True)
 class Overlap:
-    """What N rows have in common with the training rows.
+    """Hold what N rows have in common with the training rows.
 
     Attributes:
         shares: The share of rows that are in the training rows too, by the names of SHARED.

@@ -53,16 +53,17 @@ def survival_statistics(
 ) -> dict[str, NDArray[np.float64]]:
     """Return [N, 2] by the metric's name: 100 for a row that survives, and 1 for one that counts.
 
-    `survival` is that of all kinds that a program reads: a row survives if all of them do. Without a kind whose
-    placeholders a source has and its reference keeps, its name is absent; so are all if it is no kind of a program's.
+    `survival` is that of all kinds that a program reads (CODE): a row survives if all of them do. A kind is left out if
+    no row counts for it, and so is `survival` if none counts for a kind of CODE.
     """
     rows = survivals(sources, hypotheses, references)
+    *_, counted = _expected(tuple(sources), tuple(references))
     found = {
         name: np.array([(100.0 * row[kind], 1.0) if kind in row else (0.0, 0.0) for row in rows])
         for name, kind in NAMES.items()
-        if kind in _expected(tuple(sources), tuple(references))[2]
+        if kind in counted
     }
-    if not any(NAMES[name] in CODE for name in found):
+    if counted.isdisjoint(CODE):
         return found
     of_code = [[survives for kind, survives in row.items() if kind in CODE] for row in rows]
     return {SURVIVAL: np.array([(100.0 * all(one), 1.0) if one else (0.0, 0.0) for one in of_code]), **found}
@@ -73,9 +74,10 @@ def lost_placeholders(
 ) -> list[dict[str, list[str]]]:
     """Describe of each row what did not survive, by kind in the order of KINDS; {} for a row that survived.
 
-    All are {} where no kind of a program's counts, as in a text that is no software's.
+    All are {} if no row counts for a kind that a program reads (CODE), as in texts of news.
     """
-    if not any(kind in CODE for kind in _expected(tuple(sources), tuple(references))[2]):
+    *_, counted = _expected(tuple(sources), tuple(references))
+    if counted.isdisjoint(CODE):
         return [{} for _ in sources]
     return [
         {kind: lost(source, hypothesis, [kind]) for kind in KINDS if not row.get(kind, True)}

@@ -30,7 +30,7 @@ _MAX_FORMS = 10
 
 @dataclass(frozen=True)
 class _Rule:
-    """How many plural forms a language has, and which is for which number.
+    """Hold the plural rule of a language: the number of its forms, and which form a number takes.
 
     Attributes:
         number: The forms; 0 if it is unknown.

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/catalogues.py [--entries 100000]
 
-Each file is read in a process of its own. mtloop yields rows, with pairs, context, comment and references; the peer
+Each file is read in a separate process. mtloop yields rows, with pairs, context, comment and references; the peer
 parses the file and asks each unit for its source and target.
 """
 

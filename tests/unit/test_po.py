@@ -345,7 +345,10 @@ def test_msgfmt_accepts_filled_catalogues(name, num_untranslated, options, tmp_p
     if not (SHARED / name).exists():
         pytest.skip("shared/data/po is absent")
     content = (SHARED / name).read_bytes()
-    identity = lambda source: translation(source, source)  # noqa: E731
+
+    def identity(source):
+        return translation(source, source)
+
     done, num_failed, document = fill(content, identity, target_lang=name.split(".")[-2], **options)
     assert num_failed == 0 and frame(done) == frame(content)
     num_fuzzy = 0 if "retranslate_fuzzy" in options else content.count(b"#, fuzzy")

@@ -305,7 +305,7 @@ def test_generated_files_keep_all_but_targets_and_states(seed):
         got, num_failed, document = fill(content, **options)
         assert num_failed == 0 and document.num_entries == 20
 
-        def frame(text):  # an added target begins on a line of its own, as the source does
+        def frame(text):  # an added target begins on a separate line, as the source does
             return re.sub(r"(?<!<alt-trans>)\n?<target[^>]*?(/>|>.*?</target>)", "", text, flags=re.DOTALL)
 
         assert frame(got) == frame(content)
