@@ -25,7 +25,6 @@ from mtloop.model.generation_config import check_positions, configure_generation
 from mtloop.model.loading import load_model
 from mtloop.runtime.ranks import Runtime
 from mtloop.tokenization.loading import for_languages, load_tokenizer, source_prefix, target_language_token
-from mtloop.tokenization.protection import mask_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -196,10 +195,7 @@ class TransformersEngine(Engine):
         """Translate; see Engine."""
         pad_id = self.tokenizer.pad_token_id
         assert pad_id is not None
-        masks = mask_ids(self.tokenizer)
-        return generate_rows(
-            self.network, encoded, batches, runtime, options, pad_id=pad_id, overrides=self._first, mask_ids=masks
-        )
+        return generate_rows(self.network, encoded, batches, runtime, options, pad_id=pad_id, overrides=self._first)
 
 
 def open_engine(name: str, asked: EngineOptions, runtime: Runtime, *, engine: str | None) -> Engine:

@@ -53,14 +53,14 @@ class SearchOptions:
     Attributes:
         n_best: Translations of each row, at most the model's beams; more than one needs scores.
         with_scores: Whether to return scores; otherwise they may be 0.
-        keeps_masks: Whether a translation has each mask of a protected model as often as its source; see KeepMasks.
+        mask_ids: Tokens that a translation has as often as its source, see KeepMasks; not on XLA.
         max_length_ratio: Ends a translation at this many times the tokens of its source plus SPARE_TOKENS, the decoder
             start included; None applies only the maximum length of the generation config.
     """
 
     n_best: int = 1
     with_scores: bool = False
-    keeps_masks: bool = False
+    mask_ids: Sequence[int] = ()
     max_length_ratio: float | None = None
 
 
@@ -131,7 +131,6 @@ def generate_rows(
     *,
     pad_id: int,
     overrides: dict[str, Any] | None = None,
-    mask_ids: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """Translate every row exactly once. Collective: every rank passes the same batches.
 
@@ -143,7 +142,6 @@ def generate_rows(
         options: What to return.
         pad_id: The tokenizer's padding id.
         overrides: Settings that replace those of the generation config.
-        mask_ids: Those of options.keeps_masks; not on XLA.
 
     Returns:
         N lists of n_best hypotheses, best first, by row index; the same on every rank.
@@ -153,7 +151,7 @@ def generate_rows(
     """
     assert options.with_scores or options.n_best == 1
     dealt = deal_batches(batches, encoded, runtime, pad_id=pad_id, in_step=is_sharded(model))
-    answers = generate_batches(model, dealt, runtime, options, overrides or {}, mask_ids)
+    answers = generate_batches(model, dealt, runtime, options, overrides or {})
     if options.with_scores:
         return gather_n_best(answers, len(encoded), runtime, n_best=options.n_best)
     return [[Hypothesis(row, 0.0)] for row in _by_row_index(_gather(answers, runtime), len(encoded))]
@@ -187,7 +185,6 @@ def generate_batches(
     runtime: Runtime,
     options: SearchOptions,
     overrides: dict[str, Any],
-    mask_ids: Sequence[int] = (),
 ) -> Iterator[Answer]:
     """Translate this rank's share, batch by batch."""
     settings, n_best = dict(overrides), options.n_best
@@ -205,9 +202,9 @@ def generate_batches(
         if options.max_length_ratio is not None:
             criterion = LengthRatio(attention_mask, options.max_length_ratio)
             settings["stopping_criteria"] = StoppingCriteriaList([criterion])
-        if options.keeps_masks:
+        if options.mask_ids:
             settings["logits_processor"] = LogitsProcessorList(
-                [KeepMasks(input_ids, mask_ids, model.generation_config)]
+                [KeepMasks(input_ids, options.mask_ids, model.generation_config)]
             )
         # One autocast for a whole batch: the weights are then cast to bf16 once, not once a token.
         with runtime.autocast():

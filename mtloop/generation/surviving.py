@@ -16,7 +16,7 @@ from mtloop.placeholders import lost
 from mtloop.runtime.ranks import Runtime
 from mtloop.runtime.sharding import is_sharded
 from mtloop.tokenization.encoding import decode
-from mtloop.tokenization.protection import PROTECTED, is_protected
+from mtloop.tokenization.protection import PROTECTED, is_protected, mask_ids
 
 
 def num_candidates(engine: Engine, runtime: Runtime) -> int:
@@ -71,7 +71,8 @@ def search_surviving(
                 broken.append(row)
     if broken:
         batches = plan_evaluation(lengths[broken], max_tokens=max_tokens)
-        again = engine.search(encoded.select(broken), batches, runtime, replace(options, keeps_masks=True))
+        options = replace(options, mask_ids=mask_ids(engine.tokenizer))
+        again = engine.search(encoded.select(broken), batches, runtime, options)
         for row, candidates in zip(broken, again, strict=True):
             found[row] = [replace(one, is_forced=True) for one in candidates]
     return found

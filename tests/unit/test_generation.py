@@ -249,8 +249,7 @@ def test_generate_rows_keeps_masks(tiny_model, rows, lengths, runtime, marian_to
     model = copy.deepcopy(tiny_model)
     model.generation_config.num_beams = num_beams
     model.final_logits_bias[0, end_id] = 8.0  # ends at once, if it may
-    options = SearchOptions(keeps_masks=True)
-    found = generate_rows(model, rows, batches, runtime, options, pad_id=pad_id, mask_ids=mask_ids)
+    found = generate_rows(model, rows, batches, runtime, SearchOptions(mask_ids=mask_ids), pad_id=pad_id)
     num_ended = 0
     for source, (best, *_) in zip(rows["input_ids"], found, strict=True):
         tokens = best.tokens[1:].tolist()
